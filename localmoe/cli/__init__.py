@@ -1,0 +1,1 @@
+"""Commands, and how their results look on a screen, in a pipe and as JSON."""

@@ -1,0 +1,79 @@
+"""What the engine says while it works: one frozen record per event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localmoe.planning.memory import MemoryReport
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. ``temperature`` 0 is greedy and repeatable."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None  # None: a fresh one each time
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to generate.
+
+    ``prompt`` is text after the chat template. Its first ``stable_chars`` characters will be part
+    of the next turn's prompt too; models that cannot roll back keep a checkpoint there.
+    """
+
+    prompt: str
+    stable_chars: int = 0
+    max_tokens: int | None = None  # None: until the model stops or the context is full
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    add_bos: bool = True  # False when the template already wrote it
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    fraction: float  # 0…1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    context: int  # tokens, as the engine rounded it
+    memory: MemoryReport  # of the real load
+    load_s: float
+    bos: str  # text of the beginning-of-sequence token, "" if there is none
+    eos: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    done: int  # tokens of the prompt that are in the KV cache, reused ones counted
+    total: int
+    reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer: whole characters, special tokens written out (``<think>`` …)."""
+
+    text: str
+    tokens: int  # completion tokens so far
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: str  # "stop" | "length" | "interrupted"
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    ttft_s: float
+    prefill_tps: float | None  # None when nothing was left to prefill
+    decode_tps: float | None  # None below two tokens
+    stop_string: str | None = None
+
+
+Event = LoadProgress | Loaded | PrefillProgress | Text | Finished

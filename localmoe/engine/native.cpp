@@ -1,0 +1,2 @@
+// placeholder replaced by the engine work
+extern "C" void * PyInit__native(void) { return 0; }

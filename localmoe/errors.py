@@ -1,0 +1,80 @@
+"""Every error a user can meet.
+
+LocalmoeError                 code            exit
+├── UsageError                usage           2     wrong option, unknown command
+│   └── UnknownModelError     unknown_model   2     a name that resolves to nothing
+├── DoesNotFitError           does_not_fit    3     the plan says no
+├── ModelFileError            bad_model       4     not GGUF, truncated, a missing part …
+├── TransferError             transfer        5     download or integrity
+├── ContextOverflowError      context_full    1     prompt longer than the context
+├── TemplateError             template        1     the chat template cannot be used
+├── EngineError               engine          1     the engine said no
+│   └── EngineCrashError      engine_crash    1     the worker process died
+└── StorageError              storage         1     our own files cannot be read or written
+
+A message says what happened and why; the hint says what to type next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LocalmoeError(Exception):
+    """Base of all errors that are shown to a user as one line and a hint, never a traceback."""
+
+    code: ClassVar[str] = "failure"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, object]:
+        """The ``{"error": …}`` document of the command line contract."""
+        return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+
+
+class UsageError(LocalmoeError):
+    code = "usage"
+    exit_code = 2
+
+
+class UnknownModelError(UsageError):
+    code = "unknown_model"
+
+
+class DoesNotFitError(LocalmoeError):
+    code = "does_not_fit"
+    exit_code = 3
+
+
+class ModelFileError(LocalmoeError):
+    code = "bad_model"
+    exit_code = 4
+
+
+class TransferError(LocalmoeError):
+    code = "transfer"
+    exit_code = 5
+
+
+class ContextOverflowError(LocalmoeError):
+    code = "context_full"
+
+
+class TemplateError(LocalmoeError):
+    code = "template"
+
+
+class EngineError(LocalmoeError):
+    code = "engine"
+
+
+class EngineCrashError(EngineError):
+    code = "engine_crash"
+
+
+class StorageError(LocalmoeError):
+    code = "storage"

@@ -1,0 +1,79 @@
+"""Memory as the engine counts it: bytes per device, asked with exactly the settings of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+CPU = "CPU"  # the engine's name of host memory, as a device
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Everything handed to llama.cpp that changes memory, speed or tokens.
+
+    The dry run and the run get the same object, so their bytes agree.
+    """
+
+    context: int  # tokens
+    batch: int = 512  # logical batch, tokens per decode call
+    ubatch: int = 512  # physical batch
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attention: bool | None = None  # None: the engine decides
+    swa_full: bool = False
+    devices: tuple[str, ...] = ()  # GPU devices to use, by engine name; () = host only
+    gpu_layers: int = 0  # trailing layers on the devices, the output counted as one; -1 = all
+    overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device name)
+    load_mode: str = "mmap"  # "mmap" | "none"
+    repack: bool = False  # llama.cpp's use_extra_bufts
+    threads: int = 0  # decode; 0 = engine default
+    threads_batch: int = 0  # prefill
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes on one device. ``device`` is the engine's name; host memory is ``CPU``."""
+
+    device: str
+    weights: int
+    kv: int  # KV cache and recurrent state
+    compute: int  # scratch buffers of the largest batch
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """The engine's answer to one dry run."""
+
+    devices: tuple[DeviceMemory, ...]
+    exact: bool  # False when an estimate stands in for the engine's own figure
+
+    def on(self, device: str) -> DeviceMemory:
+        for entry in self.devices:
+            if entry.device == device:
+                return entry
+        return DeviceMemory(device, 0, 0, 0)
+
+    @property
+    def weights(self) -> int:
+        return sum(d.weights for d in self.devices)
+
+    @property
+    def kv(self) -> int:
+        return sum(d.kv for d in self.devices)
+
+    @property
+    def compute(self) -> int:
+        return sum(d.compute for d in self.devices)
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+
+Measure = Callable[[EngineSettings], MemoryReport]
+"""Ask the engine (or, in tests, an invented one) what these settings cost."""

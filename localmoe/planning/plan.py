@@ -1,0 +1,84 @@
+"""The plan: what a model will be loaded as, and where each of its layers lives."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from localmoe.planning.memory import EngineSettings, MemoryReport
+
+
+class Verdict(enum.Enum):
+    """Which memories a model needs; the values are those of the command line contract."""
+
+    GPU = "gpu"
+    GPU_RAM = "gpu+ram"
+    RAM = "ram"
+    GPU_DISK = "gpu+disk"
+    GPU_RAM_DISK = "gpu+ram+disk"
+    RAM_DISK = "ram+disk"
+    NO = "no"
+
+    @property
+    def fits(self) -> bool:
+        return self is not Verdict.NO
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asked for; ``None`` leaves it to the planner."""
+
+    context: int | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    threads: int | None = None
+    gpu_layers: int | None = None
+    n_cpu_moe: int | None = None  # keep the experts of the first N layers off the GPU
+    ram: int | None = None  # bytes of free RAM to plan with
+    vram: int | None = None  # bytes of free GPU memory to plan with
+    batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlacement:
+    index: int
+    dense: str  # "gpu" | "ram"
+    experts: str | None  # "gpu" | "ram" | "disk"; None for a dense layer
+    dense_bytes: int
+    expert_bytes: int
+    expert_count: int
+    expert_used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Bytes per tier: weights, KV and compute together. Disk counts only what RAM cannot keep."""
+
+    gpu: int
+    ram: int
+    disk: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    regime: str  # "resident" | "page" | "none"
+    budget: int  # bytes of RAM in which experts may stay
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Complete and executable; ``verdict`` NO carries the numbers that make it so."""
+
+    verdict: Verdict
+    settings: EngineSettings
+    memory: MemoryReport
+    tiers: Tiers
+    layers: tuple[LayerPlacement, ...]
+    max_context: int  # tokens; the largest at which nothing moves to a slower tier than now
+    cache: CachePlan
+    ram_budget: int  # bytes the planner allowed itself in RAM, the reserve already taken off
+    ram_reserve: int  # bytes left for everything else
+    vram_budget: int
+    reason: str  # one sentence: why this verdict
+    advice: tuple[str, ...]  # what would change it, most useful first

@@ -1,0 +1,1 @@
+"""Bundled data: the model ``nano`` and the catalog of known names."""

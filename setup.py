@@ -1,0 +1,18 @@
+"""Only the optional native helper is declared here; everything else is in pyproject.toml.
+
+It is built with the compiler that llama-cpp-python needs anyway. If the build fails, the
+package installs without it and the engine uses its slower Python paths.
+"""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "localmoe.engine._native",
+            sources=["localmoe/engine/native.cpp"],
+            extra_compile_args=["-std=c++17", "-O2"],
+            optional=True,
+        )
+    ]
+)
