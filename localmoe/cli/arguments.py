@@ -1,0 +1,155 @@
+"""What was typed → ``Options``. Pure: reads no file, starts nothing, prints nothing."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from localmoe.cli.options import COMMANDS, build_parser
+from localmoe.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One parsed command line. ``None`` means: not given, the default is decided later."""
+
+    command: str | None = None
+    words: tuple[str, ...] = ()  # positional words after the command, before any ``--``
+    after_dashes: tuple[str, ...] | None = None  # words after ``--``; None when there was none
+    help: bool = False
+    version: bool = False
+    model: str | None = None
+    context: int | None = None  # tokens
+    threads: int | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    ram: int | None = None  # bytes
+    vram: int | None = None  # bytes
+    machine: str | None = None  # path
+    gpu_layers: int | None = None  # -1: all
+    n_cpu_moe: int | None = None
+    batch: int | None = None  # tokens
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    max_tokens: int | None = None
+    think: str = "auto"
+    system: str | None = None
+    json: bool = False
+    jsonl: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAndPrompt:
+    """What ``run`` was asked: ``prompt`` is the typed words in order (``-`` stands for stdin)."""
+
+    model: str | None
+    prompt: tuple[str, ...] = ()
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The command line as ``Options``. Raises ``UsageError`` with a hint for anything wrong."""
+    before, after = split_at_dashes(argv)
+    parser = build_parser()
+    values, extra = parser.parse_known_intermixed_args(list(before))
+    if extra:
+        raise _unknown_option(extra[0], parser)
+    given = vars(values)
+    command, *words = given.pop("words", None) or [None]
+    kv_type = given.pop("kv_type", None)
+    if kv_type is not None:
+        given = {"type_k": kv_type, "type_v": kv_type} | given
+    if command is not None and command not in COMMANDS:
+        raise unknown_command(command)
+    return Options(command=command, words=tuple(words), after_dashes=after, **given)
+
+
+def split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...] | None]:
+    """The words before the first ``--`` and those after it (None without one)."""
+    if "--" not in argv:
+        return argv, None
+    at = argv.index("--")
+    return argv[:at], tuple(argv[at + 1 :])
+
+
+def model_and_prompt(options: Options, looks_like_model: Callable[[str], bool]) -> ModelAndPrompt:
+    """The rule of ``run``: which word is MODEL, which words are the prompt.
+
+    A first word without spaces that looks like a model is MODEL. ``-m MODEL`` makes every word
+    prompt. A single word before ``--`` is MODEL whatever it looks like; words after are prompt.
+    """
+    words, tail = options.words, options.after_dashes
+    if options.model is not None:
+        return ModelAndPrompt(options.model, words + (tail or ()))
+    certain = tail is not None and len(words) == 1
+    if words and (certain or (_is_one_word(words[0]) and looks_like_model(words[0]))):
+        return ModelAndPrompt(words[0], words[1:] + (tail or ()))
+    return ModelAndPrompt(None, words + (tail or ()))
+
+
+def only_model(options: Options, *, required: bool = False) -> str | None:
+    """MODEL of a command that takes nothing else. Raises ``UsageError`` on any other word."""
+    words = options.words + (options.after_dashes or ())
+    if options.model is not None:
+        words = (options.model, *words)
+    if len(words) > 1:
+        hint = f"`localmoe run {words[0]} PROMPT…` answers a prompt"
+        raise UsageError(
+            f"{options.command} takes one MODEL, got {len(words)} words: {' '.join(words)}",
+            hint=hint if options.command == "chat" else f"localmoe {options.command} {words[0]}",
+        )
+    if required and not words:
+        raise UsageError(
+            f"{options.command} needs a MODEL",
+            hint=f"localmoe {options.command} nano (the bundled model); "
+            "`localmoe list` shows what is here",
+        )
+    return words[0] if words else None
+
+
+def no_words(options: Options) -> None:
+    """For commands without MODEL. Raises ``UsageError`` when there is one."""
+    words = options.words + (options.after_dashes or ())
+    if options.model is not None:
+        words = (options.model, *words)
+    if words:
+        raise UsageError(
+            f'{options.command} takes no MODEL, got "{words[0]}"',
+            hint=f"localmoe fit {words[0]}, localmoe show {words[0]}",
+        )
+
+
+def unknown_command(word: str) -> UsageError:
+    """The error for a first word that is no command, with the nearest ones."""
+    near = difflib.get_close_matches(word, COMMANDS, n=2, cutoff=0.45)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    if word.endswith(".gguf") or "/" in word:
+        hint = f"localmoe chat {word}, localmoe fit {word}"
+    else:
+        hint = f"commands: {', '.join(COMMANDS)}; `localmoe --help` explains them"
+    return UsageError(f'no command "{word}".{meant}', hint=hint)
+
+
+def help_text(command: str | None) -> str:
+    """``localmoe [COMMAND] --help``."""
+    return build_parser(command).format_help()
+
+
+def _unknown_option(word: str, parser: argparse.ArgumentParser) -> UsageError:
+    name = word.split("=")[0]
+    flags = [f for action in parser._actions for f in action.option_strings]
+    near = difflib.get_close_matches(name, flags, n=2, cutoff=0.6)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = "`localmoe COMMAND --help` lists the options"
+    if not near:
+        hint += "; words that start with a dash go after `--`: localmoe run -- -1 + 1"
+    return UsageError(f'no option "{name}".{meant}', hint=hint)
+
+
+def _is_one_word(word: str) -> bool:
+    return bool(word) and not any(c.isspace() for c in word)

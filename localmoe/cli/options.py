@@ -1,0 +1,299 @@
+"""The commands and options there are, as argparse knows them, and their help texts.
+
+Every option is accepted by every command, so that ``run`` in a command line can be replaced by
+``plan`` or ``fit`` to see what would happen; a command's ``--help`` lists those that matter to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from localmoe.errors import UsageError
+
+GIB = 1 << 30
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+THINK_LEVELS = ("auto", "off", "low", "medium", "high")
+MAX_INT = 2**31 - 1  # llama.cpp's int32
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand, as its help shows it."""
+
+    name: str
+    usage: str
+    summary: str
+    examples: tuple[str, ...]
+    groups: tuple[str, ...]  # option groups that change what it does
+
+
+COMMANDS = {
+    c.name: c
+    for c in (
+        Command(
+            "fit",
+            "fit [MODEL] [options]",
+            "will it run here? memory by part and by tier; no MODEL: every model found here",
+            ("localmoe fit ~/models/big.gguf", "localmoe fit big.gguf --ram 16 --ctx 32k --json"),
+            ("memory", "output"),
+        ),
+        Command(
+            "plan",
+            "plan MODEL [options]",
+            "the placement, layer by layer, and the same as llama.cpp flags",
+            ("localmoe plan big.gguf", "localmoe plan big.gguf --vram 8 --kv-type q8_0"),
+            ("memory", "output"),
+        ),
+        Command(
+            "run",
+            "run [MODEL] [PROMPT…] [options]",
+            "one answer on stdout",
+            (
+                'localmoe run "What is a mixture of experts?"',
+                'localmoe run big.gguf "Summarize this:" < notes.txt',
+                "localmoe run -m big.gguf --temp 0 -n 200 -- --help is not an option here",
+            ),
+            ("memory", "answer", "output"),
+        ),
+        Command(
+            "chat",
+            "chat [MODEL] [options]",
+            "a conversation in the terminal; /help lists its commands",
+            ("localmoe chat big.gguf", "localmoe chat big.gguf --think low --ctx 16k"),
+            ("memory", "answer"),
+        ),
+        Command(
+            "list",
+            "list [options]",
+            "the models found here",
+            ("localmoe list --json",),
+            ("output",),
+        ),
+        Command(
+            "show",
+            "show MODEL [options]",
+            "architecture, experts, parameters and sizes of a model",
+            ("localmoe show big.gguf", "localmoe show big.gguf --json"),
+            ("output",),
+        ),
+        Command(
+            "doctor",
+            "doctor [options]",
+            "hardware, engine and caches; each finding with what to type",
+            ("localmoe doctor", "localmoe doctor --json > laptop.json"),
+            ("output",),
+        ),
+    )
+}
+
+DESCRIPTION = """\
+Will this Mixture-of-Experts model run here, laid out how, over GPU, RAM and disk? Then run it.
+
+MODEL is a local .gguf file (any part of a multi-part set), the name of a model found here
+(`localmoe list`), or `nano`, the small model that comes with localmoe."""
+
+EXIT_CODES = """\
+exit codes: 0 done · 1 failure · 2 usage · 3 does not fit · 4 bad model file · 130 interrupted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises our error instead of printing and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        raise UsageError(text, hint="`localmoe COMMAND --help` lists the options")
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """All options; with ``command``, only those that matter to it are in the help text."""
+    chosen = COMMANDS.get(command) if command else None
+    parser = _Parser(
+        prog="localmoe",
+        usage=f"localmoe {chosen.usage}" if chosen else "localmoe COMMAND [MODEL] [options]",
+        description=f"{chosen.summary[0].upper()}{chosen.summary[1:]}." if chosen else _overview(),
+        epilog=_examples(chosen) + "\n\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
+    shown = chosen.groups if chosen else ("memory", "answer", "output")
+
+    def group(title: str, name: str) -> Callable[..., object]:
+        section = parser.add_argument_group(title)
+
+        def add(*flags: str, help: str, **how: object) -> object:
+            text = help if name in shown else argparse.SUPPRESS
+            return section.add_argument(*flags, help=text, **how)  # type: ignore[arg-type]
+
+        return add
+
+    _memory_options(group("memory and placement", "memory"))
+    _answer_options(group("the answer", "answer"))
+    _output_options(group("output", "output"))
+    other = parser.add_argument_group("other")
+    other.add_argument("-m", "--model", metavar="MODEL", help="the model, when in doubt")
+    other.add_argument("-h", "--help", action="store_true", help="this text")
+    other.add_argument("--version", action="store_true", help="the version")
+    return parser
+
+
+def _memory_options(add: Callable[..., object]) -> None:
+    kv = {"choices": KV_TYPES, "metavar": "TYPE"}
+    add(
+        "-c",
+        "--ctx",
+        dest="context",
+        type=_tokens,
+        metavar="N",
+        help="context in tokens (8k = 8192)",
+    )
+    add("-t", "--threads", type=_whole(1, 4096), metavar="N", help="processor threads")
+    add("--kv-type", **kv, help="KV cache type: " + ", ".join(KV_TYPES))
+    add("-ctk", "--cache-type-k", dest="type_k", **kv, help="type of the keys alone")
+    add("-ctv", "--cache-type-v", dest="type_v", **kv, help="type of the values alone")
+    add("--ram", type=_ram, metavar="GIB", help="plan with this much free RAM")
+    add("--vram", type=_gib, metavar="GIB", help="plan with this much free GPU memory")
+    add("--machine", metavar="FILE", help="plan for another machine: its `doctor --json`")
+    add(
+        "-ngl", "--gpu-layers", type=_layers, metavar="N", help="layers on the GPU (all: every one)"
+    )
+    add(
+        "-ncmoe",
+        "--n-cpu-moe",
+        type=_whole(0, MAX_INT),
+        metavar="N",
+        help="keep the experts of the first N layers off the GPU",
+    )
+    add("-b", "--batch", type=_whole(1, MAX_INT), metavar="N", help="tokens per prefill batch")
+
+
+def _answer_options(add: Callable[..., object]) -> None:
+    add("--system", metavar="TEXT", help="system prompt")
+    add("-n", "--max-tokens", type=_token_limit, metavar="N", help="stop after N tokens")
+    add(
+        "--temp",
+        dest="temperature",
+        type=_number(0, 100),
+        metavar="X",
+        help="0: greedy, repeatable",
+    )
+    add("--top-k", type=_whole(0, MAX_INT), metavar="N", help="sample from the N likeliest; 0: all")
+    add("--top-p", type=_number(0, 1), metavar="X", help="sample from the likeliest that sum to X")
+    add("--min-p", type=_number(0, 1), metavar="X", help="drop tokens below X times the likeliest")
+    add("--seed", type=_seed, metavar="N", help="repeat the same random choices")
+    add(
+        "--think",
+        choices=THINK_LEVELS,
+        metavar="LEVEL",
+        help="how much the model reasons first: " + ", ".join(THINK_LEVELS),
+    )
+
+
+def _output_options(add: Callable[..., object]) -> None:
+    add("--json", action="store_true", help="one JSON document on stdout")
+    add("-q", "--quiet", action="store_true", help="no notes, no warnings")
+    add(
+        "--jsonl",
+        action="store_true",
+        help="JSON, one document per line; run: events as they happen",
+    )
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {c.name:<{width}}  {c.summary}" for c in COMMANDS.values())
+    return "\n".join((DESCRIPTION, "", "commands:", *lines))
+
+
+def _examples(chosen: Command | None) -> str:
+    commands: Iterable[Command] = (chosen,) if chosen else COMMANDS.values()
+    count = None if chosen else 1
+    lines = (f"  {line}" for c in commands for line in c.examples[:count])
+    return "\n".join(("examples:", *lines))
+
+
+def _bad(text: str, wanted: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f'"{text}" is not {wanted}')
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser for whole numbers from ``low`` to ``high``."""
+    bounds = f"a whole number, at least {low}" + (f" and at most {high}" if high < MAX_INT else "")
+
+    def parse_whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _bad(text, bounds) from None
+        if not low <= value <= high:
+            raise _bad(text, bounds)
+        return value
+
+    return parse_whole
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    """A parser for finite numbers from ``low`` to ``high``."""
+
+    def parse_number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # false for nan too
+            raise _bad(text, f"a number from {low:g} to {high:g}")
+        return value
+
+    return parse_number
+
+
+def _tokens(text: str) -> int:
+    kilo = text[-1:] in ("k", "K")
+    try:
+        value = int(text[:-1]) * 1024 if kilo else int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= MAX_INT:
+        raise _bad(text, "a number of tokens such as 8192 or 8k (leave it out for the default)")
+    return value
+
+
+def _token_limit(text: str) -> int | None:
+    """llama.cpp's ``-n -1`` means no limit."""
+    return None if text == "-1" else _whole(1, MAX_INT)(text)
+
+
+def _layers(text: str) -> int | None:
+    """llama.cpp's words: ``auto`` leaves it to the planner, ``all`` and -1 mean every layer."""
+    if text == "auto":
+        return None
+    return -1 if text in ("all", "-1") else _whole(0, MAX_INT)(text)
+
+
+def _seed(text: str) -> int | None:
+    """llama.cpp's ``--seed -1`` means a fresh one each time."""
+    return None if text == "-1" else _whole(0, 2**32 - 1)(text)
+
+
+def _gib(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1 << 20:
+        raise _bad(text, "a number of GiB such as 16 or 7.5")
+    return int(value * GIB)
+
+
+def _ram(text: str) -> int:
+    return _gib(text) or _nothing(text)
+
+
+def _nothing(text: str) -> NoReturn:
+    raise _bad(text, "a number of GiB above 0, such as 16")

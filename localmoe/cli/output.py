@@ -1,0 +1,125 @@
+"""The one way out: everything a command says goes through an ``Output``.
+
+Results go to stdout, everything else to stderr. Text that comes from files, models or users is
+cleaned of control characters and never read as markup. ``rich`` is imported on first use only,
+so that commands which print nothing styled start fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, TextIO
+
+from localmoe.errors import LocalmoeError
+from localmoe.text import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+SCHEMA_VERSION = 1
+
+
+class Output:
+    """The sink of one command: for people, as JSON, or quiet.
+
+    ``as_json`` turns results and errors into documents on stdout; ``lines`` writes each document
+    on one line (``--jsonl``); ``quiet`` drops notes and warnings.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        lines: bool = False,
+        quiet: bool = False,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+    ) -> None:
+        self.as_json = as_json or lines
+        self.lines = lines
+        self.quiet = quiet
+        self._out = out
+        self._err = err
+
+    @cached_property
+    def stdout(self) -> Console:
+        """Console of the answer."""
+        return make_console(self._out or sys.stdout)
+
+    @cached_property
+    def stderr(self) -> Console:
+        """Console of everything that is not the answer."""
+        return make_console(self._err or sys.stderr)
+
+    def print(self, *renderables: RenderableType) -> None:
+        """Show a result to a person."""
+        for renderable in renderables:
+            self.stdout.print(renderable)
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
+    ) -> None:
+        """Show rows of untrusted strings; on a narrow screen each row becomes a short list."""
+        from localmoe.cli.render import table
+
+        self.stdout.print(table(columns, rows, right=right))
+
+    def json(self, document: Mapping[str, object]) -> None:
+        """Write one document to stdout. ASCII only: no byte of it can act on a terminal."""
+        stream = self._out or sys.stdout
+        text = json.dumps(
+            {"schema_version": SCHEMA_VERSION, **document}, indent=None if self.lines else 2
+        )
+        stream.write(text + "\n")
+        stream.flush()
+
+    def note(self, text: str) -> None:
+        """One line of information on stderr."""
+        if not self.quiet:
+            self._say(text, style="dim")
+
+    def warn(self, text: str) -> None:
+        """One line that the user should not miss, on stderr."""
+        if not self.quiet:
+            self._say(text, label="warning: ", style="yellow")
+
+    def error(self, error: LocalmoeError) -> None:
+        """The error and its hint: a document on stdout in JSON mode, else lines on stderr."""
+        if self.as_json:
+            self.json(error.to_json())
+            return
+        self._say(error.message, label="error: ", style="bold red")
+        if error.hint:
+            self._say(error.hint, label="  hint: ", style="cyan")
+
+    def _say(self, text: str, *, label: str = "", style: str = "") -> None:
+        from rich.text import Text
+
+        line = Text()
+        if label:
+            line.append(label, style=style)
+        line.append(clean(text), style="" if label else style)
+        # Wrapped words would break a grep; only a terminal has a width.
+        self.stderr.print(line, soft_wrap=not self.stderr.is_terminal)
+
+
+def make_console(stream: TextIO) -> Console:
+    """A console that interprets no markup, and writes no escape code unless a terminal wants it.
+
+    ``NO_COLOR`` (https://no-color.org) drops every escape code, not the colours alone.
+    """
+    from rich.console import Console
+
+    styled = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Console(
+        file=stream,
+        force_terminal=styled,
+        color_system="auto" if styled else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
