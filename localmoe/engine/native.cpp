@@ -1,2 +1,59 @@
-// placeholder replaced by the engine work
-extern "C" void * PyInit__native(void) { return 0; }
+// Two things ctypes cannot do well. Built with the package if there is a compiler, and optional:
+// localmoe/engine/binding.py says what is lost without it.
+//
+// No engine header is included: the symbols come in as pointers that Python looked up, and the
+// one C++ type that crosses (a std::map returned by value) is declared here with the layout of
+// llama.cpp's src/llama-ext.h.
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+struct breakdown_entry {
+    size_t model;
+    size_t context;
+    size_t compute;
+};
+
+using breakdown    = std::map<void *, breakdown_entry>;
+using breakdown_fn = breakdown (*)(const void * ctx);
+
+}  // namespace
+
+struct localmoe_buffer_bytes {
+    void *   buffer_type;
+    uint64_t model;
+    uint64_t context;
+    uint64_t compute;
+};
+
+// Bytes per buffer type of a llama_context. Returns the number of entries; at most `max` are written.
+EXPORT int32_t localmoe_memory_breakdown(void * fn, const void * ctx, localmoe_buffer_bytes * out, int32_t max) {
+    int32_t n = 0;
+    for (const auto & [buffer_type, bytes] : reinterpret_cast<breakdown_fn>(fn)(ctx)) {
+        if (n < max) {
+            out[n] = {buffer_type, bytes.model, bytes.context, bytes.compute};
+        }
+        n++;
+    }
+    return n;
+}
+
+// The abort callback: asked between graph nodes (about 1,500 times per token), so it must not
+// enter Python. `flag` is one int that another thread sets.
+EXPORT bool localmoe_abort_requested(void * flag) {
+    return *static_cast<volatile int32_t *>(flag) != 0;
+}
+
+// The build tool makes a Python extension file, and Windows' linker insists on this name.
+EXPORT void * PyInit__native(void) {
+    return nullptr;
+}

@@ -1,0 +1,259 @@
+"""The low-level interface: llama.cpp through llama-cpp-python, ggml through ctypes.
+
+Three things need care here, each found by trying:
+
+* Importing ``llama_cpp`` the ordinary way costs 0.3 s (its high-level classes, numpy, jinja2).
+  Only the submodule ``llama_cpp.llama_cpp`` is needed, so the package's own ``__init__`` is not run.
+* ggml's functions live in sibling libraries. libllama is linked to the names that end in ``.so.0``;
+  the plain ``.so`` files are separate copies, and loading one maps a second ggml with a device
+  registry of its own.
+* ``llama_get_memory_breakdown`` returns a C++ map by value. ``native.cpp`` unpacks it. Without that
+  helper ``memory_breakdown`` returns None, and the abort callback enters Python, so it is used for
+  prefill only (see ``generation.py``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localmoe.errors import EngineError
+
+GGML_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
+"""KV cache types that llama.cpp accepts (``enum ggml_type`` in ggml.h)."""
+
+LOAD_MODES = {"none": 0, "mmap": 1}
+"""``enum llama_load_mode`` in llama.h."""
+
+DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
+"""``enum ggml_backend_dev_type`` in ggml-backend.h."""
+
+PARTIAL_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+
+
+def _import_low_level() -> Any:
+    name = "llama_cpp"
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.submodule_search_locations is None:
+            raise EngineError(
+                "llama-cpp-python is not installed",
+                hint="pip install --force-reinstall localmoe",
+            )
+        package = types.ModuleType(name)
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules[name] = package
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    except (OSError, RuntimeError, ImportError, AttributeError) as error:
+        raise EngineError(
+            f"the engine library cannot be loaded: {error}",
+            hint="pip install --force-reinstall --no-cache-dir llama-cpp-python",
+        ) from error
+
+
+llama: Any = _import_low_level()
+"""``llama_cpp.llama_cpp``: every ``llama_*`` function and struct."""
+
+LIBRARY_DIR = Path(llama._lib._name).parent
+
+
+def _sibling(stem: str) -> ctypes.CDLL:
+    for name in (f"lib{stem}.so.0", f"lib{stem}.0.dylib", f"lib{stem}.dylib", f"{stem}.dll"):
+        path = LIBRARY_DIR / name
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    raise EngineError(f"lib{stem} is missing from {LIBRARY_DIR}")
+
+
+_REGISTRY = _sibling("ggml")
+_BASE = _sibling("ggml-base")
+_CPU = _sibling("ggml-cpu")
+
+_POINTER = ctypes.c_void_p
+
+
+def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.restype = result
+    function.argtypes = list(arguments)
+    return function
+
+
+dev_count = _function(_REGISTRY, "ggml_backend_dev_count", ctypes.c_size_t)
+dev_get = _function(_REGISTRY, "ggml_backend_dev_get", _POINTER, ctypes.c_size_t)
+dev_by_name = _function(_REGISTRY, "ggml_backend_dev_by_name", _POINTER, ctypes.c_char_p)
+backend_register = _function(_REGISTRY, "ggml_backend_register", None, _POINTER)
+dev_name = _function(_BASE, "ggml_backend_dev_name", ctypes.c_char_p, _POINTER)
+dev_description = _function(_BASE, "ggml_backend_dev_description", ctypes.c_char_p, _POINTER)
+dev_type = _function(_BASE, "ggml_backend_dev_type", ctypes.c_int, _POINTER)
+dev_memory = _function(
+    _BASE,
+    "ggml_backend_dev_memory",
+    None,
+    _POINTER,
+    ctypes.POINTER(ctypes.c_size_t),
+    ctypes.POINTER(ctypes.c_size_t),
+)
+dev_buffer_type = _function(_BASE, "ggml_backend_dev_buffer_type", _POINTER, _POINTER)
+dev_backend_reg = _function(_BASE, "ggml_backend_dev_backend_reg", _POINTER, _POINTER)
+reg_name = _function(_BASE, "ggml_backend_reg_name", ctypes.c_char_p, _POINTER)
+buft_device = _function(_BASE, "ggml_backend_buft_get_device", _POINTER, _POINTER)
+buft_is_host = _function(_BASE, "ggml_backend_buft_is_host", ctypes.c_bool, _POINTER)
+cpu_buffer_type = _function(_CPU, "ggml_backend_cpu_buffer_type", _POINTER)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One entry of ggml's device registry. Bytes."""
+
+    name: str
+    description: str
+    kind: str  # "cpu" | "gpu" | "igpu" | "accel"
+    backend: str
+    free: int
+    total: int
+
+
+def devices() -> list[Device]:
+    """All devices of this engine build, host memory included."""
+    found = []
+    for index in range(dev_count()):
+        dev = dev_get(index)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        dev_memory(dev, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            Device(
+                name=dev_name(dev).decode(),
+                description=dev_description(dev).decode(errors="replace"),
+                kind=DEVICE_KINDS.get(dev_type(dev), "accel"),
+                backend=reg_name(dev_backend_reg(dev)).decode(),
+                free=free.value,
+                total=total.value,
+            )
+        )
+    return found
+
+
+def device_named(name: str) -> int:
+    """The registry's handle of a device; EngineError if this build has no such device."""
+    handle = dev_by_name(name.encode())
+    if not handle:
+        known = ", ".join(d.name for d in devices())
+        raise EngineError(f"the engine has no device {name!r}; it has {known}")
+    return int(handle)
+
+
+def buffer_type_named(device: str) -> int:
+    """The buffer type whose tensors live on ``device`` ("CPU" is plain host memory)."""
+    if device == "CPU":
+        return int(cpu_buffer_type())
+    return int(dev_buffer_type(device_named(device)))
+
+
+def add_rpc_server(library: Path, endpoint: str) -> None:
+    """Register a ggml RPC server (``host:port``) as further devices of this process.
+
+    ``library`` is ggml's RPC backend, built beside the engine: the stock build has none.
+    """
+    rpc = ctypes.CDLL(str(library))
+    add = _function(rpc, "ggml_backend_rpc_add_server", _POINTER, ctypes.c_char_p)
+    registry = add(endpoint.encode())
+    if not registry:
+        raise EngineError(f"no RPC server answers at {endpoint}")
+    backend_register(registry)
+
+
+# ---- the optional native helper -------------------------------------------------------------
+
+
+class _BufferBytes(ctypes.Structure):
+    _fields_ = (
+        ("buffer_type", ctypes.c_void_p),
+        ("model", ctypes.c_uint64),
+        ("context", ctypes.c_uint64),
+        ("compute", ctypes.c_uint64),
+    )
+
+
+def _load_native() -> ctypes.CDLL | None:
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_native{suffix}")
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:
+                return None
+    return None
+
+
+native = _load_native()
+"""The compiled ``native.cpp``, or None."""
+
+
+def memory_breakdown(ctx: Any) -> dict[str, tuple[int, int, int]] | None:
+    """Bytes (weights, KV, compute) per device of a context; None without the native helper.
+
+    Buffers in host memory (pinned ones of a GPU too) count for ``CPU``.
+    """
+    symbol = getattr(llama._lib, "_Z26llama_get_memory_breakdownPK13llama_context", None)
+    if native is None or symbol is None:
+        return None
+    entries = (_BufferBytes * 64)()
+    ask = _function(
+        native,
+        "localmoe_memory_breakdown",
+        ctypes.c_int32,
+        _POINTER,
+        _POINTER,
+        ctypes.POINTER(_BufferBytes),
+        ctypes.c_int32,
+    )
+    count = ask(ctypes.cast(symbol, _POINTER), ctx, entries, len(entries))
+    result: dict[str, tuple[int, int, int]] = {}
+    for entry in entries[: min(count, len(entries))]:
+        device = "CPU"
+        if not buft_is_host(entry.buffer_type):
+            device = dev_name(buft_device(entry.buffer_type)).decode()
+        weights, kv, compute = result.get(device, (0, 0, 0))
+        result[device] = (weights + entry.model, kv + entry.context, compute + entry.compute)
+    return result
+
+
+def abort_callback(flag: ctypes.c_int32) -> tuple[Any, int, bool]:
+    """(callback, user data, cheap): cheap is False when each call enters Python."""
+    if native is not None:
+        function = ctypes.cast(native.localmoe_abort_requested, llama.ggml_abort_callback)
+        return function, ctypes.addressof(flag), True
+    return llama.ggml_abort_callback(lambda _: flag.value != 0), 0, False
+
+
+# ---- the engine's log -----------------------------------------------------------------------
+
+LOG_WARN, LOG_ERROR, LOG_CONTINUE = 3, 4, 5  # enum ggml_log_level in ggml.h
+
+
+def set_log(sink: Callable[[int, str], None]) -> Any:
+    """Send llama.cpp's log lines to ``sink(level, text)``. Keep the returned object alive."""
+    callback = llama.llama_log_callback(
+        lambda level, text, _: sink(level, text.decode(errors="replace"))
+    )
+    llama.llama_log_set(callback, None)
+    return callback

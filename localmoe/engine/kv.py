@@ -1,0 +1,111 @@
+"""Which tokens the engine's memory (KV cache, recurrent state) holds, and going back in it.
+
+A turn shares a prefix with the turn before. Plain attention can drop the rest of its cache.
+Recurrent layers cannot go back, and sliding-window caches have forgotten what lies before the
+window: for those, checkpoints of the part that cannot be rebuilt are taken at positions that the
+next turn will want, and the nearest one at or before the wanted position is restored.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+from localmoe.engine import binding
+from localmoe.engine.binding import llama
+
+MAX_CHECKPOINTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The non-rewindable state after the first ``length`` tokens."""
+
+    length: int
+    data: bytes
+
+
+@dataclass
+class KvState:
+    """Sequence 0 of one context, and the token ids it holds."""
+
+    ctx: Any
+    tokens: list[int] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        model = llama.llama_get_model(self.ctx)
+        self._memory = llama.llama_get_memory(self.ctx)
+        self._window = int(llama.llama_model_n_swa(model))
+        self._recurrent = bool(
+            llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
+        )
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        return self._recurrent or self._window > 0
+
+    def reuse(self, prompt: list[int]) -> int:
+        """Keep the longest usable prefix of ``prompt``; return its length (< len(prompt)).
+
+        One token is always left to decode: its logits choose the first token of the answer.
+        """
+        common = 0
+        for mine, theirs in zip(self.tokens, prompt, strict=False):
+            if mine != theirs:
+                break
+            common += 1
+        return self.rewind(min(common, len(prompt) - 1))
+
+    def rewind(self, length: int, *, dirty: bool = False) -> int:
+        """Go back to the first ``length`` tokens, or to the nearest reachable point before.
+
+        ``dirty`` says that a decode stopped in the middle, so that recurrent state is undefined.
+        Returns the number of tokens the memory holds now.
+        """
+        if length == len(self.tokens) and not dirty:
+            return length
+        if self._can_cut(length, dirty) and llama.llama_memory_seq_rm(self._memory, 0, length, -1):
+            return self._holds(length)
+        for checkpoint in sorted(self.checkpoints, key=lambda c: -c.length):
+            if checkpoint.length <= length and self._restore(checkpoint):
+                return self._holds(checkpoint.length)
+        llama.llama_memory_clear(self._memory, False)
+        return self._holds(0)
+
+    def _can_cut(self, length: int, dirty: bool) -> bool:
+        if self._recurrent:
+            return False
+        if length == 0 or self._window == 0:
+            return True
+        # A window layer needs the `window` positions before the next token still cached.
+        first = llama.llama_memory_seq_pos_min(self._memory, 0)
+        return 0 <= first <= max(0, length - self._window)
+
+    def checkpoint(self) -> None:
+        """Remember the state here; the oldest one is dropped when there are too many."""
+        length = len(self.tokens)
+        if any(c.length == length for c in self.checkpoints):
+            return
+        size = llama.llama_state_seq_get_size_ext(self.ctx, 0, binding.PARTIAL_ONLY)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama.llama_state_seq_get_data_ext(
+            self.ctx, buffer, size, 0, binding.PARTIAL_ONLY
+        )
+        if written:
+            self.checkpoints.append(Checkpoint(length, bytes(memoryview(buffer)[:written])))
+            del self.checkpoints[:-MAX_CHECKPOINTS]
+
+    def _restore(self, checkpoint: Checkpoint) -> bool:
+        size = len(checkpoint.data)
+        buffer = (ctypes.c_uint8 * size).from_buffer_copy(checkpoint.data)
+        read = llama.llama_state_seq_set_data_ext(self.ctx, buffer, size, 0, binding.PARTIAL_ONLY)
+        return bool(read) and bool(
+            llama.llama_memory_seq_rm(self._memory, 0, checkpoint.length, -1)
+        )
+
+    def _holds(self, length: int) -> int:
+        del self.tokens[length:]
+        self.checkpoints = [c for c in self.checkpoints if c.length <= length]
+        return length

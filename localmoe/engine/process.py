@@ -1,0 +1,156 @@
+"""The parent's end of a worker: start it, send requests, receive events, say why it died."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import IO
+
+from localmoe.engine import protocol
+from localmoe.engine.protocol import Message
+from localmoe.errors import EngineCrashError, EngineError
+
+LAST_EVENTS = frozenset({"info", "measured", "loaded", "finished", "counted", "error"})
+
+
+class WorkerProcess:
+    """One worker. Not for use from several threads, except ``cancel`` and ``close``."""
+
+    def __init__(self) -> None:
+        # A session of its own: Ctrl-C in the terminal is ours to translate into a cancel.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "localmoe.engine.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._ids = itertools.count(1)
+        self._running = 0
+        self._write_lock = threading.Lock()
+        self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._stderr: collections.deque[str] = collections.deque(maxlen=40)
+        assert self._process.stdout is not None and self._process.stderr is not None
+        self._reader = threading.Thread(
+            target=self._read_events, args=(self._process.stdout,), daemon=True
+        )
+        self._reader.start()
+        self._drain = threading.Thread(
+            target=self._read_stderr, args=(self._process.stderr,), daemon=True
+        )
+        self._drain.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def request(self, op: str, **fields: object) -> Iterator[Message]:
+        """Send one request; yield its events up to the last one.
+
+        Raises the typed error the worker reports, or EngineCrashError when it dies.
+        An iterator that is dropped early cancels the request and reads it to its end.
+        """
+        if self._running:
+            raise EngineError("the engine is busy with another request")
+        number = next(self._ids)
+        self._running = number
+        try:
+            self._write({"op": op, "id": number, **fields})
+            while True:
+                message = self._events.get()
+                if message is None:
+                    self._running = 0
+                    raise EngineCrashError(*self._obituary())
+                if message["event"] in LAST_EVENTS:
+                    self._running = 0
+                if message["event"] == "error":
+                    raise protocol.message_to_error(message)
+                yield message
+                if not self._running:
+                    return
+        finally:
+            if self._running:  # the consumer went away in the middle
+                self.cancel()
+                self._discard()
+
+    def ask(self, op: str, **fields: object) -> Message:
+        """A request with a single event as its answer."""
+        (answer,) = self.request(op, **fields)
+        return answer
+
+    def cancel(self) -> None:
+        """Interrupt the running request, if there is one. Safe from threads and signal handlers."""
+        if self._running:
+            with contextlib.suppress(EngineCrashError):
+                self._write({"op": "cancel", "id": self._running})
+
+    def close(self) -> None:
+        """End the worker; a computation under way is not waited for."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for thread in (self._reader, self._drain):
+            thread.join(timeout=1)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _write(self, message: Message) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(protocol.encode(message))
+            stdin.flush()
+        except (BrokenPipeError, ValueError, OSError):
+            raise EngineCrashError(*self._obituary()) from None
+
+    def _discard(self) -> None:
+        while self._running:
+            message = self._events.get()
+            if message is None or message["event"] in LAST_EVENTS:
+                self._running = 0
+
+    def _read_events(self, stream: IO[bytes]) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            for line in stream:
+                self._events.put(protocol.decode(line))
+        self._events.put(None)
+
+    def _read_stderr(self, stream: IO[bytes]) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            for line in stream:
+                self._stderr.append(line.decode(errors="replace").rstrip())
+
+    def _obituary(self) -> tuple[str]:
+        """Why the process is gone, in words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=2)
+        self._drain.join(timeout=1)
+        status = self._process.poll()
+        words = next((line for line in self._stderr if "GGML_ASSERT" in line), "")
+        if not words and self._stderr:
+            words = self._stderr[-1]
+        said = f": {words}" if words else ""
+        if status is None:
+            return (f"the engine process stopped answering{said}",)
+        if status >= 0:
+            return (f"the engine process ended with status {status}{said}",)
+        name = signal.Signals(-status).name
+        cause = {
+            "SIGKILL": "killed, most likely because memory ran out",
+            "SIGBUS": "the model file became shorter or unreadable while it was in use (SIGBUS)",
+            "SIGABRT": "an internal check of llama.cpp failed",
+        }.get(name, f"killed by {name}")
+        return (f"the engine process died: {cause}{said}",)

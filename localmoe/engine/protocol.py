@@ -1,0 +1,132 @@
+"""The worker's protocol: one JSON object per line, requests on its stdin, events on its stdout.
+
+Requests (``op``):
+
+======== =============================================== =======================================
+op       fields                                          events, the last one ends the request
+======== =============================================== =======================================
+info     –                                               info
+measure  paths, settings                                 measured
+load     paths, settings                                 progress*, loaded
+generate request                                         prefill*, text*, finished
+count    text                                            counted
+cancel   –                                               none of its own: the load it names ends
+                                                         with an error of kind ``interrupted``,
+                                                         the generate with ``finished``
+======== =============================================== =======================================
+
+Every request carries an ``id``, a number that grows; ``cancel`` carries that of its target.
+
+Any request can end with ``{"event": "error", "kind", "message", "hint"}``; ``kind`` is the ``code``
+of an error in ``localmoe.errors``, or ``interrupted``. Requests are answered in order; ``cancel``
+overtakes. End of input ends the worker. ``paths`` are all parts of the model in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from localmoe.engine.events import (
+    Event,
+    Finished,
+    Loaded,
+    LoadProgress,
+    PrefillProgress,
+    Request,
+    Sampling,
+    Text,
+)
+from localmoe.errors import (
+    ContextOverflowError,
+    EngineError,
+    LocalmoeError,
+    ModelFileError,
+)
+from localmoe.planning.memory import DeviceMemory, EngineSettings, MemoryReport
+
+Message = dict[str, Any]
+
+_EVENTS: dict[str, type[Any]] = {
+    "progress": LoadProgress,
+    "loaded": Loaded,
+    "prefill": PrefillProgress,
+    "text": Text,
+    "finished": Finished,
+}
+_NAMES = {cls: name for name, cls in _EVENTS.items()}
+_ERRORS: dict[str, type[LocalmoeError]] = {
+    cls.code: cls for cls in (ContextOverflowError, ModelFileError, EngineError)
+}
+
+
+class InterruptedLoadError(EngineError):
+    """A load was cancelled by its caller."""
+
+    code = "interrupted"
+    exit_code = 130
+
+
+_ERRORS[InterruptedLoadError.code] = InterruptedLoadError
+
+
+def encode(message: Message) -> bytes:
+    return json.dumps(message, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("a message is a JSON object")
+    return message
+
+
+def event_to_message(event: Event) -> Message:
+    if isinstance(event, Text):  # once per token: keep it short
+        return {"event": "text", "text": event.text, "tokens": event.tokens}
+    return {"event": _NAMES[type(event)], **dataclasses.asdict(event)}
+
+
+def message_to_event(message: Message) -> Event:
+    fields = {key: value for key, value in message.items() if key != "event"}
+    if message["event"] == "loaded":
+        fields["memory"] = report_from_json(fields["memory"])
+    event: Event = _EVENTS[message["event"]](**fields)
+    return event
+
+
+def error_to_message(error: LocalmoeError) -> Message:
+    return {
+        "event": "error",
+        "kind": error.code,
+        "message": error.message,
+        "hint": error.hint,
+    }
+
+
+def message_to_error(message: Message) -> LocalmoeError:
+    cls = _ERRORS.get(message["kind"], EngineError)
+    return cls(message["message"], hint=message.get("hint"))
+
+
+def settings_from_json(data: Message) -> EngineSettings:
+    return EngineSettings(
+        **{
+            **data,
+            "devices": tuple(data["devices"]),
+            "overrides": tuple((pattern, device) for pattern, device in data["overrides"]),
+        }
+    )
+
+
+def request_from_json(data: Message) -> Request:
+    return Request(
+        **{**data, "sampling": Sampling(**data["sampling"]), "stop": tuple(data["stop"])}
+    )
+
+
+def report_from_json(data: Message) -> MemoryReport:
+    return MemoryReport(
+        tuple(DeviceMemory(**entry) for entry in data["devices"]), exact=data["exact"]
+    )

@@ -1,0 +1,209 @@
+"""The worker process: the only place where llama.cpp runs, and so the only one that it can kill.
+
+``python -m localmoe.engine.worker`` speaks the protocol of ``protocol.py`` on stdin and stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from localmoe.engine import binding, loader, protocol
+from localmoe.engine.binding import llama
+from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.engine.generation import Generator
+from localmoe.engine.protocol import Message
+from localmoe.errors import EngineError, LocalmoeError
+from localmoe.planning.memory import EngineSettings
+
+PROGRESS_INTERVAL = 0.05  # seconds between load progress events
+
+
+class Worker:
+    """State of one worker: at most one loaded model, and one dry-run model kept for more questions."""
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+        self.interrupt = ctypes.c_int32(0)
+        self._log = loader.EngineLog()
+        self._log_callback = binding.set_log(self._log.write)
+        self._model: Any = None
+        self._ctx: Any = None
+        self._generator: Generator | None = None
+        self._dry: tuple[object, Any] | None = None
+        llama.llama_backend_init()
+        library = os.environ.get("LOCALMOE_RPC_LIBRARY")
+        for endpoint in os.environ.get("LOCALMOE_RPC_SERVERS", "").split(","):
+            if library and endpoint:
+                binding.add_rpc_server(Path(library), endpoint)
+
+    def handle(self, message: Message) -> None:
+        """Answer one request. Errors become an error event; anything else is a bug and kills."""
+        try:
+            getattr(self, f"_do_{message['op']}")(message)
+        except LocalmoeError as error:
+            self._send(protocol.error_to_message(error))
+
+    def _do_info(self, _: Message) -> None:
+        self._send(
+            {
+                "event": "info",
+                "version": llama.llama_version().decode(),
+                "system_info": llama.llama_print_system_info().decode(),
+                "native_helper": binding.native is not None,
+                "devices": [dataclasses.asdict(device) for device in binding.devices()],
+            }
+        )
+
+    def _do_measure(self, message: Message) -> None:
+        settings = protocol.settings_from_json(message["settings"])
+        model = self._dry_model(message["paths"], settings)
+        ctx = loader.open_context(model, settings, self._log)
+        report = loader.memory_report(ctx, self._log)
+        llama.llama_free(ctx)
+        self._send({"event": "measured", "memory": dataclasses.asdict(report)})
+
+    def _dry_model(self, paths: list[str], settings: EngineSettings) -> Any:
+        """The metadata-only model; made again only when something that places weights changes."""
+        key = (
+            tuple(paths),
+            settings.devices,
+            settings.gpu_layers,
+            settings.overrides,
+            settings.repack,
+        )
+        if self._dry is not None:
+            if self._dry[0] == key:
+                return self._dry[1]
+            llama.llama_model_free(self._dry[1])
+            self._dry = None
+        self._dry = (key, loader.open_model(paths, settings, self._log, dry_run=True))
+        return self._dry[1]
+
+    def _do_load(self, message: Message) -> None:
+        settings = protocol.settings_from_json(message["settings"])
+        self._unload()
+        started = time.perf_counter()
+        reported = 0.0
+
+        def progress(fraction: float) -> bool:
+            nonlocal reported
+            now = time.perf_counter()
+            if now - reported >= PROGRESS_INTERVAL:
+                reported = now
+                self._send(protocol.event_to_message(LoadProgress(fraction)))
+            return not self.interrupt.value
+
+        try:
+            self._model = loader.open_model(
+                message["paths"], settings, self._log, progress=progress
+            )
+        except loader.LoadInterrupted:
+            raise protocol.InterruptedLoadError("loading was interrupted") from None
+        self._ctx = loader.open_context(self._model, settings, self._log)
+        memory = loader.memory_report(self._ctx, self._log)
+        self._generator = Generator(self._model, self._ctx, self.interrupt)
+        self._send(
+            protocol.event_to_message(
+                Loaded(
+                    context=self._generator.context,
+                    memory=memory,
+                    load_s=time.perf_counter() - started,
+                    bos=self._generator.vocabulary.bos_text(),
+                    eos=self._generator.vocabulary.eos_text(),
+                )
+            )
+        )
+
+    def _unload(self) -> None:
+        if self._generator is not None:
+            self._generator.close()
+            self._generator = None
+        if self._ctx is not None:
+            llama.llama_free(self._ctx)
+            self._ctx = None
+        if self._model is not None:
+            llama.llama_model_free(self._model)
+            self._model = None
+
+    def _loaded(self) -> Generator:
+        if self._generator is None:
+            raise EngineError("no model is loaded")
+        return self._generator
+
+    def _do_generate(self, message: Message) -> None:
+        request = protocol.request_from_json(message["request"])
+        for event in self._loaded().generate(request):
+            self._send(protocol.event_to_message(event))
+
+    def _do_count(self, message: Message) -> None:
+        tokens = self._loaded().vocabulary.tokenize(message["text"], add_bos=False)
+        self._send({"event": "counted", "tokens": len(tokens)})
+
+
+class Inbox:
+    """Requests from the client, read on a thread of their own.
+
+    ``cancel`` names the request it is meant for, so one that comes late cannot stop the next.
+    """
+
+    def __init__(self, source: int, interrupt: ctypes.c_int32) -> None:
+        self._source = source
+        self._interrupt = interrupt
+        self._lock = threading.Lock()
+        self._current = self._cancelled = 0
+        self._pending: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> Message:
+        """The next request; the interrupt flag then says whether it is cancelled already."""
+        message = self._pending.get()
+        with self._lock:
+            self._current = message["id"]
+            self._interrupt.value = int(self._current <= self._cancelled)
+        return message
+
+    def _read(self) -> None:
+        with os.fdopen(self._source, "rb") as stream:
+            for line in stream:
+                message = protocol.decode(line)
+                if message["op"] != "cancel":
+                    self._pending.put(message)
+                    continue
+                with self._lock:
+                    self._cancelled = message["id"]
+                    if self._current == self._cancelled:
+                        self._interrupt.value = 1
+        os._exit(0)  # nobody is listening any more
+
+
+def main() -> None:
+    """Keep the protocol's pipes for ourselves: anything else that prints goes to stderr."""
+    requests, events = os.dup(0), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    with contextlib.suppress(OSError):  # let the kernel choose us, not the terminal, if RAM ends
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+    def send(message: Message) -> None:
+        data = protocol.encode(message)
+        while data:
+            data = data[os.write(events, data) :]
+
+    worker = Worker(send)
+    inbox = Inbox(requests, worker.interrupt)
+    with contextlib.suppress(BrokenPipeError):
+        while True:
+            worker.handle(inbox.next())
+
+
+if __name__ == "__main__":
+    main()

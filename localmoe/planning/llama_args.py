@@ -1,0 +1,35 @@
+"""The same run as flags of llama.cpp's own programs, to compare with or to leave for.
+
+Source of the names: ``common/arg.cpp`` of the llama.cpp in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from localmoe.planning.memory import EngineSettings
+
+
+def llama_args(settings: EngineSettings) -> list[str]:
+    """``llama-server`` flags that ask for exactly these settings; ``-m FILE`` is not among them.
+
+    ``--fit off`` and ``-np 1``: llama-server would otherwise move things by itself and plan for
+    four conversations at once.
+    """
+    args = ["--fit", "off", "-np", "1"]
+    args += ["-c", str(settings.context), "-b", str(settings.batch), "-ub", str(settings.ubatch)]
+    args += ["-ctk", settings.type_k, "-ctv", settings.type_v]
+    if settings.flash_attention is not None:
+        args += ["-fa", "on" if settings.flash_attention else "off"]
+    if settings.swa_full:
+        args.append("--swa-full")
+    args += ["-dev", ",".join(settings.devices) or "none"]
+    args += ["-ngl", "all" if settings.gpu_layers < 0 else str(settings.gpu_layers)]
+    for pattern, device in settings.overrides:
+        args += ["-ot", f"{pattern}={device}"]
+    args += ["-lm", settings.load_mode]
+    if not settings.repack:
+        args.append("--no-repack")
+    if settings.threads:
+        args += ["-t", str(settings.threads)]
+    if settings.threads_batch:
+        args += ["-tb", str(settings.threads_batch)]
+    return args
