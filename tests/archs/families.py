@@ -1,0 +1,52 @@
+"""Every generated architecture: how it is built, its small sizes and its storage types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gguf import GGMLQuantizationType as Kind
+from gguf import LlamaFileType as FileType
+
+from tests.archs import deepseek, others, qwen
+from tests.archs.recipe import Dims, Recipe, Types, mxfp4, q4_k_m, uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A published quantisation: its ``general.file_type`` and the types it gives to tensors."""
+
+    file_type: FileType
+    types: Types
+
+
+Q4_K_M = Storage(FileType.MOSTLY_Q4_K_M, q4_k_m)
+Q8_0 = Storage(FileType.MOSTLY_Q8_0, uniform(Kind.Q8_0))
+F16 = Storage(FileType.MOSTLY_F16, uniform(Kind.F16))
+F32 = Storage(FileType.ALL_F32, uniform(Kind.F32))
+MXFP4 = Storage(FileType.MOSTLY_MXFP4_MOE, mxfp4)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """``build(dims, storage.types)`` is the recipe of a file."""
+
+    build: Callable[[Dims, Types], Recipe]
+    dims: Dims
+    storage: Storage
+
+    def recipe(self) -> Recipe:
+        return self.build(self.dims, self.storage.types)
+
+
+FAMILIES: dict[str, Family] = {
+    "qwen3moe": Family(qwen.qwen3moe, Dims(experts=16, used=4), Q4_K_M),
+    "gpt-oss": Family(others.gpt_oss, Dims(used=4), MXFP4),
+    "qwen3next": Family(qwen.qwen3next, Dims(experts=8), Q4_K_M),
+    "deepseek2": Family(deepseek.deepseek2, Dims(layers=3), Q4_K_M),
+    "llama-dense": Family(others.llama, Dims(experts=0, ff=768), Q4_K_M),
+    "qwen3": Family(qwen.qwen3, Dims(layers=2), Q8_0),
+    "mixtral": Family(others.llama, Dims(layers=3), Q4_K_M),
+    "qwen2moe": Family(qwen.qwen2moe, Dims(layers=3), Q8_0),
+    "qwen35moe": Family(qwen.qwen35moe, Dims(), Q4_K_M),
+}

@@ -1,0 +1,97 @@
+"""The generated files are what they claim to be, and the engine runs every one of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+
+from tests.archs import ARCHITECTURES, UNSUPPORTED, bad_files, generate
+from tests.archs.plain import PlainRunError, plain_greedy
+
+ArchFile = Callable[..., Path]
+PROMPT = "The first question is"
+OTHER_PROMPT = "<|im_start|>user\nWhat is 42? Größe, 你好!<|im_end|>\n"
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a not in UNSUPPORTED])
+def test_engine_generates(architecture: str, arch_file: ArchFile) -> None:
+    """Each file loads; 16 greedy tokens have finite logits and depend on the prompt."""
+    path = arch_file(architecture)
+    first = plain_greedy(path, PROMPT, 16)
+    second = plain_greedy(path, OTHER_PROMPT, 16)
+    assert first.finite and second.finite
+    assert first.tokens != second.tokens
+    assert len(set(first.tokens)) > 3, f"collapsed to {first.text!r}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_file_is_small(architecture: str, arch_file: ArchFile) -> None:
+    """Each file stays near 10 MB and allows a context of at least 4096 tokens."""
+    path = arch_file(architecture)
+    reader = GGUFReader(path)
+    context = reader.get_field(f"{reader.fields['general.architecture'].contents()}.context_length")
+    assert path.stat().st_size < 11e6
+    assert context is not None and context.contents() >= 4096
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    """A file is a function of architecture and seed: equal seeds agree, others differ."""
+    digests = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / folder).mkdir()
+        path = generate("qwen3moe", tmp_path / folder, seed=seed)
+        digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_split_parts_generate_as_one_file(arch_file: ArchFile) -> None:
+    """Three parts carry split metadata and give the same tokens as the single file."""
+    first = arch_file("qwen3moe", split=3)
+    parts = sorted(first.parent.glob("qwen3moe-0-*-of-00003.gguf"))
+    assert [p.name[-19:-14] for p in parts] == ["00001", "00002", "00003"]
+    whole = plain_greedy(arch_file("qwen3moe"), PROMPT, 8)
+    split = plain_greedy(first, PROMPT, 8)
+    assert (split.tokens, split.digest) == (whole.tokens, whole.digest)
+
+
+def test_prefill_splits_are_honoured(arch_file: ArchFile) -> None:
+    """Other batch boundaries give other bits: the reference must know where they were."""
+    words = PROMPT * 8
+    path = arch_file("qwen3moe")
+    plain = plain_greedy(path, words, 4)
+    assert plain_greedy(path, words, 4).digest == plain.digest
+    assert plain_greedy(path, words, 4, splits=[1, 30]).digest != plain.digest
+
+
+BAD = (
+    "one_tensor_per_expert",
+    "unknown_architecture",
+    "truncated",
+    "truncated_header",
+    "missing_part",
+    "mixed_parts",
+    "future_version",
+    "not_gguf",
+    "empty",
+)
+
+
+@pytest.fixture(scope="session")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return bad_files(tmp_path_factory.mktemp("bad"))
+
+
+def test_bad_files_are_all_there(bad: dict[str, Path]) -> None:
+    """The list of names above is the list that is written."""
+    assert set(BAD) == set(bad)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_engine_refuses_bad_files(name: str, bad: dict[str, Path]) -> None:
+    """The engine itself cannot run any of them, so a typed error is the only good answer."""
+    with pytest.raises(PlainRunError):
+        plain_greedy(bad[name], PROMPT, 1)

@@ -1,0 +1,124 @@
+"""Recipes → GGUF files, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from gguf import (
+    SHARD_NAME_FORMAT,
+    GGUFValueType,
+    GGUFWriter,
+    LlamaFileType,
+)
+
+from tests.archs.blocks import Bytes, random_rows, row_bytes
+from tests.archs.recipe import Recipe, TensorSpec, Value
+from tests.archs.vocabulary import CHATML, Vocabulary
+
+Data = Callable[[TensorSpec], Bytes]
+
+
+def write(
+    recipe: Recipe,
+    path: Path,
+    *,
+    data: Data,
+    vocabulary: Vocabulary,
+    file_type: LlamaFileType,
+    name: str,
+    split: int | None = None,
+    template: str | None = CHATML,
+) -> list[Path]:
+    """Writes ``path`` (or its ``split`` parts, ``path``'s stem before "-00001-of-…") in order.
+
+    The files appear under their names only when complete.
+    """
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+    partial = path.with_suffix(".partial")
+    per_part = -(-len(recipe.tensors) // split) if split else 0
+    writer = GGUFWriter(partial, recipe.architecture, split_max_tensors=per_part)
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(2)
+    for key, value in recipe.metadata.items():
+        _add(writer, key, value)
+    _add_vocabulary(writer, vocabulary, template)
+    for spec in recipe.tensors:
+        width = row_bytes(spec.shape[0], spec.kind)
+        shape = (*reversed(spec.shape[1:]), width)
+        writer.add_tensor_info(
+            spec.name, shape, np.dtype(np.uint8), spec.rows * width, raw_dtype=spec.kind
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for spec in recipe.tensors:
+        writer.write_tensor_data(data(spec))
+    parts = len(writer.tensors)
+    writer.close()
+    if parts == 1:
+        return [partial.rename(path)]
+    return [
+        partial.with_name(SHARD_NAME_FORMAT.format(partial.stem, i, parts)).rename(
+            path.with_name(SHARD_NAME_FORMAT.format(path.stem, i, parts))
+        )
+        for i in range(1, parts + 1)
+    ]
+
+
+def random_data(recipe: Recipe, seed: int, vocabulary: Vocabulary) -> Data:
+    """Independent random weights; output rows of silent tokens are zero, so never the greatest."""
+    rng = np.random.default_rng(seed)
+    tied = all(spec.name != "output.weight" for spec in recipe.tensors)
+    output = "token_embd.weight" if tied else "output.weight"
+
+    def data(spec: TensorSpec) -> Bytes:
+        rows = random_rows(rng, spec.rows, spec.shape[0], spec.kind, spec.deviation, spec.mean)
+        if spec.name == output:
+            rows[list(vocabulary.silent)] = 0
+        return rows
+
+    return data
+
+
+def _add(writer: GGUFWriter, key: str, value: Value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        _add_array(writer, key, value)
+
+
+def _add_array(writer: GGUFWriter, key: str, values: Sequence[bool | int | float]) -> None:
+    element = (
+        GGUFValueType.BOOL
+        if isinstance(values[0], bool)
+        else GGUFValueType.FLOAT32
+        if isinstance(values[0], float)
+        else GGUFValueType.UINT32
+    )
+    writer.add_key_value(key, list(values), GGUFValueType.ARRAY, sub_type=element)
+
+
+def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, template: str | None) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(list(vocabulary.tokens))
+    writer.add_token_types(list(vocabulary.types))
+    writer.add_token_merges(list(vocabulary.merges))
+    writer.add_bos_token_id(vocabulary.id("<|endoftext|>"))
+    writer.add_pad_token_id(vocabulary.id("<|endoftext|>"))
+    writer.add_eos_token_id(vocabulary.id("<|im_end|>"))
+    writer.add_eot_token_id(vocabulary.id("<|im_end|>"))
+    writer.add_add_bos_token(False)
+    if template is not None:
+        writer.add_chat_template(template)
