@@ -3,7 +3,7 @@
 Three things need care here, each found by trying:
 
 * Importing ``llama_cpp`` the ordinary way costs 0.3 s (its high-level classes, numpy, jinja2).
-  Only the submodule ``llama_cpp.llama_cpp`` is needed, so the package's own ``__init__`` is not run.
+  Only the submodule ``llama_cpp.llama_cpp`` is needed, so the package's ``__init__`` is not run.
 * ggml's functions live in sibling libraries. libllama is linked to the names that end in ``.so.0``;
   the plain ``.so`` files are separate copies, and loading one maps a second ggml with a device
   registry of its own.

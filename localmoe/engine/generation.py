@@ -21,7 +21,7 @@ from localmoe.errors import ContextOverflowError, EngineError
 ABORTED = 2  # llama_decode's result when the abort callback said stop
 
 
-class Interrupted(Exception):
+class DecodeInterruptedError(Exception):
     """The interrupt flag was seen inside the engine."""
 
 
@@ -89,7 +89,7 @@ class Generator:
                 if produced == limit:
                     break
                 self._decode([token])
-        except Interrupted:
+        except DecodeInterruptedError:
             reason = "interrupted"
             prefilled = time.perf_counter()
         finally:
@@ -146,7 +146,7 @@ class Generator:
     def _decode(self, tokens: list[int]) -> None:
         """Run the model over the next tokens; logits are kept for the last one."""
         if self._flag.value:
-            raise Interrupted
+            raise DecodeInterruptedError
         batch, start = self._batch, len(self._kv.tokens)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -162,7 +162,7 @@ class Generator:
             return
         self._kv.rewind(start, dirty=True)
         if status == ABORTED:
-            raise Interrupted
+            raise DecodeInterruptedError
         raise EngineError(
             f"the engine could not decode {len(tokens)} tokens at position {start} "
             f"(llama_decode returned {status})"

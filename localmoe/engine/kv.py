@@ -81,7 +81,7 @@ class KvState:
             return True
         # A window layer needs the `window` positions before the next token still cached.
         first = llama.llama_memory_seq_pos_min(self._memory, 0)
-        return 0 <= first <= max(0, length - self._window)
+        return bool(0 <= first <= max(0, length - self._window))
 
     def checkpoint(self) -> None:
         """Remember the state here; the oldest one is dropped when there are too many."""

@@ -18,7 +18,7 @@ Progress = Callable[[float], bool]
 """Called with 0…1 while weights are read; returning False stops the load."""
 
 
-class LoadInterrupted(Exception):
+class LoadInterruptedError(Exception):
     """The progress callback said stop."""
 
 
@@ -62,7 +62,7 @@ def open_model(
     """Load weights (or, as a dry run, only the metadata) and return a ``llama_model *``.
 
     A dry run reads no tensor data: the files may be headers extended to full size by a hole.
-    Raises ModelFileError with the engine's own reason, LoadInterrupted when ``progress`` says so.
+    Raises ModelFileError with the engine's reason; LoadInterruptedError when ``progress`` says so.
     """
     keep: list[Any] = []  # what llama.cpp points to until the call returns
     params = llama.llama_model_default_params()
@@ -100,7 +100,7 @@ def open_model(
     if stopped:
         if model:
             llama.llama_model_free(model)
-        raise LoadInterrupted
+        raise LoadInterruptedError
     if not model:
         reason = log.reason()
         hint = "localmoe show FILE says what the file contains"

@@ -28,7 +28,7 @@ PROGRESS_INTERVAL = 0.05  # seconds between load progress events
 
 
 class Worker:
-    """State of one worker: at most one loaded model, and one dry-run model kept for more questions."""
+    """At most one loaded model, and the last dry-run model, kept for more questions."""
 
     def __init__(self, send: Callable[[Message], None]) -> None:
         self._send = send
@@ -106,7 +106,7 @@ class Worker:
             self._model = loader.open_model(
                 message["paths"], settings, self._log, progress=progress
             )
-        except loader.LoadInterrupted:
+        except loader.LoadInterruptedError:
             raise protocol.InterruptedLoadError("loading was interrupted") from None
         self._ctx = loader.open_context(self._model, settings, self._log)
         memory = loader.memory_report(self._ctx, self._log)
