@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.build_rpc import BuildError, rpc_library
 from tests.archs import generate
+from tests.archs.rpc_server import rpc_server
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,19 @@ def arch_file(model_dir: Path) -> Callable[..., Path]:
         return generate(architecture, model_dir, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rpc_lib() -> Path:
+    """The engine's RPC backend, for tests that need a second device; built once (seconds)."""
+    try:
+        return rpc_library()
+    except BuildError as error:
+        pytest.skip(f"no RPC backend: {error}")
+
+
+@pytest.fixture
+def rpc_endpoint(rpc_lib: Path) -> Iterator[str]:
+    """A server with a device of its own, alive during one test: "127.0.0.1:PORT"."""
+    with rpc_server(rpc_lib) as endpoint:
+        yield endpoint

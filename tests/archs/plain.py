@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import re
 import subprocess
 import sys
 import types
@@ -57,6 +58,7 @@ class Answer:
     digest: str
     finite: bool
     devices: list[str]
+    buffers: dict[str, float]  # buffer type → MiB of weights in it, as the engine reports
 
 
 class PlainRunError(Exception):
@@ -114,6 +116,7 @@ def ggml_library(llama: Any, name: str = "ggml") -> ctypes.CDLL:
 def run(request: Request) -> Answer:
     """Runs ``request`` in this process; may abort it."""
     llama = low_level()
+    log = _capture_log(llama)
     llama.llama_backend_init()
     ggml = ggml_library(llama)
     if request.rpc_library and request.rpc_endpoint:
@@ -147,7 +150,26 @@ def run(request: Request) -> Answer:
         digest.hexdigest(),
         finite,
         device_names(ggml),
+        {name: float(size) for name, size in _MODEL_BUFFER.findall("".join(log))},
     )
+
+
+_MODEL_BUFFER = re.compile(r"(\S+) model buffer size = +([\d.]+) MiB")
+_keep_alive: list[Any] = []
+
+
+def _capture_log(llama: Any) -> list[str]:
+    """The engine's log, still written to standard error as well."""
+    lines: list[str] = []
+
+    def write(_level: int, text: bytes, _user: object) -> None:
+        lines.append(text.decode(errors="replace"))
+        sys.stderr.write(lines[-1])
+
+    callback = llama.llama_log_callback(write)
+    _keep_alive.append(callback)
+    llama.llama_log_set(callback, None)
+    return lines
 
 
 def add_rpc_server(ggml: ctypes.CDLL, library: str, endpoint: str) -> None:
@@ -189,9 +211,7 @@ def _load(llama: Any, request: Request) -> Any:
     params.load_mode = LOAD_MODES[request.load_mode]
     params.n_gpu_layers = request.n_gpu_layers
     if request.experts_on_cpu:
-        cpu = ggml_library(llama, "ggml-cpu")
         base = ggml_library(llama, "ggml-base")
-        del cpu
         base.ggml_backend_cpu_buffer_type.restype = ctypes.c_void_p
         overrides = (_Override * 2)(
             _Override(request.experts_on_cpu.encode(), base.ggml_backend_cpu_buffer_type())
