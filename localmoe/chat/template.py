@@ -1,0 +1,301 @@
+"""A model's chat template: messages → the prompt it was trained on.
+
+Templates are programs that come with model files, so they render in a child process
+(``localmoe.chat.render_worker``) with limits on time, memory and output. The child starts once
+and keeps the template compiled; a render then costs about a millisecond.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from localmoe.chat.reasoning import (
+    NO_REASONING,
+    ReasoningFormat,
+    ReasoningSplitter,
+    find_format,
+    turn_tokens,
+)
+from localmoe.chat.session import Message
+from localmoe.chat.thinking import ThinkControl, ThinkLevel
+from localmoe.errors import TemplateError
+from localmoe.text import clean
+
+RENDER_SECONDS = 1.5  # a refusal must be there within 2 s
+START_SECONDS = 30.0  # Python and Jinja start in 0.1 s, unless the machine is very busy
+NOTHING_SAID = "…"  # stands for an answer that was interrupted at once: many templates refuse ""
+
+PLAIN_HINT = "--plain leaves the template out and continues the bare text"
+
+
+class RenderError(TemplateError):
+    """A refusal by the child. ``kind`` is ``raised`` when the template itself refused."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"the model's chat template cannot be used: {message}", hint=PLAIN_HINT)
+        self.kind = kind
+
+
+class Renderer:
+    """The child process. Starts on ``start`` or first use, again after it was killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the child without waiting for it, so that it boots beside other work."""
+        with self._lock:
+            self._start()
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """One request, one reply. Raises ``RenderError`` for a refusal, a timeout or a crash."""
+        with self._lock:
+            process = self._start()
+            if not self._ready:
+                self._exchange(process, None, START_SECONDS)
+                self._ready = True
+            line = json.dumps({**request, "seconds": RENDER_SECONDS}).encode()
+            reply = self._exchange(process, line, RENDER_SECONDS)
+        if "error" in reply:
+            raise RenderError(reply["kind"], clean(reply["error"]))
+        return reply
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            worker = Path(__file__).with_name("render_worker.py")
+            # -P: the worker's folder has modules that must not shadow others.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(worker)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            self._ready = False
+        return self._process
+
+    def _exchange(
+        self, process: subprocess.Popen[bytes], line: bytes | None, seconds: float
+    ) -> dict[str, Any]:
+        """Write a request (if any) and read a reply; a timer kills the child when it is late."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            if line is not None:
+                process.stdin.write(line + b"\n")
+                process.stdin.flush()
+            answer = process.stdout.readline()
+        except OSError:
+            answer = b""
+        except BaseException:  # Ctrl-C between question and answer: they would get out of step
+            self._stop()
+            raise
+        finally:
+            timer.cancel()
+        if not answer.endswith(b"\n"):
+            self._stop()
+            if late.is_set():
+                raise RenderError("timeout", f"it took longer than {seconds:g} s")
+            raise RenderError("crash", "it crashed the renderer (nested too deep, or too large)")
+        reply: dict[str, Any] = json.loads(answer)
+        return reply
+
+    def _stop(self) -> None:
+        process, self._process, self._ready = self._process, None, False
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # unsent bytes for a dead child
+                    pipe.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt, and how to read the answer to it."""
+
+    prompt: str
+    stable_chars: int  # the first characters, which the next turn's prompt will share
+    reasoning: ReasoningFormat | None  # None: plain completion, nothing is split off
+    reasoning_open: bool  # the prompt ends inside the thinking
+    has_bos: bool  # the template wrote the beginning-of-sequence token itself
+
+
+class ChatTemplate:
+    """The template of one model, or plain completion where ``source`` is ``None``."""
+
+    def __init__(
+        self, source: str | None, bos: str = "", eos: str = "", *, renderer: Renderer | None = None
+    ) -> None:
+        self.source = source
+        self._bos = bos
+        self._eos = eos
+        self._renderer = renderer or Renderer()
+        self._control: ThinkControl | None = None
+
+    @classmethod
+    def from_model(
+        cls, source: str | None, bos: str, eos: str, *, renderer: Renderer | None = None
+    ) -> ChatTemplate:
+        """``source`` is the file's ``tokenizer.chat_template``; ``bos`` and ``eos`` are texts."""
+        return cls(source, bos, eos, renderer=renderer)
+
+    @property
+    def is_plain(self) -> bool:
+        return self.source is None
+
+    @property
+    def think_control(self) -> ThinkControl:
+        """What can be chosen about thinking. Raises ``TemplateError``."""
+        if self._control is None:
+            if self.source is None:
+                self._control = ThinkControl()
+            else:
+                reply = self._renderer.ask({"source": self.source})
+                self._control = ThinkControl.of(reply["variables"], self.source)
+        return self._control
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        think: ThinkLevel = ThinkLevel.AUTO,
+    ) -> Rendered:
+        """The prompt for the next answer. Raises ``TemplateError``.
+
+        Where a template refuses or ignores the system message, its text goes in front of the
+        first user message, as llama.cpp does.
+        """
+        if self.source is None:
+            return plain_completion(messages)
+        refusal: RenderError | None = None
+        for arguments in self.think_control.attempts(think):
+            try:
+                reply = self._render(messages, tools, arguments)
+            except RenderError as error:
+                if error.kind not in ("raised", "failed"):
+                    raise
+                refusal = refusal or error
+                continue
+            return self._read(reply)
+        assert refusal is not None
+        raise refusal
+
+    def splitter(self, rendered: Rendered) -> ReasoningSplitter:
+        """A fresh splitter for the answer to ``rendered``."""
+        tokens = turn_tokens(self.source or "", self._bos, self._eos)
+        reasoning = rendered.reasoning or NO_REASONING
+        return ReasoningSplitter(reasoning, open_=rendered.reasoning_open, drop=tokens)
+
+    def close(self) -> None:
+        self._renderer.close()
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]] | None,
+        arguments: Mapping[str, object],
+    ) -> dict[str, Any]:
+        request = {
+            "source": self.source,
+            "bos": self._bos,
+            "eos": self._eos,
+            "tools": list(tools) if tools else None,
+            "kwargs": dict(arguments),
+        }
+        merged = merge_system(messages)
+        system = messages[0].content.strip() if messages and merged is not messages else ""
+        try:
+            reply = self._renderer.ask({**request, "messages": self._for_template(messages)})
+        except RenderError as error:
+            if merged is messages or error.kind not in ("raised", "failed"):
+                raise
+            try:
+                return self._renderer.ask({**request, "messages": self._for_template(merged)})
+            except RenderError:
+                raise error from None
+        if system and system not in reply["prompt"]:
+            return self._renderer.ask({**request, "messages": self._for_template(merged)})
+        return reply
+
+    def _for_template(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        # gpt-oss reads "thinking", most others "reasoning_content"; some would print both.
+        source = self.source or ""
+        key = "reasoning_content"
+        if "reasoning_content" not in source and "thinking" in source:
+            key = "thinking"
+        shown = []
+        for message in messages:
+            entry = {"role": message.role, "content": message.content}
+            if message.role == "assistant":
+                entry["content"] = message.content or NOTHING_SAID
+                if message.reasoning:
+                    entry[key] = message.reasoning
+            shown.append(entry)
+        return shown
+
+    def _read(self, reply: Mapping[str, Any]) -> Rendered:
+        prompt: str = reply["prompt"]
+        reasoning = find_format(self.source or "", prompt)
+        return Rendered(
+            prompt=prompt,
+            stable_chars=reply["stable_chars"],
+            reasoning=reasoning,
+            reasoning_open=prompt.rstrip().endswith(reasoning.start),
+            has_bos=bool(self._bos) and prompt.startswith(self._bos),
+        )
+
+
+def plain_completion(messages: Sequence[Message]) -> Rendered:
+    """No template: the texts one after the other, for the model to continue."""
+    prompt = "\n\n".join(m.content for m in messages if m.content)
+    return Rendered(prompt, len(prompt), None, reasoning_open=False, has_bos=False)
+
+
+def merge_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system text in front of the first user message; the same object if there is none."""
+    if not messages or messages[0].role != "system":
+        return messages
+    system, rest = messages[0], list(messages[1:])
+    for index, message in enumerate(rest):
+        if message.role == "user":
+            rest[index] = Message("user", f"{system.content}\n\n{message.content}")
+            return rest
+    return [Message("user", system.content), *rest]

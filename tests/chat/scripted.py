@@ -1,0 +1,52 @@
+"""An engine with queued replies: an ordinary class that keeps the real engine's contract."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from localmoe.chat.conversation import AnswerDelta, ReasoningDelta
+from localmoe.engine.events import Finished, PrefillProgress, Request, Text
+
+Reply = list[str | BaseException]
+
+
+@dataclass
+class ScriptedEngine:
+    """Each ``generate`` takes the next reply: texts in order; an exception is raised in its place.
+
+    A token is a chunk; a prompt has as many tokens as words.
+    """
+
+    replies: list[Reply]
+    requests: list[Request] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def generate(self, request: Request) -> Iterator[PrefillProgress | Text | Finished]:
+        self.requests.append(request)
+        self.cancelled.clear()
+        prompt_tokens = len(request.prompt.split())
+        yield PrefillProgress(prompt_tokens, prompt_tokens, 0)
+        tokens = 0
+        reason = "stop"
+        for chunk in self.replies.pop(0):
+            if self.cancelled.is_set():
+                reason = "interrupted"
+                break
+            if tokens == request.max_tokens:
+                reason = "length"
+                break
+            if isinstance(chunk, BaseException):
+                raise chunk
+            tokens += 1
+            yield Text(chunk, tokens)
+        yield Finished(reason, prompt_tokens, 0, tokens, 0.1, 50.0, 10.0 if tokens > 1 else None)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+def collect(events: Iterable[object], kind: type[AnswerDelta] | type[ReasoningDelta]) -> str:
+    """The joined text of all events of one kind."""
+    return "".join(event.text for event in events if isinstance(event, kind))

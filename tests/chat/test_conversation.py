@@ -1,0 +1,223 @@
+"""The turn: events in order, and a session that is right after every way a turn can end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from localmoe.chat.conversation import (
+    AnswerDelta,
+    Conversation,
+    ReasoningDelta,
+    TurnDone,
+)
+from localmoe.chat.sampling import default_sampling
+from localmoe.chat.session import Message, Session
+from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.thinking import ThinkLevel
+from localmoe.engine.events import PrefillProgress, Sampling
+from localmoe.errors import ContextOverflowError, EngineCrashError, EngineError, TemplateError
+from localmoe.facts.model import Value
+from tests.chat import templates
+from tests.chat.scripted import Reply, ScriptedEngine, collect
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    with Renderer() as shared:
+        yield shared
+
+
+def conversation(
+    renderer: Renderer, *replies: Reply, source: str | None = templates.CHATML, system: str = ""
+) -> tuple[Conversation, ScriptedEngine]:
+    engine = ScriptedEngine(list(replies))
+    template = ChatTemplate.from_model(source, "<s>", "</s>", renderer=renderer)
+    return Conversation(engine, template, Session(system), Sampling(seed=1)), engine
+
+
+def test_a_turn(renderer: Renderer) -> None:
+    """Progress, reasoning, answer, result, in this order; the session has both messages."""
+    chat, engine = conversation(renderer, ["<think>\nadd", "</thi", "nk>\n\nFo", "ur<|im_end|>"])
+    events = list(chat.ask("2+2?"))
+    kinds = [type(event) for event in events]
+    assert kinds == [PrefillProgress, ReasoningDelta, AnswerDelta, AnswerDelta, TurnDone]
+    assert collect(events, ReasoningDelta) == "add"
+    assert collect(events, AnswerDelta) == "Four"
+    done = events[-1]
+    assert isinstance(done, TurnDone)
+    assert (done.finish_reason, done.answer, done.reasoning) == ("stop", "Four", "add")
+    assert done.usage.completion_tokens == 4
+    assert done.timings.decode_tps == 10.0
+    assert chat.session.messages == (
+        Message("user", "2+2?"),
+        Message("assistant", "Four", "add"),
+    )
+    request = engine.requests[0]
+    assert request.prompt == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+    assert request.prompt[request.stable_chars :] == "<|im_start|>assistant\n"
+    assert request.add_bos
+    assert request.sampling.seed == 1
+
+
+def test_second_turn_sees_the_first(renderer: Renderer) -> None:
+    """System text and both messages are in the next prompt."""
+    chat, engine = conversation(renderer, ["one"], ["two"], system="Count.")
+    list(chat.ask("a"))
+    list(chat.ask("b"))
+    contents = [line.split("<|im_end|>")[0] for line in engine.requests[1].prompt.split("\n")[1::2]]
+    assert contents == ["Count.", "a", "one", "b", ""]
+
+
+def test_bos_written_by_the_template_is_not_added_again(renderer: Renderer) -> None:
+    """``add_bos`` is off exactly when the prompt begins with the token's text."""
+    chat, engine = conversation(renderer, ["x"], source=templates.BOS)
+    list(chat.ask("a"))
+    assert not engine.requests[0].add_bos
+
+
+def test_plain_completion_splits_nothing_off(renderer: Renderer) -> None:
+    """Without a template the text is continued as it is, leading blanks included."""
+    chat, engine = conversation(renderer, ["  in", " 1900"], source=None)
+    events = list(chat.ask("Born"))
+    assert engine.requests[0].prompt == "Born"
+    assert collect(events, AnswerDelta) == "  in 1900"
+
+
+def test_length(renderer: Renderer) -> None:
+    """A token limit reaches the engine and its reason reaches the reader."""
+    chat, _ = conversation(renderer, ["a", "b", "c"])
+    chat.max_tokens = 2
+    *_, done = chat.ask("x")
+    assert isinstance(done, TurnDone)
+    assert (done.finish_reason, done.answer) == ("length", "ab")
+
+
+def test_cancel_keeps_the_partial_answer(renderer: Renderer) -> None:
+    """A cancelled turn ends with its result, and the message is marked."""
+    chat, engine = conversation(renderer, ["one ", "two ", "three"])
+    events = []
+    for event in chat.ask("count"):
+        events.append(event)
+        if isinstance(event, AnswerDelta):
+            engine.cancel()
+    done = events[-1]
+    assert isinstance(done, TurnDone)
+    assert done.finish_reason == "interrupted"
+    assert chat.session.messages[-1] == Message("assistant", "one ", interrupted=True)
+
+
+def test_cancel_before_the_first_word_keeps_the_turn(renderer: Renderer) -> None:
+    """Stopped during prefill: the question stays, with an empty marked answer."""
+    chat, engine = conversation(renderer, ["one"])
+    for event in chat.ask("count"):
+        if isinstance(event, PrefillProgress):
+            engine.cancel()
+    assert chat.session.messages == (
+        Message("user", "count"),
+        Message("assistant", "", interrupted=True),
+    )
+
+
+def test_closing_the_events_cancels(renderer: Renderer) -> None:
+    """A reader that goes away stops the engine; what it saw is kept once."""
+    chat, engine = conversation(renderer, ["one ", "two"])
+    events = chat.ask("count")
+    assert isinstance(next(events), PrefillProgress)
+    assert next(events) == AnswerDelta("one ")
+    events.close()
+    assert engine.cancelled.is_set()
+    assert chat.session.messages[1:] == (Message("assistant", "one ", interrupted=True),)
+
+
+def test_closing_after_the_end_changes_nothing(renderer: Renderer) -> None:
+    """The finished message is not written twice."""
+    chat, _ = conversation(renderer, ["one"])
+    events = chat.ask("count")
+    for event in events:
+        if isinstance(event, TurnDone):
+            break
+    events.close()
+    assert chat.session.messages == (Message("user", "count"), Message("assistant", "one"))
+
+
+@pytest.mark.parametrize("error", [ContextOverflowError("700 of 512"), EngineCrashError("gone")])
+def test_an_error_before_the_first_word_changes_nothing(
+    renderer: Renderer, error: EngineError
+) -> None:
+    """The session is as it was, and the next turn works."""
+    chat, _ = conversation(renderer, ["hi"], [error], ["again"])
+    list(chat.ask("a"))
+    before = chat.session.messages
+    with pytest.raises(type(error)):
+        list(chat.ask("b"))
+    assert chat.session.messages == before
+    assert collect(chat.ask("c"), AnswerDelta) == "again"
+
+
+def test_a_crash_in_the_answer_keeps_what_was_said(renderer: Renderer) -> None:
+    """The words before the crash stay, marked."""
+    chat, _ = conversation(renderer, ["half ", EngineCrashError("gone")])
+    with pytest.raises(EngineCrashError):
+        list(chat.ask("a"))
+    assert chat.session.messages[-1] == Message("assistant", "half ", interrupted=True)
+
+
+def test_a_refused_template_changes_nothing(renderer: Renderer) -> None:
+    """The engine is not asked, the session is as it was."""
+    chat, engine = conversation(renderer, source="{{ raise_exception('no') }}")
+    with pytest.raises(TemplateError):
+        list(chat.ask("a"))
+    assert chat.session.messages == ()
+    assert engine.requests == []
+
+
+def test_think_level_reaches_the_prompt(renderer: Renderer) -> None:
+    """The level is an argument of the template."""
+    chat, engine = conversation(renderer, ["x"], source=templates.SWITCHED)
+    chat.think = ThinkLevel.OFF
+    list(chat.ask("a"))
+    assert "</think>" in engine.requests[0].prompt
+
+
+class TestSession:
+    def test_undo(self) -> None:
+        """Undo takes the last question and its answer, then the one before, then nothing."""
+        session = Session("s")
+        for role, text in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]:
+            session.append(Message(role, text))
+        assert [m.content for m in session.undo()] == ["c", "d"]
+        assert [m.content for m in session.undo()] == ["a", "b"]
+        assert session.undo() == ()
+        assert session.prompt_messages() == (Message("system", "s"),)
+
+    def test_clear_keeps_the_system_text(self) -> None:
+        """Clearing forgets the talk only."""
+        session = Session("s", [Message("user", "a")])
+        session.clear()
+        assert session.system == "s"
+        assert session.turns == 0
+
+
+class TestSampling:
+    def test_values_of_the_file(self) -> None:
+        """``general.sampling.*`` wins over the plain values."""
+        metadata = {
+            "general.sampling.temp": 0.6,
+            "general.sampling.top_k": 20,
+            "general.sampling.top_p": 1,
+            "general.sampling.penalty_repeat": 1.05,
+        }
+        assert default_sampling(metadata) == Sampling(0.6, 20, 1.0, 0.05, 1.05)
+
+    def test_nonsense_is_left_out(self) -> None:
+        """Wrong types, infinities and values out of range do not reach the engine."""
+        metadata: dict[str, Value] = {
+            "general.sampling.temp": float("nan"),
+            "general.sampling.top_k": "many",
+            "general.sampling.top_p": 7.0,
+            "general.sampling.min_p": True,
+            "general.sampling.penalty_repeat": -1,
+        }
+        assert default_sampling(metadata) == Sampling()
