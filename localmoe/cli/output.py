@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 SCHEMA_VERSION = 1
+PIPE_WIDTH = 120  # columns
 
 
 class Output:
@@ -64,9 +65,9 @@ class Output:
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
     ) -> None:
         """Show rows of untrusted strings; on a narrow screen each row becomes a short list."""
-        from localmoe.cli.render import table
+        from localmoe.cli.render import Rows
 
-        self.stdout.print(table(columns, rows, right=right))
+        self.stdout.print(Rows(columns, rows, right=right))
 
     def json(self, document: Mapping[str, object]) -> None:
         """Write one document to stdout. ASCII only: no byte of it can act on a terminal."""
@@ -119,7 +120,13 @@ def make_console(stream: TextIO) -> Console:
         file=stream,
         force_terminal=styled,
         color_system="auto" if styled else None,
+        width=None if styled or "COLUMNS" in os.environ else _width(stream),
         markup=False,
         emoji=False,
         highlight=False,
     )
+
+
+def _width(stream: TextIO) -> int | None:
+    """Columns of a stream without a terminal: rich would ask the terminal of stdin instead."""
+    return None if stream.isatty() else PIPE_WIDTH

@@ -1,0 +1,262 @@
+"""Records → the JSON documents of the command line contract, and a machine back from one.
+
+Sizes are bytes. ``schema_version`` is added by ``Output.json``. Names are stable: add, never
+rename.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from localmoe.errors import UsageError
+from localmoe.facts.hardware import Gpu, Machine
+from localmoe.facts.model import Model, Role, Value
+from localmoe.planning.llama_args import llama_args
+from localmoe.planning.plan import Plan
+
+Json = dict[str, object]
+
+LONG_ARRAY = 64  # tokens, merges and scores: longer arrays are told by their length
+
+
+def machine_summary(machine: Machine) -> Json:
+    """What ``fit`` and ``plan`` say of the machine."""
+    return {
+        "ram_total": machine.ram_total,
+        "ram_available": machine.ram_available,
+        "gpus": [
+            {"name": g.name, "total": g.total, "free": g.free, "in_engine": g.in_engine}
+            for g in machine.gpus
+        ],
+        "disk_free": machine.disk_free,
+    }
+
+
+def fit_file(model: Model, plan: Plan) -> Json:
+    """One entry of ``fit``'s ``files``."""
+    memory = plan.memory
+    return {
+        "name": model.name,
+        "quant": model.quantization,
+        "parts": len(model.paths),
+        "size": model.size,
+        "cached": True,
+        "fits": plan.verdict.value,
+        "memory": {
+            "weights": {"dense": model.dense_bytes, "experts": model.expert_bytes},
+            "kv": memory.kv,
+            "compute": memory.compute,
+            "total": model.dense_bytes + model.expert_bytes + memory.kv + memory.compute,
+        },
+        "placement": {"gpu": plan.tiers.gpu, "ram": plan.tiers.ram, "disk": plan.tiers.disk},
+        "context": plan.settings.context,
+        "max_context": plan.max_context,
+        "decode_tps": None,  # no speed is predicted yet
+        "prefill_tps": None,
+        "reason": plan.reason,
+        "advice": list(plan.advice),
+    }
+
+
+def fit_document(model: Model, machine: Machine, plan: Plan, seconds: float) -> Json:
+    """``fit MODEL --json`` for a local file."""
+    return {
+        "model": model.name,
+        "machine": machine_summary(machine),
+        "context": plan.settings.context,
+        "kv_type": _kv_type(plan),
+        "exact": plan.memory.exact,
+        "files": [fit_file(model, plan)],
+        "recommended": model.name if plan.verdict.fits else None,
+        "transferred": 0,
+        "requests": 0,
+        "seconds": round(seconds, 3),
+    }
+
+
+def fit_all_document(
+    machine: Machine,
+    planned: Sequence[tuple[Model, Plan]],
+    best: Model | None,
+    seconds: float,
+) -> Json:
+    """``fit --json`` without MODEL: every model found here, each at its own context."""
+    return {
+        "model": None,
+        "machine": machine_summary(machine),
+        "context": None,
+        "kv_type": None,
+        "exact": all(plan.memory.exact for _, plan in planned),
+        "files": [fit_file(model, plan) for model, plan in planned],
+        "recommended": best.name if best else None,
+        "transferred": 0,
+        "requests": 0,
+        "seconds": round(seconds, 3),
+    }
+
+
+def plan_document(model: Model, machine: Machine, plan: Plan) -> Json:
+    """``plan MODEL --json``; also the ``plan`` of ``run --json``."""
+    return {
+        "model": model.name,
+        "machine": machine_summary(machine),
+        "context": plan.settings.context,
+        "kv_type": _kv_type(plan),
+        "exact": plan.memory.exact,
+        **fit_file(model, plan),
+        "layers": [asdict(layer) for layer in plan.layers],
+        "cache": asdict(plan.cache),
+        "engine": asdict(plan.settings),
+        "llama_cpp_args": ["-m", str(model.paths[0]), *llama_args(plan.settings)],
+    }
+
+
+def list_entry(model: Model) -> Json:
+    """One entry of ``list --json``'s ``models``."""
+    return {
+        "name": model.name,
+        "path": str(model.paths[0]),
+        "parts": len(model.paths),
+        "size": model.size,
+        "architecture": model.architecture,
+        "quant": model.quantization,
+        "parameters": {"total": model.parameters, "active": model.active_parameters},
+    }
+
+
+def show_document(model: Model) -> Json:
+    """``show MODEL --json``."""
+    by_role = dict.fromkeys(Role, 0)
+    for tensor in model.tensors:
+        by_role[tensor.role] += tensor.nbytes
+    return {
+        "model": model.name,
+        "paths": [str(path) for path in model.paths],
+        "size": model.size,
+        "architecture": model.architecture,
+        "quantization": model.quantization,
+        "layers": len(model.layers),
+        "moe_layers": sum(bool(layer.expert_count) for layer in model.layers),
+        "experts": {
+            "count": max((layer.expert_count for layer in model.layers), default=0),
+            "used": max((layer.expert_used for layer in model.layers), default=0),
+            "shared": shared_experts(model),
+        },
+        "parameters": {"total": model.parameters, "active": model.active_parameters},
+        "bytes": {role.value: count for role, count in by_role.items()},
+        "context_train": model.context_train,
+        "chat_template": model.chat_template is not None,
+        "tokenizer": model.metadata.get("tokenizer.ggml.model"),
+        "metadata": {key: _metadata_value(value) for key, value in model.metadata.items()},
+    }
+
+
+def shared_experts(model: Model) -> int:
+    """Shared experts per layer: the header's count, else 1 when there are such tensors at all."""
+    count = model.metadata.get(f"{model.architecture}.expert_shared_count")
+    if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+        return count
+    return int(any(tensor.role is Role.SHARED_EXPERT for tensor in model.tensors))
+
+
+def machine_document(machine: Machine) -> Json:
+    """All of a machine, as ``doctor --json`` writes it and ``--machine`` reads it."""
+    return asdict(machine)
+
+
+def machine_from_document(document: object, source: str) -> Machine:
+    """A machine from ``doctor --json`` (or the ``machine`` of ``fit --json``).
+
+    What a short document leaves out gets a neutral value. Raises ``UsageError`` naming ``source``.
+    """
+    body = document.get("machine", document) if isinstance(document, Mapping) else None
+    if not isinstance(body, Mapping) or "ram_total" not in body:
+        raise UsageError(
+            f"{source} describes no machine",
+            hint="write one with `localmoe doctor --json > machine.json` on that machine",
+        )
+    read = _Reader(body, source)
+    gpus = body.get("gpus", [])
+    if not isinstance(gpus, list) or not all(isinstance(gpu, Mapping) for gpu in gpus):
+        raise read.wrong("gpus", "a list of objects")
+    total = read.whole("ram_total")
+    return Machine(
+        os=read.text("os", "unknown"),
+        cpu=read.text("cpu", "unknown"),
+        cores_physical=read.whole("cores_physical", 1),
+        cores_logical=read.whole("cores_logical", 1),
+        ram_total=total,
+        ram_available=read.whole("ram_available", total),
+        ram_limited_by=None,
+        gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]")) for i, gpu in enumerate(gpus)),
+        disk_free=read.whole("disk_free", 0),
+        disk_read_bandwidth=read.number_or_none("disk_read_bandwidth"),
+    )
+
+
+def _gpu(read: _Reader) -> Gpu:
+    total = read.whole("total")
+    in_engine = read.flag("in_engine", True)
+    return Gpu(
+        name=read.text("name", "GPU"),
+        total=total,
+        free=read.whole("free", total),
+        in_engine=in_engine,
+        device=read.text("device", "") or None,
+        backend=read.text("backend", "") or None,
+        unified=read.flag("unified", False),
+    )
+
+
+class _Reader:
+    """Typed fields of a JSON object that a person may have edited; a null counts as left out."""
+
+    def __init__(self, body: Mapping[str, object], source: str) -> None:
+        self.body = body
+        self.source = source
+
+    def wrong(self, key: str, wanted: str) -> UsageError:
+        return UsageError(f"{self.source}: {key} is {self.body.get(key)!r}, not {wanted}")
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.wrong(key, "a whole number of at least 0")
+        return value
+
+    def number_or_none(self, key: str) -> float | None:
+        value = self.body.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise self.wrong(key, "a number of at least 0")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a text")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.body.get(key)
+        return default if value is None else value
+
+
+def _kv_type(plan: Plan) -> str:
+    """One name when keys and values have the same type, as nearly always."""
+    key, value = plan.settings.type_k, plan.settings.type_v
+    return key if key == value else f"{key}/{value}"
+
+
+def _metadata_value(value: Value) -> object:
+    if isinstance(value, tuple) and len(value) > LONG_ARRAY:
+        return {"array_of": len(value), "first": list(value[:8])}
+    return value

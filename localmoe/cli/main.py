@@ -1,0 +1,149 @@
+"""The entry point: a command line in, an exit code out, and no traceback in between.
+
+Exit codes: 0 done · 1 failure · 2 usage · 3 does not fit · 4 bad model file · 5 download or
+integrity · 130 interrupted · 143 terminated. Commands are imported when they are called: this
+module and what it imports are all that ``--version`` and ``--help`` wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from localmoe import __version__
+from localmoe.cli.arguments import Options, help_text, parse
+from localmoe.cli.output import Output
+from localmoe.errors import LocalmoeError, StorageError
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+Handler = Callable[[Options, Output], int]
+
+HANDLERS = {
+    "fit": ("localmoe.cli.fit", "fit_command"),
+    "plan": ("localmoe.cli.fit", "plan_command"),
+    "run": ("localmoe.cli.run", "run_command"),
+    "chat": ("localmoe.cli.chat", "chat_command"),
+    "list": ("localmoe.cli.models", "list_command"),
+    "show": ("localmoe.cli.models", "show_command"),
+    "doctor": ("localmoe.cli.doctor", "doctor_command"),
+}
+
+
+class InternalError(LocalmoeError):
+    """A mistake of ours, not of the user's."""
+
+    code = "internal"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not _claim_standard_streams():
+        return 1
+    signal.signal(signal.SIGTERM, _terminate)
+    output = _output_before_parsing(argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as exit_:  # SIGTERM, or rich after a broken pipe
+        return exit_.code if isinstance(exit_.code, int) else 1
+    except BrokenPipeError:
+        _drop_stdout()
+        return 1
+    except LocalmoeError as error:
+        return _fail(output, error)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return _fail(output, StorageError(what))
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "please report it, with what LOCALMOE_DEBUG=1 prints"
+        return _fail(output, InternalError(f"internal error: {line}", hint=hint))
+
+
+def _run(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    if options.version:
+        print(f"localmoe {__version__}")
+        return 0
+    if options.help or options.command is None:
+        print(help_text(options.command), end="")
+        return 0
+    output = Output(as_json=options.json, lines=options.jsonl, quiet=options.quiet)
+    return _handler(options.command)(options, output)
+
+
+def _handler(command: str) -> Handler:
+    """The function of a command, importing only what that command needs."""
+    module, name = HANDLERS[command]
+    handler: Handler = getattr(importlib.import_module(module), name)
+    return handler
+
+
+def _output_before_parsing(argv: Sequence[str]) -> Output:
+    """How errors are told, even those of the command line itself."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    return Output(as_json="--json" in options, lines="--jsonl" in options)
+
+
+def _fail(output: Output, error: LocalmoeError) -> int:
+    if os.environ.get("LOCALMOE_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    try:
+        output.error(error)
+        sys.stdout.flush()
+    except OSError:  # stdout takes nothing any more: stderr may
+        _drop_stdout()
+        with contextlib.suppress(OSError):
+            Output().error(error)
+    return error.exit_code
+
+
+def _claim_standard_streams() -> bool:
+    """Give closed standard streams a harmless end; False when there is nowhere to answer.
+
+    A file opened later would otherwise get the number of the closed stream and be written to.
+    """
+    closed = [s is None for s in (sys.stdin, sys.stdout, sys.stderr)]
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            os.set_inheritable(fd, True)
+    if closed[0]:
+        sys.stdin = open(0)  # noqa: SIM115
+    if closed[2]:
+        sys.stderr = open(2, "w")  # noqa: SIM115
+    if closed[1]:
+        sys.stderr.write("error: standard output is closed\n")
+        return False
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test may have put a plain buffer here
+            stream.reconfigure(errors="backslashreplace")
+    return True
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere, so that the interpreter's exit does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,309 @@
+"""Records → what a person sees. Pure: nothing is printed here.
+
+Layouts hold from 40 columns on: tables that are too wide become one short list per row. Strings
+from files are cleaned, and are never read as markup.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from localmoe.cli.documents import shared_experts
+from localmoe.facts.model import Model, Role
+from localmoe.planning.llama_args import llama_args
+from localmoe.planning.plan import LayerPlacement, Plan, Verdict
+from localmoe.text import clean, clean_line, format_bytes
+
+TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
+TIER_NAME = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
+BAR_FROM_COLUMNS = 60
+
+VERDICTS = {
+    Verdict.GPU: ("fits in GPU memory", "bold green"),
+    Verdict.GPU_RAM: ("fits in GPU memory and RAM", "bold green"),
+    Verdict.RAM: ("fits in RAM", "bold green"),
+    Verdict.GPU_DISK: ("runs, with experts read from disk (GPU and disk)", "bold yellow"),
+    Verdict.GPU_RAM_DISK: ("runs, with experts read from disk (GPU, RAM and disk)", "bold yellow"),
+    Verdict.RAM_DISK: ("runs, with experts read from disk (RAM and disk)", "bold yellow"),
+    Verdict.NO: ("does not fit", "bold red"),
+}
+
+
+def amount(count: int) -> str:
+    """Parameters for people: ``30.5 B``, ``7.2 M``."""
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= unit:
+            return (
+                f"{count / unit:.3g} {name}" if count < 100 * unit else f"{count / unit:.0f} {name}"
+            )
+    return str(count)
+
+
+def verdict_text(verdict: Verdict) -> Text:
+    words, style = VERDICTS[verdict]
+    return Text(words, style=style)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of strings under ``columns``; ``right`` names the columns of numbers."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Text]]
+    right: Sequence[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for name in self.columns:
+            numbers = name in self.right
+            grid.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
+        for row in self.rows:
+            grid.add_row(*(_cell(value) for value in row))
+        wanted = Measurement.get(console, options.update(max_width=10_000), grid).maximum
+        if wanted <= options.max_width:
+            yield grid
+            return
+        for row in self.rows:
+            first, *rest = (_cell(value) for value in row)
+            yield Text.assemble(first, style="bold")
+            yield from (
+                Padding(Text.assemble((f"{name} ", "dim"), value), (0, 0, 0, 2))
+                for name, value in zip(self.columns[1:], rest, strict=True)
+                if value.plain
+            )
+
+
+def pairs(rows: Iterable[tuple[str, str | Text]]) -> Padding:
+    """Label and value, side by side."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        grid.add_row(Text(label), _cell(value))
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def title(model: Model) -> Text:
+    """``name · architecture · quantization · size · parts``."""
+    parts = len(model.paths)
+    facts = [model.architecture, model.quantization, format_bytes(model.size)]
+    facts += [f"{parts} parts"] if parts > 1 else []
+    line = Text(clean_line(model.name), style="bold")
+    return line.append(clean_line("".join(f" · {fact}" for fact in facts)), style="not bold")
+
+
+def experts_text(model: Model) -> str:
+    """``128 experts, 8 per token, +1 shared`` or that there are none."""
+    if not model.is_moe:
+        return "no experts (a dense model)"
+    count = max(layer.expert_count for layer in model.layers)
+    used = max(layer.expert_used for layer in model.layers)
+    moe_layers = sum(bool(layer.expert_count) for layer in model.layers)
+    text = f"{count} experts, {used} per token"
+    if shared := shared_experts(model):
+        text += f", +{shared} shared"
+    if moe_layers < len(model.layers):
+        text += f", in {moe_layers} of {len(model.layers)} layers"
+    return text
+
+
+def fit_screen(model: Model, plan: Plan) -> RenderableType:
+    """The answer of ``fit``: verdict, bytes by part and by tier, context, why, what would help."""
+    memory, settings = plan.memory, plan.settings
+    kv = (
+        settings.type_k
+        if settings.type_k == settings.type_v
+        else (f"{settings.type_k} keys, {settings.type_v} values")
+    )
+    total = model.dense_bytes + model.expert_bytes + memory.kv + memory.compute
+    parts = Rows(
+        ("part", "bytes", ""),
+        (
+            ("dense weights", format_bytes(model.dense_bytes), ""),
+            ("expert weights", format_bytes(model.expert_bytes), experts_text(model)),
+            ("KV cache", format_bytes(memory.kv), f"{settings.context:,} tokens, {kv}"),
+            ("compute", format_bytes(memory.compute), f"batches of {settings.ubatch} tokens"),
+            (
+                Text("total", "bold"),
+                Text(format_bytes(total), "bold"),
+                "" if memory.exact else "estimated",
+            ),
+        ),
+        right=("bytes",),
+    )
+    lines: list[RenderableType] = [title(model), verdict_text(plan.verdict), Text()]
+    lines += [Padding(parts, (0, 0, 0, 2)), Text(), Padding(_Tiers(plan), (0, 0, 0, 2)), Text()]
+    context = f"{plan.max_context:,} tokens" if plan.max_context else "none"
+    rows = [("largest context", context), ("why", plan.reason)]
+    lines.append(pairs(rows))
+    lines += [Text(f"→ {clean_line(advice)}", style="cyan") for advice in plan.advice]
+    return Group(*lines)
+
+
+def plan_screen(model: Model, plan: Plan) -> RenderableType:
+    """``fit``'s answer, then the layers, the cache, and the same as llama.cpp flags."""
+    rows = []
+    for run in layer_runs(plan.layers):
+        first, last = run[0], run[-1]
+        span = f"{first.index}" if first is last else f"{first.index}–{last.index}"
+        experts = Text("none", "dim")
+        if first.experts is not None:
+            experts = _tier(first.experts, sum(layer.expert_bytes for layer in run))
+            experts.append(f" · {first.expert_count}, {first.expert_used} used", "dim")
+        rows.append((span, _tier(first.dense, sum(layer.dense_bytes for layer in run)), experts))
+    flags = " ".join(_quoted(arg) for arg in llama_args(plan.settings))
+    return Group(
+        fit_screen(model, plan),
+        Text(),
+        Padding(Rows(("layers", "dense", "experts"), rows), (0, 0, 0, 2)),
+        Text(),
+        pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"), ("llama.cpp", flags))),
+    )
+
+
+def layer_runs(layers: Sequence[LayerPlacement]) -> list[list[LayerPlacement]]:
+    """Neighbouring layers that live in the same places with the same experts, together."""
+
+    def same(layer: LayerPlacement) -> tuple[object, ...]:
+        return layer.dense, layer.experts, layer.expert_count, layer.expert_used
+
+    return [list(run) for _, run in groupby(layers, key=same)]
+
+
+def show_screen(model: Model) -> RenderableType:
+    """The answer of ``show``."""
+    by_role = {role: sum(t.nbytes for t in model.tensors if t.role is role) for role in Role}
+    names = {
+        Role.DENSE: "attention, norms, dense",
+        Role.ROUTER: "router",
+        Role.SHARED_EXPERT: "shared experts",
+        Role.ROUTED_EXPERT: "routed experts",
+    }
+    tokenizer = model.metadata.get("tokenizer.ggml.model", "unknown")
+    context = f"{model.context_train:,} tokens" if model.context_train else "not stated"
+    rows: list[tuple[str, str | Text]] = [
+        ("architecture", model.architecture),
+        ("quantization", model.quantization),
+        ("layers", str(len(model.layers))),
+        ("experts", experts_text(model)),
+        (
+            "parameters",
+            f"{amount(model.parameters)}, {amount(model.active_parameters)} active per token",
+        ),
+        ("context", context),
+        ("chat template", "yes" if model.chat_template else "no"),
+        ("tokenizer", str(tokenizer)),
+    ]
+    rows += [(f"{names[role]}", format_bytes(count)) for role, count in by_role.items() if count]
+    rows += [("file" if i == 0 else "", str(path)) for i, path in enumerate(model.paths)]
+    return Group(title(model), Text(), pairs(rows))
+
+
+def list_table(models: Sequence[Model]) -> RenderableType:
+    """The answer of ``list``."""
+    rows = [
+        (
+            model.name,
+            model.architecture,
+            model.quantization,
+            format_bytes(model.size),
+            experts_short(model),
+            str(model.paths[0].parent),
+        )
+        for model in models
+    ]
+    columns = ("model", "architecture", "quant", "size", "experts", "folder")
+    return Rows(columns, rows, right=("size",))
+
+
+def fit_table(planned: Sequence[tuple[Model, Plan]]) -> RenderableType:
+    """The answer of ``fit`` without MODEL."""
+    rows = [
+        (
+            model.name,
+            model.quantization,
+            format_bytes(model.size),
+            verdict_text(plan.verdict),
+            f"{plan.max_context:,}" if plan.max_context else "–",
+        )
+        for model, plan in planned
+    ]
+    columns = ("model", "quant", "size", "verdict", "context")
+    return Rows(columns, rows, right=("size", "context"))
+
+
+def experts_short(model: Model) -> str:
+    """``8 of 128``, or ``dense``."""
+    count = max((layer.expert_count for layer in model.layers), default=0)
+    used = max((layer.expert_used for layer in model.layers), default=0)
+    return f"{used} of {count}" if count else "dense"
+
+
+def doctor_screen(findings: Sequence[tuple[str, str, str | None]]) -> RenderableType:
+    """The answer of ``doctor``: (area, finding, what to type or None)."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for area, text, fix in findings:
+        mark = Text("!", "bold yellow") if fix else Text("✓", "green")
+        grid.add_row(mark, Text(area), _cell(text))
+        if fix:
+            grid.add_row(Text(), Text("→", justify="right"), Text(clean_line(fix), style="cyan"))
+    return grid
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiers:
+    """Bytes per tier against what may be used, with bars where a terminal has room for them."""
+
+    plan: Plan
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        plan = self.plan
+        bars = console.is_terminal and options.max_width >= BAR_FROM_COLUMNS
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for justify in ("left", "right", "left", "left"):
+            grid.add_column(justify=justify)  # type: ignore[arg-type]
+        tiers = (
+            ("gpu", plan.tiers.gpu, plan.vram_budget),
+            ("ram", plan.tiers.ram, plan.ram_budget),
+            ("disk", plan.tiers.disk, 0),
+        )
+        for tier, used, budget in tiers:
+            if not used and not budget:
+                continue
+            of = f"of {format_bytes(budget)} to use" if tier != "disk" else "read as needed"
+            bar = _bar(used, budget, TIER_STYLE[tier]) if bars and budget else Text()
+            name = Text(TIER_NAME[tier], style=TIER_STYLE[tier])
+            grid.add_row(name, Text(format_bytes(used)), Text(of, "dim"), bar)
+        yield grid
+
+
+def _bar(used: int, budget: int, style: str, width: int = 20) -> Text:
+    filled = min(width, -(-used * width // budget))
+    color = style if used <= budget else "red"
+    return Text("█" * filled, style=color).append("░" * (width - filled), style="dim")
+
+
+def _tier(tier: str, count: int) -> Text:
+    return Text(f"{TIER_NAME[tier]} ", style=TIER_STYLE[tier]).append(
+        format_bytes(count), style="default"
+    )
+
+
+def _cell(value: str | Text) -> Text:
+    return value if isinstance(value, Text) else Text(clean_line(value), overflow="fold")
+
+
+def _quoted(arg: str) -> str:
+    return shlex.quote(clean(arg))

@@ -1,0 +1,62 @@
+"""A machine survives the way through ``doctor --json`` and ``--machine``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from localmoe.cli.documents import machine_document, machine_from_document, machine_summary
+from localmoe.errors import UsageError
+from localmoe.facts.hardware import Gpu, Machine
+
+GIB = 1 << 30
+GAMING_PC = Machine(
+    os="Linux",
+    cpu="some processor",
+    cores_physical=8,
+    cores_logical=16,
+    ram_total=32 * GIB,
+    ram_available=24 * GIB,
+    ram_limited_by=None,
+    gpus=(Gpu("RTX 4060", 8 * GIB, 7 * GIB, True, "CUDA0", "cuda"),),
+    disk_free=100 * GIB,
+    disk_read_bandwidth=3.1e9,
+)
+
+
+def test_machine_round_trip() -> None:
+    """What ``doctor`` writes is what ``--machine`` reads."""
+    text = json.dumps({"schema_version": 1, "machine": machine_document(GAMING_PC)})
+    assert machine_from_document(json.loads(text), "m.json") == GAMING_PC
+
+
+def test_the_machine_of_fit_is_enough() -> None:
+    """The short machine in ``fit --json`` can be planned for, too."""
+    text = json.dumps({"machine": machine_summary(GAMING_PC)})
+    machine = machine_from_document(json.loads(text), "m.json")
+    assert (machine.ram_total, machine.ram_available) == (32 * GIB, 24 * GIB)
+    assert machine.gpus[0].total == 8 * GIB
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        "text",
+        {},
+        {"machine": None},
+        {"machine": {"ram_total": "32"}},
+        {"machine": {"ram_total": -1}},
+        {"machine": {"ram_total": True}},
+        {"machine": {"ram_total": 1, "gpus": {}}},
+        {"machine": {"ram_total": 1, "gpus": [1]}},
+        {"machine": {"ram_total": 1, "gpus": [{"name": 3, "total": 1}]}},
+        {"machine": {"ram_total": 1, "disk_read_bandwidth": "fast"}},
+    ],
+)
+def test_other_documents_are_refused(document: object) -> None:
+    """A usage error that names the file, whatever the JSON was."""
+    with pytest.raises(UsageError, match="m.json"):
+        machine_from_document(document, "m.json")
