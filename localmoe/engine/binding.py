@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -194,6 +195,8 @@ class _BufferBytes(ctypes.Structure):
 
 
 def _load_native() -> ctypes.CDLL | None:
+    if os.environ.get("LOCALMOE_NO_NATIVE"):
+        return None
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_native{suffix}")
         if path.exists():

@@ -1,0 +1,135 @@
+"""Through localmoe, greedy output is the plain engine's, token for token.
+
+The reference (``tests/archs/plain.py``) is a loop over llama.cpp's own functions. It gets the same
+batch boundaries, prefix history, threads and settings, since those alone change tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localmoe.engine.client import Engine
+from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
+from localmoe.facts.model import read_model
+from localmoe.planning.memory import EngineSettings
+from tests.archs import ARCHITECTURES
+from tests.archs.plain import plain_greedy
+
+SETTINGS = EngineSettings(context=512, batch=48, ubatch=48, threads=1, threads_batch=1)
+GREEDY = Sampling(temperature=0)
+FIRST = "A mixture of experts has many small networks and a router. " * 3
+ANSWER_TOKENS = 12
+
+
+class Recorder:
+    """Runs requests and keeps the batch boundaries that the engine's memory was built with."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.boundaries: list[int] = []
+
+    def ask(self, prompt: str, stable: int = 0) -> tuple[str, Finished]:
+        request = Request(prompt, stable, max_tokens=ANSWER_TOKENS, sampling=GREEDY)
+        text, starts = "", []
+        for event in self.engine.generate(request):
+            if isinstance(event, PrefillProgress):
+                starts.append(event.done)
+            elif isinstance(event, Text):
+                text += event.text
+            else:
+                done = event
+        reused = starts[0]
+        self.boundaries = [b for b in self.boundaries if b < reused] + starts
+        decoded = range(done.prompt_tokens, done.prompt_tokens + done.completion_tokens)
+        self.boundaries += list(decoded)
+        return text, done
+
+    def splits(self, prompt_tokens: int) -> list[int]:
+        return sorted({b for b in self.boundaries if 0 < b < prompt_tokens})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_two_turns_equal_the_plain_loop(
+    architecture: str, arch_file: Callable[[str], Path]
+) -> None:
+    """A first answer, then one that reuses its KV prefix: both are the plain loop's tokens."""
+    path = arch_file(architecture)
+    with Engine(read_model(path), SETTINGS) as engine:
+        list(engine.load())
+        recorder = Recorder(engine)
+        for prompt, stable in turns(recorder):
+            text, done = recorder.ask(prompt, stable)
+            reference = plain_greedy(
+                path,
+                prompt,
+                done.completion_tokens,
+                n_ctx=SETTINGS.context,
+                n_batch=SETTINGS.batch,
+                threads=1,
+                splits=recorder.splits(done.prompt_tokens),
+            )
+            assert len(reference.prompt_tokens) == done.prompt_tokens
+            assert text == reference.text
+            assert done.completion_tokens == ANSWER_TOKENS or done.reason == "stop"
+
+
+def turns(recorder: Recorder) -> itertools.chain[tuple[str, int]]:
+    """First turn; the same again (as after /regen); a longer second turn."""
+    stable = FIRST[:100]
+    return itertools.chain(
+        [(FIRST, len(stable)), (FIRST, len(stable)), (FIRST + "And what does it cost?", len(FIRST))]
+    )
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "qwen3next", "gpt-oss", "nemotron_h_moe"])
+def test_prefix_is_reused(architecture: str, arch_file: Callable[[str], Path]) -> None:
+    """A second turn prefills only what is new, on recurrent and sliding-window models too."""
+    with Engine(read_model(arch_file(architecture)), SETTINGS) as engine:
+        list(engine.load())
+        recorder = Recorder(engine)
+        _, first = recorder.ask(FIRST + "<|im_start|>assistant\n", len(FIRST))
+        # The answer is dropped, as a template does that strips old reasoning.
+        _, second = recorder.ask(FIRST + "Something else instead.", len(FIRST))
+        assert first.reused_tokens == 0
+        assert second.reused_tokens >= first.prompt_tokens - 5
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "qwen3next", "gpt-oss"])
+def test_identity_after_an_interrupt(architecture: str, arch_file: Callable[[str], Path]) -> None:
+    """An interrupted answer leaves a memory that the next answer can build on."""
+    path = arch_file(architecture)
+    with Engine(read_model(path), SETTINGS) as engine:
+        list(engine.load())
+        for event in engine.generate(Request(FIRST, len(FIRST) // 2, sampling=GREEDY)):
+            if isinstance(event, Text) and event.tokens == 3:
+                engine.cancel()
+        assert isinstance(event, Finished)
+        assert event.reason == "interrupted"
+        recorder = Recorder(engine)
+        text, done = recorder.ask("Quite another question, please.")
+        reference = plain_greedy(
+            path,
+            "Quite another question, please.",
+            done.completion_tokens,
+            n_ctx=SETTINGS.context,
+            n_batch=SETTINGS.batch,
+            threads=1,
+            splits=recorder.splits(done.prompt_tokens),
+        )
+        assert text == reference.text
+
+
+def test_multi_part_file_equals_single(arch_file: Callable[..., Path], model_dir: Path) -> None:
+    """A model in three parts gives the tokens of the same model in one file."""
+    from tests.archs import generate
+
+    texts = []
+    for path in (arch_file("qwen3moe"), generate("qwen3moe", model_dir / "parts", split=3)):
+        with Engine(read_model(path), SETTINGS) as engine:
+            list(engine.load())
+            texts.append(Recorder(engine).ask(FIRST)[0])
+    assert texts[0] == texts[1]

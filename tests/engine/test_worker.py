@@ -1,0 +1,223 @@
+"""The worker process: events, interrupts, crashes, bad files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from localmoe.engine.client import Engine
+from localmoe.engine.events import (
+    Finished,
+    Loaded,
+    PrefillProgress,
+    Request,
+    Sampling,
+    Text,
+)
+from localmoe.engine.process import WorkerProcess
+from localmoe.errors import (
+    ContextOverflowError,
+    EngineCrashError,
+    EngineError,
+    ModelFileError,
+)
+from localmoe.facts.model import read_model
+from localmoe.planning.memory import EngineSettings
+
+SETTINGS = EngineSettings(context=2048, batch=512, ubatch=512, threads=2, threads_batch=2)
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture
+def engine(arch_file: Callable[[str], Path]) -> Iterator[Engine]:
+    with Engine(read_model(arch_file("qwen3moe")), SETTINGS) as loaded:
+        list(loaded.load())
+        yield loaded
+
+
+def answer(engine: Engine, request: Request) -> tuple[str, Finished]:
+    events = list(engine.generate(request))
+    last = events[-1]
+    assert isinstance(last, Finished)
+    return "".join(e.text for e in events if isinstance(e, Text)), last
+
+
+def test_load_ends_with_the_memory_of_the_real_load(arch_file: Callable[[str], Path]) -> None:
+    """The last event of a load says what the engine really allocated."""
+    with Engine(read_model(arch_file("qwen3moe")), SETTINGS) as engine:
+        last = list(engine.load())[-1]
+    assert isinstance(last, Loaded)
+    assert last.context == SETTINGS.context
+    assert last.memory.exact
+    assert min(last.memory.weights, last.memory.kv, last.memory.compute) > 0
+
+
+def test_events_come_in_order(engine: Engine) -> None:
+    """Prefill first, then text, then exactly one Finished whose counts agree."""
+    events = list(engine.generate(Request("Hello there.", max_tokens=5, sampling=GREEDY)))
+    kinds = [type(event) for event in events]
+    assert kinds == sorted(kinds, key=[PrefillProgress, Text, Finished].index)
+    assert kinds.count(Finished) == 1
+
+
+def test_greedy_repeats_and_seeds_repeat(engine: Engine) -> None:
+    """Greedy gives the same text twice; so does a seed; another seed gives another text."""
+    for sampling in (GREEDY, Sampling(seed=7)):
+        request = Request("Tell me something.", max_tokens=24, sampling=sampling)
+        assert answer(engine, request)[0] == answer(engine, request)[0]
+    texts = {
+        answer(engine, Request("Tell me.", max_tokens=24, sampling=Sampling(seed=s)))[0]
+        for s in range(4)
+    }
+    assert len(texts) > 1
+
+
+def test_stop_strings_end_the_answer(engine: Engine) -> None:
+    """The text ends before a stop string, and nothing of it leaks, wherever tokens split it."""
+    whole, _ = answer(engine, Request("Stop test.", max_tokens=24, sampling=GREEDY))
+    stop = whole[9:13]
+    text, done = answer(engine, Request("Stop test.", stop=(stop,), sampling=GREEDY))
+    assert text == whole[: whole.index(stop)]
+    assert done.reason == "stop"
+    assert done.stop_string == stop
+
+
+def test_max_tokens_and_context_end_the_answer(engine: Engine) -> None:
+    """``length`` after max_tokens, and when the context is full; the next turn still works."""
+    _, done = answer(engine, Request("One two.", max_tokens=3, sampling=GREEDY))
+    assert (done.reason, done.completion_tokens) == ("length", 3)
+    prompt = "word " * 1900
+    _, done = answer(engine, Request(prompt, sampling=GREEDY))
+    assert done.reason in ("length", "stop")
+    assert done.prompt_tokens + done.completion_tokens <= SETTINGS.context
+    assert answer(engine, Request("Again.", max_tokens=2, sampling=GREEDY))[1].reason == "length"
+
+
+def test_prompt_longer_than_the_context(engine: Engine) -> None:
+    """A typed error with both counts; the engine goes on."""
+    with pytest.raises(ContextOverflowError, match=r"\d+ tokens, the context 2048"):
+        answer(engine, Request("word " * 5000))
+    assert answer(engine, Request("Short.", max_tokens=2))[1].completion_tokens == 2
+
+
+def test_cancel_during_decode(engine: Engine) -> None:
+    """The answer so far is kept and the reason is ``interrupted``."""
+    seen = ""
+    for event in engine.generate(Request("Go on and on.", sampling=GREEDY)):
+        if isinstance(event, Text):
+            seen += event.text
+            if event.tokens == 5:
+                engine.cancel()
+    assert isinstance(event, Finished)
+    assert event.reason == "interrupted"
+    assert seen
+
+
+def test_cancel_during_prefill_is_prompt(
+    large_file: Path,
+) -> None:
+    """A long prefill batch stops in the middle: within 300 ms, though a batch takes seconds."""
+    settings = EngineSettings(context=4096, batch=512, ubatch=512, threads=1, threads_batch=1)
+    with Engine(read_model(large_file), settings) as engine:
+        list(engine.load())
+        asked = 0.0
+
+        def interrupt() -> None:
+            nonlocal asked
+            time.sleep(0.4)
+            asked = time.perf_counter()
+            engine.cancel()
+
+        thread = threading.Thread(target=interrupt)
+        started = time.perf_counter()
+        thread.start()
+        events = list(engine.generate(Request("many words here " * 600, sampling=GREEDY)))
+        ended = time.perf_counter()
+        thread.join()
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.reason == "interrupted"
+    assert last.completion_tokens == 0
+    assert ended - started > 0.4, "the prefill was over before it was interrupted"
+    assert ended - asked < 0.3
+
+
+def test_a_late_cancel_does_not_hit_the_next_request(engine: Engine) -> None:
+    """Cancelling when nothing runs changes nothing."""
+    answer(engine, Request("One.", max_tokens=2, sampling=GREEDY))
+    engine.cancel()
+    assert answer(engine, Request("Two.", max_tokens=4, sampling=GREEDY))[1].completion_tokens == 4
+
+
+def test_dropping_the_iterator_cancels(engine: Engine) -> None:
+    """Leaving a generation early frees the engine for the next one."""
+    for event in engine.generate(Request("Go on.", sampling=GREEDY)):
+        if isinstance(event, Text):
+            break
+    started = time.perf_counter()
+    assert answer(engine, Request("Next.", max_tokens=2, sampling=GREEDY))[1].reason == "length"
+    assert time.perf_counter() - started < 5
+
+
+def test_cancel_during_load(large_file: Path) -> None:
+    """A load that is cancelled ends with an error of its own and the engine can load again."""
+    with Engine(read_model(large_file), EngineSettings(context=512, load_mode="none")) as engine:
+        with pytest.raises(EngineError, match="interrupted") as caught:
+            for _ in engine.load():
+                engine.cancel()
+        assert caught.value.code == "interrupted"
+        assert isinstance(list(engine.load())[-1], Loaded)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "memory ran out"), (signal.SIGBUS, "model file"), (signal.SIGABRT, "check")],
+)
+def test_a_killed_worker_is_an_error_message(
+    engine: Engine, number: signal.Signals, words: str
+) -> None:
+    """The cause is named, and ``load`` brings the engine back."""
+    with pytest.raises(EngineCrashError, match=words):
+        for event in engine.generate(Request("Go on.", sampling=GREEDY)):
+            if isinstance(event, Text) and event.tokens == 3:
+                os.kill(engine.pid, number)
+    assert not engine.alive
+    list(engine.load())
+    assert answer(engine, Request("Back.", max_tokens=2))[1].completion_tokens == 2
+
+
+def test_the_worker_ends_with_its_parent(arch_file: Callable[[str], Path]) -> None:
+    """End of input ends the worker, even in the middle of an answer."""
+    worker = WorkerProcess()
+    process = worker._process
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=5) == 0
+    worker.close()
+
+
+def test_split_utf8(engine: Engine) -> None:
+    """Byte tokens of one character arrive as one character, never as broken text."""
+    for event in engine.generate(
+        Request("äöü 你好 🙂", max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
+    ):
+        if isinstance(event, Text):
+            event.text.encode("utf-8")
+
+
+def test_unknown_architecture_is_a_model_error(tmp_path: Path) -> None:
+    """The engine's own reason comes through, as a ModelFileError."""
+    from tests.archs import bad_files
+
+    path = bad_files(tmp_path)["unknown_architecture"]
+    with (
+        Engine(read_model(path), SETTINGS) as engine,
+        pytest.raises(ModelFileError, match="architecture"),
+    ):
+        list(engine.load())

@@ -1,0 +1,214 @@
+"""The planner on invented machines: nothing is loaded, every figure is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from localmoe.facts.hardware import Gpu
+from localmoe.facts.model import Model
+from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
+from localmoe.planning.placement import make_plan, ram_reserve
+from localmoe.planning.plan import Plan, Verdict, Wishes
+from tests.planning.invented import GIB, MIB, engine, machine, moe_model
+
+
+def plan(model: Model, ram: float, *vram: float, promised: int = 0, **wishes: object) -> Plan:
+    return make_plan(
+        model,
+        machine(ram, *vram),
+        Wishes(**wishes),  # type: ignore[arg-type]
+        engine(model),
+        promised,
+    )
+
+
+def host_bytes(result: Plan) -> int:
+    return result.memory.on(CPU).total
+
+
+def test_everything_on_the_gpu() -> None:
+    """A GPU larger than the model takes every layer; only the embedding stays in RAM."""
+    result = plan(moe_model(), 16, 24)
+    assert result.verdict is Verdict.GPU
+    assert {(p.dense, p.experts) for p in result.layers} == {("gpu", "gpu")}
+    assert result.settings.gpu_layers == -1
+    assert result.settings.overrides == ()
+    assert result.tiers.disk == 0
+
+
+def test_dense_on_the_gpu_and_some_experts_in_ram() -> None:
+    """A smaller GPU keeps all dense weights and as many layers' experts as fit."""
+    model = moe_model()
+    result = plan(model, 16, 6)
+    assert result.verdict is Verdict.GPU_RAM
+    assert {p.dense for p in result.layers} == {"gpu"}
+    on_gpu = sum(p.experts == "gpu" for p in result.layers)
+    assert 0 < on_gpu < len(result.layers)
+    gpu = next(d for d in result.memory.devices if d.device == "GPU0")
+    assert gpu.total <= result.vram_budget
+    one_layer = model.layers[0].expert_bytes
+    assert gpu.total + one_layer > result.vram_budget, "one more layer would have fitted"
+
+
+def test_dense_does_not_fit_on_the_gpu() -> None:
+    """A GPU too small for all dense weights takes the last layers' dense weights."""
+    result = plan(moe_model(dense_mib=200), 32, 3, context=8192)
+    assert result.verdict is Verdict.GPU_RAM
+    places = [p.dense for p in result.layers]
+    assert places == sorted(places, reverse=True), "host layers come first"
+    assert 0 < places.count("gpu") < len(places)
+    assert {p.experts for p in result.layers} == {"ram"}
+
+
+def test_everything_in_ram() -> None:
+    """Without a GPU and with enough RAM, nothing is read from disk."""
+    result = plan(moe_model(), 32)
+    assert result.verdict is Verdict.RAM
+    assert result.settings.devices == ()
+    assert {(p.dense, p.experts) for p in result.layers} == {("ram", "ram")}
+    assert result.cache.regime == "resident"
+
+
+def test_experts_partly_on_disk() -> None:
+    """Dense weights, KV and buffers stay in RAM; the experts that are left over go to disk."""
+    model = moe_model()
+    result = plan(model, 6)
+    assert result.verdict is Verdict.RAM_DISK
+    assert result.tiers.ram + result.tiers.disk == host_bytes(result)
+    assert result.tiers.ram <= result.ram_budget
+    assert {p.dense for p in result.layers} == {"ram"}
+    assert {p.experts for p in result.layers} == {"ram", "disk"}
+    assert result.cache.regime == "page"
+    assert any("nothing needs the disk" in line or "more RAM" in line for line in result.advice)
+
+
+def test_three_tiers() -> None:
+    """GPU, RAM and disk at once."""
+    result = plan(moe_model(layers=48), 6, 6)
+    assert result.verdict is Verdict.GPU_RAM_DISK
+    assert {p.experts for p in result.layers} == {"gpu", "ram", "disk"}
+
+
+def test_does_not_fit() -> None:
+    """Less RAM than every token needs: no, with the numbers and what would change it."""
+    result = plan(moe_model(dense_mib=100), 3)
+    assert result.verdict is Verdict.NO
+    assert result.max_context == 0
+    assert "GiB" in result.reason
+    assert result.advice
+
+
+def test_less_than_one_tokens_experts_is_no() -> None:
+    """RAM for the dense part but not for the experts of one token is refused, not thrashed."""
+    model = moe_model(experts=8, used=8, expert_mib=60)
+    result = plan(model, 4)
+    assert result.verdict is Verdict.NO
+    assert "one token" in result.reason
+
+
+def test_a_dense_model_never_plans_the_disk() -> None:
+    """Without experts every token needs every weight."""
+    model = moe_model(experts=0, dense_mib=300)
+    assert plan(model, 16).verdict is Verdict.RAM
+    assert plan(model, 6).verdict is Verdict.NO
+
+
+@pytest.mark.parametrize("ram", [4, 6, 8, 12, 16, 32])
+@pytest.mark.parametrize("vram", [(), (2,), (6,), (12,), (6, 6)])
+def test_budgets_are_kept(ram: float, vram: tuple[float, ...]) -> None:
+    """Whatever fits stays within RAM minus the reserve and within each GPU minus its margin."""
+    model = moe_model()
+    result = plan(model, ram, *vram)
+    if not result.verdict.fits:
+        return
+    assert result.tiers.ram <= ram * GIB - ram_reserve(machine(ram))
+    for entry in result.memory.devices:
+        if entry.device != CPU:
+            assert entry.total <= vram[int(entry.device[-1])] * GIB - 256 * MIB
+
+
+def test_promised_memory_is_not_planned_twice() -> None:
+    """What another localmoe process will still take is not available."""
+    alone = plan(moe_model(), 16)
+    second = plan(moe_model(), 16, promised=10 * GIB)
+    assert alone.verdict is Verdict.RAM
+    assert second.verdict is Verdict.RAM_DISK
+    assert second.ram_budget == alone.ram_budget - 10 * GIB
+
+
+def test_a_wish_for_ram_is_taken_at_its_word() -> None:
+    """--ram 24 plans with 24 GiB on any machine, without a reserve of ours."""
+    result = plan(moe_model(), 2, ram=24 * GIB)
+    assert result.verdict is Verdict.RAM
+    assert result.ram_reserve == 0
+
+
+def test_default_context_is_the_largest_that_moves_nothing() -> None:
+    """32k where there is room; less where its KV cache would push experts to a slower tier."""
+    model = moe_model(expert_mib=1.5)
+    assert plan(model, 32).settings.context == 32768
+    tight = engine(model)(EngineSettings(context=16384)).total / GIB + 0.5 + 0.3
+    result = plan(model, tight)
+    assert result.verdict is Verdict.RAM
+    assert result.settings.context in (8192, 16384)
+
+
+def test_short_models_get_their_own_context() -> None:
+    """A model trained on 4k is not given 32k."""
+    assert plan(moe_model(context=4096), 32).settings.context == 4096
+
+
+def test_max_context_is_the_edge() -> None:
+    """The verdict holds at max_context and changes 1,024 tokens later."""
+    model = moe_model(context=1_000_000)
+    result = plan(model, 16, context=8192)
+    edge = result.max_context
+    assert plan(model, 16, context=edge).verdict is result.verdict
+    assert plan(model, 16, context=edge + 1024).verdict is not result.verdict
+
+
+def test_batches_shrink_until_their_buffers_fit() -> None:
+    """Where a 512-token batch's buffers do not fit, a smaller batch is planned."""
+    model = moe_model(layers=4, experts=16, used=2, expert_mib=1)
+    fixed = engine(model)(EngineSettings(context=8192, ubatch=64)).total - model.expert_bytes
+    ram = (fixed + 120 * MIB) / GIB + 0.5 + 160 / 1024
+    result = plan(model, ram, context=8192)
+    assert result.verdict.fits
+    assert result.settings.ubatch < 512
+
+
+def test_wishes_for_placement_are_executed() -> None:
+    """-ngl and --n-cpu-moe are taken as they are when they fit."""
+    result = plan(moe_model(), 32, 24, n_cpu_moe=5)
+    assert [p.experts for p in result.layers][:6] == ["ram"] * 5 + ["gpu"]
+    result = plan(moe_model(), 32, 24, gpu_layers=3)
+    assert [p.dense for p in result.layers].count("gpu") == 2, "the output counts as one layer"
+    assert plan(moe_model(), 32, 24, gpu_layers=0).settings.devices == ()
+
+
+def test_a_gpu_outside_the_engine_is_estimated_and_says_so() -> None:
+    """The engine measures the host only; the split by the header is marked inexact."""
+    model = moe_model()
+    asked: list[EngineSettings] = []
+    measure = engine(model)
+
+    def host_only(settings: EngineSettings) -> MemoryReport:
+        assert settings.devices == (), "the engine was asked for a device it does not have"
+        asked.append(settings)
+        return measure(settings)
+
+    card = Gpu("absent card", 12 * GIB, 12 * GIB, False, "GPU0", "cuda")
+    box = dataclasses.replace(machine(16), gpus=(card,))
+    result = make_plan(model, box, Wishes(), host_only)
+    assert result.verdict is Verdict.GPU
+    assert not result.memory.exact
+    assert asked
+    on_gpu = sum(t.nbytes for t in model.tensors) - 200 * MIB
+    assert result.memory.on("GPU0").weights == on_gpu
+
+
+def test_the_plan_is_deterministic() -> None:
+    """Same facts, same plan."""
+    assert plan(moe_model(), 7, 4) == plan(moe_model(), 7, 4)
