@@ -35,10 +35,18 @@ def expert_keys(r: Recipe, d: Dims) -> None:
     )
 
 
-def embeddings(r: Recipe, d: Dims, *, tied: bool = False) -> None:
+def embeddings(
+    r: Recipe,
+    d: Dims,
+    *,
+    tied: bool = False,
+    scale: float = 1.0,
+    final_norm: str = "output_norm",
+) -> None:
+    """Token embeddings, final norm, output; ``scale`` is what the graph multiplies rows by."""
     # tied: small, or every token would predict itself
-    r.tensor("token_embd.weight", d.embd, d.vocab, deviation=0.03 if tied else 1.0)
-    r.tensor("output_norm.weight", d.embd)
+    r.tensor("token_embd.weight", d.embd, d.vocab, deviation=(0.03 if tied else 1.0) / scale)
+    r.tensor(f"{final_norm}.weight", d.embd)
     if not tied:
         r.tensor("output.weight", d.embd, d.vocab)
 
@@ -51,10 +59,12 @@ def attention(
     bias: bool = False,
     head_norms: bool = False,
     query_width: int | None = None,
+    value: bool = True,
 ) -> None:
     """Query, key, value and output projections of the block named ``b`` ("blk.3")."""
-    widths = {"q": query_width or d.heads * d.head_dim}
-    widths["k"] = widths["v"] = d.kv_heads * d.head_dim
+    widths = {"q": query_width or d.heads * d.head_dim, "k": d.kv_heads * d.head_dim}
+    if value:
+        widths["v"] = d.kv_heads * d.head_dim
     for projection, width in widths.items():
         r.tensor(f"{b}.attn_{projection}.weight", d.embd, width)
         if bias:

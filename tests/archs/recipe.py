@@ -87,13 +87,24 @@ class Recipe:
 def _statistics(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if "norm" in name and name.endswith(".weight"):
         return 1.0, 0.1
+    if name.endswith(".scale"):
+        return 1.0, 0.1
     if name.endswith(".bias"):
         return 0.0, 0.1
     gain = 4.0 if name.startswith("output.") or "ffn_gate_inp" in name else 1.0
     return 0.0, gain / math.sqrt(shape[0])
 
 
-_F32_ONLY = ("ffn_gate_inp", "ssm_conv1d", "ssm_a", "ssm_d.", "shortconv.conv", "hc_", "_hc_")
+_F32_ONLY = (
+    "ffn_gate_inp",
+    "ssm_conv1d",
+    "ssm_a",
+    "ssm_d",
+    "ssm_norm",
+    "shortconv.conv",
+    "hc_",
+    "_ape.",
+)
 
 
 def _always_f32(name: str, shape: tuple[int, ...]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from gguf import (
     SHARD_NAME_FORMAT,
+    GGMLQuantizationType,
     GGUFValueType,
     GGUFWriter,
     LlamaFileType,
@@ -73,10 +74,15 @@ def write(
 def random_data(recipe: Recipe, seed: int, vocabulary: Vocabulary) -> Data:
     """Independent random weights; output rows of silent tokens are zero, so never the greatest."""
     rng = np.random.default_rng(seed)
+    experts = recipe.metadata.get(f"{recipe.architecture}.expert_count")
     tied = all(spec.name != "output.weight" for spec in recipe.tensors)
     output = "token_embd.weight" if tied else "output.weight"
 
     def data(spec: TensorSpec) -> Bytes:
+        if spec.kind is GGMLQuantizationType.I32:  # expert ids of each token, all different
+            assert isinstance(experts, int)
+            ids = np.argsort(rng.random((spec.rows, experts)), axis=1)[:, : spec.shape[0]]
+            return ids.astype(np.int32).view(np.uint8)
         rows = random_rows(rng, spec.rows, spec.shape[0], spec.kind, spec.deviation, spec.mean)
         if spec.name == output:
             rows[list(vocabulary.silent)] = 0
