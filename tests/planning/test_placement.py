@@ -140,7 +140,8 @@ def test_promised_memory_is_not_planned_twice() -> None:
 
 def test_a_wish_for_ram_is_taken_at_its_word() -> None:
     """--ram 24 plans with 24 GiB on any machine, without a reserve of ours."""
-    result = plan(moe_model(), 2, ram=24 * GIB)
+    model = moe_model()
+    result = make_plan(model, machine(2), Wishes(ram=24 * GIB), engine(model))
     assert result.verdict is Verdict.RAM
     assert result.ram_reserve == 0
 
