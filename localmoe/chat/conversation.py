@@ -8,9 +8,9 @@ from typing import Protocol
 
 from localmoe.chat.reasoning import Answer, Piece
 from localmoe.chat.session import Message, Session
+from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate
-from localmoe.chat.thinking import ThinkLevel
-from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
+from localmoe.engine.events import Finished, PrefillProgress, Request, Text
 from localmoe.errors import EngineError
 
 
@@ -66,6 +66,8 @@ class TurnDone:
     timings: Timings
 
 
+PLAIN = ChatTemplate(None)
+
 ChatEvent = PrefillProgress | ReasoningDelta | AnswerDelta | TurnDone
 
 
@@ -77,17 +79,20 @@ class Conversation:
         engine: TextEngine,
         template: ChatTemplate,
         session: Session,
-        sampling: Sampling,
-        *,
-        think: ThinkLevel = ThinkLevel.AUTO,
-        max_tokens: int | None = None,
+        settings: Settings,
     ) -> None:
         self.engine = engine
         self.template = template
         self.session = session
-        self.sampling = sampling
-        self.think = think
-        self.max_tokens = max_tokens
+        self.settings = settings
+
+    def think_note(self) -> str | None:
+        """One sentence when the level of thinking that is set cannot be had exactly.
+
+        Raises ``TemplateError``.
+        """
+        template = PLAIN if self.settings.plain else self.template
+        return template.think_control.note(self.settings.think)
 
     def ask(self, text: str) -> Generator[ChatEvent, None, None]:
         """One turn. Ends with ``TurnDone``, an interrupted one too.
@@ -116,13 +121,15 @@ class Conversation:
         yield done
 
     def _answer(self, turn: _Turn) -> Generator[ChatEvent, None, TurnDone]:
-        rendered = self.template.render(self.session.prompt_messages(), think=self.think)
-        splitter = self.template.splitter(rendered)
+        settings = self.settings
+        template = PLAIN if settings.plain else self.template
+        rendered = template.render(self.session.prompt_messages(), think=settings.think)
+        splitter = template.splitter(rendered)
         request = Request(
             prompt=rendered.prompt,
             stable_chars=rendered.stable_chars,
-            max_tokens=self.max_tokens,
-            sampling=self.sampling,
+            max_tokens=settings.max_tokens,
+            sampling=settings.sampling,
             add_bos=not rendered.has_bos,
         )
         for event in self.engine.generate(request):

@@ -34,7 +34,7 @@ RENDER_SECONDS = 1.5  # a refusal must be there within 2 s
 START_SECONDS = 30.0  # Python and Jinja start in 0.1 s, unless the machine is very busy
 NOTHING_SAID = "…"  # stands for an answer that was interrupted at once: many templates refuse ""
 
-PLAIN_HINT = "--plain leaves the template out and continues the bare text"
+PLAIN_HINT = "--plain (in a chat: /set plain on) leaves the template out: bare text is continued"
 
 
 class RenderError(TemplateError):

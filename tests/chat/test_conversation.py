@@ -14,6 +14,7 @@ from localmoe.chat.conversation import (
 )
 from localmoe.chat.sampling import default_sampling
 from localmoe.chat.session import Message, Session
+from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import PrefillProgress, Sampling
@@ -34,7 +35,7 @@ def conversation(
 ) -> tuple[Conversation, ScriptedEngine]:
     engine = ScriptedEngine(list(replies))
     template = ChatTemplate.from_model(source, "<s>", "</s>", renderer=renderer)
-    return Conversation(engine, template, Session(system), Sampling(seed=1)), engine
+    return Conversation(engine, template, Session(system), Settings(Sampling(seed=1))), engine
 
 
 def test_a_turn(renderer: Renderer) -> None:
@@ -88,7 +89,7 @@ def test_plain_completion_splits_nothing_off(renderer: Renderer) -> None:
 def test_length(renderer: Renderer) -> None:
     """A token limit reaches the engine and its reason reaches the reader."""
     chat, _ = conversation(renderer, ["a", "b", "c"])
-    chat.max_tokens = 2
+    chat.settings = Settings(max_tokens=2)
     *_, done = chat.ask("x")
     assert isinstance(done, TurnDone)
     assert (done.finish_reason, done.answer) == ("length", "ab")
@@ -176,7 +177,7 @@ def test_a_refused_template_changes_nothing(renderer: Renderer) -> None:
 def test_think_level_reaches_the_prompt(renderer: Renderer) -> None:
     """The level is an argument of the template."""
     chat, engine = conversation(renderer, ["x"], source=templates.SWITCHED)
-    chat.think = ThinkLevel.OFF
+    chat.settings = Settings(think=ThinkLevel.OFF)
     list(chat.ask("a"))
     assert "</think>" in engine.requests[0].prompt
 

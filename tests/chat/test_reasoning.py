@@ -95,8 +95,8 @@ def test_known_forms(name: str) -> None:
 
 WORDS = st.sampled_from(
     ["<think>", "</think>", "<|channel|>", "analysis", "final", "<|message|>", "<|end|>",
-     "<|start|>", "assistant", "<|im_end|>", "<|channel>thought", "<channel|>", "[THINK]", "[/THINK]", "<", "<|",
-     " ", "\n", "a", "é😀", "</s>"]
+     "<|start|>", "assistant", "<|im_end|>", "<|channel>thought", "<channel|>", "[THINK]",
+     "[/THINK]", "<", "<|", " ", "\n", "a", "é😀", "</s>"]
 )  # fmt: skip
 
 

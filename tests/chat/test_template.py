@@ -180,7 +180,7 @@ HOSTILE = {
     "long range": "{% for i in range(10**9) %}{% endfor %}",
     "1 GB string": "{{ 'x' * 10**9 }}",
     "1 GB format": "{{ '%1000000000d' % 1 }}",
-    "1 GB of output": "{% for i in range(9**5) %}{% for j in range(9**4) %}x{% endfor %}{% endfor %}",
+    "1 GB of output": "{% for i in range(9**5) %}{{ 'x' * 20000 }}{% endfor %}",
     "6,000 brackets": "{{ " + "[" * 6000 + "]" * 6000 + " }}",
     "6,000 parentheses": "{{ " + "(" * 6000 + "1" + ")" * 6000 + " }}",
     "6,000 blocks": "{% if 1 %}" * 6000 + "{% endif %}" * 6000,

@@ -1,0 +1,113 @@
+"""Values that can be changed in the middle of a chat, by name: ``/set temp 0``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from localmoe.chat.thinking import ThinkLevel
+from localmoe.engine.events import Sampling
+from localmoe.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a conversation asks its engine."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    think: ThinkLevel = ThinkLevel.AUTO
+    plain: bool = False  # leave the chat template out
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One of them. ``path`` is the field it lives in, inside ``Sampling`` where that has it."""
+
+    path: str
+    wanted: str  # what a value looks like, for people
+    parse: Callable[[str], object]  # raises ValueError
+    choices: tuple[str, ...] = ()
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _or_none(word: str, parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    return lambda text: None if text == word else parse(text)
+
+
+def _on_off(text: str) -> bool:
+    return {"on": True, "off": False}[text]
+
+
+LEVELS = tuple(level.value for level in ThinkLevel)
+SETTINGS: Mapping[str, Setting] = {
+    "temp": Setting("temperature", "a number from 0 (greedy) to 100", _number(0, 100)),
+    "top_k": Setting("top_k", "a whole number, 0 for all", _whole(0, 2**31 - 1)),
+    "top_p": Setting("top_p", "a number from 0 to 1", _number(0, 1)),
+    "min_p": Setting("min_p", "a number from 0 to 1", _number(0, 1)),
+    "repeat_penalty": Setting("repeat_penalty", "a number, 1 for none", _number(0.01, 100)),
+    "seed": Setting(
+        "seed", "a whole number, or random", _or_none("random", _whole(0, 2**32 - 1)), ("random",)
+    ),
+    "max_tokens": Setting(
+        "max_tokens", "a whole number, or none", _or_none("none", _whole(1, 2**31 - 1)), ("none",)
+    ),
+    "think": Setting("think", ", ".join(LEVELS), ThinkLevel, LEVELS),
+    "plain": Setting("plain", "on or off", _on_off, ("on", "off")),
+}
+
+
+def change(settings: Settings, name: str, value: str) -> Settings:
+    """The settings with one value changed. Raises ``UsageError`` for a wrong name or value."""
+    setting = find(name)
+    try:
+        parsed = setting.parse(value.strip())
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(f'{name} is {setting.wanted}, not "{value}"') from None
+    if setting.path in Sampling.__dataclass_fields__:
+        sampling = dataclasses.replace(settings.sampling, **{setting.path: parsed})  # type: ignore[arg-type]
+        return dataclasses.replace(settings, sampling=sampling)
+    return dataclasses.replace(settings, **{setting.path: parsed})  # type: ignore[arg-type]
+
+
+def show(settings: Settings, name: str) -> str:
+    """The value of one setting, as it could be typed."""
+    setting = find(name)
+    inside = setting.path in Sampling.__dataclass_fields__
+    value = getattr(settings.sampling if inside else settings, setting.path)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None:
+        return setting.choices[0]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def find(name: str) -> Setting:
+    """Raises ``UsageError`` with the nearest names."""
+    if name in SETTINGS:
+        return SETTINGS[name]
+    near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f'no setting "{name}".{meant}', hint="settings: " + ", ".join(SETTINGS))
