@@ -36,6 +36,7 @@ def machine_summary(machine: Machine) -> Json:
 def fit_file(model: Model, plan: Plan) -> Json:
     """One entry of ``fit``'s ``files``."""
     memory = plan.memory
+    dense, experts = weights(model, plan)
     return {
         "name": model.name,
         "quant": model.quantization,
@@ -44,10 +45,10 @@ def fit_file(model: Model, plan: Plan) -> Json:
         "cached": True,
         "fits": plan.verdict.value,
         "memory": {
-            "weights": {"dense": model.dense_bytes, "experts": model.expert_bytes},
+            "weights": {"dense": dense, "experts": experts},
             "kv": memory.kv,
             "compute": memory.compute,
-            "total": model.dense_bytes + model.expert_bytes + memory.kv + memory.compute,
+            "total": memory.total,
         },
         "placement": {"gpu": plan.tiers.gpu, "ram": plan.tiers.ram, "disk": plan.tiers.disk},
         "context": plan.settings.context,
@@ -57,6 +58,16 @@ def fit_file(model: Model, plan: Plan) -> Json:
         "reason": plan.reason,
         "advice": list(plan.advice),
     }
+
+
+def weights(model: Model, plan: Plan) -> tuple[int, int]:
+    """Bytes of dense and of expert weights as the engine will hold them.
+
+    The engine's sum may differ from the file's: it skips tensors that it does not use, and keeps
+    a tied embedding once per device. The experts' bytes are the file's, the rest is dense.
+    """
+    experts = min(model.expert_bytes, plan.memory.weights)
+    return plan.memory.weights - experts, experts
 
 
 def fit_document(model: Model, machine: Machine, plan: Plan, seconds: float) -> Json:

@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LocalmoeError as error:
         return _fail(output, error)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        return _fail(output, StorageError(what))
+        what = f"{error.filename}" if error.filename else "could not write the output"
+        return _fail(output, StorageError(f"{what}: {error.strerror or error}"))
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         hint = "please report it, with what LOCALMOE_DEBUG=1 prints"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 SCHEMA_VERSION = 1
-PIPE_WIDTH = 120  # columns
+PIPE_WIDTH = 1000  # columns: one fact stays on one line, for grep
 
 
 class Output:
@@ -58,8 +58,16 @@ class Output:
 
     def print(self, *renderables: RenderableType) -> None:
         """Show a result to a person."""
-        for renderable in renderables:
-            self.stdout.print(renderable)
+        if self.stdout.is_terminal:
+            for renderable in renderables:
+                self.stdout.print(renderable, crop=False)
+            return
+        with self.stdout.capture() as captured:
+            for renderable in renderables:
+                self.stdout.print(renderable, crop=False)
+        # Columns are padded for the eye; a pipe needs no trailing blanks.
+        lines = (line.rstrip() for line in captured.get().splitlines())
+        self.stdout.file.write("".join(f"{line}\n" for line in lines))
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
@@ -67,7 +75,7 @@ class Output:
         """Show rows of untrusted strings; on a narrow screen each row becomes a short list."""
         from localmoe.cli.render import Rows
 
-        self.stdout.print(Rows(columns, rows, right=right))
+        self.print(Rows(columns, rows, right=right))
 
     def json(self, document: Mapping[str, object]) -> None:
         """Write one document to stdout. ASCII only: no byte of it can act on a terminal."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from localmoe import storage
 from localmoe.cli.arguments import Options
 from localmoe.cli.documents import machine_from_document
 from localmoe.cli.output import Output
@@ -94,9 +95,15 @@ def wishes(options: Options) -> Wishes:
 
 
 def plan_for(model: Model, machine: Machine, options: Options) -> Plan:
-    """Ask the engine and decide. Raises ModelFileError, EngineError or EngineCrashError."""
+    """Ask the engine and decide. Raises ModelFileError, EngineError or EngineCrashError.
+
+    What other localmoe processes on this machine have promised themselves is not planned with.
+    """
+    promised = 0
+    if options.machine is None:
+        promised = sum(promise.outstanding_ram for promise in storage.promises())
     with Oracle(model.paths) as measure:
-        return make_plan(model, machine, wishes(options), measure)
+        return make_plan(model, machine, wishes(options), measure, promised)
 
 
 def read_machine(path: Path) -> Machine:

@@ -17,11 +17,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from localmoe.cli.documents import shared_experts
+from localmoe.cli import documents
 from localmoe.facts.model import Model, Role
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.plan import LayerPlacement, Plan, Verdict
-from localmoe.text import clean, clean_line, format_bytes
+from localmoe.text import clean, clean_line, format_bytes, format_count
 
 TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
 TIER_NAME = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
@@ -36,16 +36,6 @@ VERDICTS = {
     Verdict.RAM_DISK: ("runs, with experts read from disk (RAM and disk)", "bold yellow"),
     Verdict.NO: ("does not fit", "bold red"),
 }
-
-
-def amount(count: int) -> str:
-    """Parameters for people: ``30.5 B``, ``7.2 M``."""
-    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= unit:
-            return (
-                f"{count / unit:.3g} {name}" if count < 100 * unit else f"{count / unit:.0f} {name}"
-            )
-    return str(count)
 
 
 def verdict_text(verdict: Verdict) -> Text:
@@ -74,12 +64,10 @@ class Rows:
             return
         for row in self.rows:
             first, *rest = (_cell(value) for value in row)
+            named = zip(self.columns[1:], rest, strict=True)
+            facts = [Text.assemble((f"{name} ", "dim"), value) for name, value in named]
             yield Text.assemble(first, style="bold")
-            yield from (
-                Padding(Text.assemble((f"{name} ", "dim"), value), (0, 0, 0, 2))
-                for name, value in zip(self.columns[1:], rest, strict=True)
-                if value.plain
-            )
+            yield _indented(Text(" · ", "dim").join(facts))
 
 
 def pairs(rows: Iterable[tuple[str, str | Text]]) -> Padding:
@@ -89,7 +77,7 @@ def pairs(rows: Iterable[tuple[str, str | Text]]) -> Padding:
     grid.add_column(overflow="fold")
     for label, value in rows:
         grid.add_row(Text(label), _cell(value))
-    return Padding(grid, (0, 0, 0, 2))
+    return _indented(grid)
 
 
 def title(model: Model) -> Text:
@@ -97,8 +85,7 @@ def title(model: Model) -> Text:
     parts = len(model.paths)
     facts = [model.architecture, model.quantization, format_bytes(model.size)]
     facts += [f"{parts} parts"] if parts > 1 else []
-    line = Text(clean_line(model.name), style="bold")
-    return line.append(clean_line("".join(f" · {fact}" for fact in facts)), style="not bold")
+    return Text.assemble((clean_line(model.name), "bold"), *(f" · {clean_line(f)}" for f in facts))
 
 
 def experts_text(model: Model) -> str:
@@ -109,7 +96,7 @@ def experts_text(model: Model) -> str:
     used = max(layer.expert_used for layer in model.layers)
     moe_layers = sum(bool(layer.expert_count) for layer in model.layers)
     text = f"{count} experts, {used} per token"
-    if shared := shared_experts(model):
+    if shared := documents.shared_experts(model):
         text += f", +{shared} shared"
     if moe_layers < len(model.layers):
         text += f", in {moe_layers} of {len(model.layers)} layers"
@@ -124,28 +111,33 @@ def fit_screen(model: Model, plan: Plan) -> RenderableType:
         if settings.type_k == settings.type_v
         else (f"{settings.type_k} keys, {settings.type_v} values")
     )
-    total = model.dense_bytes + model.expert_bytes + memory.kv + memory.compute
-    parts = Rows(
-        ("part", "bytes", ""),
-        (
-            ("dense weights", format_bytes(model.dense_bytes), ""),
-            ("expert weights", format_bytes(model.expert_bytes), experts_text(model)),
-            ("KV cache", format_bytes(memory.kv), f"{settings.context:,} tokens, {kv}"),
-            ("compute", format_bytes(memory.compute), f"batches of {settings.ubatch} tokens"),
-            (
-                Text("total", "bold"),
-                Text(format_bytes(total), "bold"),
-                "" if memory.exact else "estimated",
-            ),
-        ),
-        right=("bytes",),
-    )
-    lines: list[RenderableType] = [title(model), verdict_text(plan.verdict), Text()]
-    lines += [Padding(parts, (0, 0, 0, 2)), Text(), Padding(_Tiers(plan), (0, 0, 0, 2)), Text()]
+    parts = Table.grid(padding=(0, 2, 0, 0))
+    parts.add_column(no_wrap=True)
+    parts.add_column(justify="right", no_wrap=True)
+    parts.add_column(style="dim", overflow="fold")
+    dense, experts = documents.weights(model, plan)
+    for name, count, detail in (
+        ("dense weights", dense, ""),
+        ("expert weights", experts, experts_text(model)),
+        ("KV cache", memory.kv, f"{settings.context:,} tokens, {kv}"),
+        ("compute", memory.compute, f"batches of {settings.ubatch} tokens"),
+    ):
+        parts.add_row(name, format_bytes(count), Text(detail))
+    estimated = "" if memory.exact else "estimated"
+    parts.add_row(Text("total", "bold"), Text(format_bytes(memory.total), "bold"), estimated)
     context = f"{plan.max_context:,} tokens" if plan.max_context else "none"
-    rows = [("largest context", context), ("why", plan.reason)]
-    lines.append(pairs(rows))
-    lines += [Text(f"→ {clean_line(advice)}", style="cyan") for advice in plan.advice]
+    lines: list[RenderableType] = [
+        title(model),
+        verdict_text(plan.verdict),
+        Text(),
+        _indented(parts),
+        Text(),
+        _indented(_Tiers(plan)),
+        Text(),
+        pairs((("largest context", context), ("why", plan.reason))),
+    ]
+    if plan.advice:
+        lines += [Text(), _advice(plan.advice)]
     return Group(*lines)
 
 
@@ -160,13 +152,17 @@ def plan_screen(model: Model, plan: Plan) -> RenderableType:
             experts = _tier(first.experts, sum(layer.expert_bytes for layer in run))
             experts.append(f" · {first.expert_count}, {first.expert_used} used", "dim")
         rows.append((span, _tier(first.dense, sum(layer.dense_bytes for layer in run)), experts))
-    flags = " ".join(_quoted(arg) for arg in llama_args(plan.settings))
+    flags = ("-m", str(model.paths[0]), *llama_args(plan.settings))
     return Group(
         fit_screen(model, plan),
         Text(),
-        Padding(Rows(("layers", "dense", "experts"), rows), (0, 0, 0, 2)),
+        _indented(Rows(("layers", "dense", "experts"), rows)),
         Text(),
-        pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"), ("llama.cpp", flags))),
+        pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"),)),
+        Text(),
+        Text("  the same as llama.cpp flags:", style="dim"),
+        # One unbroken line: it is there to be copied.
+        Text("llama-server " + clean(shlex.join(flags)), no_wrap=True, overflow="ignore"),
     )
 
 
@@ -183,11 +179,12 @@ def show_screen(model: Model) -> RenderableType:
     """The answer of ``show``."""
     by_role = {role: sum(t.nbytes for t in model.tensors if t.role is role) for role in Role}
     names = {
-        Role.DENSE: "attention, norms, dense",
+        Role.DENSE: "dense weights",
         Role.ROUTER: "router",
         Role.SHARED_EXPERT: "shared experts",
         Role.ROUTED_EXPERT: "routed experts",
     }
+    active = format_count(model.active_parameters)
     tokenizer = model.metadata.get("tokenizer.ggml.model", "unknown")
     context = f"{model.context_train:,} tokens" if model.context_train else "not stated"
     rows: list[tuple[str, str | Text]] = [
@@ -195,15 +192,12 @@ def show_screen(model: Model) -> RenderableType:
         ("quantization", model.quantization),
         ("layers", str(len(model.layers))),
         ("experts", experts_text(model)),
-        (
-            "parameters",
-            f"{amount(model.parameters)}, {amount(model.active_parameters)} active per token",
-        ),
+        ("parameters", f"{format_count(model.parameters)}, {active} active per token"),
         ("context", context),
         ("chat template", "yes" if model.chat_template else "no"),
         ("tokenizer", str(tokenizer)),
     ]
-    rows += [(f"{names[role]}", format_bytes(count)) for role, count in by_role.items() if count]
+    rows += [(names[role], format_bytes(count)) for role, count in by_role.items() if count]
     rows += [("file" if i == 0 else "", str(path)) for i, path in enumerate(model.paths)]
     return Group(title(model), Text(), pairs(rows))
 
@@ -232,12 +226,12 @@ def fit_table(planned: Sequence[tuple[Model, Plan]]) -> RenderableType:
             model.name,
             model.quantization,
             format_bytes(model.size),
-            verdict_text(plan.verdict),
+            _tiers_needed(plan.verdict),
             f"{plan.max_context:,}" if plan.max_context else "–",
         )
         for model, plan in planned
     ]
-    columns = ("model", "quant", "size", "verdict", "context")
+    columns = ("model", "quant", "size", "runs from", "context")
     return Rows(columns, rows, right=("size", "context"))
 
 
@@ -256,7 +250,7 @@ def doctor_screen(findings: Sequence[tuple[str, str, str | None]]) -> Renderable
     grid.add_column(overflow="fold")
     for area, text, fix in findings:
         mark = Text("!", "bold yellow") if fix else Text("✓", "green")
-        grid.add_row(mark, Text(area), _cell(text))
+        grid.add_row(mark, _cell(area), _cell(text))
         if fix:
             grid.add_row(Text(), Text("→", justify="right"), Text(clean_line(fix), style="cyan"))
     return grid
@@ -272,8 +266,8 @@ class _Tiers:
         plan = self.plan
         bars = console.is_terminal and options.max_width >= BAR_FROM_COLUMNS
         grid = Table.grid(padding=(0, 2, 0, 0))
-        for justify in ("left", "right", "left", "left"):
-            grid.add_column(justify=justify)  # type: ignore[arg-type]
+        for numbers in (False, True, False, False):
+            grid.add_column(justify="right" if numbers else "left")
         tiers = (
             ("gpu", plan.tiers.gpu, plan.vram_budget),
             ("ram", plan.tiers.ram, plan.ram_budget),
@@ -305,5 +299,20 @@ def _cell(value: str | Text) -> Text:
     return value if isinstance(value, Text) else Text(clean_line(value), overflow="fold")
 
 
-def _quoted(arg: str) -> str:
-    return shlex.quote(clean(arg))
+def _tiers_needed(verdict: Verdict) -> Text:
+    """``GPU + RAM``, each in its colour."""
+    if not verdict.fits:
+        return verdict_text(verdict)
+    tiers = verdict.value.split("+")
+    return Text(" + ").join(Text(TIER_NAME[tier], style=TIER_STYLE[tier]) for tier in tiers)
+
+
+def _advice(advice: Sequence[str]) -> Table:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for line in advice:
+        grid.add_row(Text("→", "cyan"), Text(clean_line(line), "cyan", overflow="fold"))
+    return grid
+
+
+def _indented(renderable: RenderableType) -> Padding:
+    return Padding(renderable, (0, 0, 0, 2), expand=False)

@@ -52,7 +52,9 @@ def looks_like_model(word: str) -> bool:
         (["run", "two\nlines.gguf"], None, ("two\nlines.gguf",)),
     ],
 )
-def test_which_word_is_the_model(argv: list[str], model: str | None, prompt: tuple[str, ...]) -> None:
+def test_which_word_is_the_model(
+    argv: list[str], model: str | None, prompt: tuple[str, ...]
+) -> None:
     """The first word is MODEL only when it looks like one; ``-m`` and ``--`` settle the rest."""
     assert model_and_prompt(parse(argv), looks_like_model) == ModelAndPrompt(model, prompt)
 

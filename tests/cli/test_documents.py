@@ -58,5 +58,5 @@ def test_the_machine_of_fit_is_enough() -> None:
 )
 def test_other_documents_are_refused(document: object) -> None:
     """A usage error that names the file, whatever the JSON was."""
-    with pytest.raises(UsageError, match="m.json"):
+    with pytest.raises(UsageError, match=r"m\.json"):
         machine_from_document(document, "m.json")
