@@ -118,9 +118,10 @@ def uniform(kind: Kind) -> Types:
 
 
 def q4_k_m(name: str, shape: tuple[int, ...]) -> Kind:
-    """As in Q4_K_M files: Q6_K for the output, the values and half of the down projections."""
+    """As in Q4_K_M files: Q6_K for the output and half of the value and down projections."""
     layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
-    precise = name == "output.weight" or "attn_v." in name or ("ffn_down" in name and layer % 2)
+    half = ("attn_v." in name or "ffn_down" in name) and layer % 2
+    precise = name == "output.weight" or half
     return _fitting(Kind.Q6_K if precise else Kind.Q4_K, shape[0])
 
 

@@ -10,6 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 from tests.archs import ARCHITECTURES, UNSUPPORTED, bad_files, generate
+from tests.archs.families import FAMILIES
 from tests.archs.plain import PlainRunError, plain_greedy
 
 ArchFile = Callable[..., Path]
@@ -95,3 +96,37 @@ def test_engine_refuses_bad_files(name: str, bad: dict[str, Path]) -> None:
     """The engine itself cannot run any of them, so a typed error is the only good answer."""
     with pytest.raises(PlainRunError):
         plain_greedy(bad[name], PROMPT, 1)
+
+
+def test_recipes_show_what_their_family_has() -> None:
+    """MoE files have 8 or more experts; families that mix kinds of layers have both kinds."""
+    for name, family in FAMILIES.items():
+        tensors = {spec.name.split(".", 2)[-1]: spec for spec in family.recipe().tensors}
+        layers = {
+            kind: {s.name.split(".")[1] for s in family.recipe().tensors if s.name.endswith(kind)}
+            for kind in MIXED.get(name, ())
+        }
+        assert all(layers.values()), f"{name} lacks a kind of layer: {layers}"
+        assert len(layers) < 2 or not set.intersection(*layers.values()), name
+        if family.dims.experts and name not in DENSE:
+            assert tensors["ffn_down_exps.weight"].shape[-1] >= 8, name
+            assert family.dims.used >= (1 if name == "llama4" else 2), name
+
+
+DENSE = ("qwen3", "llama-dense")
+_DENSE_LEAD = ("ffn_gate.weight", "ffn_gate_inp.weight")
+MIXED = {
+    "qwen3next": ("ssm_out.weight", "attn_q.weight"),
+    "qwen35moe": ("ssm_out.weight", "attn_q.weight"),
+    "granitehybrid": ("ssm_out.weight", "attn_q.weight"),
+    "lfm2moe": ("shortconv.conv.weight", "attn_q.weight"),
+    "nemotron_h_moe": ("ssm_out.weight", "attn_q.weight", "ffn_up_exps.weight"),
+    "llama4": _DENSE_LEAD,
+    "deepseek": _DENSE_LEAD,
+    "deepseek2": _DENSE_LEAD,
+    "deepseek32": _DENSE_LEAD,
+    "glm4moe": _DENSE_LEAD,
+    "ernie4_5-moe": _DENSE_LEAD,
+    "bailingmoe2": _DENSE_LEAD,
+    "deepseek4": ("ffn_gate_tid2eid.weight", "exp_probs_b.bias"),
+}

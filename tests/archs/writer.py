@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from gguf import (
@@ -19,7 +20,17 @@ from tests.archs.blocks import Bytes, random_rows, row_bytes
 from tests.archs.recipe import Recipe, TensorSpec, Value
 from tests.archs.vocabulary import CHATML, Vocabulary
 
-Data = Callable[[TensorSpec], Bytes]
+
+class TensorData(Protocol):
+    """A tensor's bytes: an array, or something that writes itself piece by piece."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def tofile(self, file: BinaryIO, /) -> Any: ...
+
+
+Data = Callable[[TensorSpec], TensorData]
 
 
 def write(
@@ -35,12 +46,39 @@ def write(
 ) -> list[Path]:
     """Writes ``path`` (or its ``split`` parts, ``path``'s stem before "-00001-of-…") in order.
 
-    The files appear under their names only when complete.
+    The files appear under their names only when complete; a failure leaves nothing behind.
     """
     logging.getLogger("gguf").setLevel(logging.ERROR)
     partial = path.with_suffix(".partial")
+    try:
+        parts = _write_all(partial, recipe, data, vocabulary, file_type, name, split, template)
+    except BaseException:
+        for leftover in partial.parent.glob(f"{partial.stem}*.partial"):
+            leftover.unlink()
+        raise
+    if parts == 1:
+        return [partial.rename(path)]
+    return [
+        partial.with_name(SHARD_NAME_FORMAT.format(partial.stem, i, parts)).rename(
+            path.with_name(SHARD_NAME_FORMAT.format(path.stem, i, parts))
+        )
+        for i in range(1, parts + 1)
+    ]
+
+
+def _write_all(
+    path: Path,
+    recipe: Recipe,
+    data: Data,
+    vocabulary: Vocabulary,
+    file_type: LlamaFileType,
+    name: str,
+    split: int | None,
+    template: str | None,
+) -> int:
+    """Writes ``path`` or its parts; returns how many there are."""
     per_part = -(-len(recipe.tensors) // split) if split else 0
-    writer = GGUFWriter(partial, recipe.architecture, split_max_tensors=per_part)
+    writer = GGUFWriter(path, recipe.architecture, split_max_tensors=per_part)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(file_type)
@@ -61,14 +99,7 @@ def write(
         writer.write_tensor_data(data(spec))
     parts = len(writer.tensors)
     writer.close()
-    if parts == 1:
-        return [partial.rename(path)]
-    return [
-        partial.with_name(SHARD_NAME_FORMAT.format(partial.stem, i, parts)).rename(
-            path.with_name(SHARD_NAME_FORMAT.format(path.stem, i, parts))
-        )
-        for i in range(1, parts + 1)
-    ]
+    return parts
 
 
 def random_data(recipe: Recipe, seed: int, vocabulary: Vocabulary) -> Data:
