@@ -39,6 +39,7 @@ class Options:
     max_tokens: int | None = None
     think: str = "auto"
     system: str | None = None
+    plain: bool = False
     json: bool = False
     jsonl: bool = False
     quiet: bool = False

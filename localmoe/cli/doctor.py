@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 
 from localmoe import __version__
 from localmoe.cli import documents, prepare, render
@@ -16,16 +17,21 @@ from localmoe.facts import hardware
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.text import format_bytes
 
-LITTLE_DISK = 20 << 30  # bytes; a 30B-A3B in Q4_K_M takes 18.6e9
+LITTLE_DISK = 20 << 30  # bytes; a 30B-A3B in Q4_K_M takes about 18 GB
+SUPPORTED_BINDING = "0.3.36"
+VULKAN = "-DGGML_VULKAN=on"  # runs on any vendor's GPU
 BUILD_FLAGS = {
     "cuda": "-DGGML_CUDA=on",
-    "vulkan": "-DGGML_VULKAN=on",
+    "vulkan": VULKAN,
     "rocm": "-DGGML_HIP=on",
     "hip": "-DGGML_HIP=on",
     "metal": "-DGGML_METAL=on",
     "sycl": "-DGGML_SYCL=on",
 }
-REINSTALL_HELPER = "install a C++ compiler, then: pip install --force-reinstall --no-deps localmoe"
+REINSTALL_HELPER = (
+    "install a C++ compiler, then in the folder of localmoe: "
+    "pip install --force-reinstall --no-deps ."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,9 @@ def doctor_command(options: Options, output: Output) -> int:
         broken = error
     machine = hardware.detect(info.gpus if info else ())
     machine = prepare.apply_limits(machine, options, imagined=False)
-    found = [*machine_findings(machine), *gpu_findings(machine, engine_version(info))]
-    found += engine_findings(info, broken)
+    version = binding_version()
+    found = [*machine_findings(machine), *gpu_findings(machine, version)]
+    found += engine_findings(info, broken, version)
     if output.as_json:
         output.json(
             {
@@ -65,16 +72,12 @@ def doctor_command(options: Options, output: Output) -> int:
     return 0 if info else 1
 
 
-def engine_version(info: EngineInfo | None) -> str:
-    """Version of llama-cpp-python, from the engine or from the installed package."""
-    if info is not None:
-        return info.version
-    from importlib import metadata
-
+def binding_version() -> str:
+    """Of the installed llama-cpp-python: what a rebuild has to name."""
     try:
         return metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
-        return "0.3.36"
+        return SUPPORTED_BINDING
 
 
 def machine_findings(machine: Machine) -> Iterator[Finding]:
@@ -108,21 +111,24 @@ def gpu_findings(machine: Machine, version: str) -> Iterator[Finding]:
 
 def rebuild_command(gpu: Gpu, version: str) -> str:
     """What to type for an engine that has this GPU's backend."""
-    flag = BUILD_FLAGS.get(gpu.backend or "", BUILD_FLAGS["vulkan"])
-    return (
-        f"CMAKE_ARGS={flag} pip install --force-reinstall --no-cache-dir "
-        f"llama-cpp-python=={version}"
-    )
+    return f"CMAKE_ARGS={BUILD_FLAGS.get(gpu.backend or '', VULKAN)} {reinstall(version)}"
 
 
-def engine_findings(info: EngineInfo | None, broken: LocalmoeError | None) -> Iterator[Finding]:
+def reinstall(version: str) -> str:
+    """Build the engine anew; pip's cached wheel was built for whatever was there before."""
+    return f"pip install --force-reinstall --no-cache-dir llama-cpp-python=={version}"
+
+
+def engine_findings(
+    info: EngineInfo | None, broken: LocalmoeError | None, version: str
+) -> Iterator[Finding]:
     """The engine build. Pure."""
     if info is None:
-        reinstall = "pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36"
         why = broken.message if broken else "unknown"
-        yield Finding("engine", f"the engine does not start: {why}", reinstall)
+        yield Finding("engine", f"the engine does not start: {why}", reinstall(version))
         return
-    yield Finding("engine", f"llama-cpp-python {info.version}, backends {', '.join(info.backends)}")
+    backends = ", ".join(info.backends)
+    yield Finding("engine", f"llama-cpp-python {version}, backends: {backends}")
     features = ", ".join(info.cpu_features) or "none"
     yield Finding("engine", f"processor features in use: {features}")
     if info.native_helper:

@@ -119,7 +119,7 @@ def plan_document(model: Model, machine: Machine, plan: Plan) -> Json:
         "layers": [asdict(layer) for layer in plan.layers],
         "cache": asdict(plan.cache),
         "engine": asdict(plan.settings),
-        "llama_cpp_args": ["-m", str(model.paths[0]), *llama_args(plan.settings)],
+        "llama_cpp_args": ["-m", str(model.paths[0].absolute()), *llama_args(plan.settings)],
     }
 
 

@@ -175,6 +175,7 @@ def _memory_options(add: Callable[..., object]) -> None:
 
 def _answer_options(add: Callable[..., object]) -> None:
     add("--system", metavar="TEXT", help="system prompt")
+    add("--plain", action="store_true", help="no chat template: the model continues the text")
     add("-n", "--max-tokens", type=_token_limit, metavar="N", help="stop after N tokens")
     add(
         "--temp",

@@ -152,7 +152,7 @@ def plan_screen(model: Model, plan: Plan) -> RenderableType:
             experts = _tier(first.experts, sum(layer.expert_bytes for layer in run))
             experts.append(f" · {first.expert_count}, {first.expert_used} used", "dim")
         rows.append((span, _tier(first.dense, sum(layer.dense_bytes for layer in run)), experts))
-    flags = ("-m", str(model.paths[0]), *llama_args(plan.settings))
+    flags = ("-m", str(model.paths[0].absolute()), *llama_args(plan.settings))
     return Group(
         fit_screen(model, plan),
         Text(),

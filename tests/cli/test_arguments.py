@@ -87,6 +87,7 @@ def test_which_word_is_the_model(
         (["-n", "-1"], "max_tokens", None),
         (["--think", "low"], "think", "low"),
         (["--system", "Be brief."], "system", "Be brief."),
+        (["--plain"], "plain", True),
         (["--json"], "json", True),
         (["--jsonl"], "jsonl", True),
         (["--quiet"], "quiet", True),
