@@ -1,102 +1,149 @@
-"""Untrusted text made safe for a terminal, and numbers made readable for people.
+"""Untrusted text made safe for a terminal, and numbers made readable.
 
-Model output, model names, file names and metadata all come from strangers. A terminal obeys escape
-sequences (colours, titles, the clipboard through OSC 52), and bidirectional controls reorder what a
-reader sees, so neither may pass.
+Model output, model names and file names may hold escape sequences that move the cursor, set the
+clipboard or hide text. ``Sanitizer`` removes them from a stream, whatever its chunks; ``clean``
+from one string. References: ECMA-48 (control sequences), Unicode TR 36 and CVE-2021-42574 (bidi).
 """
 
 from __future__ import annotations
 
 import re
 
-# CSI and other ESC sequences; strings (OSC, DCS, SOS, PM, APC) up to their terminator.
-_STRING_START = "\x1b]|\x1bP|\x1bX|\x1b\\^|\x1b_|[\x90\x98\x9d\x9e\x9f]"
-_SEQUENCE = re.compile(
-    rf"(?:{_STRING_START})[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|(?=\x1b)|\Z)"
-    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|\x1b[ -/]*[0-~]?"
+_UNFINISHED_LIMIT = 4096  # characters; a longer "sequence" is not one, and its text must not vanish
+
+# What a terminal acts on without a sequence, or what makes text look like other text:
+# C0 except tab and newline, DEL and C1; marks and overrides of direction; the invisible
+# zero-width space, word joiner, soft hyphen, BOM and separators; lone surrogates; tag characters.
+# Joiners (U+200C, U+200D) stay: Persian and emoji need them.
+_FORBIDDEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f"
 )
-# C0 without \t and \n, DEL, C1, bidi controls, zero-width and other invisible formats, lone
-# surrogates, tag characters.
-_FORBIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
-    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-)
+_SINGLES = re.compile(f"[{_FORBIDDEN}]")
+FORBIDDEN = _SINGLES
+"""Matches every character that ``clean`` never lets through."""
+
+_CSI = r"(?:\x1b\[|\x9b)[\x30-\x3f]*[\x20-\x2f]*[\x40-\x7e]"
+# OSC, DCS, SOS, PM and APC: text until BEL or ST. A newline ends it too: no real one holds any,
+# and an unterminated one would swallow the rest of an answer.
+_STRING = r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"
+_ESCAPE = r"\x1b[\x20-\x2f]*[\x30-\x4f\x51-\x57\x59\x5a\x5c\x60-\x7e]"
+_SEQUENCE = re.compile(f"{_CSI}|{_STRING}|{_ESCAPE}")
+
+# A sequence that may go on in the next chunk, up to the end of the text.
 _UNFINISHED = re.compile(
-    rf"(?:(?:{_STRING_START})[^\x07\x1b\x9c]*\x1b?|(?:\x1b\[|\x9b)[0-?]*[ -/]*|\x1b[ -/]*)\Z"
+    r"(?:(?:\x1b\[|\x9b)[\x30-\x3f]*[\x20-\x2f]*"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*\x1b?"
+    r"|\x1b[\x20-\x2f]*)\Z"
 )
-MAX_HELD = 4096  # characters; a sequence that never ends is dropped, not collected
+_INTRODUCER = re.compile("[\x1b\x90\x98\x9b\x9d-\x9f]")
 
 
 class Sanitizer:
-    """Cleans a stream, whatever its chunking. Newline and tab pass; CR LF becomes a newline."""
+    """Removes control sequences and forbidden characters from a stream of text.
+
+    The result does not depend on where the stream was cut: a sequence cut in two is held back
+    until its end has come (``flush`` gives what is left at the end of the stream). An unfinished
+    sequence loses its introducing character only, so no visible text is lost.
+    """
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """The part of the stream that is known to be safe now."""
+        """The safe part of everything fed so far that was not returned yet."""
         text = self._held + text
-        found = _UNFINISHED.search(text)
-        cut = found.start() if found else len(text)
-        if text[:cut].endswith("\r") and cut == len(text):
-            cut -= 1
-        text, self._held = text[:cut], text[cut:]
-        if len(self._held) > MAX_HELD:
-            self._held = self._held[:2]
-        return _strip(text)
+        self._held = ""
+        return self._run(text, last=False)
 
     def flush(self) -> str:
-        """What was held back, once nothing more comes."""
+        """What was held back; afterwards the sanitizer is as new."""
         text, self._held = self._held, ""
-        return _strip(text)
+        return self._run(text, last=True)
 
-
-def _strip(text: str) -> str:
-    text = text.replace("\r\n", "\n")
-    return _FORBIDDEN.sub("", _SEQUENCE.sub("", text))
+    def _run(self, text: str, *, last: bool) -> str:
+        kept: list[str] = []
+        position = 0
+        while found := _INTRODUCER.search(text, position):
+            start = found.start()
+            kept.append(text[position:start])
+            if sequence := _SEQUENCE.match(text, start):
+                length = len(sequence.group())
+                # Judged by length in both cases, so that a cut cannot change the verdict.
+                position = start + (length if length <= _UNFINISHED_LIMIT else 1)
+            elif (
+                not last
+                and len(text) - start < _UNFINISHED_LIMIT
+                and _UNFINISHED.match(text, start)
+            ):
+                self._held = text[start:]
+                position = len(text)
+            else:
+                position = start + 1
+        kept.append(text[position:])
+        return _SINGLES.sub("", "".join(kept))
 
 
 def clean(text: str) -> str:
-    """``text`` without anything a terminal would obey; lines are kept."""
-    return _strip(text)
+    """``text`` without control sequences and forbidden characters; newlines and tabs stay."""
+    if not _SINGLES.search(text):
+        return text
+    sanitizer = Sanitizer()
+    return sanitizer.feed(text) + sanitizer.flush()
 
 
 def clean_line(text: str) -> str:
-    """``clean`` on one line: for names and messages."""
-    return " ".join(_strip(text).split())
+    """``clean`` for names: one line, every run of white space a single space."""
+    return " ".join(clean(re.sub(r"[\r\n\t\v\f\x85\u2028\u2029]", " ", text)).split())
 
 
-def format_bytes(count: int) -> str:
-    """``9.2 GiB``: memory, in binary units, three significant digits."""
-    value = float(abs(count))
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    digits = 0 if unit == "B" or value >= 100 else 1
-    sign = "-" if count < 0 else ""
-    return f"{sign}{value:.{digits}f} {unit}"
+def format_bytes(count: int | float) -> str:
+    """``9878424780`` → ``"9.2 GiB"``; three significant digits, powers of 1024."""
+    if count < 0:
+        return f"-{format_bytes(-count)}"
+    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), " ")
 
 
-def format_count(count: int) -> str:
-    """``30.5B``: parameters and tokens, in thousands."""
-    value = float(count)
-    for unit in ("", "K", "M", "B", "T"):
-        if value < 1000 or unit == "T":
-            break
-        value /= 1000
-    digits = 0 if not unit or value >= 100 else 1
-    return f"{value:.{digits}f}{unit}"
+def format_count(count: int | float) -> str:
+    """``30532122624`` → ``"30.5B"``; thousands, millions, billions, trillions."""
+    if count < 0:
+        return f"-{format_count(-count)}"
+    return _scaled(count, 1000, ("", "K", "M", "B", "T"), "")
 
 
 def format_duration(seconds: float) -> str:
-    """``0.4 s``, ``42 s``, ``3 min 5 s``, ``1 h 25 min``."""
-    if seconds < 10:
+    """``0.35`` → ``"0.35 s"``, ``75`` → ``"1 min 15 s"``, ``5100`` → ``"1 h 25 min"``."""
+    if seconds < 0:
+        return f"-{format_duration(-seconds)}"
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return _joined(whole // 60, "min", whole % 60, "s")
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return _joined(minutes // 60, "h", minutes % 60, "min")
+    hours = round(seconds / 3600)
+    return _joined(hours // 24, "d", hours % 24, "h")
+
+
+def _joined(large: int, large_unit: str, small: int, small_unit: str) -> str:
+    return f"{large} {large_unit}" + (f" {small} {small_unit}" if small else "")
+
+
+def _scaled(count: int | float, step: int, units: tuple[str, ...], space: str) -> str:
+    value = float(count)
+    for unit in units:
+        last = unit == units[-1]
+        if unit == units[0]:
+            if round(value) < step:
+                return f"{round(value)}{space}{unit}"
+        elif value < 99.95:
+            return f"{value:.1f}{space}{unit}"
+        elif round(value) < step or last:
+            return f"{round(value)}{space}{unit}"
+        value /= step
+    raise AssertionError("the last unit takes any value")

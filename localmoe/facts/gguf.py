@@ -1,410 +1,349 @@
-"""Bounded reader of GGUF headers. The file is untrusted: every number in it is checked before use.
+"""GGUF headers, read from untrusted bytes within bounds of time and memory.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A header is a magic, a version,
-metadata as typed key–value pairs, and a table of tensors (name, shape, type, offset); the data
-follows, aligned. Nothing is trusted: counts are held against the bytes that exist, strings, nesting
-and totals are bounded, and the reader keeps only a window of the file in memory.
+Format: ggml's docs/gguf.md, versions 2 and 3, little-endian; where llama.cpp is stricter than the
+format, so is this (tensor data must lie one after the other), because the engine must open what
+passes here. Every count is checked against the bytes that exist before anything of its size is
+made. Long arrays (vocabularies) are walked or skipped, not decoded.
 
-Long arrays (vocabularies: 150,000 strings) are walked, not kept: the engine has its own tokenizer.
+    read_header(source) → Header
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import NoReturn
 
 from localmoe.errors import ModelFileError
+from localmoe.facts.cursor import Cursor
+from localmoe.facts.ggml_types import REMOVED_TYPES, TENSOR_TYPES, TensorType
+from localmoe.facts.source import ByteSource
+from localmoe.text import clean_line
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-MAX_STRING = 10 * 1024 * 1024  # bytes
-MAX_KEPT = 64 * 1024 * 1024  # bytes of strings and array elements that one header may keep
-MAX_HEADER = 128 * 1024 * 1024  # bytes; real ones have at most about 15 MB
-MAX_STRINGS = 2_000_000  # in arrays; real vocabularies with merges have under a million
-MAX_ARRAYS = 100_000
-MAX_NESTING = 4
-MAX_KEYS = 100_000
-MAX_TENSORS = 1_000_000
+# Far above any model known, far below what would take a second or 200 MB.
+MAX_STRING = 10_000_000  # bytes
+MAX_KEY = 65_535  # bytes, the format's own limit
+MAX_NAME = 63  # bytes of a tensor's name, llama.cpp's GGML_MAX_NAME - 1
 MAX_DIMENSIONS = 4
-MAX_ELEMENTS = 2**62
-MAX_ALIGNMENT = 1 << 20
-KEEP_ELEMENTS = 4096  # arrays up to this length are kept as tuples
-BLOCK = 1 << 20  # bytes read at a time
+MAX_NESTING = 4
+MAX_KEYS = 10_000
+MAX_TENSORS = 100_000
+MAX_SMALL_ARRAY = 1024  # elements; longer arrays become a LongArray
+MAX_VALUES = 200_000  # decoded elements of small arrays together
+MAX_TEXT = 16_000_000  # bytes of decoded strings together
+MAX_LONG_STRINGS = 2_000_000  # strings of long arrays together; the largest vocabularies: 0.8 M
+HEAD = 8  # elements of a long array that are decoded at once
 
-TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
-}
-"""``ggml_type`` → (name, elements per block, bytes per block), from ggml.h and ggml-common.h.
-
-Our own table, since the ``gguf`` package takes 0.2 s to import and lags behind the engine; a test
-holds the two together.
-"""
-
-_SCALARS = {
-    0: ("<B", 1),
-    1: ("<b", 1),
-    2: ("<H", 2),
-    3: ("<h", 2),
-    4: ("<I", 4),
-    5: ("<i", 4),
-    6: ("<f", 4),
-    7: ("<?", 1),
-    10: ("<Q", 8),
-    11: ("<q", 8),
-    12: ("<d", 8),
-}
 _STRING, _ARRAY = 8, 9
+_SCALARS = {  # value type → (name, struct code); docs/gguf.md, gguf_metadata_value_type
+    0: ("uint8", "B"),
+    1: ("int8", "b"),
+    2: ("uint16", "H"),
+    3: ("int16", "h"),
+    4: ("uint32", "I"),
+    5: ("int32", "i"),
+    6: ("float32", "f"),
+    7: ("bool", "?"),
+    10: ("uint64", "Q"),
+    11: ("int64", "q"),
+    12: ("float64", "d"),
+}
+_INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class LongArray:
-    """A metadata array too long to keep: what it held."""
+    """An array left in the file: its length and its first elements. ``decode_array`` reads it."""
 
-    element_type: str  # "string", "number" or "array"
+    element: str  # "string", "float32", …
     count: int
+    offset: int  # bytes from the start of the file to the first element
+    head: tuple[Value, ...]
+
+    def __len__(self) -> int:
+        return self.count
 
 
 Value = int | float | bool | str | tuple["Value", ...] | LongArray
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One row of the tensor table. ``shape`` in GGUF order, fastest dimension first."""
+class TensorInfo:
+    """One row of a file's tensor table. ``shape``: fastest dimension first."""
 
     name: str
     shape: tuple[int, ...]
-    type_name: str
+    type: TensorType
     offset: int  # bytes from the start of the file
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything before the tensor data of one file."""
+    """Everything in a GGUF file but its tensor data."""
 
     version: int
-    metadata: Mapping[str, Value]
-    tensors: tuple[TensorEntry, ...]
-    nbytes: int  # where the tensor data begins
-    file_size: int
-
-
-class ByteSource(Protocol):
-    """Where a header comes from: a file, or ranges of a remote one."""
-
-    name: str
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``; fewer only at the end."""
-        ...
-
-
-class FileSource:
-    """A local file."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        self._path = path
-        try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise unreadable(path, error) from error
-        self.size = path.stat().st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        try:
-            self._file.seek(offset)
-            return self._file.read(length)
-        except OSError as error:
-            raise unreadable(self._path, error) from error
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def unreadable(path: Path, error: OSError) -> ModelFileError:
-    """The typed error of a file that the system does not let us read."""
-    hints = {
-        FileNotFoundError: "check the path; localmoe list shows the models on this machine",
-        PermissionError: f"chmod +r {path}",
-        IsADirectoryError: "name the .gguf file inside",
-    }
-    return ModelFileError(
-        f"cannot read {path}: {error.strerror or error}",
-        hint=next((hint for kind, hint in hints.items() if isinstance(error, kind)), None),
-    )
+    metadata: dict[str, Value]
+    tensors: tuple[TensorInfo, ...]
+    data_start: int  # bytes before the tensor data
+    size: int  # bytes of the whole file
 
 
 def read_header(source: ByteSource) -> Header:
-    """Parse and check one header. Raises ModelFileError; never reads tensor data."""
-    cursor = _Cursor(source)
-    magic = cursor.take(4) if source.size >= 4 else b""
-    if magic != MAGIC:
-        raise cursor.error("it is not a GGUF file", hint=_what_it_is(magic))
-    (version,) = struct.unpack("<I", cursor.take(4))
-    if version not in VERSIONS:
-        if version.to_bytes(4, "little")[::-1] in (v.to_bytes(4, "little") for v in VERSIONS):
-            raise cursor.error("it is big-endian", hint="get a little-endian conversion")
-        raise cursor.error(
-            f"GGUF version {version} is not known (2 and 3 are)",
-            hint="get a conversion of this model made for today's llama.cpp",
-        )
-    tensor_count = cursor.count("tensor", MAX_TENSORS, 4 + 8 + 4 + 8 + 8)
-    key_count = cursor.count("metadata", MAX_KEYS, 8 + 4 + 1)
-    metadata: dict[str, Value] = {}
-    for _ in range(key_count):
-        key = cursor.string(65535)
-        metadata[key] = cursor.value(cursor.u32(), 0)
-    alignment = metadata.get("general.alignment", 32)
-    if (
-        not isinstance(alignment, int)
-        or not 1 <= alignment <= MAX_ALIGNMENT
-        or alignment & (alignment - 1)
-    ):
-        raise cursor.error(f"its alignment {alignment!r} is not a power of two")
-    rows = [cursor.tensor() for _ in range(tensor_count)]
-    start = -(-cursor.position // alignment) * alignment
-    if not rows:
-        start = min(start, source.size)
-    tensors = tuple(
-        TensorEntry(name, shape, kind, start + offset, nbytes)
-        for name, shape, kind, offset, nbytes in rows
-    )
-    _check_layout(cursor, tensors, alignment, start)
-    return Header(version, metadata, tensors, start, source.size)
+    """Read and check one file. Raises ModelFileError for anything that is not as it should be."""
+    return _HeaderReader(source).read()
 
 
-def _what_it_is(magic: bytes) -> str:
-    if magic.startswith((b"<", b"\n<")):
-        return "it looks like a web page: the download went wrong; download it again"
-    if magic in (b"ggjt", b"ggml", b"ggmf", b"tjgg", b"lmgg"):
-        return "it is a GGML file from before GGUF; get a newer conversion"
-    if magic.startswith(b"PK") or magic[1:3] == b"\x00\x00":
-        return "it looks like PyTorch or safetensors weights; localmoe runs GGUF files"
-    return "localmoe runs GGUF files; is this the whole download?"
+def decode_array(source: ByteSource, array: LongArray) -> Iterator[Value]:
+    """All elements of a long array, one at a time."""
+    cursor = Cursor(source, array.offset)
+    if array.element == "string":
+        for _ in range(array.count):
+            yield _text(cursor.take(cursor.u64("a string length"), "a string"))
+        return
+    code = next(code for name, code in _SCALARS.values() if name == array.element)
+    width = struct.calcsize("<" + code)
+    for _ in range(array.count):
+        yield struct.unpack("<" + code, cursor.take(width, "an array"))[0]
 
 
-def _check_layout(
-    cursor: _Cursor, tensors: tuple[TensorEntry, ...], alignment: int, start: int
-) -> None:
-    """Unique names, aligned, inside the file, not overlapping."""
-    if len({t.name for t in tensors}) != len(tensors):
-        raise cursor.error("two tensors have the same name")
-    end = start
-    for tensor in sorted(tensors, key=lambda t: t.offset):
-        if tensor.offset % alignment:
-            raise cursor.error(f"tensor {tensor.name!r} is not aligned")
-        if tensor.offset < end:
-            raise cursor.error(f"tensor {tensor.name!r} overlaps another one")
-        end = tensor.offset + tensor.nbytes
-        if end > cursor.size:
-            raise cursor.error(
-                f"it is truncated: tensor {tensor.name!r} ends at byte {end:,}, "
-                f"the file has {cursor.size:,}",
-                hint="download it again",
-            )
-
-
-class _Cursor:
-    """A forward reader with a window of at most a few blocks in memory."""
-
+class _HeaderReader:
     def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self._window = b""
-        self._start = 0  # file offset of the window
-        self._at = 0  # offset in the window
-        self._kept = self._arrays = self._strings = 0
-        self.size = source.size
+        self.source = source
+        self.cursor = Cursor(source)
+        self.values_left = MAX_VALUES
+        self.text_left = MAX_TEXT
+        self.strings_left = MAX_LONG_STRINGS
 
-    @property
-    def position(self) -> int:
-        return self._start + self._at
+    def read(self) -> Header:
+        version, tensor_count, key_count = self._preamble()
+        metadata = self._metadata(key_count)
+        alignment = self._alignment(metadata)
+        table = [self._tensor_entry() for _ in range(tensor_count)]
+        data_start = self.cursor.position
+        if table:
+            data_start += -data_start % alignment
+        tensors = self._placed(table, data_start, alignment)
+        return Header(version, metadata, tensors, data_start, self.source.size)
 
-    def error(self, what: str, *, hint: str | None = None) -> ModelFileError:
-        return ModelFileError(f"{self._source.name}: {what}", hint=hint)
-
-    def take(self, length: int) -> bytes:
-        """The next ``length`` bytes."""
-        self._need(length)
-        data = self._window[self._at : self._at + length]
-        self._at += length
-        return data
-
-    def skip(self, length: int) -> None:
-        """Go forward without reading what is passed over."""
-        if self.position + length > self.size:
-            raise self._truncated()
-        if self._at + length <= len(self._window):
-            self._at += length
-        else:
-            self._start, self._window, self._at = self.position + length, b"", 0
-
-    def u32(self) -> int:
-        value: int = struct.unpack("<I", self.take(4))[0]
-        return value
-
-    def u64(self) -> int:
-        value: int = struct.unpack("<Q", self.take(8))[0]
-        return value
-
-    def count(self, what: str, limit: int, least: int) -> int:
-        """A count whose entries take at least ``least`` bytes each, so the file bounds it."""
-        value = self.u64()
-        if value > limit or value * least > self.size:
-            raise self.error(f"it claims {value:,} {what} entries in {self.size:,} bytes")
-        return value
-
-    def string(self, limit: int = MAX_STRING) -> str:
-        length = self.u64()
-        if length > limit:
-            raise self.error(f"a string of {length:,} bytes (at most {limit:,})")
-        self._keep(length)
-        return self.take(length).decode("utf-8", errors="replace")
-
-    def value(self, kind: int, depth: int) -> Value:
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self._array(depth + 1)
-        if kind not in _SCALARS:
-            raise self.error(f"metadata type {kind} is not known")
-        form, size = _SCALARS[kind]
-        value: Value = struct.unpack(form, self.take(size))[0]
-        return value
-
-    def tensor(self) -> tuple[str, tuple[int, ...], str, int, int]:
-        name = self.string(65535)
-        dimensions = self.u32()
-        if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise self.error(f"tensor {name!r} has {dimensions} dimensions")
-        shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
-        kind, offset = self.u32(), self.u64()
-        if kind not in TENSOR_TYPES:
-            raise self.error(
-                f"tensor {name!r} has type {kind}, which the engine does not know",
-                hint="get another quantization, or a newer localmoe",
+    def _preamble(self) -> tuple[int, int, int]:
+        size = self.source.size
+        if size == 0:
+            self._bad("the file is empty", hint="download it again")
+        magic = self.cursor.take(min(4, size), "the magic")
+        if magic == b"FUGG":
+            self._big_endian()
+        if magic != b"GGUF":
+            kind = _other_kind(magic, self.source)
+            self._bad(f"not a GGUF file{kind}", hint="localmoe runs models in GGUF format")
+        version = self.cursor.u32("the version")
+        if version and version & 0xFFFF == 0:
+            self._big_endian()
+        if version not in (2, 3):
+            hint = (
+                "convert it again with a current llama.cpp"
+                if version < 2
+                else "a newer localmoe may read it: pip install --upgrade localmoe"
             )
-        type_name, block, block_bytes = TENSOR_TYPES[kind]
-        elements = 1
-        for size in shape:
-            elements *= size
-            if not 0 < elements <= MAX_ELEMENTS:
-                raise self.error(f"tensor {name!r} has the impossible shape {shape}")
-        if shape[0] % block:
-            raise self.error(f"tensor {name!r}: rows of {shape[0]} do not divide into {type_name}")
-        if offset > self.size:
-            raise self.error(
-                f"it is truncated: tensor {name!r} begins at byte {offset:,} of the data, "
-                f"the file has {self.size:,}",
+            self._bad(f"GGUF version {version}; versions 2 and 3 can be read", hint=hint)
+        tensors = self._count("tensors", self.cursor.u64("the tensor count"), 24, MAX_TENSORS)
+        keys = self._count("metadata keys", self.cursor.u64("the key count"), 13, MAX_KEYS)
+        return version, tensors, keys
+
+    def _metadata(self, count: int) -> dict[str, Value]:
+        metadata: dict[str, Value] = {}
+        for _ in range(count):
+            key = self._string(MAX_KEY, "a metadata key")
+            if not key:
+                self._bad("a metadata key is empty")
+            if key in metadata:
+                self._bad(f"the metadata key {_quoted(key)} occurs twice")
+            metadata[key] = self._value(self.cursor.u32("a value type"), key)
+        return metadata
+
+    def _value(self, kind: int, key: str) -> Value:
+        if kind == _STRING:
+            return self._string(MAX_STRING, f"the value of {_quoted(key)}")
+        if kind == _ARRAY:
+            return self._array(key, 1)
+        _, code = self._scalar(kind, key)
+        return self._numbers(code, 1, key)[0]
+
+    def _array(self, key: str, depth: int) -> Value:
+        if depth > MAX_NESTING:
+            self._bad(f"{_quoted(key)} nests arrays deeper than {MAX_NESTING}")
+        kind = self.cursor.u32("an element type")
+        count = self.cursor.u64("an array length")
+        smallest = 8 if kind == _STRING else 12
+        if kind not in (_STRING, _ARRAY):
+            smallest = struct.calcsize("<" + self._scalar(kind, key)[1])
+        self._count(f"elements of {_quoted(key)}", count, smallest, _INT64_MAX)
+        if count > MAX_SMALL_ARRAY:
+            return self._long_array(kind, count, key, depth)
+        self.values_left -= count
+        if self.values_left < 0:
+            self._bad("more metadata than any model has")
+        if kind == _STRING:
+            what = f"an element of {_quoted(key)}"
+            return tuple(self._string(MAX_STRING, what) for _ in range(count))
+        if kind == _ARRAY:
+            return tuple(self._array(key, depth + 1) for _ in range(count))
+        return self._numbers(self._scalar(kind, key)[1], count, key)
+
+    def _long_array(self, kind: int, count: int, key: str, depth: int) -> LongArray:
+        start = self.cursor.position
+        if kind == _ARRAY or depth > 1:
+            self._bad(f"{_quoted(key)} holds {count:,} values in nested arrays")
+        if kind == _STRING:
+            self.strings_left -= count
+            if self.strings_left < 0:
+                self._bad(f"{_quoted(key)} holds {count:,} strings")
+            what = f"an element of {_quoted(key)}"
+            head = tuple(self._string(MAX_STRING, what) for _ in range(HEAD))
+            self.cursor.skip_strings(count - HEAD, MAX_STRING, what)
+            return LongArray("string", count, start, head)
+        name, code = self._scalar(kind, key)
+        numbers = self._numbers(code, HEAD, key)
+        self.cursor.skip((count - HEAD) * struct.calcsize("<" + code), _quoted(key))
+        return LongArray(name, count, start, numbers)
+
+    def _alignment(self, metadata: dict[str, Value]) -> int:
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            self._bad(f"the alignment is {_quoted(str(alignment))}, not a power of two")
+        return alignment
+
+    def _tensor_entry(self) -> tuple[str, tuple[int, ...], TensorType, int]:
+        cursor = self.cursor
+        name = self._string(MAX_NAME, "a tensor name")
+        dimensions = cursor.u32("the dimensions of a tensor")
+        if dimensions > MAX_DIMENSIONS:
+            self._bad(f"tensor {_quoted(name)} has {dimensions} dimensions; 4 is the most")
+        shape = cursor.u64s(dimensions, "the shape of a tensor")
+        number = cursor.u32("the type of a tensor")
+        offset = cursor.u64("the offset of a tensor")
+        kind = TENSOR_TYPES.get(number)
+        if kind is None:
+            self._unknown_type(name, number)
+        return name, shape, kind, offset
+
+    def _placed(
+        self,
+        table: list[tuple[str, tuple[int, ...], TensorType, int]],
+        data_start: int,
+        alignment: int,
+    ) -> tuple[TensorInfo, ...]:
+        tensors: list[TensorInfo] = []
+        names: set[str] = set()
+        expected = end = 0
+        for name, shape, kind, offset in table:
+            if name in names:
+                self._bad(f"the tensor {_quoted(name)} occurs twice")
+            names.add(name)
+            nbytes = self._nbytes(name, shape, kind)
+            if offset != expected:
+                self._bad(
+                    f"tensor {_quoted(name)} starts at byte {offset} of the data, not at "
+                    f"{expected}, where the one before it ends"
+                )
+            tensors.append(TensorInfo(name, shape, kind, data_start + offset, nbytes))
+            end = offset + nbytes
+            expected = end + -end % alignment
+        if data_start + end > self.source.size:
+            size, whole = self.source.size, data_start + end
+            self._bad(
+                f"cut off: {size:,} of {whole:,} bytes are there ({100 * size // whole} %)",
                 hint="download it again",
             )
-        return name, shape, type_name, offset, elements // block * block_bytes
+        return tuple(tensors)
 
-    def _array(self, depth: int) -> Value:
-        if depth > MAX_NESTING:
-            raise self.error(f"metadata arrays nested more than {MAX_NESTING} deep")
-        kind = self.u32()
-        least = 8 if kind == _STRING else 12 if kind == _ARRAY else _SCALARS.get(kind, ("", 1))[1]
-        count = self.count("array", 2**40, least)
-        self._arrays += 1
-        self._strings += count if kind == _STRING else 0
-        if self._arrays > MAX_ARRAYS or self._strings > MAX_STRINGS:
-            raise self.error("its metadata has more arrays or strings than any real model")
-        if kind in _SCALARS:
-            form, size = _SCALARS[kind]
-            if count > KEEP_ELEMENTS:
-                self.skip(count * size)
-                return LongArray("number", count)
-            self._keep(count * size)
-            return struct.unpack(f"<{count}{form[1]}", self.take(count * size))
-        if kind == _STRING:
-            if count > KEEP_ELEMENTS:
-                self._skip_strings(count)
-                return LongArray("string", count)
-            return tuple(self.string() for _ in range(count))
-        if kind != _ARRAY:
-            raise self.error(f"metadata type {kind} is not known")
-        if count > KEEP_ELEMENTS:
-            raise self.error(f"an array of {count:,} arrays")
-        return tuple(self._array(depth + 1) for _ in range(count))
+    def _nbytes(self, name: str, shape: tuple[int, ...], kind: TensorType) -> int:
+        elements = 1
+        for length in shape:
+            if not 1 <= length <= _INT64_MAX:
+                self._bad(f"tensor {_quoted(name)} has a dimension of {length}")
+            elements *= length
+        if elements > _INT64_MAX:
+            self._bad(f"tensor {_quoted(name)} has {elements} elements")
+        row = shape[0] if shape else 1
+        if row % kind.block_size:
+            self._bad(
+                f"tensor {_quoted(name)} has rows of {row}; {kind.name} stores blocks of "
+                f"{kind.block_size}"
+            )
+        return elements // kind.block_size * kind.block_bytes
 
-    def _skip_strings(self, count: int) -> None:
-        """Walk over strings without making objects of them: 150,000 in a few hundredths of a s."""
-        unpack = struct.Struct("<Q").unpack_from
-        while count:
-            self._need(8)
-            window, at = self._window, self._at
-            end = len(window) - 8
-            while count and at <= end:
-                length = unpack(window, at)[0]
-                if length > MAX_STRING:
-                    raise self.error(f"a string of {length:,} bytes (at most {MAX_STRING:,})")
-                at += 8 + length
-                count -= 1
-            self._at = min(at, len(window))
-            if at > len(window):
-                self.skip(at - len(window))
+    def _string(self, limit: int, what: str) -> str:
+        length = self.cursor.u64(f"the length of {what}")
+        if length > limit:
+            self._bad(f"{what} has {length:,} bytes; {limit:,} is the most")
+        self.text_left -= length
+        if self.text_left < 0:
+            self._bad("more text in the metadata than any model has")
+        return _text(self.cursor.take(length, what))
 
-    def _keep(self, nbytes: int) -> None:
-        self._kept += nbytes
-        if self._kept > MAX_KEPT:
-            raise self.error(f"a header with more than {MAX_KEPT:,} bytes of text")
+    def _numbers(self, code: str, count: int, key: str) -> tuple[int | float | bool, ...]:
+        layout = f"<{count}{code}"
+        taken = self.cursor.take(struct.calcsize(layout), f"the value of {_quoted(key)}")
+        return struct.unpack(layout, taken)
 
-    def _need(self, length: int) -> None:
-        """Have the next ``length`` bytes in the window."""
-        if self._at + length <= len(self._window):
-            return
-        position = self.position
-        if position + length > self.size:
-            raise self._truncated()
-        if position + length > MAX_HEADER:
-            raise self.error(f"a header of more than {MAX_HEADER:,} bytes")
-        rest = self._window[self._at :]
-        wanted = min(max(length, BLOCK), self.size - position) - len(rest)
-        more = self._source.read(position + len(rest), wanted) if wanted > 0 else b""
-        self._window, self._start, self._at = rest + more, position, 0
-        if len(self._window) < length:
-            raise self._truncated()
+    def _scalar(self, kind: int, key: str) -> tuple[str, str]:
+        known = _SCALARS.get(kind)
+        if known is None:
+            self._bad(f"{_quoted(key)} has the unknown value type {kind}")
+        return known
 
-    def _truncated(self) -> ModelFileError:
-        return self.error(
-            f"it ends inside the header (at byte {self.size:,})", hint="download it again"
+    def _count(self, what: str, count: int, smallest: int, limit: int) -> int:
+        if count > limit or count * smallest > self.cursor.left:
+            self._bad(
+                f"claims {count:,} {what}, with {self.cursor.left:,} bytes left to hold them"
+                if count <= limit
+                else f"claims {count:,} {what}; {limit:,} is the most"
+            )
+        return count
+
+    def _unknown_type(self, name: str, number: int) -> NoReturn:
+        removed = REMOVED_TYPES.get(number)
+        if removed is not None:
+            self._bad(
+                f"tensor {_quoted(name)} has type {removed}, which llama.cpp no longer reads",
+                hint="get a newer conversion of this model",
+            )
+        self._bad(
+            f"tensor {_quoted(name)} has the unknown type {number}",
+            hint="a newer localmoe may know it: pip install --upgrade localmoe",
         )
+
+    def _big_endian(self) -> NoReturn:
+        self._bad(
+            "a big-endian GGUF file, and this machine is little-endian",
+            hint="get the usual little-endian file of this model",
+        )
+
+    def _bad(self, what: str, *, hint: str = "download it again, or get another file") -> NoReturn:
+        raise ModelFileError(f"{self.source.name}: {what}", hint=hint)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _quoted(name: str) -> str:
+    """A name out of the file, safe and short enough for a message."""
+    name = clean_line(name)
+    return f'"{name[:77]}…"' if len(name) > 80 else f'"{name}"'
+
+
+def _other_kind(magic: bytes, source: ByteSource) -> str:
+    """A guess at what a file is instead, for the message."""
+    start = source.read(0, 256).lstrip().lower()
+    if magic in (b"lmgg", b"fmgg", b"tjgg", b"algg"):
+        return " but its predecessor of 2023 (GGML), which llama.cpp no longer reads"
+    if start.startswith((b"<!doctype", b"<html")):
+        return " but a web page"
+    if start.startswith(b"version https://git-lfs"):
+        return " but a Git LFS pointer: the file itself was not downloaded"
+    if source.read(8, 2) == b'{"':
+        return " but probably safetensors"
+    return ""

@@ -13,7 +13,9 @@ class Gpu:
     total: int  # bytes; 0 if unknown
     free: int  # bytes; 0 if unknown
     in_engine: bool
-    device: str | None  # the engine's device name ("CUDA0", "RPC0[host:port]"), None if not in_engine
+    device: (
+        str | None
+    )  # the engine's device name ("CUDA0", "RPC0[host:port]"), None if not in_engine
     backend: str | None  # for in_engine=False: the build that would use it ("cuda", "vulkan", …)
     unified: bool = False  # shares the machine's RAM (integrated, Apple silicon)
 
