@@ -85,14 +85,24 @@ class Recipe:
 
 
 def _statistics(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    if "attn_q_norm" in name or "attn_k_norm" in name:
+        return 2.0, 0.1
     if "norm" in name and name.endswith(".weight"):
         return 1.0, 0.1
     if name.endswith(".scale"):
         return 1.0, 0.1
     if name.endswith(".bias"):
         return 0.0, 0.1
-    gain = 4.0 if name.startswith("output.") or "ffn_gate_inp" in name else 1.0
+    gain = 1.0
+    if name.startswith("output.") or "ffn_gate_inp" in name:
+        gain = 4.0
+    elif any(part in name for part in _ATTENDING):
+        gain = 2.0
     return 0.0, gain / math.sqrt(shape[0])
+
+
+# Sharp attention, so that a token far back still matters: scores deviate by about 4.
+_ATTENDING = (".attn_q.", ".attn_k.", ".attn_q_b.", ".attn_kv_a_mqa.")
 
 
 _F32_ONLY = (
