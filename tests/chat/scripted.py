@@ -7,7 +7,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from localmoe.chat.conversation import AnswerDelta, ReasoningDelta
-from localmoe.engine.events import Finished, PrefillProgress, Request, Text
+from localmoe.engine.events import (
+    Finished,
+    Loaded,
+    LoadProgress,
+    PrefillProgress,
+    Request,
+    Text,
+)
+from localmoe.errors import EngineCrashError
+from localmoe.planning.memory import MemoryReport
+
+CONTEXT = 100  # tokens
 
 Reply = list[str | BaseException]
 
@@ -20,8 +31,17 @@ class ScriptedEngine:
     """
 
     replies: list[Reply]
+    delay: float = 0  # seconds before each chunk
+    alive: bool = True
+    loads: int = 0
     requests: list[Request] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def load(self) -> Iterator[LoadProgress | Loaded]:
+        self.alive = True
+        self.loads += 1
+        yield LoadProgress(0.5)
+        yield Loaded(CONTEXT, MemoryReport((), exact=True), 0.01, "<s>", "</s>")
 
     def generate(self, request: Request) -> Iterator[PrefillProgress | Text | Finished]:
         self.requests.append(request)
@@ -38,7 +58,11 @@ class ScriptedEngine:
                 reason = "length"
                 break
             if isinstance(chunk, BaseException):
+                self.alive = not isinstance(chunk, EngineCrashError)
                 raise chunk
+            if self.cancelled.wait(self.delay):
+                reason = "interrupted"
+                break
             tokens += 1
             yield Text(chunk, tokens)
         yield Finished(reason, prompt_tokens, 0, tokens, 0.1, 50.0, 10.0 if tokens > 1 else None)

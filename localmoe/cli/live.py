@@ -1,0 +1,58 @@
+"""One line of a terminal that changes in place and then goes away. Nothing anywhere else."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.cells import cell_len
+from rich.console import Console
+
+from localmoe.text import clean_line
+
+ERASE = "\r\x1b[K"
+DIM, RESET = "\x1b[2m", "\x1b[0m"
+
+
+class LiveLine:
+    """``show`` replaces the line, ``clear`` takes it away; both do nothing without a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        """The end of ``text`` is what fits; control characters are cleaned away."""
+        if not self._console.is_terminal:
+            return
+        line = fit_tail(clean_line(text), self._console.width - 1)
+        if line != self._shown:
+            self._write(f"{ERASE}{DIM}{line}{RESET}")
+            self._shown = line
+
+    def clear(self) -> None:
+        if self._shown:
+            self._write(ERASE)
+            self._shown = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()
+
+
+def fit_tail(text: str, width: int) -> str:
+    """The last part of ``text`` that fits into ``width`` terminal cells."""
+    while cell_len(text) > width:
+        text = text[max(1, (cell_len(text) - width) // 2) :]
+    return text

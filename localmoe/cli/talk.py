@@ -1,0 +1,213 @@
+"""What ``run`` and ``chat`` share: a model brought up, Ctrl-C, and the figures of a turn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from localmoe.chat.conversation import Conversation, TextEngine, TurnDone
+from localmoe.chat.sampling import default_sampling
+from localmoe.chat.session import Session
+from localmoe.chat.settings import Settings
+from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.thinking import ThinkLevel
+from localmoe.cli import prepare
+from localmoe.cli.arguments import Options
+from localmoe.cli.live import LiveLine
+from localmoe.cli.output import Output
+from localmoe.engine.client import Engine
+from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.errors import DoesNotFitError, EngineError, UnknownModelError
+from localmoe.facts import catalog
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.planning.plan import Plan
+from localmoe.text import clean_line, format_duration
+
+_QUANT = r"(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*|TQ\d_\d)"
+_MODEL_SHAPE = re.compile(
+    rf"[\w.~-]*(?:/[\w.~-]+)+|\S*\.gguf|https?://\S+|[\w./-]+:{_QUANT}", re.IGNORECASE
+)
+
+
+def looks_like_model(word: str) -> bool:
+    """Would a first word of ``run`` be MODEL? A near miss counts: it is no prompt to another."""
+    if _MODEL_SHAPE.fullmatch(word):
+        return True
+    try:
+        catalog.resolve(word)
+    except UnknownModelError:
+        names = [prepare.BUNDLED, *(path.stem for path in catalog.local_models())]
+        close = difflib.get_close_matches(
+            word.lower(), [name.lower() for name in names], n=1, cutoff=0.8
+        )
+        return len(word) > 3 and bool(close)
+    return True
+
+
+class LoadableEngine(TextEngine, Protocol):
+    """The part of ``localmoe.engine.client.Engine`` that a talk needs."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def load(self) -> Iterator[LoadProgress | Loaded]: ...
+
+
+@dataclass(slots=True)
+class Talk:
+    """A planned model and its engine."""
+
+    model: Model
+    machine: Machine
+    plan: Plan
+    engine: LoadableEngine
+    renderer: Renderer
+    output: Output
+    loaded: Loaded | None = None
+
+    def load(self) -> Loaded:
+        """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
+        what = f"loading {self.model.name}"
+        with LiveLine(self.output.stderr) as line, interrupts(self.engine.cancel):
+            if not self.output.quiet:
+                line.show(what)
+            for event in self.engine.load():
+                if isinstance(event, Loaded):
+                    self.loaded = event
+                    return event
+                if not self.output.quiet:
+                    line.show(f"{what} · {100 * event.fraction:.0f} %")
+        raise EngineError("the engine ended loading without a word")
+
+    def conversation(self, options: Options) -> Conversation:
+        """A new conversation, as the options want it. Loads the model if needed."""
+        loaded = self.loaded or self.load()
+        template = ChatTemplate.from_model(
+            self.model.chat_template, loaded.bos, loaded.eos, renderer=self.renderer
+        )
+        if template.is_plain:
+            self.output.note("this model has no chat template: it continues the text")
+        session = Session(options.system or "")
+        conversation = Conversation(self.engine, template, session, settings(options, self.model))
+        note = conversation.think_note()
+        if note:
+            self.output.note(note)
+        return conversation
+
+
+@contextlib.contextmanager
+def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Talk]:
+    """Plan a model and start its engine, not loaded yet.
+
+    Raises ``DoesNotFitError`` when the plan says no, ``TemplateError`` for a template that does
+    not compile, and what the steps raise.
+    """
+    with Renderer() as renderer:
+        renderer.start()
+        model = prepare.open_model(name, output)
+        machine = prepare.find_machine(options, imagined=False)
+        plan = prepare.plan_for(model, machine, options)
+        if not plan.verdict.fits:
+            raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
+        with Engine(model, plan.settings, planned=plan.memory) as engine:
+            if model.chat_template is not None and not is_plain(options):
+                # A template that cannot be used is told of before a long load, not after it.
+                _ = ChatTemplate(model.chat_template, renderer=renderer).think_control
+            yield Talk(model, machine, plan, engine, renderer, output)
+
+
+def is_plain(options: Options) -> bool:
+    return bool(getattr(options, "plain", False))
+
+
+def settings(options: Options, model: Model) -> Settings:
+    """The file's own sampling values, with those of the command line over them. Pure."""
+    given = {
+        name: getattr(options, name)
+        for name in ("temperature", "top_k", "top_p", "min_p", "seed")
+        if getattr(options, name) is not None
+    }
+    return Settings(
+        sampling=dataclasses.replace(default_sampling(model.metadata), **given),
+        max_tokens=options.max_tokens,
+        think=ThinkLevel(options.think),
+        plain=is_plain(options),
+    )
+
+
+@dataclass(slots=True)
+class Interrupts:
+    pressed: int = 0
+
+
+@contextlib.contextmanager
+def interrupts(cancel: Callable[[], None]) -> Iterator[Interrupts]:
+    """The first Ctrl-C calls ``cancel``, the second raises ``KeyboardInterrupt``."""
+    seen = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        seen.pressed += 1
+        if seen.pressed > 1:
+            raise KeyboardInterrupt
+        with contextlib.suppress(RuntimeError):  # in the middle of a write to the engine
+            cancel()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def about(model: Model, plan: Plan, context: int) -> str:
+    """The first line of a chat: which model, where its experts live, how long it may get."""
+    return f"{clean_line(model.name)} · {experts_home(plan)} · context of {context} tokens"
+
+
+def experts_home(plan: Plan) -> str:
+    """``experts in RAM``, ``experts of 8 layers on the GPU, of 16 in RAM`` …"""
+    names = {"gpu": "on the GPU", "ram": "in RAM", "disk": "on disk"}
+    counts = {tier: sum(layer.experts == tier for layer in plan.layers) for tier in names}
+    homes = [tier for tier, count in counts.items() if count]
+    if not homes:
+        return "no experts (dense)"
+    if len(homes) == 1:
+        return f"experts {names[homes[0]]}"
+    first, *rest = homes
+    layers = "layer" if counts[first] == 1 else "layers"
+    return f"experts of {counts[first]} {layers} {names[first]}" + "".join(
+        f", of {counts[tier]} {names[tier]}" for tier in rest
+    )
+
+
+def figures(done: TurnDone) -> list[str]:
+    """What a turn's status line says of its speed."""
+    count = done.usage.completion_tokens
+    parts = [f"{count} token" if count == 1 else f"{count} tokens"]
+    if done.timings.decode_tps is not None:
+        parts.append(f"{done.timings.decode_tps:.1f} tok/s")
+    parts.append(f"first after {format_duration(done.timings.ttft_s)}")
+    return parts
+
+
+def why_it_ended(done: TurnDone, context: int) -> str | None:
+    """A sentence when the answer did not end by itself."""
+    if done.finish_reason == "interrupted":
+        return "interrupted; what is there is kept"
+    if done.finish_reason != "length":
+        return None
+    if done.usage.total >= context:
+        return f"stopped: the context of {context} tokens is full (--ctx makes it larger)"
+    return f"stopped after {done.usage.completion_tokens} tokens, as asked"

@@ -1,0 +1,70 @@
+"""A talk over a scripted engine: invented records around real loops and screens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from localmoe.chat.commands import Chat, standard_commands
+from localmoe.chat.template import Renderer
+from localmoe.cli.arguments import Options
+from localmoe.cli.chat import ChatLoop
+from localmoe.cli.lines import Lines
+from localmoe.cli.output import Output
+from localmoe.cli.talk import Talk, about
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.planning.memory import EngineSettings, MemoryReport
+from localmoe.planning.plan import CachePlan, LayerPlacement, Plan, Tiers, Verdict
+from tests.chat import templates
+from tests.chat.scripted import CONTEXT, ScriptedEngine
+
+MODEL = Model(
+    name="tiny",
+    paths=(Path("tiny.gguf"),),
+    size=0,
+    header_bytes=0,
+    architecture="qwen3moe",
+    quantization="Q8_0",
+    metadata={"general.sampling.temp": 0.6},
+    tensors=(),
+    layers=(),
+    context_train=CONTEXT,
+    parameters=0,
+    active_parameters=0,
+    chat_template=templates.CHATML,
+)
+MACHINE = Machine("linux", "cpu", 2, 2, 1 << 34, 1 << 33, None, (), 1 << 40)
+
+
+def plan(*experts: str | None) -> Plan:
+    """A plan whose layers have their experts there."""
+    return Plan(
+        verdict=Verdict.RAM,
+        settings=EngineSettings(context=CONTEXT),
+        memory=MemoryReport((), exact=True),
+        tiers=Tiers(0, 0, 0),
+        layers=tuple(LayerPlacement(i, "ram", e, 1, 1, 8, 2) for i, e in enumerate(experts)),
+        max_context=CONTEXT,
+        cache=CachePlan("resident", 0, ""),
+        ram_budget=0,
+        ram_reserve=0,
+        vram_budget=0,
+        reason="",
+        advice=(),
+    )
+
+
+@contextmanager
+def talk(engine: ScriptedEngine, output: Output) -> Iterator[Talk]:
+    with Renderer() as renderer:
+        yield Talk(MODEL, MACHINE, plan("ram"), engine, renderer, output)
+
+
+def run_chat(engine: ScriptedEngine, lines: Lines, output: Output) -> int:
+    """The chat, from the loaded model to its exit code."""
+    with talk(engine, output) as room:
+        conversation = room.conversation(Options(command="chat"))
+        chat = Chat(conversation, CONTEXT, about(room.model, room.plan, CONTEXT))
+        return ChatLoop(room, chat, standard_commands(), lines, output).run()
