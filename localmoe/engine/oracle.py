@@ -3,25 +3,29 @@
 The engine itself is the oracle: a worker builds model and context without data (``no_alloc``) and
 reports bytes per device. It reads metadata only, so a header extended by a hole will do, and it is
 a process of its own, because llama.cpp may abort on a file that no one has proven good.
+
+The dry run counts as if every tensor were read into a buffer (``load_mode`` "none"). With a mapping
+one thing differs: a model without an output matrix uses its embedding for that, and the second
+tensor is then the same bytes of the file instead of a copy.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 from localmoe.engine import protocol
 from localmoe.engine.process import WorkerProcess
-from localmoe.planning.memory import EngineSettings, MemoryReport
+from localmoe.facts.model import Model
+from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 
 
 class Oracle:
     """Callable as ``planning.memory.Measure`` for one model. Answers are remembered."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = [str(path) for path in paths]
+    def __init__(self, model: Model) -> None:
+        self._paths = [str(path) for path in model.paths]
+        self._tied_bytes = tied_output_bytes(model)
         self._worker = WorkerProcess()
         self._answers: dict[EngineSettings, MemoryReport] = {}
 
@@ -43,5 +47,26 @@ class Oracle:
             answer = self._worker.ask(
                 "measure", paths=self._paths, settings=dataclasses.asdict(settings)
             )
-            known = self._answers[settings] = protocol.report_from_json(answer["memory"])
+            known = protocol.report_from_json(answer["memory"])
+            if settings.load_mode == "mmap" and not (settings.devices and settings.gpu_layers):
+                known = _without_copy(known, self._tied_bytes)
+            self._answers[settings] = known
         return known
+
+
+def tied_output_bytes(model: Model) -> int:
+    """Bytes of the embedding, if it serves as the output matrix too; else 0."""
+    sizes = {tensor.name: tensor.nbytes for tensor in model.tensors}
+    return 0 if "output.weight" in sizes else sizes.get("token_embd.weight", 0)
+
+
+def _without_copy(report: MemoryReport, nbytes: int) -> MemoryReport:
+    return dataclasses.replace(
+        report,
+        devices=tuple(
+            dataclasses.replace(entry, weights=max(0, entry.weights - nbytes))
+            if entry.device == CPU
+            else entry
+            for entry in report.devices
+        ),
+    )

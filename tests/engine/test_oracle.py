@@ -52,11 +52,11 @@ def test_one_device(
 ) -> None:
     """Equal to the byte without a mapping; within 1 % with the mapping that runs use."""
     model = read_model(arch_file(architecture))
-    with Oracle(model.paths) as oracle:
+    with Oracle(model) as oracle:
         for settings in matrix():
             predicted = oracle(settings)
-            exact = real_load(worker, model, dataclasses.replace(settings, load_mode="none"))
-            assert predicted == exact
+            read_in = dataclasses.replace(settings, load_mode="none")
+            assert oracle(read_in) == real_load(worker, model, read_in)
             mapped = real_load(worker, model, settings)
             assert (mapped.kv, mapped.compute) == (predicted.kv, predicted.compute)
             assert mapped.weights == pytest.approx(predicted.weights, rel=0.01)
@@ -77,11 +77,11 @@ def test_two_devices(
     overrides = ((r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_(ch)?exps", CPU),)
     worker = WorkerProcess()
     try:
-        with Oracle(model.paths) as oracle:
+        with Oracle(model) as oracle:
             for settings in matrix(devices=("RPC0",), gpu_layers=-1, overrides=overrides):
                 predicted = oracle(settings)
-                exact = real_load(worker, model, dataclasses.replace(settings, load_mode="none"))
-                assert predicted == exact
+                read_in = dataclasses.replace(settings, load_mode="none")
+                assert oracle(read_in) == real_load(worker, model, read_in)
                 assert predicted.on("RPC0").weights > 0
                 mapped = real_load(worker, model, settings)
                 assert mapped.on("RPC0") == predicted.on("RPC0")
@@ -116,18 +116,19 @@ def test_a_header_is_enough(arch_file: Callable[[str], Path], tmp_path: Path) ->
     with skeleton.open("r+b") as file:
         file.truncate(model.size)
     settings = EngineSettings(context=1024)
-    with Oracle(model.paths) as whole, Oracle([skeleton]) as header:
+    remote = dataclasses.replace(model, paths=(skeleton,))
+    with Oracle(model) as whole, Oracle(remote) as header:
         assert header(settings) == whole(settings)
 
 
-def test_bad_files_are_errors_not_crashes(tmp_path: Path) -> None:
+def test_bad_files_are_errors_not_crashes(arch_file: Callable[[str], Path], tmp_path: Path) -> None:
     """Whatever the file, the answer is a typed error."""
     from tests.archs import bad_files
 
-    for name, path in bad_files(tmp_path).items():
-        if name in ("good", "dense"):
-            continue
-        with Oracle([path]) as oracle, pytest.raises(LocalmoeError):
+    good = read_model(arch_file("qwen3moe"))
+    for path in bad_files(tmp_path).values():
+        bad = dataclasses.replace(good, paths=(path,))
+        with Oracle(bad) as oracle, pytest.raises(LocalmoeError):
             oracle(EngineSettings(context=512))
 
 
@@ -135,8 +136,8 @@ def test_unknown_architecture_says_so(tmp_path: Path) -> None:
     """llama.cpp's reason is in the message."""
     from tests.archs import bad_files
 
-    path = bad_files(tmp_path)["unknown_architecture"]
-    with Oracle([path]) as oracle, pytest.raises(ModelFileError, match="unheard_of"):
+    model = read_model(bad_files(tmp_path)["unknown_architecture"])
+    with Oracle(model) as oracle, pytest.raises(ModelFileError, match="unheard_of"):
         oracle(EngineSettings(context=512))
 
 
@@ -158,10 +159,10 @@ def test_the_helpers_absence_is_stated(
     """Without the compiled helper the totals still come, marked inexact and within 1 %."""
     model = read_model(arch_file("qwen3moe"))
     settings = EngineSettings(context=4096)
-    with Oracle(model.paths) as oracle:
+    with Oracle(model) as oracle:
         exact = oracle(settings)
     monkeypatch.setenv("LOCALMOE_NO_NATIVE", "1")
-    with Oracle(model.paths) as oracle:
+    with Oracle(model) as oracle:
         totals = oracle(settings)
     assert exact.exact
     assert not totals.exact
