@@ -60,12 +60,14 @@ def test_split_parts_generate_as_one_file(arch_file: ArchFile) -> None:
 
 
 def test_prefill_splits_are_honoured(arch_file: ArchFile) -> None:
-    """Other batch boundaries give other bits: the reference must know where they were."""
-    words = PROMPT * 8
+    """Batches begin where asked: the default cuts at n_batch, and one too large is refused."""
     path = arch_file("qwen3moe")
-    plain = plain_greedy(path, words, 4)
-    assert plain_greedy(path, words, 4).digest == plain.digest
-    assert plain_greedy(path, words, 4, splits=[1, 30]).digest != plain.digest
+    words = PROMPT * 8
+    plain = plain_greedy(path, words, 4, n_batch=16)
+    edges = list(range(16, len(plain.prompt_tokens), 16))
+    assert plain_greedy(path, words, 4, n_batch=16, splits=edges) == plain
+    with pytest.raises(PlainRunError):
+        plain_greedy(path, words, 4, n_batch=16, splits=[])
 
 
 BAD = (
