@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 
 from rich.console import JustifyMethod
 from rich.markdown import Heading, Markdown, MarkdownElement
+from rich.segment import Segment, SegmentLines
 from rich.syntax import Syntax
 from rich.text import Text
 
@@ -151,8 +152,18 @@ class MarkdownScreen(Screen):
             self._code.append(text.rstrip("\n"))
             self._output.stdout.print(self._code_line(block.language), soft_wrap=True)
         else:
-            self._output.stdout.print(AnswerMarkdown(text))
-            self._blank_due = text.endswith("\n\n") or block.text.rstrip(" \t").endswith("\n\n")
+            self._print_markdown(text)
+            self._blank_due = text.rstrip(" \t").endswith("\n\n")
+
+    def _print_markdown(self, text: str) -> None:
+        """Without the blank lines that rich puts around some constructs: the source decides."""
+        console = self._output.stdout
+        lines = console.render_lines(AnswerMarkdown(text), pad=False)
+        while lines and _is_blank(lines[0]):
+            lines.pop(0)
+        while lines and _is_blank(lines[-1]):
+            lines.pop()
+        console.print(SegmentLines(lines, new_lines=True), end="")
 
     def _code_line(self, language: str) -> Text:
         """The last line of the code so far, coloured as part of the whole."""
@@ -164,6 +175,10 @@ class MarkdownScreen(Screen):
         )
         lines = coloured.split("\n", allow_blank=True)
         return lines[len(self._code) - 1] if len(lines) >= len(self._code) else Text(self._code[-1])
+
+
+def _is_blank(line: list[Segment]) -> bool:
+    return not any(segment.text.strip() for segment in line)
 
 
 class LeftHeading(Heading):
