@@ -194,8 +194,8 @@ def _stats(chat: Chat, argument: str) -> str:
     usage, timings = done.usage, done.timings
     lines.append(f"answer   {usage.completion_tokens} tokens{_speed(timings.decode_tps)}")
     lines.append(
-        f"prompt   {usage.prompt_tokens} tokens, {usage.reused_tokens} of them kept from before"
-        f"{_speed(timings.prefill_tps)}"
+        f"prompt   {usage.prompt_tokens} tokens{_speed(timings.prefill_tps)}"
+        f" ({usage.reused_tokens} kept from the turn before)"
     )
     lines.append(f"first    token after {format_duration(timings.ttft_s)}")
     lines.append(f"context  {context_meter(done, chat.context)}")

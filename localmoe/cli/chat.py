@@ -19,7 +19,7 @@ from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.chat_screen import MarkdownScreen, PlainScreen, Screen
 from localmoe.cli.lines import Lines, PipedLines, TerminalLines
 from localmoe.cli.output import Output
-from localmoe.errors import EngineCrashError, LocalmoeError, UsageError
+from localmoe.errors import ContextOverflowError, EngineCrashError, LocalmoeError, UsageError
 from localmoe.text import clean
 
 INTERRUPTED = 130
@@ -110,6 +110,10 @@ class ChatLoop:
                         self._status(event)
         except KeyboardInterrupt:
             self._output.note("interrupted; what is there is kept")
+        except ContextOverflowError as error:
+            self._output.error(error)
+            if self._chat.conversation.session.messages:
+                self._output.note("/clear forgets the conversation and makes room")
         except EngineCrashError as error:
             self._output.error(error)
             self._output.note("the conversation is kept; your next message starts the engine again")
@@ -127,6 +131,8 @@ class ChatLoop:
             self._output.note(why)
         parts = [*talk.figures(done), f"context {context_meter(done, context)}"]
         self._output.note(" · ".join(parts))
+        if self._lines.interactive and not self._output.quiet:
+            self._output.stderr.print()
 
 
 def _line_reader(commands: Registry) -> Lines:

@@ -158,10 +158,11 @@ class MarkdownScreen(Screen):
     def _print_markdown(self, text: str) -> None:
         """Without the blank lines that rich puts around some constructs: the source decides."""
         console = self._output.stdout
-        lines = console.render_lines(AnswerMarkdown(text), pad=False)
-        while lines and _is_blank(lines[0]):
+        rendered = console.render_lines(AnswerMarkdown(text), pad=False)
+        lines = [_trimmed(line) for line in rendered]
+        while lines and not lines[0]:
             lines.pop(0)
-        while lines and _is_blank(lines[-1]):
+        while lines and not lines[-1]:
             lines.pop()
         console.print(SegmentLines(lines, new_lines=True), end="")
 
@@ -177,8 +178,14 @@ class MarkdownScreen(Screen):
         return lines[len(self._code) - 1] if len(lines) >= len(self._code) else Text(self._code[-1])
 
 
-def _is_blank(line: list[Segment]) -> bool:
-    return not any(segment.text.strip() for segment in line)
+def _trimmed(line: list[Segment]) -> list[Segment]:
+    """Without the blanks at its end, which nobody wants in a copy of it."""
+    kept = list(line)
+    while kept and not kept[-1].text.strip():
+        kept.pop()
+    if kept:
+        kept[-1] = Segment(kept[-1].text.rstrip(), kept[-1].style)
+    return kept
 
 
 class LeftHeading(Heading):

@@ -201,8 +201,8 @@ class TextPrinter(Printer):
         why = talk.why_it_ended(done, self.loaded.context)
         if why:
             self.output.note(why)
-        parts = [f"{done.usage.prompt_tokens} + {talk.figures(done)[0]}", *talk.figures(done)[1:]]
-        self.output.note(" · ".join(parts))
+        read = f"{done.usage.prompt_tokens} tokens read"
+        self.output.note(" · ".join([read, *talk.figures(done)]))
 
 
 class DocumentPrinter(Printer):

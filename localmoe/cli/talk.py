@@ -195,7 +195,7 @@ def experts_home(plan: Plan) -> str:
 def figures(done: TurnDone) -> list[str]:
     """What a turn's status line says of its speed."""
     count = done.usage.completion_tokens
-    parts = [f"{count} token" if count == 1 else f"{count} tokens"]
+    parts = [f"{count} token written" if count == 1 else f"{count} tokens written"]
     if done.timings.decode_tps is not None:
         parts.append(f"{done.timings.decode_tps:.1f} tok/s")
     parts.append(f"first after {format_duration(done.timings.ttft_s)}")
@@ -209,5 +209,5 @@ def why_it_ended(done: TurnDone, context: int) -> str | None:
     if done.finish_reason != "length":
         return None
     if done.usage.total >= context:
-        return f"stopped: the context of {context} tokens is full (--ctx makes it larger)"
+        return f"stopped: the context of {context} tokens is full (--ctx N makes it larger)"
     return f"stopped after {done.usage.completion_tokens} tokens, as asked"

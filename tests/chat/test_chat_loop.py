@@ -44,7 +44,9 @@ def test_each_line_is_a_turn_and_the_answers_alone_are_on_stdout() -> None:
     done = chat("one\n\ntwo", ["a", "b"], ["c\n"])
     assert done.code == 0
     assert done.out == "ab\nc\n"
-    first = f"2 tokens · 10.0 tok/s · first after {format_duration(0.1)} · context 5/100 (5 %)"
+    first = (
+        f"2 tokens written · 10.0 tok/s · first after {format_duration(0.1)} · context 5/100 (5 %)"
+    )
     assert done.err.splitlines()[0] == first
     assert len(done.engine.requests) == 2
 

@@ -105,7 +105,7 @@ def test_a_turn(start: Start) -> None:
     terminal = start(["Hello", " there", "."])
     terminal.type("hi\r")
     text = terminal.wait("context")
-    assert "> hi\nHello there.\n3 tokens · 10.0 tok/s" in text
+    assert "> hi\nHello there.\n3 tokens written · 10.0 tok/s" in text
     terminal.prompt()
     terminal.type(CTRL_D)
     assert terminal.exit_code() == 0
