@@ -5,8 +5,8 @@ reports bytes per device. It reads metadata only, so a header extended by a hole
 a process of its own, because llama.cpp may abort on a file that no one has proven good.
 
 The dry run counts as if every tensor were read into a buffer (``load_mode`` "none"). With a mapping
-one thing differs: a model without an output matrix uses its embedding for that, and the second
-tensor is then the same bytes of the file instead of a copy.
+one thing can differ: a model without an output matrix uses its embedding for that, and where the
+dry run counts a copy, the mapping has the same bytes of the file twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Oracle:
 
     def __init__(self, model: Model) -> None:
         self._paths = [str(path) for path in model.paths]
-        self._tied_bytes = tied_output_bytes(model)
+        self._model = model
         self._worker = WorkerProcess()
         self._answers: dict[EngineSettings, MemoryReport] = {}
 
@@ -48,25 +48,22 @@ class Oracle:
                 "measure", paths=self._paths, settings=dataclasses.asdict(settings)
             )
             known = protocol.report_from_json(answer["memory"])
-            if settings.load_mode == "mmap" and not (settings.devices and settings.gpu_layers):
-                known = _without_copy(known, self._tied_bytes)
+            if settings.load_mode == "mmap":
+                known = _without_copy(known, self._model)
             self._answers[settings] = known
         return known
 
 
-def tied_output_bytes(model: Model) -> int:
-    """Bytes of the embedding, if it serves as the output matrix too; else 0."""
-    sizes = {tensor.name: tensor.nbytes for tensor in model.tensors}
-    return 0 if "output.weight" in sizes else sizes.get("token_embd.weight", 0)
+def _without_copy(report: MemoryReport, model: Model) -> MemoryReport:
+    """Take off the host's copy of a tied embedding, if the dry run counted one.
 
-
-def _without_copy(report: MemoryReport, nbytes: int) -> MemoryReport:
-    return dataclasses.replace(
-        report,
-        devices=tuple(
-            dataclasses.replace(entry, weights=max(0, entry.weights - nbytes))
-            if entry.device == CPU
-            else entry
-            for entry in report.devices
-        ),
-    )
+    It did if there are more bytes of weights than the tensors have.
+    """
+    sizes = {tensor.name: tensor.nbytes for tensor in model.tensors if tensor.loaded}
+    tied = 0 if "output.weight" in sizes else sizes.get("token_embd.weight", 0)
+    on_host = all(entry.device == CPU for entry in report.devices)
+    if not tied or not on_host or report.weights < sum(sizes.values()) + tied:
+        return report
+    (host,) = report.devices
+    host = dataclasses.replace(host, weights=host.weights - tied)
+    return dataclasses.replace(report, devices=(host,))

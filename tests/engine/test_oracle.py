@@ -7,6 +7,7 @@ that is there; where nothing else lies in between, that is the same up to alignm
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,24 +76,25 @@ def test_two_devices(
     monkeypatch.setenv("LOCALMOE_RPC_SERVERS", rpc_endpoint)
     model = read_model(arch_file(architecture))
     overrides = ((r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_(ch)?exps", CPU),)
-    worker = WorkerProcess()
-    try:
-        with Oracle(model) as oracle:
-            for settings in matrix(devices=("RPC0",), gpu_layers=-1, overrides=overrides):
-                predicted = oracle(settings)
-                read_in = dataclasses.replace(settings, load_mode="none")
-                assert oracle(read_in) == real_load(worker, model, read_in)
-                assert predicted.on("RPC0").weights > 0
-                mapped = real_load(worker, model, settings)
-                assert mapped.on("RPC0") == predicted.on("RPC0")
-                assert mapped.on(CPU).kv == predicted.on(CPU).kv
-                assert mapped.on(CPU).compute == predicted.on(CPU).compute
-                # The mapping's span is address space; what is used of it is what was predicted.
-                span = host_span(model, settings)
-                assert mapped.on(CPU).weights == pytest.approx(span, rel=0.01)
-                assert predicted.on(CPU).weights <= mapped.on(CPU).weights * 1.01
-    finally:
-        worker.close()
+    runs = list(matrix(devices=("RPC0",), gpu_layers=-1, overrides=overrides))
+    with Oracle(model) as oracle:  # and then the loads: a server has one client at a time
+        predictions = [
+            (oracle(settings), oracle(dataclasses.replace(settings, load_mode="none")))
+            for settings in runs
+        ]
+    with contextlib.closing(WorkerProcess()) as worker:
+        for settings, (predicted, read_in) in zip(runs, predictions, strict=True):
+            assert predicted.on("RPC0").weights > 0
+            none = dataclasses.replace(settings, load_mode="none")
+            assert read_in == real_load(worker, model, none)
+            mapped = real_load(worker, model, settings)
+            assert mapped.on("RPC0") == predicted.on("RPC0")
+            assert mapped.on(CPU).kv == predicted.on(CPU).kv
+            assert mapped.on(CPU).compute == predicted.on(CPU).compute
+            # The mapping's span is address space; what is used of it is what was predicted.
+            span = host_span(model, settings)
+            assert mapped.on(CPU).weights == pytest.approx(span, rel=0.01)
+            assert predicted.on(CPU).weights <= mapped.on(CPU).weights * 1.01
 
 
 def host_span(model: Model, settings: EngineSettings) -> int:
