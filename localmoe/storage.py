@@ -1,6 +1,13 @@
-"""Our own files: where they are, private, written atomically; and the promises between processes.
+"""Our own files: where they are, private, written whole or not at all; the memory ledger.
 
-``LOCALMOE_HOME`` puts everything below one folder.
+``LOCALMOE_HOME`` puts all folders below one. Folders are 0700 and files 0600: chats are private.
+
+The ledger is for localmoe processes that run at the same time. What one has planned to load, but
+not touched yet, the kernel still calls available; so each writes down what it will take::
+
+    with promise(ram, {"CUDA0": vram}):
+        …
+    others = sum(p.outstanding_ram for p in promises())
 """
 
 from __future__ import annotations
@@ -13,146 +20,228 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+import platformdirs
+import psutil
+from filelock import FileLock, Timeout
 
 from localmoe.errors import StorageError
 
-APP = "localmoe"
-
-
-def _directory(kind: str) -> Path:
-    home = os.environ.get("LOCALMOE_HOME")
-    if home:
-        return Path(home) / kind
-    import platformdirs
-
-    return Path(getattr(platformdirs, f"user_{kind}_dir")(APP))
+_LOCK_SECONDS = 5.0
+_PROMISE_LIMIT = 65_536  # bytes; a real one has about 100
+_MAX_BYTES = 2**60
+_CLOCK_TICK = 1.0  # seconds; psutil derives a start time from ticks and boot time
 
 
 def config_dir() -> Path:
-    return _directory("config")
+    """Settings that people write. Not created until it is written to."""
+    return _folder("config", platformdirs.user_config_dir("localmoe", appauthor=False))
 
 
 def data_dir() -> Path:
-    return _directory("data")
+    """Chats and what else must last."""
+    return _folder("data", platformdirs.user_data_dir("localmoe", appauthor=False))
 
 
 def cache_dir() -> Path:
-    return _directory("cache")
+    """What can be made again."""
+    return _folder("cache", platformdirs.user_cache_dir("localmoe", appauthor=False))
 
 
 def state_dir() -> Path:
-    return _directory("state")
+    """What belongs to this machine now: history, the ledger."""
+    return _folder("state", platformdirs.user_state_dir("localmoe", appauthor=False))
 
 
 def models_dir() -> Path:
-    """Where a user may put GGUF files of their own."""
+    """Model files that are ours to manage."""
     return data_dir() / "models"
 
 
 def private_dir(path: Path) -> Path:
-    """Make a folder that only its owner can read (0700), with its parents."""
+    """``path`` as an existing folder; what had to be created is 0700. Raises StorageError."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        missing = [path, *path.parents]
+        missing = missing[: next((i for i, p in enumerate(missing) if p.exists()), len(missing))]
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+        if not path.is_dir():
+            raise NotADirectoryError(20, "Not a directory")
     except OSError as error:
-        raise StorageError(
-            f"cannot make the folder {path}: {error.strerror}",
-            hint="set LOCALMOE_HOME to a folder that can be written",
-        ) from error
+        _failed("cannot create the folder", path, error)
     return path
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a private file (0600) so that a reader sees the old or the new content, whole."""
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by a 0600 file with ``content``, or leave it as it is.
+
+    The folder is created if need be. Raises StorageError (disk full, no permission …).
+    """
     private_dir(path.parent)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary: str | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        # mkstemp creates with 0600.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - the source is a plain string
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-
-# ---- promises of memory ----------------------------------------------------------------------
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+        _failed("cannot write", path, error)
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Memory that a running localmoe process planned to use. Bytes."""
+    """Memory that a running localmoe process said it will take."""
 
     pid: int
-    ram: int
-    devices: Mapping[str, int]
-    outstanding_ram: int  # of ``ram``, what it has not taken yet
+    started: float  # seconds since the epoch; with the pid, it names one process for good
+    ram: int  # bytes promised
+    devices: Mapping[str, int]  # engine's device name → bytes promised
+    outstanding_ram: int  # bytes of ``ram`` that the kernel still calls available
 
 
 @contextlib.contextmanager
 def promise(ram: int, devices: Mapping[str, int]) -> Iterator[None]:
-    """Tell other localmoe processes, while the block runs, what this one will use.
+    """Tell other localmoe processes of ``ram`` bytes and bytes per device, until the block ends.
 
-    A failure to write is not a failure of the block: the promise is a courtesy.
+    A ledger that cannot be written (a read-only home) stops nobody from working.
     """
-    path = state_dir() / "promises" / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
-    record = {
+    folder = _ledger()
+    path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+    entry = {
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "ram": ram,
-        "devices": dict(devices),
+        "started": psutil.Process().create_time(),
+        "ram": max(0, int(ram)),
+        "devices": {name: max(0, int(count)) for name, count in devices.items()},
     }
-    with contextlib.suppress(StorageError):
-        atomic_write(path, json.dumps(record).encode())
+    with contextlib.suppress(StorageError), _locked(folder):
+        atomic_write(path, json.dumps(entry))
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def promises() -> list[Promise]:
-    """The promises of other processes that still run; those of dead ones are removed."""
-    found = []
-    for path in sorted((state_dir() / "promises").glob("*.json")):
-        try:
-            record = json.loads(path.read_bytes())
-            pid, ram = int(record["pid"]), int(record["ram"])
-            devices = {str(name): int(size) for name, size in record["devices"].items()}
-            alive = _started(pid) == record["started"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if not alive:
-            with contextlib.suppress(OSError):
+    """What other localmoe processes have promised themselves; those of the dead are removed.
+
+    The promises of this process are left out: they are its own plan.
+    """
+    folder = _ledger()
+    if not folder.is_dir():
+        return []
+    found: list[Promise] = []
+    with contextlib.suppress(StorageError), _locked(folder):
+        living = []
+        for path in sorted(folder.glob("*.json")):
+            entry = _read(path)
+            if entry is not None and _alive(entry):
+                living.append(entry)
+            else:
                 path.unlink(missing_ok=True)
-        elif pid != os.getpid():
-            found.append(Promise(pid, ram, devices, max(0, ram - _anonymous_memory(pid))))
+        found = _settled([entry for entry in living if entry.pid != os.getpid()])
     return found
 
 
-def _started(pid: int) -> float | None:
-    """When a process began, or None if there is none: tells it from a later one of the same id."""
-    import psutil
+def _settled(entries: list[Promise]) -> list[Promise]:
+    """The same promises less what their processes hold already.
 
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
-
-
-def _anonymous_memory(pid: int) -> int:
-    """Bytes that a process and its children hold and the kernel no longer counts as available.
-
-    Pages of mapped files are shared with the page cache, which the kernel does count.
+    Only anonymous memory counts as held: mapped weights are page cache, which the kernel still
+    calls available. A process with several promises fills them one after the other.
     """
-    import psutil
+    held: dict[int, int] = {}
+    result = []
+    for entry in entries:
+        left = held.setdefault(entry.pid, -1)
+        if left < 0:
+            left = anonymous_memory(entry.pid)
+        covered = min(entry.ram, left)
+        held[entry.pid] = left - covered
+        result.append(
+            Promise(entry.pid, entry.started, entry.ram, entry.devices, entry.ram - covered)
+        )
+    return result
 
-    total = 0
-    with contextlib.suppress(psutil.Error):
+
+def anonymous_memory(pid: int) -> int:
+    """Bytes that a process and its children hold and that no file backs (rss - shared)."""
+    try:
         process = psutil.Process(pid)
-        for each in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                memory = each.memory_info()
-                total += max(0, memory.rss - getattr(memory, "shared", 0))
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    total = 0
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            memory = member.memory_info()
+            total += max(0, memory.rss - int(getattr(memory, "shared", 0)))
     return total
+
+
+def _alive(entry: Promise) -> bool:
+    try:
+        process = psutil.Process(entry.pid)
+        same = abs(process.create_time() - entry.started) <= _CLOCK_TICK
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:
+        return False
+
+
+def _read(path: Path) -> Promise | None:
+    """None for what is not a promise: a damaged file counts as nobody's."""
+    try:
+        with path.open("rb") as file:
+            entry = json.loads(file.read(_PROMISE_LIMIT))
+        pid, started, ram = int(entry["pid"]), float(entry["started"]), int(entry["ram"])
+        devices = {str(name): int(count) for name, count in entry["devices"].items()}
+    except (OSError, ValueError, ArithmeticError, TypeError, LookupError, AttributeError):
+        return None
+    sizes = (ram, *devices.values())
+    if pid <= 0 or not all(0 <= size <= _MAX_BYTES for size in sizes):
+        return None
+    return Promise(pid, started, ram, devices, ram)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    private_dir(folder)
+    try:
+        lock = FileLock(folder / ".lock", timeout=_LOCK_SECONDS, mode=0o600)
+        with lock:
+            yield
+    except Timeout as error:
+        raise StorageError(
+            f"{folder} stays locked", hint="does another localmoe process hang? end it"
+        ) from error
+    except OSError as error:
+        _failed("cannot lock", folder, error)
+
+
+def _ledger() -> Path:
+    return state_dir() / "promises"
+
+
+def _folder(name: str, usual: str) -> Path:
+    home = os.environ.get("LOCALMOE_HOME")
+    return Path(home).expanduser() / name if home else Path(usual)
+
+
+def _failed(what: str, path: Path, error: OSError) -> NoReturn:
+    reason = (error.strerror or str(error)).lower()
+    hint = {
+        28: "free some disk space",
+        13: "check who owns it, or set LOCALMOE_HOME to another folder",
+        30: "set LOCALMOE_HOME to a folder that can be written",
+    }.get(error.errno or 0)
+    raise StorageError(f"{what} {path}: {reason}", hint=hint) from error

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
+import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU, seen by the engine (``in_engine``) or only by the operating system."""
+from localmoe import storage
+from localmoe.facts import cgroup, gpus
+from localmoe.facts.disk import measure_disk
+from localmoe.facts.gpus import Gpu
+from localmoe.text import clean_line
 
-    name: str
-    total: int  # bytes; 0 if unknown
-    free: int  # bytes; 0 if unknown
-    in_engine: bool
-    device: (
-        str | None
-    )  # the engine's device name ("CUDA0", "RPC0[host:port]"), None if not in_engine
-    backend: str | None  # for in_engine=False: the build that would use it ("cuda", "vulkan", …)
-    unified: bool = False  # shares the machine's RAM (integrated, Apple silicon)
+__all__ = ["Gpu", "Machine", "detect", "measure_disk"]
+
+ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +37,94 @@ class Machine:
     gpus: tuple[Gpu, ...]
     disk_free: int  # bytes free where models are stored
     disk_read_bandwidth: float | None = None  # bytes/s, measured only when needed
+
+
+def detect(
+    engine_devices: Sequence[Gpu] = (), model_dir: Path | None = None, *, root: Path = ROOT
+) -> Machine:
+    """Look at this machine; nothing is started and nothing measured.
+
+    ``engine_devices``: the GPUs of the engine build. ``model_dir``: where models are stored, if
+    not in our own folder. ``root``: where /proc and /sys are found.
+    """
+    total, available = _memory(root)
+    limit = cgroup.memory_limit(root)
+    limited = limit is not None and limit.total < total
+    if limit is not None:
+        total, available = min(total, limit.total), min(available, limit.available)
+    allowed = _affinity()
+    logical = len(allowed)
+    quota = cgroup.cpu_limit(root)
+    if quota is not None:
+        # A thread beyond the quota makes all of them wait, so parts of a processor do not count.
+        logical = max(1, min(logical, int(quota)))
+    return Machine(
+        os=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_name(root),
+        cores_physical=min(_physical_cores(root, allowed), logical),
+        cores_logical=logical,
+        ram_total=total,
+        ram_available=min(available, total),
+        ram_limited_by=limit.version if limit is not None and limited else None,
+        gpus=gpus.merge(engine_devices, _system_gpus(root, total, available)),
+        disk_free=_disk_free(model_dir or storage.models_dir()),
+    )
+
+
+def _memory(root: Path) -> tuple[int, int]:
+    """Bytes of RAM, and those available without swapping."""
+    text = _read(root / "proc/meminfo")
+    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d{1,15}) kB", text, re.MULTILINE))
+    if len(found) == 2:
+        return int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+def _affinity() -> Collection[int]:
+    """The logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(psutil.cpu_count() or 1)
+
+
+def _physical_cores(root: Path, allowed: Collection[int]) -> int:
+    """Cores that the allowed logical processors belong to."""
+    cores = set()
+    for number in allowed:
+        topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
+        package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
+        if not core:
+            return min(len(allowed), psutil.cpu_count(logical=False) or len(allowed))
+        cores.add((package, core))
+    return max(1, len(cores))
+
+
+def _cpu_name(root: Path) -> str:
+    text = _read(root / "proc/cpuinfo")
+    match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", text, re.MULTILINE)
+    name = match[1] if match else platform.processor() or platform.machine()
+    return clean_line(name)[:80] or "unknown"
+
+
+def _system_gpus(root: Path, total: int, available: int) -> list[Gpu]:
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return [Gpu("Apple GPU", total, available, False, None, "metal", unified=True)]
+    return gpus.system_gpus(root)
+
+
+def _disk_free(folder: Path) -> int:
+    """Free bytes where ``folder`` is, or will be."""
+    for place in (folder, *folder.parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
