@@ -95,7 +95,7 @@ def test_prefix_is_reused(architecture: str, arch_file: Callable[[str], Path]) -
         # The answer is dropped, as a template does that strips old reasoning.
         _, second = recorder.ask(FIRST + "Something else instead.", len(FIRST))
         assert first.reused_tokens == 0
-        assert second.reused_tokens >= first.prompt_tokens - 5
+        assert second.reused_tokens >= engine.count_tokens(FIRST) - 2
 
 
 @pytest.mark.parametrize("architecture", ["qwen3moe", "qwen3next", "gpt-oss"])
@@ -123,12 +123,10 @@ def test_identity_after_an_interrupt(architecture: str, arch_file: Callable[[str
         assert text == reference.text
 
 
-def test_multi_part_file_equals_single(arch_file: Callable[..., Path], model_dir: Path) -> None:
+def test_multi_part_file_equals_single(arch_file: Callable[..., Path]) -> None:
     """A model in three parts gives the tokens of the same model in one file."""
-    from tests.archs import generate
-
     texts = []
-    for path in (arch_file("qwen3moe"), generate("qwen3moe", model_dir / "parts", split=3)):
+    for path in (arch_file("qwen3moe"), arch_file("qwen3moe", split=3)):
         with Engine(read_model(path), SETTINGS) as engine:
             list(engine.load())
             texts.append(Recorder(engine).ask(FIRST)[0])

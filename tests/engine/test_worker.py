@@ -30,7 +30,7 @@ from localmoe.errors import (
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 
-SETTINGS = EngineSettings(context=2048, batch=512, ubatch=512, threads=2, threads_batch=2)
+SETTINGS = EngineSettings(context=2048, batch=512, ubatch=512, threads=1, threads_batch=1)
 GREEDY = Sampling(temperature=0)
 
 
