@@ -196,7 +196,6 @@ def _alarm() -> Callable[[float], None]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _limit_memory()
     alarm = _alarm()
     renderer = Renderer()

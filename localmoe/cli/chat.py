@@ -100,7 +100,7 @@ class ChatLoop:
         screen = self._screen()
         events = self._chat.conversation.ask(text)
         try:
-            with talk.interrupts(self._room.engine.cancel) as pressed, screen:
+            with talk.interrupts(self._room.engine) as pressed, screen:
                 for event in events:
                     if pressed.pressed:
                         self._room.engine.cancel()

@@ -43,7 +43,7 @@ def run_command(options: Options, output: Output) -> int:
         prompt = compose(asked.prompt, text, output)
         printer = _printer(room, loaded, output)
         conversation = room.conversation(options)
-        with talk.interrupts(room.engine.cancel) as pressed, printer:
+        with talk.interrupts(room.engine) as pressed, printer:
             for event in conversation.ask(prompt):
                 if pressed.pressed:
                     room.engine.cancel()
@@ -211,14 +211,24 @@ class DocumentPrinter(Printer):
     def show(self, event: ChatEvent) -> None:
         super().show(event)
         if isinstance(event, TurnDone):
-            plan = documents.plan_document(self.room.model, self.room.machine, self.room.plan)
-            self.output.json(
-                run_document(self.room.model.name, event, self.loaded, self.room.plan, plan)
-            )
+            self.output.json(self._head | self._document(event))
+
+    @property
+    def _head(self) -> documents.Json:
+        return {}
+
+    def _document(self, done: TurnDone) -> documents.Json:
+        room = self.room
+        plan = documents.plan_document(room.model, room.machine, room.plan)
+        return run_document(room.model.name, done, self.loaded, room.plan, plan)
 
 
 class EventPrinter(DocumentPrinter):
     """``--jsonl``: every event as it happens, the document last."""
+
+    @property
+    def _head(self) -> documents.Json:
+        return {"event": "done"}
 
     def show(self, event: ChatEvent) -> None:
         names = {PrefillProgress: "prefill", ReasoningDelta: "reasoning", AnswerDelta: "answer"}

@@ -8,7 +8,7 @@ import difflib
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
@@ -61,6 +61,8 @@ class LoadableEngine(TextEngine, Protocol):
 
     def load(self) -> Iterator[LoadProgress | Loaded]: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass(slots=True)
 class Talk:
@@ -77,10 +79,12 @@ class Talk:
     def load(self) -> Loaded:
         """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
         what = f"loading {self.model.name}"
-        with LiveLine(self.output.stderr) as line, interrupts(self.engine.cancel):
+        with LiveLine(self.output.stderr) as line, interrupts(self.engine):
             if not self.output.quiet:
                 line.show(what)
             for event in self.engine.load():
+                if self.output.lines:
+                    self.output.json(load_document(event))
                 if isinstance(event, Loaded):
                     self.loaded = event
                     return event
@@ -144,14 +148,24 @@ def settings(options: Options, model: Model) -> Settings:
     )
 
 
+def load_document(event: LoadProgress | Loaded) -> dict[str, object]:
+    """``--jsonl`` while a model loads."""
+    if isinstance(event, Loaded):
+        return {"event": "loaded", "context": event.context, "load_s": event.load_s}
+    return {"event": "load", "fraction": event.fraction}
+
+
 @dataclass(slots=True)
 class Interrupts:
     pressed: int = 0
 
 
 @contextlib.contextmanager
-def interrupts(cancel: Callable[[], None]) -> Iterator[Interrupts]:
-    """The first Ctrl-C calls ``cancel``, the second raises ``KeyboardInterrupt``."""
+def interrupts(engine: LoadableEngine) -> Iterator[Interrupts]:
+    """The first Ctrl-C cancels what the engine does.
+
+    The second ends the engine, which may be deep in a batch, and raises ``KeyboardInterrupt``.
+    """
     seen = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield seen
@@ -160,9 +174,10 @@ def interrupts(cancel: Callable[[], None]) -> Iterator[Interrupts]:
     def handle(signum: int, frame: FrameType | None) -> None:
         seen.pressed += 1
         if seen.pressed > 1:
+            engine.close()
             raise KeyboardInterrupt
         with contextlib.suppress(RuntimeError):  # in the middle of a write to the engine
-            cancel()
+            engine.cancel()
 
     before = signal.signal(signal.SIGINT, handle)
     try:

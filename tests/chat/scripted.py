@@ -67,6 +67,10 @@ class ScriptedEngine:
             yield Text(chunk, tokens)
         yield Finished(reason, prompt_tokens, 0, tokens, 0.1, 50.0, 10.0 if tokens > 1 else None)
 
+    def close(self) -> None:
+        self.alive = False
+        self.cancelled.set()
+
     def cancel(self) -> None:
         self.cancelled.set()
 

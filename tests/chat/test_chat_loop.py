@@ -15,7 +15,7 @@ from localmoe.cli.arguments import Options
 from localmoe.cli.lines import PipedLines, TerminalLines
 from localmoe.cli.output import Output
 from localmoe.cli.talk import about, experts_home, settings
-from localmoe.engine.events import Request
+from localmoe.engine.events import PrefillProgress, Request
 from localmoe.errors import ContextOverflowError, EngineCrashError, UsageError
 from localmoe.text import format_duration
 from tests.chat import room
@@ -139,6 +139,32 @@ def test_ctrl_c_keeps_the_partial_answer() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+class IsStuck(ScriptedEngine):
+    """An engine in the middle of something long: only its end stops it."""
+
+    def generate(self, request: Request):  # type: ignore[no-untyped-def]
+        if self.loads == 1:
+            yield PrefillProgress(0, 9, 0)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the second Ctrl-C did nothing")
+        yield from super().generate(request)
+
+    def cancel(self) -> None:
+        """It does not hear."""
+
+
+def test_ctrl_c_twice_in_an_answer_ends_the_engine() -> None:
+    """An engine that does not stop is ended; the chat goes on with a new one."""
+    out, err = io.StringIO(), io.StringIO()
+    engine = IsStuck([["fine"]])
+    lines = PipedLines(io.StringIO("a\nb\n"))
+    assert room.run_chat(engine, lines, Output(out=out, err=err)) == 0
+    assert out.getvalue() == "fine\n"
+    assert "starting the engine again" in err.getvalue()
+    assert engine.loads == 2
+
+
 class Keys(TerminalLines):
     """A terminal at which these keys are pressed: a line, or an exception for Ctrl-C."""
 
@@ -218,8 +244,15 @@ class TestRun:
                 for event in conversation.ask("hi"):
                     printer.show(event)
         lines = [json.loads(line) for line in out.getvalue().splitlines()]
-        assert [line.get("event") for line in lines] == ["prefill", "reasoning", "answer", None]
-        assert lines[-1]["text"] == lines[2]["text"] == "a"
+        assert [line.get("event") for line in lines] == [
+            "load",
+            "loaded",
+            "prefill",
+            "reasoning",
+            "answer",
+            "done",
+        ]
+        assert lines[-1]["text"] == lines[-2]["text"] == "a"
         assert {line["schema_version"] for line in lines} == {1}
 
 
