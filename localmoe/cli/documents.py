@@ -6,18 +6,19 @@ rename.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Gpu, Machine
-from localmoe.facts.model import Model, Role, Value
+from localmoe.facts.model import LongArray, Model, Role, Value
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.plan import Plan
 
 Json = dict[str, object]
 
-LONG_ARRAY = 64  # tokens, merges and scores: longer arrays are told by their length
+SHOWN_OF_LONG_ARRAY = 8  # elements
 
 
 def machine_summary(machine: Machine) -> Json:
@@ -138,9 +139,7 @@ def list_entry(model: Model) -> Json:
 
 def show_document(model: Model) -> Json:
     """``show MODEL --json``."""
-    by_role = dict.fromkeys(Role, 0)
-    for tensor in model.tensors:
-        by_role[tensor.role] += tensor.nbytes
+    by_role = bytes_by_role(model)
     return {
         "model": model.name,
         "paths": [str(path) for path in model.paths],
@@ -155,12 +154,22 @@ def show_document(model: Model) -> Json:
             "shared": shared_experts(model),
         },
         "parameters": {"total": model.parameters, "active": model.active_parameters},
-        "bytes": {role.value: count for role, count in by_role.items()},
+        "bytes": {role.value: count for role, count in by_role.items()}
+        | {"not_loaded": sum(t.nbytes for t in model.tensors if not t.loaded)},
         "context_train": model.context_train,
         "chat_template": model.chat_template is not None,
         "tokenizer": model.metadata.get("tokenizer.ggml.model"),
         "metadata": {key: _metadata_value(value) for key, value in model.metadata.items()},
     }
+
+
+def bytes_by_role(model: Model) -> dict[Role, int]:
+    """Bytes of the tensors that the engine loads."""
+    by_role = dict.fromkeys(Role, 0)
+    for tensor in model.tensors:
+        if tensor.loaded:
+            by_role[tensor.role] += tensor.nbytes
+    return by_role
 
 
 def shared_experts(model: Model) -> int:
@@ -268,6 +277,12 @@ def _kv_type(plan: Plan) -> str:
 
 
 def _metadata_value(value: Value) -> object:
-    if isinstance(value, tuple) and len(value) > LONG_ARRAY:
-        return {"array_of": len(value), "first": list(value[:8])}
+    """Vocabularies are told by their length; JSON has no infinity, so such numbers become text."""
+    if isinstance(value, LongArray):
+        first = [_metadata_value(item) for item in value.head[:SHOWN_OF_LONG_ARRAY]]
+        return {"array_of": value.element, "count": value.count, "first": first}
+    if isinstance(value, tuple):
+        return [_metadata_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value

@@ -81,7 +81,9 @@ class Output:
         """Write one document to stdout. ASCII only: no byte of it can act on a terminal."""
         stream = self._out or sys.stdout
         text = json.dumps(
-            {"schema_version": SCHEMA_VERSION, **document}, indent=None if self.lines else 2
+            {"schema_version": SCHEMA_VERSION, **document},
+            indent=None if self.lines else 2,
+            allow_nan=False,
         )
         stream.write(text + "\n")
         stream.flush()

@@ -102,7 +102,7 @@ def plan_for(model: Model, machine: Machine, options: Options) -> Plan:
     promised = 0
     if options.machine is None:
         promised = sum(promise.outstanding_ram for promise in storage.promises())
-    with Oracle(model.paths) as measure:
+    with Oracle(model) as measure:
         return make_plan(model, machine, wishes(options), measure, promised)
 
 

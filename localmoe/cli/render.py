@@ -177,7 +177,7 @@ def layer_runs(layers: Sequence[LayerPlacement]) -> list[list[LayerPlacement]]:
 
 def show_screen(model: Model) -> RenderableType:
     """The answer of ``show``."""
-    by_role = {role: sum(t.nbytes for t in model.tensors if t.role is role) for role in Role}
+    not_loaded = sum(t.nbytes for t in model.tensors if not t.loaded)
     names = {
         Role.DENSE: "dense weights",
         Role.ROUTER: "router",
@@ -197,7 +197,10 @@ def show_screen(model: Model) -> RenderableType:
         ("chat template", "yes" if model.chat_template else "no"),
         ("tokenizer", str(tokenizer)),
     ]
+    by_role = documents.bytes_by_role(model)
     rows += [(names[role], format_bytes(count)) for role, count in by_role.items() if count]
+    if not_loaded:
+        rows.append(("not loaded", f"{format_bytes(not_loaded)} (multi-token prediction)"))
     rows += [("file" if i == 0 else "", str(path)) for i, path in enumerate(model.paths)]
     return Group(title(model), Text(), pairs(rows))
 
