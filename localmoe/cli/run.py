@@ -16,6 +16,7 @@ from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress
 from localmoe.errors import EngineError, UsageError
+from localmoe.facts import catalog
 from localmoe.planning.plan import Plan
 from localmoe.text import Sanitizer
 
@@ -26,7 +27,7 @@ SILENT_STDIN = 5.0  # seconds, after which a prompt no longer waits for an open,
 
 def run_command(options: Options, output: Output) -> int:
     """Exit code 0, or 130 when the answer was interrupted."""
-    asked = model_and_prompt(options, talk.looks_like_model)
+    asked = model_and_prompt(options, catalog.looks_like_model)
     if not asked.prompt and _on_terminal() and not output.as_json:
         from localmoe.cli.chat import open_chat
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -25,32 +23,11 @@ from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Loaded, LoadProgress
-from localmoe.errors import DoesNotFitError, EngineError, UnknownModelError
-from localmoe.facts import catalog
+from localmoe.errors import DoesNotFitError, EngineError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.text import clean_line, format_duration
-
-_QUANT = r"(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*|TQ\d_\d)"
-_MODEL_SHAPE = re.compile(
-    rf"[\w.~-]*(?:/[\w.~-]+)+|\S*\.gguf|https?://\S+|[\w./-]+:{_QUANT}", re.IGNORECASE
-)
-
-
-def looks_like_model(word: str) -> bool:
-    """Would a first word of ``run`` be MODEL? A near miss counts: it is no prompt to another."""
-    if _MODEL_SHAPE.fullmatch(word):
-        return True
-    try:
-        catalog.resolve(word)
-    except UnknownModelError:
-        names = [prepare.BUNDLED, *(path.stem for path in catalog.local_models())]
-        close = difflib.get_close_matches(
-            word.lower(), [name.lower() for name in names], n=1, cutoff=0.8
-        )
-        return len(word) > 3 and bool(close)
-    return True
 
 
 class LoadableEngine(TextEngine, Protocol):

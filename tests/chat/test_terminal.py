@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +12,9 @@ import pexpect
 import pyte
 import pytest
 
-import localmoe
+from tests.chat import templates
+from tests.cli.command import environment
 
-ROOT = Path(localmoe.__file__).parents[1]
 COLUMNS, ROWS = 80, 40
 ALT_ENTER, CTRL_C, CTRL_D, TAB, UP = "\x1b\r", "\x03", "\x04", "\t", "\x1b[A"
 
@@ -69,26 +68,25 @@ class Terminal:
         return True
 
 
+Spawn = Callable[..., Terminal]
 Start = Callable[..., Terminal]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """``start([["chunk", …], …])`` → the chat in a terminal, at its first prompt."""
+def spawn(tmp_path: Path) -> Iterator[Spawn]:
+    """``spawn("-m", "localmoe", …)`` → Python in a terminal, at the chat's first prompt."""
     children: list[pexpect.spawn[str]] = []
 
-    def begin(*replies: list[str], delay: float = 0, **env: str) -> Terminal:
-        keep = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
+    def begin(*args: str, **env: str) -> Terminal:
         child: pexpect.spawn[str] = pexpect.spawn(
             sys.executable,
-            ["-m", "tests.chat.scripted_chat", json.dumps(replies), str(delay)],
+            list(args),
             cwd=str(tmp_path),
             dimensions=(ROWS, COLUMNS),
             encoding="utf-8",
-            env=keep
-            | {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "HOME": str(tmp_path)}
-            | {"PYTHONPATH": str(ROOT)}
-            | env,
+            env=environment(
+                tmp_path, **({"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"} | env)
+            ),
         )
         children.append(child)
         terminal = Terminal(child)
@@ -98,6 +96,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield begin
     for child in children:
         child.close(force=True)
+
+
+@pytest.fixture
+def start(spawn: Spawn) -> Start:
+    """``start(["chunk", …], …)`` → the chat over a scripted engine, at its first prompt."""
+
+    def begin(*replies: list[str], delay: float = 0, **env: str) -> Terminal:
+        return spawn("-m", "tests.chat.scripted_chat", json.dumps(replies), str(delay), **env)
+
+    return begin
 
 
 def test_a_turn(start: Start) -> None:
@@ -278,3 +286,22 @@ def test_no_color(start: Start) -> None:
     terminal.type("hi\r")
     text = terminal.wait("context")
     assert "**b**\n\n`c`\n" in text
+
+
+def test_run_without_a_prompt_opens_the_chat(spawn: Spawn, arch_file: Callable[..., Path]) -> None:
+    """On a terminal: the model, its experts and the context first; answers from a real engine."""
+    model = arch_file("qwen3moe", template=templates.CHATML)
+    terminal = spawn("-m", "localmoe", "run", str(model), "-n", "5", "--ctx", "512")
+    assert f"{model.stem} · experts in RAM · context of 512 tokens" in terminal.text
+    terminal.type("hello\r")
+    terminal.wait("5 tokens written")
+    terminal.wait("/512 (")
+    terminal.prompt()
+    terminal.type("word " * 1000 + "\r")
+    terminal.wait("tokens, the context 512")
+    terminal.prompt()
+    terminal.type("/stats\r")
+    terminal.wait("turns    1")
+    terminal.prompt()
+    terminal.type("/exit\r")
+    assert terminal.exit_code() == 0
