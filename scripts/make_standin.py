@@ -4,6 +4,9 @@ For benchmarks on machines that cannot download the real one: the bytes per laye
 arithmetic and the memory traffic are the model's own; what it says is noise.
 
     python scripts/make_standin.py qwen3-30b-a3b --layers 24 -o standin.gguf
+
+With ``--header-only`` the weights are a hole: a sparse file of full size that takes a few megabytes
+on disk. ``localmoe fit`` and ``plan`` need no more; it cannot be run.
 """
 
 from __future__ import annotations
@@ -115,6 +118,24 @@ class Rolled:
             chunk.tofile(file)
 
 
+@dataclass(frozen=True)
+class Hole:
+    """A tensor that takes its place in the file but no space on disk."""
+
+    nbytes: int
+
+    def tofile(self, file: BinaryIO, /) -> None:
+        end = file.tell() + self.nbytes
+        file.flush()
+        file.truncate(end)
+        file.seek(end)
+
+
+def hollow_data(spec: TensorSpec) -> TensorData:
+    """No weights at all."""
+    return Hole(spec.rows * row_bytes(spec.shape[0], spec.kind))
+
+
 def pooled_data(recipe: Recipe, seed: int, words: Vocabulary, pool_bytes: int) -> Data:
     """Weights for large files: quantised tensors from pools, the small float ones drawn anew.
 
@@ -161,6 +182,7 @@ def make_standin(
     vocab: int | None = None,
     seed: int = 0,
     pool_bytes: int = POOL_BYTES,
+    header_only: bool = False,
 ) -> Path:
     """Writes ``family`` with ``layers`` of its layers and ``vocab`` tokens (None: its own)."""
     dims = replace(
@@ -172,7 +194,7 @@ def make_standin(
     return write(
         recipe,
         path,
-        data=pooled_data(recipe, seed, words, pool_bytes),
+        data=hollow_data if header_only else pooled_data(recipe, seed, words, pool_bytes),
         vocabulary=words,
         file_type=family.storage.file_type,
         name=path.stem,
@@ -185,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="layers to write (default: all)")
     parser.add_argument("--vocab", type=int, help="tokens, at least 512 (default: the model's)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--header-only", action="store_true", help="a hole for the weights")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     if (options.layers or 1) < 1 or (options.vocab or 512) < 512:
@@ -197,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
             layers=options.layers,
             vocab=options.vocab,
             seed=options.seed,
+            header_only=options.header_only,
         )
     except OSError as error:
         print(f"make_standin: {error}", file=sys.stderr)
