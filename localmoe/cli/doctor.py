@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 
-from localmoe import __version__
+from localmoe import __version__, storage
 from localmoe.cli import documents, prepare, render
 from localmoe.cli.arguments import Options, no_words
 from localmoe.cli.output import Output
 from localmoe.engine.devices import EngineInfo, engine_info
 from localmoe.errors import LocalmoeError
-from localmoe.facts import hardware
+from localmoe.facts import catalog, hardware
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.text import format_bytes
 
@@ -28,17 +29,14 @@ BUILD_FLAGS = {
     "metal": "-DGGML_METAL=on",
     "sycl": "-DGGML_SYCL=on",
 }
-REINSTALL_HELPER = (
-    "install a C++ compiler, then in the folder of localmoe: "
-    "pip install --force-reinstall --no-deps ."
-)
+REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall --no-deps ."
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the diagnosis. ``fix`` is what to type, None when all is well."""
 
-    area: str  # "processor", "memory", "gpu", "disk", "engine"
+    area: str  # "processor", "memory", "disk", "gpu", "engine" or "models"
     text: str
     fix: str | None = None
 
@@ -56,7 +54,7 @@ def doctor_command(options: Options, output: Output) -> int:
     machine = prepare.apply_limits(machine, options, imagined=False)
     version = binding_version()
     found = [*machine_findings(machine), *gpu_findings(machine, version)]
-    found += engine_findings(info, broken, version)
+    found += [*engine_findings(info, broken, version), *model_findings(catalog.local_models())]
     if output.as_json:
         output.json(
             {
@@ -64,6 +62,11 @@ def doctor_command(options: Options, output: Output) -> int:
                 "python": sys.version.split()[0],
                 "machine": documents.machine_document(machine),
                 "engine": asdict(info) if info else None,
+                "paths": {
+                    "models": str(storage.models_dir()),
+                    "hub_cache": str(catalog.hub_cache()),
+                    "bundled": str(catalog.models_package()),
+                },
                 "findings": [asdict(finding) for finding in found],
             }
         )
@@ -94,6 +97,15 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
         "free disk space: most MoE models take more" if machine.disk_free < LITTLE_DISK else None
     )
     yield Finding("disk", f"{format_bytes(machine.disk_free)} free where models are kept", little)
+
+
+def model_findings(here: Sequence[Path]) -> Iterator[Finding]:
+    """Where models are looked for, and whether the bundled one is where it should be."""
+    folders = f"{storage.models_dir()} and {catalog.hub_cache()}"
+    yield Finding("models", f"{len(here)} found; looked for in {folders}")
+    if catalog.models_package() not in (path.parent for path in here):
+        text = f"the bundled model is missing from {catalog.models_package()}"
+        yield Finding("models", text, REINSTALL)
 
 
 def gpu_findings(machine: Machine, version: str) -> Iterator[Finding]:
@@ -135,4 +147,8 @@ def engine_findings(
         yield Finding("engine", "native helper: present")
     else:
         lost = "memory figures are totals, interrupts wait for a token"
-        yield Finding("engine", f"native helper: missing ({lost})", REINSTALL_HELPER)
+        yield Finding(
+            "engine",
+            f"native helper: missing ({lost})",
+            f"install a C++ compiler, then {REINSTALL}",
+        )

@@ -20,7 +20,7 @@ from localmoe.facts.model import Model, read_model
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
 
-BUNDLED = "nano"
+BUNDLED = catalog.BUNDLED
 MACHINE_FILE_LIMIT = 1 << 20  # bytes; a real one has about 2 KB
 
 
@@ -35,7 +35,10 @@ def open_model(name: str | None, output: Output) -> Model:
             "(`localmoe list` shows what else is here)"
         )
         name = BUNDLED
-    return read_model(catalog.resolve(name))
+    path = catalog.resolve(name)
+    if name != BUNDLED and not name.endswith(path.name):
+        output.note(f"{name}: using {path.name}")
+    return read_model(path)
 
 
 def find_machine(options: Options, *, imagined: bool) -> Machine:

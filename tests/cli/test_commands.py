@@ -27,6 +27,10 @@ PLAN = FILE | {
     "schema_version", "model", "machine", "kv_type", "exact", "layers", "cache", "engine",
     "llama_cpp_args",
 }  # fmt: skip
+RUN = {
+    "schema_version", "text", "reasoning", "finish_reason", "model", "usage", "timings", "cache",
+    "plan",
+}  # fmt: skip
 LAYER = {
     "index", "dense", "experts", "dense_bytes", "expert_bytes", "expert_count", "expert_used",
 }  # fmt: skip
@@ -132,6 +136,25 @@ def test_plan_document(localmoe: Localmoe, arch_file: ArchFile) -> None:
         assert layer["expert_used"] == shown["experts"]["used"]
 
 
+def test_run_document(localmoe: Localmoe, arch_file: ArchFile) -> None:
+    """``run --json``: exactly the contract's keys, the plan of ``plan --json`` among them."""
+    document = localmoe.document("run", arch_file("qwen3moe"), "hello", "-n", "3", "--temp", "0")
+    assert set(document) == RUN
+    assert document["finish_reason"] in ("stop", "length")
+    assert document["usage"]["completion_tokens"] <= 3
+    assert {"prompt_tokens", "completion_tokens"} <= set(document["usage"])
+    assert set(document["timings"]) == {"load_s", "ttft_s", "prefill_tps", "decode_tps"}
+    assert set(document["cache"]) == {"regime", "hits", "misses", "hit_rate", "bytes_read"}
+    assert set(document["plan"]) == PLAN - {"schema_version"}
+
+
+def test_run_refuses_what_does_not_fit(localmoe: Localmoe, arch_file: ArchFile) -> None:
+    """Nothing is loaded when the plan says no."""
+    done = localmoe("run", arch_file("qwen3moe"), "hello", "--ram", "0.1")
+    assert_clear_error(done, 3, "RAM can give")
+    assert localmoe("chat", arch_file("qwen3moe"), "--ram", "0.1").returncode == 3
+
+
 def test_supposed_gpu(localmoe: Localmoe, arch_file: ArchFile) -> None:
     """``--vram`` asks what a GPU of that size would change; the figures are marked as estimates."""
     document = localmoe.document("plan", arch_file("qwen3moe"), "--vram", "4")
@@ -144,7 +167,9 @@ def test_supposed_gpu(localmoe: Localmoe, arch_file: ArchFile) -> None:
 def test_another_machine(localmoe: Localmoe, arch_file: ArchFile, tmp_path: Path) -> None:
     """``doctor --json`` of one machine is ``--machine`` on another."""
     doctor = localmoe.document("doctor")
-    assert set(doctor) == {"schema_version", "version", "python", "machine", "engine", "findings"}
+    assert set(doctor) == {
+        "schema_version", "version", "python", "machine", "engine", "paths", "findings",
+    }  # fmt: skip
     doctor["machine"]["ram_available"] = doctor["machine"]["ram_total"] = 1 << 28
     file = tmp_path / "small.json"
     file.write_text(json.dumps(doctor))
@@ -255,7 +280,8 @@ def test_unreadable_files(localmoe: Localmoe, tmp_path: Path) -> None:
 def test_mistyped_model_name(localmoe: Localmoe, command: str) -> None:
     """The nearest name is offered; nothing is answered by another model."""
     words = ["hello"] if command == "run" else []
-    assert_clear_error(localmoe(command, "nanoo", *words), 2, "nanoo", "nano")
+    done = localmoe(command, "nanoo", *words)
+    assert_clear_error(done, 2, 'no model "nanoo". Did you mean nano?', hint=False)
 
 
 def test_list(localmoe: Localmoe) -> None:
@@ -284,5 +310,5 @@ def test_fit_without_model(localmoe: Localmoe) -> None:
 def test_doctor_screen(localmoe: Localmoe) -> None:
     done = localmoe("doctor")
     assert (done.returncode, done.stderr) == (0, "")
-    for area in ("processor", "memory", "disk", "gpu", "engine"):
+    for area in ("processor", "memory", "disk", "gpu", "engine", "models"):
         assert area in done.stdout
