@@ -100,14 +100,10 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
         if not plan.verdict.fits:
             raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
         with Engine(model, plan.settings, planned=plan.memory) as engine:
-            if model.chat_template is not None and not is_plain(options):
+            if model.chat_template is not None and not options.plain:
                 # A template that cannot be used is told of before a long load, not after it.
                 _ = ChatTemplate(model.chat_template, renderer=renderer).think_control
             yield Talk(model, machine, plan, engine, renderer, output)
-
-
-def is_plain(options: Options) -> bool:
-    return bool(getattr(options, "plain", False))
 
 
 def settings(options: Options, model: Model) -> Settings:
@@ -121,7 +117,7 @@ def settings(options: Options, model: Model) -> Settings:
         sampling=dataclasses.replace(default_sampling(model.metadata), **given),
         max_tokens=options.max_tokens,
         think=ThinkLevel(options.think),
-        plain=is_plain(options),
+        plain=options.plain,
     )
 
 

@@ -117,6 +117,8 @@ def test_a_template_that_cannot_be_used(
     """An error that offers the way without the template."""
     path = arch_file("qwen3moe", template=source)
     assert_clear_error(localmoe("run", "-m", path, "hello"), 1, "chat template", "--plain")
+    plain = localmoe("run", "-m", path, *GREEDY, "--plain", "hello")
+    assert (plain.returncode, bool(plain.stdout)) == (0, True)
 
 
 def test_a_model_without_a_template(localmoe: Localmoe, arch_file: Callable[..., Path]) -> None:
