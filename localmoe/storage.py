@@ -3,7 +3,8 @@
 ``LOCALMOE_HOME`` puts all folders below one. Folders are 0700 and files 0600: chats are private.
 
 The ledger is for localmoe processes that run at the same time. What one has planned to load, but
-not touched yet, the kernel still calls available; so each writes down what it will take::
+not touched yet, the kernel still calls available; so each writes down what it will take. Each
+promise is a file of its own, written atomically, so no lock is needed::
 
     with promise(ram, {"CUDA0": vram}):
         …
@@ -24,11 +25,9 @@ from typing import NoReturn
 
 import platformdirs
 import psutil
-from filelock import FileLock, Timeout
 
 from localmoe.errors import StorageError
 
-_LOCK_SECONDS = 5.0
 _PROMISE_LIMIT = 65_536  # bytes; a real one has about 100
 _MAX_BYTES = 2**60
 _CLOCK_TICK = 1.0  # seconds; psutil derives a start time from ticks and boot time
@@ -114,15 +113,14 @@ def promise(ram: int, devices: Mapping[str, int]) -> Iterator[None]:
 
     A ledger that cannot be written (a read-only home) stops nobody from working.
     """
-    folder = _ledger()
-    path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+    path = _ledger() / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
     entry = {
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
         "ram": max(0, int(ram)),
         "devices": {name: max(0, int(count)) for name, count in devices.items()},
     }
-    with contextlib.suppress(StorageError), _locked(folder):
+    with contextlib.suppress(StorageError):
         atomic_write(path, json.dumps(entry))
     try:
         yield
@@ -136,20 +134,15 @@ def promises() -> list[Promise]:
 
     The promises of this process are left out: they are its own plan.
     """
-    folder = _ledger()
-    if not folder.is_dir():
-        return []
-    found: list[Promise] = []
-    with contextlib.suppress(StorageError), _locked(folder):
-        living = []
-        for path in sorted(folder.glob("*.json")):
-            entry = _read(path)
-            if entry is not None and _alive(entry):
-                living.append(entry)
-            else:
-                path.unlink(missing_ok=True)
-        found = _settled([entry for entry in living if entry.pid != os.getpid()])
-    return found
+    living = []
+    for path in sorted(_ledger().glob("*.json")):
+        entry = _read(path)
+        if entry is None or not _alive(entry):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        elif entry.pid != os.getpid():
+            living.append(entry)
+    return _settled(living)
 
 
 def _settled(entries: list[Promise]) -> list[Promise]:
@@ -211,21 +204,6 @@ def _read(path: Path) -> Promise | None:
     if pid <= 0 or not all(0 <= size <= _MAX_BYTES for size in sizes):
         return None
     return Promise(pid, started, ram, devices, ram)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    private_dir(folder)
-    try:
-        lock = FileLock(folder / ".lock", timeout=_LOCK_SECONDS, mode=0o600)
-        with lock:
-            yield
-    except Timeout as error:
-        raise StorageError(
-            f"{folder} stays locked", hint="does another localmoe process hang? end it"
-        ) from error
-    except OSError as error:
-        _failed("cannot lock", folder, error)
 
 
 def _ledger() -> Path:
