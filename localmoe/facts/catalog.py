@@ -1,8 +1,8 @@
 """From a name to a model file on this machine.
 
-A name is a path, the bundled ``nano``, an alias of the catalog (``models/catalog.toml``) or a Hub
-repository, the last two with an optional ``:QUANT``. Files are found in the bundled package, in our
-models folder and in the Hugging Face cache; nothing is downloaded here.
+A name is a path, the bundled ``nano``, an alias of the catalog (``models/catalog.toml``), a Hub
+repository or its URL, or the name of a file in our models folder; all but the path with an optional
+``:QUANT``. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -17,26 +17,44 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from localmoe import storage
 from localmoe.errors import ModelFileError, UnknownModelError
-from localmoe.facts.parts import PartName
+from localmoe.facts.local_files import (
+    DEFAULT_QUANT,
+    hub_cache,
+    hub_files,
+    model_name,
+    own_files,
+    quant_of,
+)
 from localmoe.text import clean_line
 
-BUNDLED = "nano"
-DEFAULT_QUANT = "Q4_K_M"
-MAX_FILES = 10_000  # GGUF files looked at in one folder tree
+__all__ = [
+    "BUNDLED",
+    "catalog",
+    "hub_cache",
+    "local_models",
+    "looks_like_model",
+    "model_name",
+    "models_package",
+    "nearest",
+    "quant_of",
+    "resolve",
+]
 
-_REPO = re.compile(r"^[\w.-]+/[\w.-]+$")
-_NOT_A_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix|draft|mtp)([-_.]|$)", re.IGNORECASE)
-_QUANT = re.compile(
-    r"(?:^|[-_.])((?:UD-)?(?:I?Q\d\w*|T?Q\d_\d|BF16|F16|F32|MXFP4\w*|NVFP4))(?=[-.]|$)",
-    re.IGNORECASE,
-)
+BUNDLED = "nano"
+BUNDLED_QUANT = "Q8_0"
+LIST_HINT = "localmoe list shows the models on this machine"
+
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(/.*)?")
+_QUANT = re.compile(r"(?:UD-)?(?:I?Q\d|TQ\d|BF16|F16|F32|MXFP4|NVFP4)\w*", re.IGNORECASE)
+_NEAR_MISS = 0.86  # difflib ratio; "nan" for "nano" is 0.857 and may well be a question
+_SIMILAR = 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A family of the catalog."""
+    """A family of the catalog. ``repo`` "": no conversion is known to us."""
 
     alias: str
     family: str
@@ -80,152 +98,151 @@ def resolve(name: str) -> Path:
     Raises ModelFileError for a path that does not exist, UnknownModelError for a name that means
     nothing or nothing on this machine; each says what to type next.
     """
-    if _is_path(name):
+    url = _URL.fullmatch(name)
+    if url is None and _is_path(name):
         path = Path(name).expanduser()
-        if not path.exists():
-            raise ModelFileError(
-                f"no file {clean_line(name)}",
-                hint="check the path; localmoe list shows the models on this machine",
-            )
+        if not os.path.lexists(path):
+            message = f"no file {clean_line(name)}"
+            raise ModelFileError(message, hint=f"check the path; {LIST_HINT}")
         return path
-    base, _, quant = name.partition(":")
+    base, quant = (url[1], "") if url else _split(name)
     if base.lower() == BUNDLED:
-        if quant and quant.lower() != "q8_0":
-            raise UnknownModelError(f"nano comes as Q8_0 only, not {clean_line(quant)}")
-        return models_package() / "nano.gguf"
+        return _bundled(quant)
     entry = _entry(base)
     repo = entry.repo if entry else base
-    here = in_hub_cache(repo) if _REPO.match(repo) else []
+    here = hub_files(repo) if _REPO.fullmatch(repo) else []
+    here = here or [path for path in own_files() if _answers_to(path, base)]
+    if url and url[2] and url[2].endswith(".gguf"):
+        here = [path for path in here if path.name == url[2].rpartition("/")[2]]
     if not here:
-        here = [path for path in local_models() if path.stem.lower() == name.lower()]
-        if len(here) == 1:
-            return here[0]
         raise _not_here(name, base, quant, entry)
-    return _choose(here, repo, quant)
+    return _choose(here, base, quant)
 
 
 def looks_like_model(word: str) -> bool:
-    """Whether the first word after ``run`` is meant as a model rather than as a prompt."""
+    """Whether the first word after ``run`` is meant as a model rather than as a prompt.
+
+    It is when it resolves, has the form of a model name, or is a near miss of one that we know.
+    """
     if not word or any(c.isspace() for c in word):
         return False
-    if _is_path(word):
+    if word.lower().endswith(".gguf") or _URL.fullmatch(word):
         return True
-    base, colon, _ = word.partition(":")
-    known, gone = catalog()
-    names = {BUNDLED, *(entry.alias for entry in known), *(n for u in gone for n in u.names)}
-    if base.lower() in names or _REPO.match(base) or any(p.stem == word for p in local_models()):
+    base, quant = _split(word)
+    if (
+        _REPO.fullmatch(base)
+        or _QUANT.fullmatch(quant)
+        or (_is_path(word) and Path(word).is_file())
+    ):
         return True
-    return bool(nearest(base)) and (bool(colon) or any(c in word for c in "-0123456789"))
+    _, gone = catalog()
+    names = _names()
+    lowered = {name.lower() for name in (*names, *(n for item in gone for n in item.names))}
+    if base.lower() in lowered:
+        return True
+    return bool(difflib.get_close_matches(base.lower(), lowered, n=1, cutoff=_NEAR_MISS))
 
 
 def nearest(name: str) -> list[str]:
-    """Up to three known names like ``name``, best first."""
-    known, _ = catalog()
-    names = {BUNDLED, *(entry.alias for entry in known), *(path.stem for path in local_models())}
-    lowered = {candidate.lower(): candidate for candidate in sorted(names)}
-    found = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.75)
-    return [lowered[match] for match in found]
+    """Up to three known names like ``name``, best first; ``mixtral`` is like all its sizes."""
+    wanted = name.lower()
+    lowered = {candidate.lower(): candidate for candidate in sorted(_names())}
+    found = difflib.get_close_matches(wanted, lowered, n=3, cutoff=_SIMILAR)
+    if len(wanted) >= 3:
+        found += [c for c in lowered if c.startswith(wanted) and c not in found]
+    return [lowered[match] for match in found[:3]]
 
 
 def local_models() -> list[Path]:
     """First files of the models on this machine: bundled, in our folder, in the Hub's cache."""
-    found = [models_package() / "nano.gguf"]
-    found += _models_below(storage.models_dir())
-    for repo in sorted(hub_cache().glob("models--*")):
-        found += in_hub_cache(repo.name.removeprefix("models--").replace("--", "/", 1))
-    return [path for path in found if path.is_file()]
+    bundled = models_package() / f"{BUNDLED}.gguf"
+    return [*([bundled] if bundled.is_file() else []), *own_files(), *hub_files()]
 
 
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps its files, by its own environment variables."""
-    if stated := os.environ.get("HF_HUB_CACHE"):
-        return Path(stated)
-    if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"
+def _bundled(quant: str) -> Path:
+    if quant and quant.upper() != BUNDLED_QUANT:
+        message = f"{BUNDLED} comes as {BUNDLED_QUANT} only, not {clean_line(quant)}"
+        raise UnknownModelError(message, hint=f"leave the :{clean_line(quant)} away")
+    path = models_package() / f"{BUNDLED}.gguf"
+    if not path.is_file():
+        raise UnknownModelError(f"{BUNDLED} is not part of this installation", hint=LIST_HINT)
+    return path
 
 
-def in_hub_cache(repo: str) -> list[Path]:
-    """First files of the models of one repository, of its newest downloaded revision."""
-    root = hub_cache() / f"models--{repo.replace('/', '--')}"
-    if not root.is_dir():  # the Hub's names ignore case, a file system may not
-        wanted = root.name.lower()
-        others = (path for path in hub_cache().glob("models--*") if path.name.lower() == wanted)
-        root = next(others, root)
-    revisions = [path for path in root.glob("snapshots/*") if path.is_dir()]
-    revisions.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for revision in revisions:
-        if models := _models_below(revision):
-            return models
-    return []
+def _choose(here: Sequence[Path], base: str, quant: str) -> Path:
+    """The file of that quantization; without one Q4_K_M, else the only one there is.
 
-
-def quant_of(path: Path) -> str:
-    """The quantization that a file's name states, upper case; "" if none."""
-    part = PartName.parse(path.name)
-    found = _QUANT.findall(part.stem if part else path.stem)
-    return str(found[-1]).upper() if found else ""
-
-
-def _models_below(folder: Path) -> list[Path]:
-    """First parts only; projectors, drafts and importance matrices are not models."""
-    found = []
-    for count, path in enumerate(sorted(folder.rglob("*.gguf"))):
-        if count >= MAX_FILES:
-            break
-        part = PartName.parse(path.name)
-        if (part is None or part.number == 1) and not _NOT_A_MODEL.search(path.stem):
-            found.append(path)
-    return found
-
-
-def _choose(here: Sequence[Path], repo: str, quant: str) -> Path:
-    """The file of that quantization; without one Q4_K_M, else the only one there is."""
-    by_quant = {quant_of(path): path for path in here}
-    if quant:
-        if quant.upper() in by_quant:
-            return by_quant[quant.upper()]
-    elif DEFAULT_QUANT in by_quant:
-        return by_quant[DEFAULT_QUANT]
-    elif len(here) == 1:
-        return here[0]
-    names = ", ".join(f"{repo}:{name}" for name in sorted(by_quant) if name)
-    what = f"no {clean_line(quant)} of {repo}" if quant else f"several files of {repo}"
-    raise UnknownModelError(f"{what} on this machine", hint=f"choose one of: {names}")
-
-
-def _entry(base: str) -> Entry | None:
-    known, _ = catalog()
-    return next((e for e in known if base.lower() in (e.alias, e.repo.lower())), None)
+    Names must be equal: Q4_K_XL is another file than UD-Q4_K_XL.
+    """
+    wanted = (quant or DEFAULT_QUANT).upper()
+    fitting = [path for path in here if quant_of(path) == wanted]
+    if not fitting and not quant:
+        fitting = list(here)
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting and len({quant_of(path) for path in fitting}) < len(fitting):
+        names = [clean_line(str(path)) for path in fitting]
+    else:
+        names = sorted(f"{base}:{quant_of(path)}" for path in here if quant_of(path))
+        names = names or [clean_line(str(path)) for path in here]
+    how = "several files of" if fitting else f"no {clean_line(quant)} of"
+    raise UnknownModelError(
+        f"{how} {clean_line(base)} on this machine", hint=f"choose one: {', '.join(names[:8])}"
+    )
 
 
 def _not_here(name: str, base: str, quant: str, entry: Entry | None) -> UnknownModelError:
     """The error of a name that leads to no file: unavailable, known, a near miss, or nothing."""
     shown = clean_line(name)
-    _, gone = catalog()
-    for item in gone:
+    for item in catalog()[1]:
         if base.lower() in item.names:
             return UnknownModelError(
                 f"{item.family} {item.reason}", hint=f"the nearest open family: {item.nearest}"
             )
-    if entry is not None or _REPO.match(base):
-        repo = entry.repo if entry else base
+    if entry is not None and not entry.repo:
+        return UnknownModelError(
+            f"{entry.family} is not on this machine, and no conversion of it is known here",
+            hint=f"find a GGUF of it, then: localmoe run PATH ({LIST_HINT})",
+        )
+    if entry is not None or _REPO.fullmatch(base):
+        repo = clean_line(entry.repo if entry else base)
+        also = f" (it is {repo})" if entry and base.lower() != repo.lower() else ""
         pattern = clean_line(f"*{quant or DEFAULT_QUANT}*")
         return UnknownModelError(
-            f"{shown} is not on this machine" + (f" (it is {repo})" if entry else ""),
-            hint=f'hf download {clean_line(repo)} --include "{pattern}", then try again',
+            f"{shown} is not on this machine{also}, and downloading is not built yet",
+            hint=f'hf download {repo} --include "{pattern}", then: localmoe run {repo}',
         )
     close = nearest(base)
-    if close:
-        return UnknownModelError(f'no model "{shown}". Did you mean {" or ".join(close)}?')
-    return UnknownModelError(
-        f'no model "{shown}"', hint="localmoe list shows the models on this machine"
-    )
+    guess = f" Did you mean {clean_line(' or '.join(close))}?" if close else ""
+    return UnknownModelError(f'no model "{shown}".{guess}', hint=LIST_HINT)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """``base:QUANT`` → both; without a colon the second is ""."""
+    base, _, quant = name.partition(":")
+    return base, quant
+
+
+def _entry(base: str) -> Entry | None:
+    wanted = base.lower()
+    return next((e for e in catalog()[0] if wanted and wanted in (e.alias, e.repo.lower())), None)
+
+
+def _answers_to(path: Path, base: str) -> bool:
+    """Whether a file is called ``base``, with or without its quantization and publisher."""
+    name, wanted = model_name(path).lower(), base.lower()
+    bare = re.sub(rf"[-_.]{re.escape(quant_of(path).lower())}$", "", name)
+    return wanted in (name, bare) or bare.endswith(f"_{wanted}")
+
+
+def _names() -> set[str]:
+    aliases = {entry.alias for entry in catalog()[0]}
+    return {BUNDLED} | aliases | {model_name(path) for path in own_files()}
 
 
 def _is_path(name: str) -> bool:
     return (
         name.lower().endswith(".gguf")
-        or name.startswith(("/", "./", "../", "~"))
-        or (os.sep in name and Path(name).exists())
+        or name.startswith(("/", "./", "../", "~/"))
+        or (os.sep in name and os.path.lexists(name))
     )
