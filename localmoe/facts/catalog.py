@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import unquote
 
 from localmoe.errors import ModelFileError, UnknownModelError
 from localmoe.facts.local_files import (
@@ -30,6 +31,7 @@ from localmoe.text import clean_line
 
 __all__ = [
     "BUNDLED",
+    "NotHereError",
     "catalog",
     "hub_cache",
     "local_models",
@@ -46,7 +48,8 @@ BUNDLED_QUANT = "Q8_0"
 LIST_HINT = "localmoe list shows the models on this machine"
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
-_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(/.*)?")
+_HUB = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)(?=/)")
+_HUB_PATH = re.compile(r"/([\w.-]+/[\w.-]+)(?::([^/?#]+))?(/[^?#]*)?(?:[?#].*)?")
 _QUANT = re.compile(r"(?:UD-)?(?:I?Q\d|TQ\d|BF16|F16|F32|MXFP4|NVFP4)\w*", re.IGNORECASE)
 _NEAR_MISS = 0.86  # difflib ratio; "nan" for "nano" is 0.857 and may well be a question
 _SIMILAR = 0.7
@@ -71,6 +74,10 @@ class Unavailable:
     family: str
     reason: str
     nearest: str
+
+
+class NotHereError(UnknownModelError):
+    """A name that means something, but nothing on this machine: the Hub may have it."""
 
 
 def models_package() -> Path:
@@ -98,24 +105,28 @@ def resolve(name: str) -> Path:
     Raises ModelFileError for a path that does not exist, UnknownModelError for a name that means
     nothing or nothing on this machine; each says what to type next.
     """
-    url = _URL.fullmatch(name)
-    if url is None and _is_path(name):
+    url = match_url(name)
+    if url is None and is_path(name):
         path = Path(name).expanduser()
         if not os.path.lexists(path):
             message = f"no file {clean_line(name)}"
             raise ModelFileError(message, hint=f"check the path; {LIST_HINT}")
         return path
-    base, quant = (url[1], "") if url else _split(name)
+    base, quant = (url.repo, url.wanted) if url else split_name(name)
     if base.lower() == BUNDLED:
         return _bundled(quant)
-    entry = _entry(base)
+    entry = entry_of(base)
     repo = entry.repo if entry else base
     here = hub_files(repo) if _REPO.fullmatch(repo) else []
     here = here or [path for path in own_files() if _answers_to(path, base)]
-    if url and url[2] and url[2].endswith(".gguf"):
-        here = [path for path in here if path.name == url[2].rpartition("/")[2]]
+    if quant.lower().endswith(".gguf"):
+        wanted = quant.rpartition("/")[2].lower()
+        here = [path for path in here if path.name.lower() == wanted]
+        quant = ""
+    elif quant and here and quant.upper() not in map(quant_of, here) and _REPO.fullmatch(repo):
+        here = []  # another quantization of it is here; this one may be on the Hub
     if not here:
-        raise _not_here(name, base, quant, entry)
+        raise unknown(name)
     return _choose(here, base, quant)
 
 
@@ -126,13 +137,13 @@ def looks_like_model(word: str) -> bool:
     """
     if not word or any(c.isspace() for c in word):
         return False
-    if word.lower().endswith(".gguf") or _URL.fullmatch(word):
+    if word.lower().endswith(".gguf") or match_url(word):
         return True
-    base, quant = _split(word)
+    base, quant = split_name(word)
     if (
         _REPO.fullmatch(base)
         or _QUANT.fullmatch(quant)
-        or (_is_path(word) and Path(word).is_file())
+        or (is_path(word) and Path(word).is_file())
     ):
         return True
     _, gone = catalog()
@@ -191,9 +202,11 @@ def _choose(here: Sequence[Path], base: str, quant: str) -> Path:
     )
 
 
-def _not_here(name: str, base: str, quant: str, entry: Entry | None) -> UnknownModelError:
-    """The error of a name that leads to no file: unavailable, known, a near miss, or nothing."""
-    shown = clean_line(name)
+def unknown(name: str) -> UnknownModelError:
+    """The error of a name that leads to no file here: unavailable, a near miss, or not here yet."""
+    url = match_url(name)
+    base = url.repo if url else split_name(name)[0]
+    entry = entry_of(base)
     for item in catalog()[1]:
         if base.lower() in item.names:
             return UnknownModelError(
@@ -204,26 +217,61 @@ def _not_here(name: str, base: str, quant: str, entry: Entry | None) -> UnknownM
             f"{entry.family} is not on this machine, and no conversion of it is known here",
             hint=f"find a GGUF of it, then: localmoe run PATH ({LIST_HINT})",
         )
+    shown = clean_line(name)
     if entry is not None or _REPO.fullmatch(base):
         repo = clean_line(entry.repo if entry else base)
         also = f" (it is {repo})" if entry and base.lower() != repo.lower() else ""
-        pattern = clean_line(f"*{quant or DEFAULT_QUANT}*")
-        return UnknownModelError(
-            f"{shown} is not on this machine{also}, and downloading is not built yet",
-            hint=f'hf download {repo} --include "{pattern}", then: localmoe run {repo}',
-        )
+        return NotHereError(f"{shown} is not on this machine{also}", hint=f"localmoe pull {shown}")
     close = nearest(base)
     guess = f" Did you mean {clean_line(' or '.join(close))}?" if close else ""
     return UnknownModelError(f'no model "{shown}".{guess}', hint=LIST_HINT)
 
 
-def _split(name: str) -> tuple[str, str]:
+def nearest_repos(repo: str) -> list[str]:
+    """Up to three repositories of the catalog with names like ``user/name``, best first."""
+    known = {entry.repo.lower(): entry.repo for entry in catalog()[0] if entry.repo}
+    found = difflib.get_close_matches(repo.lower(), known, n=3, cutoff=_NEAR_MISS)
+    return [known[match] for match in found]
+
+
+@dataclass(frozen=True, slots=True)
+class HubUrl:
+    """What a Hub URL names; ``wanted`` is a quantization, a file's path or a folder."""
+
+    repo: str
+    wanted: str
+    revision: str | None
+
+
+def match_url(name: str) -> HubUrl | None:
+    """The parts of a Hub URL: of a repository, of a file (/blob/, /resolve/), of a folder.
+
+    The host may be left without "https://"; that of ``HF_ENDPOINT`` is one too.
+    """
+    host = _HUB.match(name)
+    rest = name[host.end() :] if host else None
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    if rest is None and endpoint and name.startswith(f"{endpoint}/"):
+        rest = name[len(endpoint) :]
+    found = _HUB_PATH.fullmatch(rest) if rest is not None else None
+    if found is None:
+        return None
+    repo, quant, path = found[1], found[2] or "", (found[3] or "").strip("/")
+    kind, _, below = path.partition("/")
+    if kind not in ("blob", "resolve", "raw", "tree"):
+        return HubUrl(repo, quant, None)
+    revision, _, wanted = below.partition("/")
+    return HubUrl(repo, unquote(wanted) or quant, None if revision == "main" else revision)
+
+
+def split_name(name: str) -> tuple[str, str]:
     """``base:QUANT`` → both; without a colon the second is ""."""
     base, _, quant = name.partition(":")
     return base, quant
 
 
-def _entry(base: str) -> Entry | None:
+def entry_of(base: str) -> Entry | None:
+    """The catalog's entry with that alias or repository."""
     wanted = base.lower()
     return next((e for e in catalog()[0] if wanted and wanted in (e.alias, e.repo.lower())), None)
 
@@ -240,9 +288,11 @@ def _names() -> set[str]:
     return {BUNDLED} | aliases | {model_name(path) for path in own_files()}
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether a name is meant as a path: a file name, a folder, something that exists."""
+    base = split_name(name)[0]
     return (
-        name.lower().endswith(".gguf")
+        (name.lower().endswith(".gguf") and not (base != name and _REPO.fullmatch(base)))
         or name.startswith(("/", "./", "../", "~/"))
         or (os.sep in name and os.path.lexists(name))
     )

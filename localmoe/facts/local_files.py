@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from localmoe import storage
 from localmoe.facts.parts import PartName
@@ -56,16 +56,21 @@ def hub_cache() -> Path:
     return Path(cache).expanduser() / "huggingface" / "hub"
 
 
-def model_name(path: Path) -> str:
+def model_name(path: PurePath) -> str:
     """A file's name without ``.gguf`` and without the number of its part."""
     part = PartName.parse(path.name)
     return part.stem if part else path.stem
 
 
-def quant_of(path: Path) -> str:
+def quant_of(path: PurePath) -> str:
     """The quantization that a file's name states, upper case; "" if none."""
     found = _QUANT.findall(model_name(path))
     return str(found[-1]).upper().removesuffix("_MOE") if found else ""
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file's name says that it belongs to a model rather than being one."""
+    return bool(_SIDE_FILE.search(name.lower().removesuffix(".gguf")))
 
 
 def _models_below(folder: Path) -> Iterator[Path]:
@@ -77,7 +82,7 @@ def _models_below(folder: Path) -> Iterator[Path]:
     for path in candidates:
         part = PartName.parse(path.name)
         first = part is None or part.number == 1
-        if first and not _SIDE_FILE.search(path.stem) and path.is_file():
+        if first and not is_side_file(path.name) and path.is_file():
             yield path
 
 
