@@ -27,7 +27,7 @@ class WorkerProcess:
     def __init__(self) -> None:
         # A session of its own: Ctrl-C in the terminal is ours to translate into a cancel.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "localmoe.engine.worker"],
+            [sys.executable, "-P", "-m", "localmoe.engine.worker"],  # -P: no code from the cwd
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
