@@ -209,13 +209,14 @@ def machine_from_document(document: object, source: str) -> Machine:
         ram_total=total,
         ram_available=read.whole("ram_available", total),
         ram_limited_by=None,
-        gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]")) for i, gpu in enumerate(gpus)),
+        gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]"), i) for i, gpu in enumerate(gpus)),
         disk_free=read.whole("disk_free", 0),
         disk_read_bandwidth=read.number_or_none("disk_read_bandwidth"),
     )
 
 
-def _gpu(read: _Reader) -> Gpu:
+def _gpu(read: _Reader, number: int) -> Gpu:
+    """A GPU that an engine can use has a device name there; a short document leaves it out."""
     total = read.whole("total")
     in_engine = read.flag("in_engine", True)
     return Gpu(
@@ -223,7 +224,7 @@ def _gpu(read: _Reader) -> Gpu:
         total=total,
         free=read.whole("free", total),
         in_engine=in_engine,
-        device=read.text("device", "") or None,
+        device=read.text("device", f"GPU{number}" if in_engine else "") or None,
         backend=read.text("backend", "") or None,
         unified=read.flag("unified", False),
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -90,14 +92,17 @@ COMMANDS = {
     )
 }
 
-DESCRIPTION = """\
-Will this Mixture-of-Experts model run here, laid out how, over GPU, RAM and disk? Then run it.
+DESCRIPTION = (
+    "Will this Mixture-of-Experts model run here, and laid out how over GPU, RAM and disk? "
+    "Then run it.",
+    "MODEL is a local .gguf file (any part of a multi-part set), the name of a model found here "
+    "(`localmoe list`), or `nano`, the small model that comes with localmoe.",
+)
 
-MODEL is a local .gguf file (any part of a multi-part set), the name of a model found here
-(`localmoe list`), or `nano`, the small model that comes with localmoe."""
-
-EXIT_CODES = """\
-exit codes: 0 done · 1 failure · 2 usage · 3 does not fit · 4 bad model file · 130 interrupted"""
+EXIT_CODES = (
+    "exit codes: 0 done · 1 failure · 2 usage · 3 does not fit · 4 bad model file · "
+    "130 interrupted · 143 terminated"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,7 +120,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         prog="localmoe",
         usage=f"localmoe {chosen.usage}" if chosen else "localmoe COMMAND [MODEL] [options]",
         description=f"{chosen.summary[0].upper()}{chosen.summary[1:]}." if chosen else _overview(),
-        epilog=_examples(chosen) + "\n\n" + EXIT_CODES,
+        epilog=_examples(chosen) + "\n\n" + textwrap.fill(EXIT_CODES, _screen_width()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         add_help=False,
@@ -207,9 +212,19 @@ def _output_options(add: Callable[..., object]) -> None:
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = (f"  {c.name:<{width}}  {c.summary}" for c in COMMANDS.values())
-    return "\n".join((DESCRIPTION, "", "commands:", *lines))
+    width = _screen_width()
+    longest = max(map(len, COMMANDS))
+    indent = " " * (longest + 4)
+    about = [textwrap.fill(paragraph, width) for paragraph in DESCRIPTION]
+    lines = (
+        textwrap.fill(f"  {c.name:<{longest}}  {c.summary}", width, subsequent_indent=indent)
+        for c in COMMANDS.values()
+    )
+    return "\n".join(("\n\n".join(about), "", "commands:", *lines))
+
+
+def _screen_width() -> int:
+    return min(100, shutil.get_terminal_size().columns - 2)
 
 
 def _examples(chosen: Command | None) -> str:

@@ -61,25 +61,31 @@ def find_machine(options: Options, *, imagined: bool) -> Machine:
 
 
 def apply_limits(machine: Machine, options: Options, *, imagined: bool) -> Machine:
-    """The machine with the free memory that ``--ram`` and ``--vram`` name. Pure."""
+    """The machine with the free memory that ``--ram`` and ``--vram`` name. Pure.
+
+    Raises UsageError for GPU memory that a run could not use.
+    """
     if options.ram is not None:
         total = max(machine.ram_total, options.ram)
         machine = dataclasses.replace(machine, ram_total=total, ram_available=options.ram)
-    if options.vram is None or not imagined:
+    if not options.vram or any(gpu.device for gpu in machine.gpus):
         return machine
-    if options.vram and not any(gpu.device for gpu in machine.gpus):
-        # --vram on a machine without a usable GPU asks what one of that size would change.
-        seen = machine.gpus[0] if machine.gpus else None
-        supposed = Gpu(
-            name=seen.name if seen else "supposed GPU",
-            total=options.vram,
-            free=options.vram,
-            in_engine=False,
-            device="GPU0",
-            backend=seen.backend if seen else None,
+    if not imagined:
+        raise UsageError(
+            "--vram: this engine build has no GPU to use",
+            hint="`localmoe doctor` says why; `localmoe plan MODEL --vram 8` supposes one",
         )
-        machine = dataclasses.replace(machine, gpus=(supposed,))
-    return machine
+    # --vram on a machine without a usable GPU asks what one of that size would change.
+    seen = machine.gpus[0] if machine.gpus else None
+    supposed = Gpu(
+        name=seen.name if seen else "supposed GPU",
+        total=options.vram,
+        free=options.vram,
+        in_engine=False,
+        device="GPU0",
+        backend=seen.backend if seen else None,
+    )
+    return dataclasses.replace(machine, gpus=(supposed,))
 
 
 def wishes(options: Options) -> Wishes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import os
 import queue
 import signal
 import subprocess
@@ -26,25 +27,28 @@ class WorkerProcess:
     def __init__(self) -> None:
         # A session of its own: Ctrl-C in the terminal is ours to translate into a cancel.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "localmoe.engine.worker"],
+            [sys.executable, "-P", "-m", "localmoe.engine.worker"],  # -P: no code from the cwd
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            bufsize=0,
         )
         self._ids = itertools.count(1)
         self._running = 0
-        self._write_lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._cancel_later = False
         self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._stderr: collections.deque[str] = collections.deque(maxlen=40)
-        assert self._process.stdout is not None and self._process.stderr is not None
-        self._reader = threading.Thread(
-            target=self._read_events, args=(self._process.stdout,), daemon=True
+        # The pipes are unbuffered for writing's sake; reading wants lines.
+        events, errors = (
+            os.fdopen(os.dup(pipe.fileno()), "rb")
+            for pipe in (self._process.stdout, self._process.stderr)
+            if pipe is not None
         )
+        self._reader = threading.Thread(target=self._read_events, args=(events,), daemon=True)
         self._reader.start()
-        self._drain = threading.Thread(
-            target=self._read_stderr, args=(self._process.stderr,), daemon=True
-        )
+        self._drain = threading.Thread(target=self._read_stderr, args=(errors,), daemon=True)
         self._drain.start()
 
     @property
@@ -91,9 +95,16 @@ class WorkerProcess:
 
     def cancel(self) -> None:
         """Interrupt the running request, if there is one. Safe from threads and signal handlers."""
-        if self._running:
+        if not self._running:
+            return
+        if not self._writing.acquire(blocking=False):
+            self._cancel_later = True  # a message is half written, perhaps by the code we interrupt
+            return
+        try:
             with contextlib.suppress(EngineCrashError):
-                self._write({"op": "cancel", "id": self._running})
+                self._put({"op": "cancel", "id": self._running})
+        finally:
+            self._writing.release()
 
     def close(self) -> None:
         """End the worker; a computation under way is not waited for."""
@@ -108,12 +119,19 @@ class WorkerProcess:
                     stream.close()
 
     def _write(self, message: Message) -> None:
-        stdin = self._process.stdin
-        assert stdin is not None
+        self._cancel_later = False
+        with self._writing:
+            self._put(message)
+        if self._cancel_later:
+            self.cancel()
+
+    def _put(self, message: Message) -> None:
+        assert self._process.stdin is not None
+        data = memoryview(protocol.encode(message))
         try:
-            stdin.write(protocol.encode(message))
-            stdin.flush()
-        except (BrokenPipeError, ValueError, OSError):
+            while data:
+                data = data[self._process.stdin.write(data) :]
+        except (ValueError, OSError):
             raise EngineCrashError(*self._obituary()) from None
 
     def _discard(self) -> None:
@@ -123,13 +141,13 @@ class WorkerProcess:
                 self._running = 0
 
     def _read_events(self, stream: IO[bytes]) -> None:
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError), stream:
             for line in stream:
                 self._events.put(protocol.decode(line))
         self._events.put(None)
 
     def _read_stderr(self, stream: IO[bytes]) -> None:
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError), stream:
             for line in stream:
                 self._stderr.append(line.decode(errors="replace").rstrip())
 

@@ -6,16 +6,18 @@ others may have ``split.*`` only.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.errors import ModelFileError
-from localmoe.facts.gguf import Header, read_header
+from localmoe.facts.gguf import MAX_TENSORS, Header, read_header
 from localmoe.facts.source import FileSource
 from localmoe.text import clean_line
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_KEPT = ("general.architecture", "split.no", "split.count", "split.tensors.count")
 _NAMED = 5  # missing parts that a message names
 _HINT = "download the missing parts into the same folder"
 _MIXED = "download the parts of one model again, into a folder of their own"
@@ -60,14 +62,25 @@ def read_parts(path: Path) -> tuple[tuple[Path, ...], tuple[Header, ...]]:
             )
         return (path,), (first,)
     paths = _all_parts(path, name)
-    headers = tuple(first if p == path else _read(p) for p in paths)
+    headers: list[Header] = []
+    for number, each in enumerate(paths):
+        header = first if each == path else _read(each)
+        headers.append(header if number == 0 else _without_metadata(header))
+        if sum(len(h.tensors) for h in headers) > MAX_TENSORS:
+            raise ModelFileError(f"{clean_line(name.stem)}: more than {MAX_TENSORS:,} tensors")
     _check(paths, headers, name.count)
-    return paths, headers
+    return paths, tuple(headers)
 
 
 def _read(path: Path) -> Header:
     with FileSource(path) as source:
         return read_header(source)
+
+
+def _without_metadata(header: Header) -> Header:
+    """Only what tells parts apart: what many parts repeat would add up in memory."""
+    kept = {key: value for key, value in header.metadata.items() if key in _KEPT}
+    return dataclasses.replace(header, metadata=kept)
 
 
 def _all_parts(path: Path, name: PartName) -> tuple[Path, ...]:
@@ -86,7 +99,7 @@ def _all_parts(path: Path, name: PartName) -> tuple[Path, ...]:
     return tuple(path.parent / n for n in wanted)
 
 
-def _check(paths: tuple[Path, ...], headers: tuple[Header, ...], count: int) -> None:
+def _check(paths: tuple[Path, ...], headers: list[Header], count: int) -> None:
     architecture = headers[0].metadata.get("general.architecture")
     for number, (path, header) in enumerate(zip(paths, headers, strict=True), start=1):
         name = clean_line(path.name)

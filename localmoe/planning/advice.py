@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from localmoe.facts.model import Model
-from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
+from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Verdict, Wishes
 from localmoe.text import format_bytes
 
@@ -14,11 +14,8 @@ SMALLER_CONTEXTS = (16384, 8192, 4096, 2048)
 CLOSE_PROGRAMS = 4 * 1024**3  # a shortfall that closing programs can plausibly free, bytes
 
 
-def explain(
-    model: Model, verdict: Verdict, memory: MemoryReport, ram: int, vram: int, one_token: int
-) -> str:
-    """One sentence: the numbers that decide."""
-    need = memory.on(CPU).total
+def explain(model: Model, verdict: Verdict, need: int, ram: int, vram: int, one_token: int) -> str:
+    """One sentence: the numbers that decide. ``need``: bytes of RAM."""
     if verdict is Verdict.NO:
         fixed = need - model.expert_bytes if model.is_moe else need
         if model.is_moe and fixed + one_token > ram >= fixed:

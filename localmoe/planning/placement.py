@@ -12,10 +12,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from localmoe.facts.hardware import Gpu, Machine
+from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning import estimate
 from localmoe.planning.advice import advise, explain
+from localmoe.planning.budget import Budget, budget_of
 from localmoe.planning.memory import CPU, EngineSettings, Measure, MemoryReport
 from localmoe.planning.plan import (
     CachePlan,
@@ -26,66 +27,13 @@ from localmoe.planning.plan import (
     Wishes,
 )
 
-MIB = 1024 * 1024
-GIB = 1024 * MIB
-
 DEFAULT_CONTEXTS = (32768, 16384, 8192)
 """Context sizes tried when none is asked for, largest first."""
 
 BATCHES = (512, 256, 128, 64)
 """Prefill batches tried, largest first, until their compute buffers fit."""
 
-PROCESS_BYTES = 160 * MIB
-"""Host memory of the program itself: front end, worker and engine code, without the model."""
-
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
-
-
-def ram_reserve(machine: Machine) -> int:
-    """RAM left to everything else: a sixteenth of the machine, at least 0.5 and at most 2 GiB."""
-    return min(max(machine.ram_total // 16, GIB // 2), 2 * GIB)
-
-
-def vram_margin(gpu: Gpu) -> int:
-    """GPU memory left free: a 32nd of the device, at least 256 MiB and at most 1 GiB."""
-    return min(max(gpu.total // 32, 256 * MIB), GIB)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Bytes that may be used."""
-
-    ram: int
-    reserve: int
-    gpus: dict[str, int]  # per device, in engine order
-
-    @property
-    def vram(self) -> int:
-        return sum(self.gpus.values())
-
-
-def budget_of(machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
-    """What the planner may use. A wish is taken at its word; else a reserve is kept.
-
-    ``promised_ram``: bytes that other localmoe processes will still take.
-    """
-    if wishes.ram is not None:
-        ram, reserve = wishes.ram - PROCESS_BYTES, 0
-    else:
-        reserve = ram_reserve(machine)
-        ram = machine.ram_available - promised_ram - reserve - PROCESS_BYTES
-    gpus: dict[str, int] = {}
-    left = wishes.vram
-    for gpu in machine.gpus:
-        if gpu.device is None:
-            continue
-        free = gpu.free - vram_margin(gpu)
-        if left is not None:
-            free = min(left, gpu.free) if gpu.in_engine else left
-            left -= free
-        if free > 0:
-            gpus[gpu.device] = free
-    return Budget(max(0, ram), reserve, gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +68,7 @@ def make_plan(
     verdict = planner.verdict(best)
     layers = tuple(_place_layers(model, best))
     budget = planner.budget
-    shortfall = best.memory.on(CPU).total - budget.ram
+    shortfall = planner.ram_use(best.memory) - budget.ram
     return Plan(
         verdict=verdict,
         settings=best.settings,
@@ -136,7 +84,9 @@ def make_plan(
         ram_budget=budget.ram,
         ram_reserve=budget.reserve,
         vram_budget=budget.vram,
-        reason=explain(model, verdict, best.memory, budget.ram, budget.vram, best.one_token),
+        reason=explain(
+            model, verdict, planner.ram_use(best.memory), budget.ram, budget.vram, best.one_token
+        ),
         advice=tuple(advise(model, wishes, verdict, shortfall, best.settings, planner.would_fit)),
     )
 
@@ -169,7 +119,7 @@ class _Planner:
         """Measure and hold against the budget."""
         memory = self.measure(settings)
         experts = estimate.expert_bytes_on_host(self.model, settings)
-        over = max(0, memory.on(CPU).total - self.budget.ram)
+        over = max(0, self.ram_use(memory) - self.budget.ram)
         disk = min(over, sum(experts.values()))
         one_token = sum(
             experts.get(layer.index, 0) * layer.expert_used // max(1, layer.expert_count)
@@ -185,6 +135,11 @@ class _Planner:
         return Candidate(
             settings, memory, experts, disk, gpus_fit, gpus_fit and ram_fits, one_token
         )
+
+    def ram_use(self, memory: MemoryReport) -> int:
+        """Bytes of the machine's RAM: the host's, and those of GPUs that have none of their own."""
+        homes = (CPU, *self.budget.unified)
+        return sum(entry.total for entry in memory.devices if entry.device in homes)
 
     # -- choosing ----------------------------------------------------------------------------
 

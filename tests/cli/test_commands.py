@@ -281,7 +281,7 @@ def test_mistyped_model_name(localmoe: Localmoe, command: str) -> None:
     """The nearest name is offered; nothing is answered by another model."""
     words = ["hello"] if command == "run" else []
     done = localmoe(command, "nanoo", *words)
-    assert_clear_error(done, 2, 'no model "nanoo". Did you mean nano?', hint=False)
+    assert_clear_error(done, 2, 'no model "nanoo". Did you mean nano?')
 
 
 def test_list(localmoe: Localmoe) -> None:

@@ -36,7 +36,8 @@ def test_the_machine_of_fit_is_enough() -> None:
     text = json.dumps({"machine": machine_summary(GAMING_PC)})
     machine = machine_from_document(json.loads(text), "m.json")
     assert (machine.ram_total, machine.ram_available) == (32 * GIB, 24 * GIB)
-    assert machine.gpus[0].total == 8 * GIB
+    (gpu,) = machine.gpus
+    assert (gpu.total, gpu.device) == (8 * GIB, "GPU0")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 
 from localmoe.facts.hardware import Gpu
 from localmoe.facts.model import Model
+from localmoe.planning.budget import ram_reserve
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
-from localmoe.planning.placement import make_plan, ram_reserve
+from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Verdict, Wishes
 from tests.planning.invented import GIB, MIB, engine, machine, moe_model
 
@@ -208,6 +209,20 @@ def test_a_gpu_outside_the_engine_is_estimated_and_says_so() -> None:
     assert asked
     on_gpu = sum(t.nbytes for t in model.tensors) - 200 * MIB
     assert result.memory.on("GPU0").weights == on_gpu
+
+
+def test_unified_memory_is_counted_once() -> None:
+    """A GPU without memory of its own takes from RAM: both together stay within the RAM budget."""
+    model = moe_model()
+    card = Gpu("integrated", 16 * GIB, 16 * GIB, True, "GPU0", "metal", unified=True)
+    box = dataclasses.replace(machine(16), gpus=(card,))
+    result = make_plan(model, box, Wishes(), engine(model))
+    assert result.verdict is Verdict.GPU
+    assert result.memory.total <= result.ram_budget
+    small = dataclasses.replace(machine(8), gpus=(card,))
+    result = make_plan(model, small, Wishes(), engine(model))
+    if result.verdict.fits:
+        assert result.memory.total - result.tiers.disk <= result.ram_budget
 
 
 def test_the_plan_is_deterministic() -> None:

@@ -1,0 +1,63 @@
+"""How much memory a plan may use on a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localmoe.facts.hardware import Gpu, Machine
+from localmoe.planning.plan import Wishes
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+PROCESS_BYTES = 160 * MIB
+"""Host memory of the program itself: front end, worker and engine code, without the model."""
+
+
+def ram_reserve(machine: Machine) -> int:
+    """RAM left to everything else: a sixteenth of the machine, at least 0.5 and at most 2 GiB."""
+    return min(max(machine.ram_total // 16, GIB // 2), 2 * GIB)
+
+
+def vram_margin(gpu: Gpu) -> int:
+    """GPU memory left free: a 32nd of the device, at least 256 MiB and at most 1 GiB."""
+    return min(max(gpu.total // 32, 256 * MIB), GIB)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes that may be used."""
+
+    ram: int
+    reserve: int
+    gpus: dict[str, int]  # per device, in engine order
+    unified: frozenset[str]  # devices that live in RAM: their bytes count there too
+
+    @property
+    def vram(self) -> int:
+        return sum(self.gpus.values())
+
+
+def budget_of(machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
+    """What the planner may use. A wish is taken at its word; else a reserve is kept.
+
+    ``promised_ram``: bytes that other localmoe processes will still take.
+    """
+    if wishes.ram is not None:
+        ram, reserve = wishes.ram - PROCESS_BYTES, 0
+    else:
+        reserve = ram_reserve(machine)
+        ram = machine.ram_available - promised_ram - reserve - PROCESS_BYTES
+    gpus: dict[str, int] = {}
+    left = wishes.vram
+    for gpu in machine.gpus:
+        if gpu.device is None:
+            continue
+        free = gpu.free - vram_margin(gpu)
+        if left is not None:
+            free = min(left, gpu.free) if gpu.in_engine else left
+            left -= free
+        if free > 0:
+            gpus[gpu.device] = free
+    unified = frozenset(g.device for g in machine.gpus if g.unified and g.device is not None)
+    return Budget(max(0, ram), reserve, gpus, unified)

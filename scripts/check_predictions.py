@@ -1,0 +1,116 @@
+"""Table: what the dry run predicts against what a real load takes, per generated architecture.
+
+    python scripts/check_predictions.py > docs/predictions.md
+
+Contexts of 512, 2,048 and 4,096 tokens, KV in f16 and q8_0, on the host alone and with an RPC
+worker on loopback as second device. Columns are the largest difference of those six, in bytes (same
+load mode) and per cent (the mapping that runs use).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from localmoe.engine import protocol
+from localmoe.engine.oracle import Oracle
+from localmoe.engine.process import WorkerProcess
+from localmoe.facts.model import Model, read_model
+from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
+from scripts.build_rpc import rpc_library
+from tests.archs import ARCHITECTURES, generate
+from tests.archs.rpc_server import rpc_server
+
+EXPERTS = r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_(ch)?exps"
+
+
+def settings(**fixed: object) -> list[EngineSettings]:
+    """The six combinations of context and KV type."""
+    return [
+        EngineSettings(context, type_k=kv, type_v=kv, **fixed)  # type: ignore[arg-type]
+        for context in (512, 2048, 4096)
+        for kv in ("f16", "q8_0")
+    ]
+
+
+def loads(model: Model, runs: Sequence[EngineSettings]) -> Iterator[MemoryReport]:
+    """What the engine says after really loading, one after the other."""
+    paths = [str(path) for path in model.paths]
+    with contextlib.closing(WorkerProcess()) as worker:
+        for run in runs:
+            *_, last = worker.request("load", paths=paths, settings=dataclasses.asdict(run))
+            yield protocol.report_from_json(last["memory"])
+
+
+def difference(predicted: MemoryReport, real: MemoryReport) -> int:
+    """The largest difference of any figure on any device, bytes."""
+    worst = 0
+    for device in {entry.device for entry in (*predicted.devices, *real.devices)}:
+        mine, theirs = predicted.on(device), real.on(device)
+        for figure in ("weights", "kv", "compute"):
+            worst = max(worst, abs(getattr(mine, figure) - getattr(theirs, figure)))
+    return worst
+
+
+def measure(model: Model, runs: Sequence[EngineSettings]) -> tuple[int, float]:
+    """(bytes in the dry run's load mode, per cent of the total with the mapping)."""
+    read_in = [dataclasses.replace(run, load_mode="none") for run in runs]
+    with Oracle(model) as oracle:
+        exact = [oracle(run) for run in read_in]
+        used = [oracle(run) for run in runs]
+    worst = max(difference(p, r) for p, r in zip(exact, loads(model, read_in), strict=True))
+    if runs[0].devices:  # the mapping's span on the host is address space: compare the rest
+        host = [without_host_weights(report) for report in used]
+        real = [without_host_weights(report) for report in loads(model, runs)]
+    else:
+        host, real = used, list(loads(model, runs))
+    share = max(abs(p.total - r.total) / r.total for p, r in zip(host, real, strict=True))
+    return worst, 100 * share
+
+
+def without_host_weights(report: MemoryReport) -> MemoryReport:
+    return dataclasses.replace(
+        report,
+        devices=tuple(
+            dataclasses.replace(entry, weights=0) if entry.device == CPU else entry
+            for entry in report.devices
+        ),
+    )
+
+
+def main() -> None:
+    library = rpc_library()
+    print("# Predicted and real memory\n")
+    print("Largest difference over contexts 512, 2,048, 4,096 and KV types f16, q8_0; written by")
+    print(
+        "`scripts/check_predictions.py`. Two devices: all on an RPC worker but the experts of two"
+    )
+    print("layers. With a mapping, llama.cpp counts host weights as the span from the first to the")
+    print(
+        "last tensor there, which on two devices is address space and left out of the last column."
+    )
+    print("\n| architecture | one device | … mapped | two devices | … mapped |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, rpc_server(library) as endpoint:
+        os.environ["LOCALMOE_RPC_LIBRARY"] = str(library)
+        os.environ["LOCALMOE_RPC_SERVERS"] = endpoint
+        for architecture in ARCHITECTURES:
+            model = read_model(generate(architecture, Path(folder)))
+            one, one_mapped = measure(model, settings())
+            overrides = ((EXPERTS, CPU),)
+            split = settings(devices=("RPC0",), gpu_layers=-1, overrides=overrides)
+            two, two_mapped = measure(model, split)
+            print(
+                f"| {architecture} | {one} B | {one_mapped:.3f} % | {two} B | {two_mapped:.3f} % |"
+            )
+
+
+if __name__ == "__main__":
+    main()
