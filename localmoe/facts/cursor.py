@@ -19,14 +19,14 @@ _U64 = struct.Struct("<Q")
 class Cursor:
     """Reads integers and bytes one after the other; every read is checked against the size.
 
-    The source is asked for blocks that double from 64 KiB to 4 MiB, so that a remote header costs
-    few requests and little surplus. ``what`` in each method names the thing for the error.
+    The source is asked for 64 KiB, then for blocks of 0.5 MiB and an eighth of what lies behind,
+    so that a remote header costs few requests and little surplus. ``what`` in each method names the
+    thing for the error.
     """
 
     def __init__(self, source: ByteSource, position: int = 0) -> None:
         self.source = source
         self._limit = min(source.size, position + MAX_HEADER)
-        self._block = FIRST_BLOCK
         self._window = b""
         self._start = position  # of the window, in the source
         self._at = 0  # position in the window
@@ -96,9 +96,9 @@ class Cursor:
         self._start += self._at
         self._at = 0
         begin = self._start + len(rest)
-        wanted = min(max(length - len(rest), self._block), self.source.size - begin)
+        block = min(begin // 8 + 8 * FIRST_BLOCK, LARGEST_BLOCK) if begin else FIRST_BLOCK
+        wanted = min(max(length - len(rest), block), self.source.size - begin)
         self._window = rest + self.source.read(begin, wanted)
-        self._block = min(2 * self._block, LARGEST_BLOCK)
         if len(self._window) < length:  # it shrank while it was read
             self._cut_off(what)
 

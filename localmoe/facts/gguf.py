@@ -60,6 +60,7 @@ class LongArray:
     count: int
     offset: int  # bytes from the start of the file to the first element
     head: tuple[Value, ...]
+    end: int  # bytes from the start of the file to what follows
 
     def __len__(self) -> int:
         return self.count
@@ -202,11 +203,11 @@ class _HeaderReader:
             what = f"an element of {_quoted(key)}"
             head = tuple(self._string(MAX_STRING, what) for _ in range(HEAD))
             self.cursor.skip_strings(count - HEAD, MAX_STRING, what)
-            return LongArray("string", count, start, head)
+            return LongArray("string", count, start, head, self.cursor.position)
         name, code = self._scalar(kind, key)
         numbers = self._numbers(code, HEAD, key)
         self.cursor.skip((count - HEAD) * struct.calcsize("<" + code), _quoted(key))
-        return LongArray(name, count, start, numbers)
+        return LongArray(name, count, start, numbers, self.cursor.position)
 
     def _alignment(self, metadata: dict[str, Value]) -> int:
         alignment = metadata.get("general.alignment", 32)
