@@ -30,6 +30,15 @@ from localmoe.errors import StorageError
 
 _PROMISE_LIMIT = 65_536  # bytes; a real one has about 100
 _MAX_BYTES = 2**60
+_DAMAGED = (  # what reading a file of unexpected content can raise
+    OSError,
+    ValueError,
+    ArithmeticError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 _CLOCK_TICK = 1.0  # seconds; psutil derives a start time from ticks and boot time
 
 
@@ -198,7 +207,7 @@ def _read(path: Path) -> Promise | None:
             entry = json.loads(file.read(_PROMISE_LIMIT))
         pid, started, ram = int(entry["pid"]), float(entry["started"]), int(entry["ram"])
         devices = {str(name): int(count) for name, count in entry["devices"].items()}
-    except (OSError, ValueError, ArithmeticError, TypeError, LookupError, AttributeError):
+    except _DAMAGED:
         return None
     sizes = (ram, *devices.values())
     if pid <= 0 or not all(0 <= size <= _MAX_BYTES for size in sizes):
