@@ -40,7 +40,7 @@ def in_chunks(text: str, cuts: list[int]) -> str:
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 200), max_size=10))
 @example(text="\x1b]0;title\x1b\\x", cuts=[3, 11])
 @example(text="\x9d" + "a\x9b" * 3000 + "\x07", cuts=[4096, 4097, 5000])
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_chunks_make_no_difference(text: str, cuts: list[int]) -> None:
     """However a stream is cut, also one character at a time, the result is that of the whole."""
     whole = clean(text)
@@ -49,7 +49,7 @@ def test_chunks_make_no_difference(text: str, cuts: list[int]) -> None:
 
 
 @given(text=TEXTS)
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_nothing_forbidden_remains(text: str) -> None:
     """No control character but newline and tab, no mark of direction; cleaning again is no change.
 
@@ -71,7 +71,7 @@ def test_nothing_forbidden_remains(text: str) -> None:
 
 
 @given(text=TEXTS)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_a_terminal_prints_cleaned_text_as_it_is(text: str) -> None:
     """On an emulated terminal each cleaned character moves the cursor on, no more."""
     cleaned = "".join(c for c in clean(text) if c.isascii() and c not in "\n\t")
