@@ -39,7 +39,7 @@ _DAMAGED = (  # what reading a file of unexpected content can raise
     AttributeError,
     RecursionError,
 )
-_CLOCK_TICK = 1.0  # seconds; psutil derives a start time from ticks and boot time
+_SAME_START = 10.0  # seconds; start times move when the clock is set
 
 
 def config_dir() -> Path:
@@ -192,7 +192,7 @@ def anonymous_memory(pid: int) -> int:
 def _alive(entry: Promise) -> bool:
     try:
         process = psutil.Process(entry.pid)
-        same = abs(process.create_time() - entry.started) <= _CLOCK_TICK
+        same = abs(process.create_time() - entry.started) <= _SAME_START
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.AccessDenied:
         return True
