@@ -30,7 +30,16 @@ from localmoe.errors import StorageError
 
 _PROMISE_LIMIT = 65_536  # bytes; a real one has about 100
 _MAX_BYTES = 2**60
-_CLOCK_TICK = 1.0  # seconds; psutil derives a start time from ticks and boot time
+_DAMAGED = (  # what reading a file of unexpected content can raise
+    OSError,
+    ValueError,
+    ArithmeticError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+_SAME_START = 10.0  # seconds; start times move when the clock is set
 
 
 def config_dir() -> Path:
@@ -183,7 +192,7 @@ def anonymous_memory(pid: int) -> int:
 def _alive(entry: Promise) -> bool:
     try:
         process = psutil.Process(entry.pid)
-        same = abs(process.create_time() - entry.started) <= _CLOCK_TICK
+        same = abs(process.create_time() - entry.started) <= _SAME_START
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.AccessDenied:
         return True
@@ -198,7 +207,7 @@ def _read(path: Path) -> Promise | None:
             entry = json.loads(file.read(_PROMISE_LIMIT))
         pid, started, ram = int(entry["pid"]), float(entry["started"]), int(entry["ram"])
         devices = {str(name): int(count) for name, count in entry["devices"].items()}
-    except (OSError, ValueError, ArithmeticError, TypeError, LookupError, AttributeError):
+    except _DAMAGED:
         return None
     sizes = (ram, *devices.values())
     if pid <= 0 or not all(0 <= size <= _MAX_BYTES for size in sizes):

@@ -95,7 +95,7 @@ def clean(text: str) -> str:
 
 def clean_line(text: str) -> str:
     """``clean`` for names: one line, every run of white space a single space."""
-    return " ".join(clean(re.sub(r"[\r\n\t\v\f\x85\u2028\u2029]", " ", text)).split())
+    return " ".join(clean(re.sub(r"[\r\v\f\x85\u2028\u2029]", "\n", text)).split())
 
 
 def format_bytes(count: int | float) -> str:

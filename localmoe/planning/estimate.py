@@ -47,7 +47,7 @@ def split(model: Model, host: MemoryReport, settings: EngineSettings, device: st
     moved = sum(
         tensor.nbytes
         for tensor in model.tensors
-        if device_of(tensor, settings, on_device, device, output=output) == device
+        if tensor.loaded and device_of(tensor, settings, on_device, device, output=output) == device
     )
     tied = not any(tensor.name == "output.weight" for tensor in model.tensors)
     if tied and output:  # the embedding serves as output too, so the device gets a copy
@@ -71,7 +71,7 @@ def expert_bytes_on_host(model: Model, settings: EngineSettings) -> dict[int, in
     result: dict[int, int] = {}
     on_device = layers_on_device(model, settings) if settings.devices else range(0)
     for tensor in model.tensors:
-        if tensor.role is not Role.ROUTED_EXPERT or tensor.layer is None:
+        if tensor.role is not Role.ROUTED_EXPERT or tensor.layer is None or not tensor.loaded:
             continue
         if device_of(tensor, settings, on_device, "device", output=True) == CPU:
             result[tensor.layer] = result.get(tensor.layer, 0) + tensor.nbytes

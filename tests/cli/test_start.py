@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -44,19 +44,17 @@ def test_start_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(("option", "limit"), [("--version", 0.1), ("--help", 0.2)])
 def test_start_is_fast(localmoe: Localmoe, option: str, limit: float) -> None:
-    """The best of ten starts stays below the limit on top of a bare interpreter's own start."""
-
-    def best(command: list[str]) -> float:
-        times = []
-        for _ in range(10):
-            started = time.perf_counter()
-            subprocess.run(
-                command, env=environment(localmoe.home), stdout=subprocess.DEVNULL, check=True
-            )
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    assert best([sys.executable, "-m", "localmoe", option]) < limit
+    """The best of ten starts, in processor time: a busy machine is no reason to fail."""
+    command = [sys.executable, "-m", "localmoe", option]
+    times = []
+    for _ in range(10):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            command, env=environment(localmoe.home), stdout=subprocess.DEVNULL, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < limit
 
 
 def test_unknown_command(localmoe: Localmoe) -> None:

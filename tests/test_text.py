@@ -1,0 +1,189 @@
+"""Untrusted text for a terminal, and readable numbers."""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+
+import pyte
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from localmoe.text import (
+    FORBIDDEN,
+    Sanitizer,
+    clean,
+    clean_line,
+    format_bytes,
+    format_count,
+    format_duration,
+)
+
+# Pieces that make sequences likely when they are put together in any order.
+PIECES = st.one_of(
+    st.sampled_from("\x1b\x07\x9b\x9d\x9c\x90[]P\\m;? \n\t\r\b\u202e\u200bAé"),
+    st.sampled_from(["\x1b[", "\x1b]", "\x1bP", "\x1b\\", "]52;c;", "31"]),
+    st.text(max_size=5),
+)
+TEXTS = st.lists(PIECES, max_size=30).map("".join)
+
+
+def in_chunks(text: str, cuts: list[int]) -> str:
+    """What a sanitizer returns for ``text`` cut at these places."""
+    sanitizer = Sanitizer()
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    parts = [sanitizer.feed(text[a:b]) for a, b in itertools.pairwise(places)]
+    return "".join(parts) + sanitizer.flush()
+
+
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 200), max_size=10))
+@example(text="\x1b]0;title\x1b\\x", cuts=[3, 11])
+@example(text="\x9d" + "a\x9b" * 3000 + "\x07", cuts=[4096, 4097, 5000])
+@settings(max_examples=500, deadline=None)
+def test_chunks_make_no_difference(text: str, cuts: list[int]) -> None:
+    """However a stream is cut, also one character at a time, the result is that of the whole."""
+    whole = clean(text)
+    assert in_chunks(text, cuts) == whole
+    assert in_chunks(text, list(range(len(text)))) == whole
+
+
+@given(text=TEXTS)
+@settings(max_examples=500, deadline=None)
+def test_nothing_forbidden_remains(text: str) -> None:
+    """No control character but newline and tab, no mark of direction; cleaning again is no change.
+
+    Judged by Unicode's own categories, not by the expression that does the cleaning.
+    """
+    cleaned = clean(text)
+    for character in cleaned:
+        assert character in "\n\t" or unicodedata.category(character) not in (
+            "Cc",
+            "Cs",
+            "Zl",
+            "Zp",
+        )
+        assert unicodedata.bidirectional(character) not in (
+            "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
+        )  # fmt: skip
+    assert clean(cleaned) == cleaned
+    assert not FORBIDDEN.search(cleaned)
+
+
+@given(text=TEXTS)
+@settings(max_examples=200, deadline=None)
+def test_a_terminal_prints_cleaned_text_as_it_is(text: str) -> None:
+    """On an emulated terminal each cleaned character moves the cursor on, no more."""
+    cleaned = "".join(c for c in clean(text) if c.isascii() and c not in "\n\t")
+    screen = pyte.Screen(500, 2)
+    pyte.Stream(screen).feed(cleaned)
+    assert screen.display[0].rstrip() == cleaned[:500].rstrip()
+    assert screen.title == ""
+
+
+@given(text=st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Zs"))))
+def test_ordinary_text_is_untouched(text: str) -> None:
+    assert clean(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]52;c;aGVsbG8=\x07copied", "copied"),
+        ("\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x9b2Jgone", "gone"),
+        ("\x9d0;title\x9cx", "x"),
+        ("\x1bP1$r\x1b\\x", "x"),
+        ("\x1b(0x\x1bcreset", "xreset"),
+        ("one\r\ntwo\rthree\n", "one\ntwothree\n"),
+        ("a\x00b\x08c\x7fd", "abcd"),
+        ("a\u202eb\u2066c\u200bd\ufeffe", "abcde"),
+        ("unfinished \x1b[31", "unfinished [31"),
+        ("lone \x1b", "lone "),
+        ("OSC without an end \x1b]0;keeps\nits text", "OSC without an end ]0;keeps\nits text"),
+        ("family: 👨\u200d👩\u200d👧, می\u200cخواهم", "family: 👨\u200d👩\u200d👧, می\u200cخواهم"),
+        ("\ud800lone surrogate", "lone surrogate"),
+    ],
+)  # fmt: skip
+def test_known_attacks(text: str, expected: str) -> None:
+    assert clean(text) == expected
+
+
+def test_plain_text_is_not_held_back() -> None:
+    """Only what may be the start of a sequence waits for more."""
+    sanitizer = Sanitizer()
+    assert sanitizer.feed("hello ") == "hello "
+    assert sanitizer.feed("world\x1b") == "world"
+    assert sanitizer.feed("[1") == ""
+    assert sanitizer.feed("mbold") == "bold"
+    assert sanitizer.flush() == ""
+
+
+def test_an_endless_sequence_is_let_go() -> None:
+    """A title that never ends does not swallow an answer, nor memory."""
+    sanitizer = Sanitizer()
+    shown = sanitizer.feed("\x1b]0;")
+    for _ in range(1000):
+        shown += sanitizer.feed("0123456789")
+    shown += sanitizer.flush()
+    assert shown == "]0;" + "0123456789" * 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("two\nlines\tand\r\nmore", "two lines and more"),
+        ("  \x1b[1mbold\x1b[0m  name ", "bold name"),
+        ("a\x85b\u2028c", "a b c"),
+        ("\x1b]0;split\ntitle\x07", "]0;split title"),
+        ("", ""),
+    ],
+)
+def test_clean_line(text: str, expected: str) -> None:
+    assert clean_line(text) == expected
+
+
+@given(text=TEXTS)
+def test_clean_line_is_one_line(text: str) -> None:
+    line = clean_line(text)
+    assert len(line.splitlines()) <= 1
+    assert not FORBIDDEN.search(line)
+    assert line == line.strip()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (9_878_424_780, "9.2 GiB"),
+        (1024**2 - 1, "1.0 MiB"), (int(99.9 * 1024**3), "99.9 GiB"), (100 * 1024**3, "100 GiB"),
+        (1023 * 1024**3, "1023 GiB"), (1024**4, "1.0 TiB"), (5000 * 1024**5, "5000 PiB"),
+        (-1536, "-1.5 KiB"),
+    ],
+)  # fmt: skip
+def test_format_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"), (999, "999"), (1000, "1.0K"), (30_532_122_624, "30.5B"), (671_026_419_200,"671B"),
+        (1_040_000_000_000, "1.0T"), (999_950_000, "1.0B"), (3_345_000_000, "3.3B"),
+        (-1500, "-1.5K"),
+    ],
+)  # fmt: skip
+def test_format_count(count: int, text: str) -> None:
+    assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.354, "0.35 s"), (9.994, "9.99 s"), (9.996, "10.0 s"), (42.04, "42.0 s"),
+        (59.96, "1 min"), (75, "1 min 15 s"), (3599.6, "1 h"), (5100, "1 h 25 min"),
+        (86_400, "1 d"), (100_000, "1 d 4 h"), (-3, "-3.00 s"),
+    ],
+)  # fmt: skip
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
