@@ -1,0 +1,182 @@
+"""The Hub's cache on disk, for one repository: what is here, and where the rest goes.
+
+Layout (huggingface_hub's "Understand caching"; llama.cpp reads it too)::
+
+    models--USER--REPO/blobs/ETAG                  content, named by its sha256 (git id if not LFS)
+                      /blobs/ETAG.incomplete       the first bytes of it: a download goes on here
+                      /blobs/ETAG.corrupt          the right size and the wrong hash: never used
+                      /snapshots/COMMIT/PATH       relative symbolic links to blobs
+                      /refs/main                   COMMIT, without a newline
+    .locks/models--USER--REPO/ETAG.lock            held by the one writer
+
+Only a complete blob gets its name, and only a complete model gets its links: no program that
+looks here ever finds half of one. Names come from a server: nothing is written outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from localmoe.errors import StorageError, TransferError
+from localmoe.facts.local_files import hub_cache
+from localmoe.hub.names import RepoFile, check_path
+from localmoe.text import clean_line
+
+INCOMPLETE = ".incomplete"
+CORRUPT = ".corrupt"
+
+
+@dataclass(frozen=True, slots=True)
+class RepoCache:
+    """The folder of ``repo`` ("user/name") in the cache ``root``."""
+
+    root: Path
+    repo: str
+
+    @classmethod
+    def of(cls, repo: str) -> RepoCache:
+        """In the cache that huggingface_hub's environment variables name."""
+        return cls(hub_cache(), repo)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / f"models--{self.repo.replace('/', '--')}"
+
+    def blob(self, file: RepoFile) -> Path:
+        return self.folder / "blobs" / file.etag
+
+    def incomplete(self, file: RepoFile) -> Path:
+        return self.folder / "blobs" / (file.etag + INCOMPLETE)
+
+    def corrupt(self, file: RepoFile) -> Path:
+        return self.folder / "blobs" / (file.etag + CORRUPT)
+
+    def lock(self, file: RepoFile) -> Path:
+        """The lock that huggingface_hub takes for the same content."""
+        return self.root / ".locks" / self.folder.name / f"{file.etag}.lock"
+
+    def pointer(self, commit: str, file: RepoFile) -> Path:
+        """The file's name in a snapshot. Raises TransferError for an unsafe one."""
+        check_path(file.path)
+        return self.folder / "snapshots" / commit / file.path
+
+    def has(self, commit: str, file: RepoFile) -> bool:
+        """Whether the content is here, complete by its size; its hash was checked on arrival."""
+        return any(
+            _size(path) == file.size and self._ours(path)
+            for path in (self.blob(file), self.pointer(commit, file))
+        )
+
+    def bytes_here(self, commit: str, file: RepoFile) -> int:
+        """Bytes that need not be fetched."""
+        if self.has(commit, file):
+            return file.size
+        size = _size(self.incomplete(file)) or 0
+        return size if size <= file.size else 0
+
+    def missing(self, commit: str, files: Sequence[RepoFile]) -> int:
+        """Bytes still to be fetched; equal contents count once."""
+        unique = {file.etag: file for file in files}.values()
+        return sum(file.size - self.bytes_here(commit, file) for file in unique)
+
+    def prepare(self) -> None:
+        """Make the folders. Raises StorageError."""
+        for folder in ("blobs", "snapshots"):
+            self._make(self.folder / folder)
+        locks = self.root / ".locks" / self.folder.name
+        with _storage_errors("cannot create", locks):
+            locks.mkdir(parents=True, exist_ok=True)
+
+    def place(self, commit: str, revision: str, files: Sequence[RepoFile]) -> tuple[Path, ...]:
+        """Link complete blobs into the snapshot and name the revision; where the files are now.
+
+        Raises TransferError for unsafe names, StorageError.
+        """
+        if revision != commit:
+            check_path(revision)
+        paths = tuple(self.pointer(commit, file) for file in files)
+        for path, file in zip(paths, files, strict=True):
+            self._make(path.parent)
+            if not (_size(path) == file.size and self._ours(path)):
+                with _storage_errors("cannot create", path):
+                    _link(self.blob(file), path)
+        if revision != commit:
+            ref = self.folder / "refs" / revision
+            self._make(ref.parent)
+            with _storage_errors("cannot write", ref):
+                _replace_text(ref, commit)
+        return paths
+
+    def free(self) -> int:
+        """Bytes that the disk of the cache can still take."""
+        folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        with _storage_errors("cannot look at the disk of", folder):
+            return shutil.disk_usage(folder).free
+
+    def _make(self, folder: Path) -> None:
+        """``folder`` exists and is below ours, symbolic links followed."""
+        with _storage_errors("cannot create", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.resolve().is_relative_to(self.folder.resolve()):
+                raise TransferError(
+                    f"{clean_line(str(folder))} leads out of the model cache",
+                    hint="remove that link; localmoe did not make it",
+                )
+
+    def _ours(self, path: Path) -> bool:
+        """Whether a link ends in the cache: at a blob of ours, or of huggingface_hub's shared ones.
+
+        People move whole folders to larger disks and leave a link: that is still the cache.
+        """
+        end = path.resolve()
+        return any(end.is_relative_to(folder.resolve()) for folder in (self.root, self.folder))
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _link(blob: Path, pointer: Path) -> None:
+    """A relative link in place of whatever has the name; where there are none, the file itself."""
+    temporary = pointer.with_name(f".{uuid.uuid4().hex}")
+    try:
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+    except PermissionError:  # FAT and some network file systems have no links
+        blob.replace(pointer)
+        return
+    temporary.replace(pointer)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    if path.is_file() and path.read_text() == text:
+        return
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _storage_errors(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        storage_failed(what, path, error)
+
+
+def storage_failed(what: str, path: Path, error: OSError) -> NoReturn:
+    """Raise StorageError for ``error``, with what to do."""
+    reason = (error.strerror or str(error)).lower()
+    hint = "check who owns it, or set HF_HOME to a folder of yours"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        hint = "something else has that name: move it away"
+    raise StorageError(f"{what} {clean_line(str(path))}: {reason}", hint=hint) from error

@@ -1,0 +1,395 @@
+"""Asking the Hub: the thin shell over huggingface_hub, whose errors become ours here.
+
+Everything people know of huggingface_hub holds, because its own session, endpoint and token are
+used: ``HF_TOKEN``, ``hf auth login``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, the proxy variables,
+``set_client_factory``. A token goes to the endpoint's host and to no other: a redirect elsewhere
+is followed without it (httpx2's rule for another origin).
+
+huggingface_hub is imported when something is asked (about 70 ms, hf_api alone twice that).
+
+API: https://huggingface.co/docs/hub/api. ``X-Error-Code`` says which kind of 4xx it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from localmoe import __version__
+from localmoe.errors import LocalmoeError, TransferError, UnknownModelError
+from localmoe.hub.names import Reference, RepoFile, not_on_hub
+from localmoe.text import clean_line, format_duration
+
+if TYPE_CHECKING:
+    import httpx2
+
+DOCUMENT_LIMIT = 64 << 20  # bytes of one JSON answer; 10,000 files take about 3 MB
+PAGES_LIMIT = 1000  # of one listing
+TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
+OFFLINE_HINT = "unset HF_HUB_OFFLINE; `localmoe list` shows what is here without a network"
+
+T = TypeVar("T")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a repository at one commit."""
+
+    repo: str  # as its folder in the cache is called
+    revision: str  # what was asked for: "main", a tag, a commit
+    commit: str  # 40 hexadecimal digits
+    files: tuple[RepoFile, ...]
+    gguf: Mapping[str, Any] | None = None  # the Hub's own summary of a header; untrusted
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often to try again, and how long to wait before."""
+
+    tries: int = 5  # in a row that bring nothing new
+    first: float = 0.5  # seconds; each further pause is twice as long
+    most: float = 8.0
+    longest: float = 120.0  # seconds that a server may ask for
+
+    def pause(self, failures: int, asked: float | None) -> float | None:
+        """Seconds to wait after so many failures in a row; None: give up."""
+        if failures >= self.tries:
+            return None
+        if asked is not None:
+            return asked if asked <= self.longest else None
+        return min(self.most, self.first * 2.0 ** (failures - 1))
+
+
+class TryAgainError(Exception):
+    """A failure that may pass. ``error`` is what to say when it does not."""
+
+    def __init__(self, error: LocalmoeError, asked: float | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.asked = asked  # seconds that the server wants us to wait
+
+
+def list_files(reference: Reference, patience: Patience | None = None) -> Listing:
+    """The files of ``reference`` with size and hash, in one request (more for an old mirror).
+
+    Raises UnknownModelError for a repository or revision that is not there (with the nearest
+    names), TransferError for everything that the network, the token or the server does.
+    """
+    repo, revision = reference.repo, reference.revision or "main"
+    path = f"/api/models/{repo}"
+    if reference.revision:
+        path += f"/revision/{quote(revision, safe='')}"
+    with hub_errors(reference):
+        document, _ = get_json(endpoint() + path + "?blobs=true", patience)
+        if not isinstance(document, dict):
+            raise _odd_answer("no description of the repository")
+        commit = str(document.get("sha", ""))
+        if not _COMMIT.fullmatch(commit):
+            raise _odd_answer("no commit")
+        siblings = document.get("siblings")
+        files = _files(siblings, "rfilename", "blobId", "sha256")
+        if files is None:  # a mirror that does not know ``blobs``
+            files = _tree(repo, commit, patience)
+    name = str(document.get("id", ""))
+    summary = document.get("gguf")
+    return Listing(
+        # The Hub ignores case, the cache does not; a renamed repository keeps the asked name.
+        repo=name if name.lower() == repo.lower() else repo,
+        revision=revision,
+        commit=commit,
+        files=files,
+        gguf=summary if isinstance(summary, dict) else None,
+    )
+
+
+def file_url(repo: str, commit: str, path: str) -> str:
+    """Where the Hub says what it has of a file, and sends its readers on from."""
+    return f"{endpoint()}/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
+
+
+def endpoint() -> str:
+    """``HF_ENDPOINT``, else the public Hub; without a slash at the end."""
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def session() -> httpx2.Client:
+    """huggingface_hub's HTTP client: its proxies, certificates and offline mode."""
+    from huggingface_hub import get_session
+
+    return get_session()
+
+
+def timeout() -> float:
+    """Seconds without a byte after which a connection counts as broken."""
+    from huggingface_hub import constants
+
+    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+def request_headers() -> dict[str, str]:
+    """Who is asking, with the token if there is one; nothing about the machine.
+
+    Raises TransferError for a token that cannot be one.
+    """
+    headers = {"user-agent": f"localmoe/{__version__}", "accept-encoding": "identity"}
+    token = _token()
+    if token is not None:
+        headers["authorization"] = f"Bearer {token}"
+    return headers
+
+
+def get_json(url: str, patience: Patience | None = None) -> tuple[Any, str | None]:
+    """A JSON document and the address of the next page, if any; tries again where that helps.
+
+    Raises TryAgainError's error or what ``hub_errors`` translates.
+    """
+    return persistently(lambda: _get_json(url), patience or Patience(), time.sleep)
+
+
+def persistently(
+    action: Callable[[], T], patience: Patience, sleep: Callable[[float], object]
+) -> T:
+    """The result of ``action``, called again while it raises TryAgainError and patience lasts."""
+    failures = 0
+    while True:
+        try:
+            return action()
+        except TryAgainError as problem:
+            failures += 1
+            pause = patience.pause(failures, problem.asked)
+            if pause is None:
+                raise problem.error from problem
+            sleep(pause)
+
+
+@contextlib.contextmanager
+def hub_errors(reference: Reference) -> Iterator[None]:
+    """Errors of huggingface_hub and of its HTTP client, as ours."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.OfflineModeIsEnabled as error:
+        what = f"{clean_line(reference.repo)} is on the Hub, and HF_HUB_OFFLINE is set"
+        raise TransferError(what, hint=OFFLINE_HINT) from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(error, reference) from error
+    except httpx2.TransportError as error:
+        raise unreachable(error).error from error
+    except (httpx2.InvalidURL, httpx2.TooManyRedirects, httpx2.DecodingError) as error:
+        raise _odd_answer(clean_line(str(error))[:200]) from error
+
+
+def check_status(response: httpx2.Response) -> None:
+    """Raise for a refusal: TryAgainError where trying again may help.
+
+    What the storage refuses is tried again from the Hub on, for its signed addresses expire.
+    """
+    from huggingface_hub import hf_raise_for_status
+
+    status = response.status_code
+    if status < 300:
+        return
+    host = response.url.host
+    own = urlsplit(endpoint()).netloc == response.url.netloc.decode("ascii", "replace")
+    asked = asked_pause(response.headers)
+    if status == 429:
+        when = f"; it asks to wait {format_duration(asked)}" if asked else ""
+        error = TransferError(
+            f"{host}: too many requests{when}",
+            hint="wait and run it again: what is here is kept; being logged in allows more "
+            "(hf auth login)",
+        )
+        raise TryAgainError(error, asked)
+    if status in TRY_AGAIN:
+        error = TransferError(
+            f"{host} answers {status} {clean_line(response.reason_phrase)}",
+            hint="the trouble is on the server; run it again later: what is here is kept",
+        )
+        raise TryAgainError(error, asked)
+    if status == 416:
+        raise TransferError(
+            f"{host}: the file ends before the bytes that are missing here (416)",
+            hint="the file changed on the server, or the server is wrong about it; run it again",
+        )
+    if not own and status in (401, 403, 404, 410):
+        hint = "run it again: what is here is kept"
+        raise TryAgainError(TransferError(f"{host} refuses the file ({status})", hint=hint))
+    if status < 400:
+        raise TransferError(f"{host} redirects to nowhere ({status})", hint=_ENDPOINT_HINT)
+    hf_raise_for_status(response)
+
+
+def unreachable(error: httpx2.TransportError) -> TryAgainError:
+    """A connection that could not be made, or broke."""
+    import httpx2
+
+    request = getattr(error, "_request", None)
+    host = request.url.host if request is not None else urlsplit(endpoint()).hostname
+    reason = clean_line(str(error))[:200] or type(error).__name__
+    if isinstance(error, httpx2.ProxyError):
+        return TryAgainError(
+            TransferError(
+                f"the proxy refuses the way to {host}: {reason}",
+                hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
+            )
+        )
+    if isinstance(error, httpx2.TimeoutException):
+        reason = f"no answer within {timeout():g} s"
+    return TryAgainError(
+        TransferError(
+            f"cannot reach {host}: {reason}",
+            hint="check the network (HTTPS_PROXY, HF_ENDPOINT); run it again: what is here is kept",
+        )
+    )
+
+
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds of ``Retry-After``, or until the Hub's ``RateLimit`` window is over."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    if (after := headers.get("retry-after", "").strip()).isdecimal():
+        return float(after[:9])
+    limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit is not None and not limit.remaining else None
+
+
+_ENDPOINT_HINT = "check HF_ENDPOINT and the proxy: this does not look like a Hub"
+
+
+def _get_json(url: str) -> tuple[Any, str | None]:
+    import httpx2
+
+    try:
+        with session().stream(
+            "GET", url, headers=request_headers(), timeout=timeout(), follow_redirects=True
+        ) as response:
+            check_status(response)
+            data = bytearray()
+            for chunk in response.iter_bytes():
+                data += chunk
+                if len(data) > DOCUMENT_LIMIT:
+                    raise _odd_answer("an endless document")
+            following = response.links.get("next", {}).get("url")
+    except httpx2.TransportError as error:
+        raise unreachable(error) from error
+    try:
+        return json.loads(data), following
+    except (ValueError, RecursionError) as error:
+        raise _odd_answer("something that is not JSON") from error
+
+
+def _tree(repo: str, commit: str, patience: Patience | None) -> tuple[RepoFile, ...]:
+    """The same facts from the tree, page by page."""
+    first = f"{endpoint()}/api/models/{repo}/tree/{commit}?recursive=true"
+    files: list[RepoFile] = []
+    following: str | None = first
+    for _ in range(PAGES_LIMIT):
+        if following is None:
+            return tuple(files)
+        if urlsplit(following)[:2] != urlsplit(first)[:2]:
+            raise _odd_answer("a next page on another host")
+        entries, following = get_json(following, patience)
+        if isinstance(entries, list):
+            entries = [e for e in entries if not (isinstance(e, dict) and e.get("type") != "file")]
+        page = _files(entries, "path", "oid", "oid")
+        if page is None:
+            raise _odd_answer("a listing without sizes")
+        files += page
+    raise _odd_answer("an endless listing")
+
+
+def _files(
+    entries: object, path_key: str, blob_key: str, sha256_key: str
+) -> tuple[RepoFile, ...] | None:
+    """Untrusted entries as files; None when they come without sizes and hashes."""
+    if not isinstance(entries, list):
+        raise _odd_answer("no list of files")
+    files = []
+    for entry in entries:
+        path = entry.get(path_key) if isinstance(entry, dict) else None
+        if not isinstance(path, str):
+            raise _odd_answer("a file without a name")
+        lfs = entry.get("lfs")
+        size = (lfs if isinstance(lfs, dict) else entry).get("size")
+        etag = lfs.get(sha256_key) if isinstance(lfs, dict) else entry.get(blob_key)
+        if size is None or etag is None:
+            return None
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
+            raise _odd_answer(f"an impossible size of {clean_line(path)[:120]}")
+        if not isinstance(etag, str) or not _ETAG.fullmatch(etag):  # it becomes a file's name
+            raise _odd_answer(f"no hash of {clean_line(path)[:120]}")
+        files.append(RepoFile(path, size, etag, lfs=len(etag) == 64))
+    return tuple(files)
+
+
+def _token() -> str | None:
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return None
+    token = get_token()
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise TransferError(
+            "the Hugging Face token has characters that no token has",
+            hint="check HF_TOKEN, or log in again: hf auth login",
+        )
+    return token
+
+
+def _refused(error: Any, reference: Reference) -> LocalmoeError:
+    """What a 4xx of the Hub means. The order matters: a gated repository is a missing one, too."""
+    from huggingface_hub import errors
+
+    repo = clean_line(reference.repo)
+    page = f"{endpoint()}/{repo}"
+    status = error.response.status_code
+    message = str(error.response.headers.get("X-Error-Message", ""))
+    if isinstance(error, errors.GatedRepoError):
+        if _token() is None:
+            how = f"ask for access on {page}, then: hf auth login"
+        else:
+            how = f"your token's account has no access: ask for it on {page}"
+        return TransferError(f"{repo} is gated: its publisher grants access", hint=how)
+    if isinstance(error, errors.DisabledRepoError):
+        return TransferError(f"{repo} is disabled on the Hub", hint=f"see {page}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        revision = clean_line(reference.revision or "main")
+        return UnknownModelError(f"{repo} has no revision {revision}", hint=f"see {page}/tree/main")
+    if isinstance(error, errors.EntryNotFoundError):
+        return TransferError(
+            f"a file of {repo} is gone from the Hub", hint=f"run it again, or see {page}"
+        )
+    if status == 401 and "credentials" in message:
+        return TransferError(
+            "the Hub does not know this token (HF_TOKEN, or that of the last login)",
+            hint="log in again: hf auth login; or do without: unset HF_TOKEN, hf auth logout",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return not_on_hub(reference)
+    if status == 403:
+        return TransferError(
+            f"the Hub refuses {repo}: {clean_line(message)[:200] or 'forbidden'}",
+            hint="the token needs the right to read it: hf auth login",
+        )
+    return TransferError(
+        f"the Hub answers {status} about {repo}: {clean_line(message)[:200] or 'no reason given'}",
+        hint=_ENDPOINT_HINT,
+    )
+
+
+def _odd_answer(what: str) -> TransferError:
+    host = urlsplit(endpoint()).netloc
+    return TransferError(f"{clean_line(host)} sent {what}", hint=_ENDPOINT_HINT)
