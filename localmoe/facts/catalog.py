@@ -123,8 +123,6 @@ def resolve(name: str) -> Path:
         wanted = quant.rpartition("/")[2].lower()
         here = [path for path in here if path.name.lower() == wanted]
         quant = ""
-    elif quant and here and quant.upper() not in map(quant_of, here) and _REPO.fullmatch(repo):
-        here = []  # another quantization of it is here; this one may be on the Hub
     if not here:
         raise unknown(name)
     return _choose(here, base, quant)
@@ -140,11 +138,7 @@ def looks_like_model(word: str) -> bool:
     if word.lower().endswith(".gguf") or match_url(word):
         return True
     base, quant = split_name(word)
-    if (
-        _REPO.fullmatch(base)
-        or _QUANT.fullmatch(quant)
-        or (is_path(word) and Path(word).is_file())
-    ):
+    if _REPO.fullmatch(base) or _QUANT.fullmatch(quant) or (is_path(word) and Path(word).is_file()):
         return True
     _, gone = catalog()
     names = _names()
@@ -159,8 +153,10 @@ def nearest(name: str) -> list[str]:
     wanted = name.lower()
     lowered = {candidate.lower(): candidate for candidate in sorted(_names())}
     found = difflib.get_close_matches(wanted, lowered, n=3, cutoff=_SIMILAR)
+    families = {c.partition("-")[0] for c in lowered}
+    starts = [wanted, *difflib.get_close_matches(wanted, families, n=1, cutoff=_SIMILAR)]
     if len(wanted) >= 3:
-        found += [c for c in lowered if c.startswith(wanted) and c not in found]
+        found += [c for s in starts for c in lowered if c.startswith(s) and c not in found]
     return [lowered[match] for match in found[:3]]
 
 
@@ -197,7 +193,8 @@ def _choose(here: Sequence[Path], base: str, quant: str) -> Path:
         names = sorted(f"{base}:{quant_of(path)}" for path in here if quant_of(path))
         names = names or [clean_line(str(path)) for path in here]
     how = "several files of" if fitting else f"no {clean_line(quant)} of"
-    raise UnknownModelError(
+    error = UnknownModelError if fitting else NotHereError
+    raise error(
         f"{how} {clean_line(base)} on this machine", hint=f"choose one: {', '.join(names[:8])}"
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 from localmoe.errors import ModelFileError, UnknownModelError
 from localmoe.facts import catalog, local_files
+from localmoe.facts.catalog import NotHereError
 
 REPO = "bartowski/Qwen_Qwen3-30B-A3B-GGUF"  # the catalog's qwen3-30b-a3b
 
@@ -183,12 +184,12 @@ def test_an_alias_finds_a_file_in_our_folder(home: Path) -> None:
 
 def test_known_but_not_here() -> None:
     """A catalog name says which repository it is and how to get the file."""
-    with pytest.raises(UnknownModelError, match="not on this machine") as caught:
+    with pytest.raises(NotHereError, match=f"not on this machine .*{REPO}") as caught:
         catalog.resolve("qwen3-30b-a3b:Q8_0")
-    assert caught.value.hint == f'hf download {REPO} --include "*Q8_0*", then: localmoe run {REPO}'
-    with pytest.raises(UnknownModelError) as caught:
+    assert caught.value.hint == "localmoe pull qwen3-30b-a3b:Q8_0"
+    with pytest.raises(NotHereError) as caught:
         catalog.resolve("someone/else")
-    assert '--include "*Q4_K_M*"' in (caught.value.hint or "")
+    assert caught.value.hint == "localmoe pull someone/else"
     with pytest.raises(UnknownModelError, match="no conversion"):
         catalog.resolve("granite-3-moe")
 

@@ -1,4 +1,4 @@
-"""Repositories of conversions, as published: real header sizes, tensor data made up by the server."""
+"""Repositories of conversions as published: real headers, tensor data made up by the server."""
 
 from __future__ import annotations
 
