@@ -1,0 +1,235 @@
+"""``pull``: a model from the Hub onto this machine, once it is clear that it makes sense.
+
+``run`` and ``chat`` use the same three steps for a name that is not local::
+
+    wanted = find(name)                        # which files; nothing is downloaded
+    permission(wanted, options, output)        # disk, fit, and the person's word
+    pulled = fetch(wanted, output)
+
+``--json``: ``{"schema_version", "model", "repo", "commit", "path", "files": [{"name", "path",
+"size"}], "size", "transferred", "resumed", "reused", "seconds"}``; bytes and seconds. ``--jsonl``
+has ``{"event": "progress", "done", "total", "rate", "seconds_left", "parts": [{"name", "state",
+"done", "total"}]}`` before it, and the document is ``"event": "pulled"``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from localmoe.cli.arguments import Options, only_model
+from localmoe.cli.output import Output
+from localmoe.cli.pull_screen import display
+from localmoe.errors import DoesNotFitError, UnknownModelError, UsageError
+from localmoe.facts import catalog
+from localmoe.facts.local_files import DEFAULT_QUANT
+from localmoe.hub import names
+from localmoe.hub.cache import RepoCache
+from localmoe.hub.client import Listing, list_files
+from localmoe.hub.download import Pulled, check_room, download
+from localmoe.hub.names import ModelFiles, Reference
+from localmoe.text import clean_line, format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from localmoe.planning.plan import Plan
+
+SLOW = 2.0  # tokens per second; below that we ask first
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One model of one repository."""
+
+    reference: Reference
+    listing: Listing
+    model: ModelFiles
+
+    @property
+    def cache(self) -> RepoCache:
+        return RepoCache.of(self.listing.repo)
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to be downloaded."""
+        return self.cache.missing(self.listing.commit, self.model.files)
+
+    @property
+    def title(self) -> str:
+        """``gpt-oss-120b-mxfp4 · 3 parts · 59.0 GiB``."""
+        count = len(self.model.files)
+        facts = [clean_line(self.model.name), f"{count} parts" if count > 1 else ""]
+        return " · ".join([*filter(None, facts), format_bytes(self.model.size)])
+
+
+def pull_command(options: Options, output: Output) -> int:
+    """Exit code 0 when the model is here; 3 when it would not run here and nobody insists."""
+    name = only_model(options, required=True)
+    assert name is not None
+    if catalog.split_name(name)[0].lower() == catalog.BUNDLED:
+        output.note(f"{catalog.BUNDLED} comes with localmoe: nothing to download")
+        output.print(Text(str(catalog.resolve(name))))
+        return 0
+    wanted = find(name)
+    if not permission(wanted, options, output):
+        return DoesNotFitError.exit_code
+    pulled = fetch(wanted, output)
+    if output.as_json:
+        event = {"event": "pulled"} if output.lines else {}
+        output.json(event | pulled_document(wanted, pulled))
+    else:
+        output.note(outcome(pulled))
+        output.print(Text(clean_line(str(pulled.paths[0]))))
+    return 0
+
+
+def find(name: str) -> Wanted:
+    """The files that ``name`` means on the Hub.
+
+    Raises UsageError for a local path, UnknownModelError (with the choices where there are
+    several), TransferError.
+    """
+    reference = names.parse(name)
+    if reference is None:
+        raise UsageError(
+            f"{clean_line(name)} is a file, not a name on the Hub",
+            hint="localmoe pull USER/REPO:QUANT",
+        )
+    listing = list_files(reference)
+    models = names.model_files(listing.files)
+    model = names.choose(models, reference) or names.default(models)
+    if model is None:
+        repo = clean_line(reference.repo)
+        choices = ", ".join(f"{repo}:{clean_line(m.label)}" for m in models[: names.SHOWN])
+        raise UnknownModelError(
+            f"{repo} has {len(models)} models and no {DEFAULT_QUANT}",
+            hint=f"choose one: {choices}",
+        )
+    return Wanted(reference, listing, model)
+
+
+def permission(
+    wanted: Wanted,
+    options: Options,
+    output: Output,
+    plan: Callable[[Wanted, Options], Plan] | None = None,
+) -> bool:
+    """Whether to download; asks when the model will not run here, or hardly.
+
+    False: the person said no. Raises DoesNotFitError when the disk cannot hold it, or when it will
+    not run here and there is nobody to ask.
+    """
+    if not wanted.missing:
+        return True
+    check_room(wanted.cache, wanted.listing.commit, wanted.model.files)
+    if options.yes:
+        return True
+    doubt = doubt_about((plan or remote_plan)(wanted, options))
+    if doubt is None:
+        return True
+    size = format_bytes(wanted.missing)
+    if output.as_json or not _somebody_there(output):
+        raise DoesNotFitError(
+            f"{clean_line(wanted.model.name)} {doubt}",
+            hint=f"--yes downloads it anyway ({size}), for another machine",
+        )
+    output.warn(f"{clean_line(wanted.model.name)} {doubt}")
+    return confirm(f"Download {size} anyway?", output)
+
+
+def doubt_about(plan: Plan) -> str | None:
+    """Why this download may be regretted; None when nothing speaks against it."""
+    if not plan.verdict.fits:
+        return f"does not fit this machine: {plan.reason}"
+    return None
+
+
+def remote_plan(wanted: Wanted, options: Options) -> Plan:
+    """The exact plan for this machine, from the remote headers alone."""
+    from localmoe.cli import prepare
+    from localmoe.errors import ModelFileError
+    from localmoe.hub.header_cache import HeaderCache
+    from localmoe.hub.headers import fetch as fetch_headers
+    from localmoe.hub.ranges import Traffic
+    from localmoe.hub.skeleton import skeletons
+
+    models, commit = [wanted.model], wanted.listing.commit
+    headers = fetch_headers(wanted.reference, commit, models, Traffic(), HeaderCache())
+    with skeletons(models, headers) as found:
+        model = found[wanted.model]
+        if isinstance(model, ModelFileError):
+            raise model
+        machine = prepare.find_machine(options, imagined=True)
+        return prepare.plan_for(model, machine, options)
+
+
+def fetch(wanted: Wanted, output: Output) -> Pulled:
+    """Download with a display; what has arrived is kept whatever happens.
+
+    Raises TransferError, StorageError, DoesNotFitError; KeyboardInterrupt and SystemExit pass.
+    """
+    pulled = None
+    events = download(wanted.listing, wanted.model.files)
+    try:
+        with closing(events), display(wanted.title, output) as shown:  # type: ignore[type-var]
+            for event in events:
+                if isinstance(event, Pulled):
+                    pulled = event
+                else:
+                    shown.show(event)
+    except (KeyboardInterrupt, SystemExit):
+        kept = format_bytes(wanted.model.size - wanted.missing)
+        output.note(f"stopped: {kept} are kept, and the same command goes on from there")
+        raise
+    assert pulled is not None
+    return pulled
+
+
+def outcome(pulled: Pulled) -> str:
+    """One line: what was done for it."""
+    if not pulled.transferred and not pulled.resumed:
+        return f"{format_bytes(pulled.size)}, already here"
+    rate = pulled.transferred / max(pulled.seconds, 1e-3)
+    facts = [
+        f"{format_bytes(pulled.transferred)} in {format_duration(pulled.seconds)} "
+        f"({format_bytes(rate)}/s)"
+    ]
+    if pulled.resumed:
+        facts.append(f"{format_bytes(pulled.resumed)} were here already")
+    return "; ".join([*facts, "sha256 checked"])
+
+
+def pulled_document(wanted: Wanted, pulled: Pulled) -> dict[str, object]:
+    """The JSON of this module's docstring."""
+    files = zip(wanted.model.files, pulled.paths, strict=True)
+    return {
+        "model": wanted.model.name,
+        "repo": wanted.listing.repo,
+        "commit": wanted.listing.commit,
+        "path": str(pulled.paths[0]),
+        "files": [{"name": f.path, "path": str(path), "size": f.size} for f, path in files],
+        "size": pulled.size,
+        "transferred": pulled.transferred,
+        "resumed": pulled.resumed,
+        "reused": pulled.reused,
+        "seconds": round(pulled.seconds, 3),
+    }
+
+
+def confirm(question: str, output: Output) -> bool:
+    """A person's word; anything but y or yes is a no."""
+    console = output.stderr
+    console.print(Text(f"{question} [y/N] "), end="")
+    console.file.flush()
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        console.print()
+    return answer.strip().lower() in ("y", "yes")
+
+
+def _somebody_there(output: Output) -> bool:
+    return sys.stdin.isatty() and output.stderr.file.isatty()

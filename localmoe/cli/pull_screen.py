@@ -1,0 +1,187 @@
+"""How a download is shown: one display on a terminal, plain lines in a pipe, events as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from localmoe.cli.output import Output
+from localmoe.hub.download import PartProgress, Progress
+from localmoe.text import clean_line, format_bytes, format_duration
+
+LINE_EVERY = 15.0  # seconds between lines in a pipe
+EVENT_EVERY = 1.0  # seconds between JSON events
+SHOWN_PARTS = 4  # as many as are under way at once
+BAR_WIDTH = 30
+BAR_FROM_COLUMNS = 60
+
+_STATES = {"waiting": "another process downloads it", "checking": "checking its hash"}
+
+
+class Display(Protocol):
+    """Shows progress until the block ends."""
+
+    def show(self, progress: Progress) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def display(title: str, output: Output) -> Display:
+    """The one that suits where the output goes."""
+    if output.lines:
+        return EventLines(output)
+    if output.as_json or output.quiet:
+        return Nothing()
+    if output.stderr.is_terminal:
+        return Screen(title, output.stderr)
+    return PlainLines(title, output)
+
+
+class Nothing:
+    """``--quiet``, ``--json``: the result alone counts."""
+
+    def show(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to tidy up."""
+
+
+class Screen(Nothing):
+    """Bars that move in place and go away at the end."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title = title
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def show(self, progress: Progress) -> None:
+        columns = self._live.console.width
+        self._live.update(screen(self._title, progress, columns), refresh=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+
+class PlainLines(Nothing):
+    """A line every quarter of a minute."""
+
+    def __init__(self, title: str, output: Output) -> None:
+        self._output = output
+        self._next = time.monotonic() + LINE_EVERY
+        output.note(f"downloading {title}")
+
+    def show(self, progress: Progress) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_EVERY
+            self._output.note(summary(progress))
+
+
+class EventLines(Nothing):
+    """``--jsonl``: at most one event per second, and the last one."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._next = 0.0
+
+    def show(self, progress: Progress) -> None:
+        complete = progress.done == progress.total
+        if time.monotonic() >= self._next or complete:
+            self._next = time.monotonic() + EVENT_EVERY
+            self._output.json({"event": "progress", **progress_document(progress)})
+
+
+def progress_document(progress: Progress) -> dict[str, object]:
+    """Bytes, bytes per second and seconds; ``seconds_left`` null while nothing arrives."""
+    left = progress.seconds_left
+    return {
+        "done": progress.done,
+        "total": progress.total,
+        "rate": round(progress.rate),
+        "seconds_left": None if left is None else round(left, 1),
+        "parts": [
+            {"name": part.name, "state": part.state, "done": part.done, "total": part.total}
+            for part in progress.parts
+        ],
+    }
+
+
+def summary(progress: Progress) -> str:
+    """``38 % · 22.4 GiB of 59.0 GiB · 84.2 MiB/s · 7 min 30 s left``."""
+    share = int(100 * progress.done / progress.total) if progress.total else 100
+    facts = [f"{share} %", f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"]
+    left = progress.seconds_left
+    if progress.done == progress.total:
+        facts.append("checking its hash")
+    elif left is None:
+        facts.append("waiting for data")
+    else:
+        facts.append(f"{format_bytes(progress.rate)}/s")
+        facts.append(f"{format_duration(max(1, round(left)))} left")
+    return " · ".join(facts)
+
+
+def screen(title: str, progress: Progress, columns: int) -> RenderableType:
+    """The display: what it is, the parts that are under way, and all of it together."""
+    lines: list[RenderableType] = [Text(clean_line(title), style="bold", overflow="ellipsis")]
+    if len(progress.parts) > 1:
+        lines += [_part(part, number, progress.parts, columns) for number, part in _busy(progress)]
+    lines.append(_bar_line(progress.done, progress.total, summary(progress), columns, "green"))
+    return Group(*lines)
+
+
+def _busy(progress: Progress) -> list[tuple[int, PartProgress]]:
+    numbered = enumerate(progress.parts, start=1)
+    return [(n, p) for n, p in numbered if p.state not in ("queued", "done")][:SHOWN_PARTS]
+
+
+def _part(
+    part: PartProgress, number: int, parts: Sequence[PartProgress], columns: int
+) -> RenderableType:
+    text = f"part {number} of {len(parts)} · "
+    text += _STATES.get(part.state) or f"{format_bytes(part.done)} of {format_bytes(part.total)}"
+    return _bar_line(part.done, part.total, text, columns, "cyan")
+
+
+def _bar_line(done: int, total: int, text: str, columns: int, style: str) -> RenderableType:
+    words = Text(text, no_wrap=columns >= BAR_FROM_COLUMNS, overflow="ellipsis")
+    if columns < BAR_FROM_COLUMNS:
+        return words
+    grid = Table.grid(padding=(0, 1))
+    width = min(BAR_WIDTH, columns // 4)
+    bar = ProgressBar(
+        total=max(1, total), completed=done, width=width, complete_style=style, finished_style=style
+    )
+    grid.add_row(bar, words)
+    return grid
