@@ -175,7 +175,7 @@ def fetch(wanted: Wanted, output: Output) -> Pulled:
     pulled = None
     events = download(wanted.listing, wanted.model.files)
     try:
-        with closing(events), display(wanted.title, output) as shown:  # type: ignore[type-var]
+        with closing(events), display(wanted.title, output) as shown:
             for event in events:
                 if isinstance(event, Pulled):
                     pulled = event

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -105,7 +105,7 @@ def download(
     *,
     cache: RepoCache | None = None,
     patience: Patience | None = None,
-) -> Iterator[Progress | Pulled]:
+) -> Generator[Progress | Pulled, None, None]:
     """Fetch what is not here of ``files``, check it, and put it where the Hub's tools look.
 
     Raises DoesNotFitError before the first byte when the disk cannot hold it, TransferError for

@@ -176,7 +176,7 @@ class HubHandler(Handler):
             return
         repository, commit = found
         if not rest or rest[0] == "revision":
-            self.document(repository.info(commit, with_blobs=bool(query.get("blobs"))))
+            self.document(repository.info(commit, with_blobs=self.hub.blobs and "blobs" in query))
         elif rest[0] == "tree":
             self.tree(repository, commit, query)
         elif rest[0] == "refs":

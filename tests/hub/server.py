@@ -34,12 +34,13 @@ __all__ = ["Fault", "HubServer", "Request"]
 class HubServer:
     """Both hosts, in threads of this process; a context manager."""
 
-    def __init__(self, *, page_size: int = 1000) -> None:
+    def __init__(self, *, page_size: int = 1000, blobs: bool = True) -> None:
         self.page_size = page_size  # entries per page of a tree
+        self.blobs = blobs  # whether a repository's description can have sizes and hashes
         self.repositories: dict[str, Repository] = {}
         self.tokens: set[str] = set()  # the valid ones
         self.requests: list[Request] = []
-        self._faults: dict[tuple[Stage, str], Fault] = {}
+        self._faults: dict[tuple[Stage, str], list[Fault]] = {}
         self._under_way: dict[int, tuple[str, int]] = {}  # answer → path, bytes sent
         self._lock = threading.Lock()
         self.released = threading.Event()
@@ -84,10 +85,13 @@ class HubServer:
         self.repositories[repo] = repository
         return repository
 
-    def fault(self, stage: Stage, key: str, fault: Fault) -> None:
-        """Misbehave for ``key``: ``user/repo`` (api), ``user/repo/file`` (resolve, content)."""
+    def fault(self, stage: Stage, key: str, *faults: Fault) -> None:
+        """Misbehave for ``key``: ``user/repo`` (api), ``user/repo/file`` (resolve, content).
+
+        Of several faults, each comes after the one before has been used up.
+        """
         with self._lock:
-            self._faults[stage, key] = fault
+            self._faults[stage, key] = list(faults)
 
     def heal(self) -> None:
         """No more faults."""
@@ -118,6 +122,15 @@ class HubServer:
         with self._lock:
             return [r for r in self.requests if part in r.path and host in (None, r.host)]
 
+    def wait_for_request(self, part: str, host: str = "storage", seconds: float = 20) -> Request:
+        """The first ended request whose path contains ``part``. Raises TimeoutError."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if found := self.seen(part, host):
+                return found[0]
+            time.sleep(0.005)
+        raise TimeoutError(f"{part}: no request to the {host} ended within {seconds} s")
+
     def wait_for(self, part: str, sent: int, seconds: float = 20) -> None:
         """Until an answer under way has sent that many bytes. Raises TimeoutError."""
         limit = time.monotonic() + seconds
@@ -142,12 +155,12 @@ class HubServer:
     def take_fault(self, stage: Stage, key: str) -> Fault:
         """The fault of this answer; one that is used up is gone."""
         with self._lock:
-            fault = self._faults.get((stage, key), Fault())
+            waiting = self._faults.get((stage, key), [])
+            fault = waiting[0] if waiting else Fault()
             if fault.times is not None:
+                waiting[0] = replace(fault, times=fault.times - 1)
                 if fault.times <= 1:
-                    del self._faults[stage, key]
-                else:
-                    self._faults[stage, key] = replace(fault, times=fault.times - 1)
+                    del waiting[0]
         if fault.delay:
             time.sleep(fault.delay)
         return fault
