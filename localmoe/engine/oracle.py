@@ -21,12 +21,17 @@ from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 
 
 class Oracle:
-    """Callable as ``planning.memory.Measure`` for one model. Answers are remembered."""
+    """Callable as ``planning.memory.Measure`` for one model. Answers are remembered.
 
-    def __init__(self, model: Model) -> None:
+    A worker that the caller brings serves one oracle after the other, and is the caller's to
+    close; starting one takes longer than many a question.
+    """
+
+    def __init__(self, model: Model, worker: WorkerProcess | None = None) -> None:
         self._paths = [str(path) for path in model.paths]
         self._model = model
-        self._worker = WorkerProcess()
+        self._worker = worker or WorkerProcess()
+        self._ours = worker is None
         self._answers: dict[EngineSettings, MemoryReport] = {}
 
     def __enter__(self) -> Oracle:
@@ -38,7 +43,8 @@ class Oracle:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._worker.close()
+        if self._ours:
+            self._worker.close()
 
     def __call__(self, settings: EngineSettings) -> MemoryReport:
         """Bytes per device. Raises ModelFileError, EngineError or EngineCrashError."""

@@ -29,7 +29,7 @@ from localmoe.hub.ranges import FIRST_BLOCK, RemoteSource, Traffic
 BORDER = 4096  # bytes compared at each end of the shared block
 START = 16 * 1024  # bytes; holds what comes before the tokenizer in known files
 TABLE = 64 * 1024  # bytes; a part without metadata has a header of this order
-STEP = 32 * 1024  # bytes
+STEP = 64 * 1024  # bytes; more than any chat template
 MOST_GROWTH = 1 << 20  # bytes; beyond it, reading the header in full is no worse
 SLACK = 2048  # bytes by which the rest of a header may be longer than that of its sibling
 WORKERS = 8  # connections
