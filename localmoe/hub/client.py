@@ -248,9 +248,11 @@ def unreachable(error: httpx2.TransportError) -> TryAgainError:
         )
     if isinstance(error, httpx2.TimeoutException):
         reason = f"no answer within {timeout():g} s"
+    connected = not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+    what = f"the connection to {host} broke" if connected else f"cannot reach {host}"
     return TryAgainError(
         TransferError(
-            f"cannot reach {host}: {reason}",
+            f"{what}: {reason}",
             hint="check the network (HTTPS_PROXY, HF_ENDPOINT); run it again: what is here is kept",
         )
     )

@@ -71,9 +71,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if length is not None:
+        if length is not None and "Content-Length" not in headers:
             self.send_header("Content-Length", str(length))
-        else:
+        elif length is None:
             self.send_header("Connection", "close")
             self.close_connection = True
         self.end_headers()
@@ -318,6 +318,9 @@ def _send_body(handler: Handler, content: Content, start: int, end: int, fault: 
                 handler._count(done)
         return
     sent = 0
+    if fault.drop_after == 0:
+        end = start  # the headers, and no more
+        handler.close_connection = True
     for piece in _pieces(content, start, end, fault):
         handler.body(piece)
         sent += len(piece)
