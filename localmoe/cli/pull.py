@@ -9,7 +9,8 @@
 ``--json``: ``{"schema_version", "model", "repo", "commit", "path", "files": [{"name", "path",
 "size"}], "size", "transferred", "resumed", "reused", "seconds"}``; bytes and seconds. ``--jsonl``
 has ``{"event": "progress", "done", "total", "rate", "seconds_left", "parts": [{"name", "state",
-"done", "total"}]}`` before it, and the document is ``"event": "pulled"``.
+"done", "total"}]}`` before it, and the document is ``"event": "pulled"``. Without the Hub, a model
+that is here is told of with ``model``, ``path`` and ``transferred`` alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ from rich.text import Text
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.output import Output
 from localmoe.cli.pull_screen import display
-from localmoe.errors import DoesNotFitError, UnknownModelError, UsageError
+from localmoe.errors import (
+    DoesNotFitError,
+    LocalmoeError,
+    TransferError,
+    UnknownModelError,
+    UsageError,
+)
 from localmoe.facts import catalog
 from localmoe.facts.local_files import DEFAULT_QUANT
 from localmoe.hub import names
@@ -74,7 +81,10 @@ def pull_command(options: Options, output: Output) -> int:
         output.note(f"{catalog.BUNDLED} comes with localmoe: nothing to download")
         output.print(Text(str(catalog.resolve(name))))
         return 0
-    wanted = find(name)
+    try:
+        wanted = find(name)
+    except TransferError as error:
+        return _already_here(name, error, output)
     if not permission(wanted, options, output):
         return DoesNotFitError.exit_code
     pulled = fetch(wanted, output)
@@ -139,6 +149,20 @@ def permission(
         )
     output.warn(f"{clean_line(wanted.model.name)} {doubt}")
     return confirm(f"Download {size} anyway?", output)
+
+
+def _already_here(name: str, error: TransferError, output: Output) -> int:
+    """Without the Hub, what is on this machine counts. Raises ``error`` when nothing is."""
+    try:
+        path = catalog.resolve(name)
+    except LocalmoeError:
+        raise error from None
+    output.warn(f"{error.message}; this is what is here, perhaps not the newest")
+    if output.as_json:
+        output.json({"model": catalog.model_name(path), "path": str(path), "transferred": 0})
+    else:
+        output.print(Text(clean_line(str(path))))
+    return 0
 
 
 def doubt_about(plan: Plan) -> str | None:

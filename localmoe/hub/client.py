@@ -55,7 +55,7 @@ class Listing:
 class Patience:
     """How often to try again, and how long to wait before."""
 
-    tries: int = 5  # in a row that bring nothing new
+    tries: int = 8  # in a row that bring nothing new: half a minute without a network
     first: float = 0.5  # seconds; each further pause is twice as long
     most: float = 8.0
     longest: float = 120.0  # seconds that a server may ask for
@@ -154,7 +154,7 @@ def get_json(url: str, patience: Patience | None = None) -> tuple[Any, str | Non
 
     Raises TryAgainError's error or what ``hub_errors`` translates.
     """
-    return persistently(lambda: _get_json(url), patience or Patience(), time.sleep)
+    return persistently(lambda: _get_json(url), patience or Patience(tries=3), time.sleep)
 
 
 def persistently(
