@@ -16,6 +16,7 @@ looks here ever finds half of one. Names come from a server: nothing is written 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -29,6 +30,7 @@ from localmoe.facts.local_files import hub_cache
 from localmoe.hub.names import RepoFile, check_path
 from localmoe.text import clean_line
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 INCOMPLETE = ".incomplete"
 CORRUPT = ".corrupt"
 
@@ -179,4 +181,6 @@ def storage_failed(what: str, path: Path, error: OSError) -> NoReturn:
     hint = "check who owns it, or set HF_HOME to a folder of yours"
     if isinstance(error, FileExistsError | NotADirectoryError):
         hint = "something else has that name: move it away"
+    elif error.errno in DISK_FULL:
+        hint = "free some disk space; what has arrived is kept"
     raise StorageError(f"{what} {clean_line(str(path))}: {reason}", hint=hint) from error

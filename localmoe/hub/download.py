@@ -11,7 +11,6 @@ call goes on from it. Closing the iterator stops the transfer.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import Literal
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from localmoe.errors import DoesNotFitError, TransferError
-from localmoe.hub.cache import RepoCache, storage_failed
+from localmoe.hub.cache import DISK_FULL, RepoCache, storage_failed
 from localmoe.hub.client import Listing, Patience, file_url, hub_errors
 from localmoe.hub.names import Reference, RepoFile
 from localmoe.hub.transfer import FollowingHash, Stop, StoppedError, fill
@@ -35,7 +34,6 @@ TICK = 0.1  # seconds between events
 WINDOW = 5.0  # seconds that the rate is the mean of
 LOCK_POLL = 0.2
 GOODBYE = 3.0  # seconds that a stopped transfer may take to end
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 State = Literal["queued", "waiting", "downloading", "checking", "done"]
 
@@ -264,7 +262,7 @@ class _Transfer:
             finally:
                 hashing.cancel()
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in DISK_FULL:
                 raise self._disk_full(job) from error
             if error.errno is None:  # huggingface_hub's errors are OSErrors without a number
                 raise
