@@ -42,6 +42,7 @@ class Options:
     plain: bool = False
     json: bool = False
     jsonl: bool = False
+    yes: bool = False
     quiet: bool = False
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from localmoe.cli.fitted import LINE_SPEED, Fitted, Skipped
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.facts.model import LongArray, Model, Role, Value
@@ -71,41 +72,81 @@ def weights(model: Model, plan: Plan) -> tuple[int, int]:
     return plan.memory.weights - experts, experts
 
 
-def fit_document(model: Model, machine: Machine, plan: Plan, seconds: float) -> Json:
-    """``fit MODEL --json`` for a local file."""
-    return {
-        "model": model.name,
-        "machine": machine_summary(machine),
-        "context": plan.settings.context,
-        "kv_type": _kv_type(plan),
-        "exact": plan.memory.exact,
-        "files": [fit_file(model, plan)],
-        "recommended": model.name if plan.verdict.fits else None,
-        "transferred": 0,
-        "requests": 0,
-        "seconds": round(seconds, 3),
-    }
-
-
-def fit_all_document(
+def fit_document(
+    name: str | None,
     machine: Machine,
-    planned: Sequence[tuple[Model, Plan]],
-    best: Model | None,
-    seconds: float,
+    found: Sequence[Fitted],
+    skipped: Sequence[Skipped],
+    best: Fitted | None,
+    why: str,
 ) -> Json:
-    """``fit --json`` without MODEL: every model found here, each at its own context."""
+    """``fit --json``, less ``cost``; without MODEL ``name`` is None.
+
+    ``context`` and ``kv_type`` are null where the files differ. ``skipped``: models nothing can be
+    said of.
+    """
+    contexts = {entry.plan.settings.context for entry in found}
+    types = {_kv_type(entry.plan) for entry in found}
     return {
-        "model": None,
+        "model": name,
         "machine": machine_summary(machine),
-        "context": None,
-        "kv_type": None,
-        "exact": all(plan.memory.exact for _, plan in planned),
-        "files": [fit_file(model, plan) for model, plan in planned],
-        "recommended": best.name if best else None,
-        "transferred": 0,
-        "requests": 0,
-        "seconds": round(seconds, 3),
+        "context": contexts.pop() if name is not None and len(contexts) == 1 else None,
+        "kv_type": types.pop() if name is not None and len(types) == 1 else None,
+        "exact": all(entry.plan.memory.exact for entry in found),
+        "files": [_fitted(entry) for entry in found],
+        "skipped": [asdict(entry) for entry in skipped],
+        "recommended": best.model.name if best else None,
+        "recommended_reason": why if best and why else None,
+        "recommended_command": _command(best),
     }
+
+
+def cost(transferred: int, requests: int, seconds: float) -> Json:
+    """What ``fit`` read over the network (bytes of file content), and how long all of it took."""
+    return {"transferred": transferred, "requests": requests, "seconds": round(seconds, 3)}
+
+
+def _fitted(entry: Fitted) -> Json:
+    """One entry of ``fit``'s ``files``: ``fit_file``, the download, and the GPU that lies idle."""
+    document = fit_file(entry.model, entry.plan)
+    offer, better = entry.offer, entry.with_gpu_build
+    if offer is not None:
+        document |= {
+            "quant": offer.files.quant or entry.model.quantization,
+            "cached": offer.missing == 0,
+            "reason": entry.reason,
+        }
+    return document | {
+        "download": None
+        if offer is None
+        else {
+            "bytes": offer.missing,
+            "seconds": round(offer.download_seconds),
+            "bits_per_second": LINE_SPEED,
+            "disk_free": offer.disk_free,
+            "disk_room": offer.room,
+            "repo": offer.listing.repo,
+            "commit": offer.listing.commit,
+            "paths": [file.path for file in offer.files.files],
+        },
+        "with_gpu_build": None
+        if better is None
+        else {
+            "fits": better.verdict.value,
+            "placement": asdict(better.tiers),
+            "context": better.settings.context,
+            "max_context": better.max_context,
+            "exact": better.memory.exact,
+            "reason": better.reason,
+        },
+    }
+
+
+def _command(best: Fitted | None) -> str | None:
+    """The name to type for what is recommended."""
+    if best is None:
+        return None
+    return best.offer.command_name if best.offer else str(best.model.paths[0])
 
 
 def plan_document(model: Model, machine: Machine, plan: Plan) -> Json:

@@ -1,51 +1,136 @@
-"""``fit`` and ``plan``: will it run here, and laid out how."""
+"""``fit`` and ``plan``: will it run here, and laid out how; before any download."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
-from localmoe.cli import documents, prepare, render
+from localmoe.cli import documents, fit_screens, prepare, render
 from localmoe.cli.arguments import Options, only_model
+from localmoe.cli.fitted import Fitted, Skipped, recommend
+from localmoe.cli.fitting import Planner, Search
 from localmoe.cli.output import Output
-from localmoe.errors import DoesNotFitError, LocalmoeError
+from localmoe.errors import (
+    DoesNotFitError,
+    EngineError,
+    ModelFileError,
+    TransferError,
+    UnknownModelError,
+)
 from localmoe.facts import catalog
 from localmoe.facts.hardware import Machine
-from localmoe.facts.model import Model, read_model
+from localmoe.facts.model import read_model
+from localmoe.hub import names
+from localmoe.hub.names import Reference
 from localmoe.planning.plan import Plan
 
 DOES_NOT_FIT = DoesNotFitError.exit_code
 
 
 def fit_command(options: Options, output: Output) -> int:
-    """Exit code 0 when the model fits (without MODEL: when one does), else 3."""
+    """Exit code 0 when the model fits (of several, when one does), else 3."""
     started = time.monotonic()
     name = only_model(options)
     if name is None:
         return _fit_all(options, output, started)
+    reference = on_the_hub(name)
+    if reference is not None:
+        try:
+            return _fit_offers(Search(reference, options), options, output, started)
+        except TransferError:
+            if not _is_here(name):
+                raise
+            output.note("the Hub cannot be asked: only what is on this machine")
     model = prepare.open_model(name, output)
-    machine = prepare.find_machine(options, imagined=True)
-    plan = prepare.plan_for(model, machine, options)
-    if output.as_json:
-        output.json(documents.fit_document(model, machine, plan, time.monotonic() - started))
-    elif output.quiet:
-        output.print(render.verdict_text(plan.verdict))
-    else:
-        output.print(render.fit_screen(model, plan))
-        _note_devices(machine, plan, output)
-    return 0 if plan.verdict.fits else DOES_NOT_FIT
+    with Planner(prepare.find_machine(options, imagined=True), options) as planner:
+        found = planner.fit(model)
+        _answer([found], [], found if found.fits else None, planner.machine, output, started)
+    return 0 if found.fits else DOES_NOT_FIT
 
 
 def plan_command(options: Options, output: Output) -> int:
     """The placement of one model; exit code as ``fit``."""
-    model = prepare.open_model(only_model(options, required=True), output)
+    name = only_model(options, required=True)
+    assert name is not None
     machine = prepare.find_machine(options, imagined=True)
-    plan = prepare.plan_for(model, machine, options)
+    with prepare.header_of(name, options, output) as found, Planner(machine, options) as planner:
+        model, paths = found
+        plan = planner.fit(model).plan
+    model = dataclasses.replace(model, paths=paths)
     if output.as_json:
         output.json(documents.plan_document(model, machine, plan))
     else:
         output.print(render.plan_screen(model, plan))
         _note_devices(machine, plan, output)
     return 0 if plan.verdict.fits else DOES_NOT_FIT
+
+
+def on_the_hub(name: str) -> Reference | None:
+    """The repository to ask about ``name``; None when its file is here, or nothing else can be.
+
+    A quantization that is here is answered from its file. Without one the repository is asked,
+    for it has more.
+    """
+    try:
+        reference = names.parse(name)
+    except UnknownModelError:  # the name of a file of ours, or nothing; `resolve` will tell
+        return None
+    if reference is not None and reference.wanted and _is_here(name):
+        return None
+    return reference
+
+
+def _is_here(name: str) -> bool:
+    try:
+        catalog.resolve(name)
+    except (UnknownModelError, ModelFileError):
+        return False
+    return True
+
+
+def _fit_offers(search: Search, options: Options, output: Output, started: float) -> int:
+    """One model of a repository in detail, or all of them side by side."""
+    machine = prepare.find_machine(options, imagined=True)
+    found = search.fit(machine)
+    alone = search.chosen is not None
+    best, why = recommend(found)
+    if alone:
+        best = found[0] if found[0].fits else None
+    _answer(found, search.skipped, best, machine, output, started, search=search, why=why)
+    return 0 if any(entry.fits for entry in found) else DOES_NOT_FIT
+
+
+def _answer(
+    found: list[Fitted],
+    skipped: list[Skipped],
+    best: Fitted | None,
+    machine: Machine,
+    output: Output,
+    started: float,
+    *,
+    search: Search | None = None,
+    why: str = "",
+) -> None:
+    seconds = time.monotonic() - started
+    traffic = (search.traffic.transferred, search.traffic.requests) if search else (0, 0)
+    if output.as_json:
+        name = search.reference.repo if search and not search.chosen else found[0].model.name
+        document = documents.fit_document(name, machine, found, skipped, best, why)
+        output.json(document | documents.cost(*traffic, seconds))
+        return
+    for entry in skipped:
+        output.warn(f"{entry.name}: {entry.reason}")
+    if search is None or search.chosen is not None:
+        (only,) = found
+        if output.quiet:
+            output.print(render.verdict_text(only.plan.verdict))
+            return
+        output.print(fit_screens.detail(only))
+        _note_devices(machine, only.plan, output)
+    else:
+        output.print(fit_screens.quantizations(search.reference.repo, found, best, why))
+    if search is not None and search.traffic.requests:
+        output.note(fit_screens.cost(*traffic, seconds))
 
 
 def _note_devices(machine: Machine, plan: Plan, output: Output) -> None:
@@ -59,20 +144,23 @@ def _note_devices(machine: Machine, plan: Plan, output: Output) -> None:
 
 
 def _fit_all(options: Options, output: Output, started: float) -> int:
-    """A verdict for every model found here."""
+    """A verdict for every model found here, and a guess for those of the catalog."""
     machine = prepare.find_machine(options, imagined=True)
-    planned: list[tuple[Model, Plan]] = []
-    for path in catalog.local_models():
-        try:
-            model = read_model(path)
-            planned.append((model, prepare.plan_for(model, machine, options)))
-        except LocalmoeError as error:
-            output.warn(f"{path}: {error.message}")
-    fitting = [model for model, plan in planned if plan.verdict.fits]
-    best = max(fitting, key=lambda model: model.size, default=None)
+    found: list[Fitted] = []
+    skipped: list[Skipped] = []
+    with Planner(machine, options) as planner:
+        for path in catalog.local_models():
+            try:
+                found.append(planner.fit(read_model(path)))
+            except (ModelFileError, EngineError) as error:
+                skipped.append(Skipped(str(path), error.message))
+    best = max((f for f in found if f.fits), key=lambda f: f.model.size, default=None)
     if output.as_json:
         seconds = time.monotonic() - started
-        output.json(documents.fit_all_document(machine, planned, best, seconds))
+        document = documents.fit_document(None, machine, found, skipped, best, "")
+        output.json(document | documents.cost(0, 0, seconds))
     else:
-        output.print(render.fit_table(planned))
-    return 0 if fitting else DOES_NOT_FIT
+        for entry in skipped:
+            output.warn(f"{entry.name}: {entry.reason}")
+        output.print(fit_screens.local(found))
+    return 0 if best is not None else DOES_NOT_FIT

@@ -29,6 +29,8 @@ Handler = Callable[[Options, Output], int]
 HANDLERS = {
     "fit": ("localmoe.cli.fit", "fit_command"),
     "plan": ("localmoe.cli.fit", "plan_command"),
+    "pull": ("localmoe.cli.pull", "pull_command"),
+    "rm": ("localmoe.cli.rm", "rm_command"),
     "run": ("localmoe.cli.run", "run_command"),
     "chat": ("localmoe.cli.chat", "chat_command"),
     "list": ("localmoe.cli.models", "list_command"),

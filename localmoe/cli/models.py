@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from localmoe.cli import documents, prepare, render
 from localmoe.cli.arguments import Options, no_words, only_model
 from localmoe.cli.output import Output
@@ -27,8 +29,11 @@ def list_command(options: Options, output: Output) -> int:
 
 
 def show_command(options: Options, output: Output) -> int:
-    """The facts of one model, read from its header."""
-    model = prepare.open_model(only_model(options, required=True), output)
+    """The facts of one model, read from its header, here or on the Hub."""
+    name = only_model(options, required=True)
+    assert name is not None
+    with prepare.header_of(name, options, output) as (found, paths):
+        model = dataclasses.replace(found, paths=paths)
     if output.as_json:
         output.json(documents.show_document(model))
     else:

@@ -39,9 +39,20 @@ COMMANDS = {
         Command(
             "fit",
             "fit [MODEL] [options]",
-            "will it run here? memory by part and by tier; no MODEL: every model found here",
-            ("localmoe fit ~/models/big.gguf", "localmoe fit big.gguf --ram 16 --ctx 32k --json"),
+            "will it run here? before any download; no MODEL: what this machine can run",
+            (
+                "localmoe fit qwen3-30b-a3b",
+                "localmoe fit unsloth/GLM-4.6-GGUF:Q4_K_M --ram 64",
+                "localmoe fit big.gguf --ram 16 --ctx 32k --json",
+            ),
             ("memory", "output"),
+        ),
+        Command(
+            "pull",
+            "pull MODEL [options]",
+            "download a model, or go on with a download, and check it",
+            ("localmoe pull qwen3-30b-a3b:Q4_K_M", "localmoe pull user/repo:Q8_0 --yes"),
+            ("download", "memory", "output"),
         ),
         Command(
             "plan",
@@ -59,14 +70,14 @@ COMMANDS = {
                 'localmoe run big.gguf "Summarize this:" < notes.txt',
                 "localmoe run -m big.gguf --temp 0 -n 200 -- --help is not an option here",
             ),
-            ("memory", "answer", "output"),
+            ("memory", "answer", "output", "download"),
         ),
         Command(
             "chat",
             "chat [MODEL] [options]",
             "a conversation in the terminal; /help lists its commands",
             ("localmoe chat big.gguf", "localmoe chat big.gguf --think low --ctx 16k"),
-            ("memory", "answer"),
+            ("memory", "answer", "download"),
         ),
         Command(
             "list",
@@ -83,6 +94,13 @@ COMMANDS = {
             ("output",),
         ),
         Command(
+            "rm",
+            "rm MODEL [options]",
+            "delete a model of localmoe's folder or of the Hub cache",
+            ("localmoe rm qwen3-30b-a3b:Q4_K_M",),
+            ("output",),
+        ),
+        Command(
             "doctor",
             "doctor [options]",
             "hardware, engine and caches; each finding with what to type",
@@ -95,12 +113,14 @@ COMMANDS = {
 DESCRIPTION = (
     "Will this Mixture-of-Experts model run here, and laid out how over GPU, RAM and disk? "
     "Then run it.",
-    "MODEL is a local .gguf file (any part of a multi-part set), the name of a model found here "
-    "(`localmoe list`), or `nano`, the small model that comes with localmoe.",
+    "MODEL is a name from the catalog (qwen3-30b-a3b), a Hub repository or its URL, each with an "
+    "optional :QUANT; a local .gguf file (any part of a multi-part set) or the name of a model "
+    "found here (`localmoe list`); or `nano`, the small model that comes with localmoe.",
 )
 
 EXIT_CODES = (
     "exit codes: 0 done · 1 failure · 2 usage · 3 does not fit · 4 bad model file · "
+    "5 download or integrity · "
     "130 interrupted · 143 terminated"
 )
 
@@ -127,7 +147,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
-    shown = chosen.groups if chosen else ("memory", "answer", "output")
+    shown = chosen.groups if chosen else ("memory", "answer", "output", "download")
 
     def group(title: str, name: str) -> Callable[..., object]:
         section = parser.add_argument_group(title)
@@ -141,6 +161,14 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     _memory_options(group("memory and placement", "memory"))
     _answer_options(group("the answer", "answer"))
     _output_options(group("output", "output"))
+    group("downloads", "download")(
+        "-y",
+        "--yes",
+        "--force",
+        dest="yes",
+        action="store_true",
+        help="download without a question, even what does not fit here",
+    )
     other = parser.add_argument_group("other")
     other.add_argument("-m", "--model", metavar="MODEL", help="the model, when in doubt")
     other.add_argument("-h", "--help", action="store_true", help="this text")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from localmoe import storage
@@ -13,21 +14,26 @@ from localmoe.cli.documents import machine_from_document
 from localmoe.cli.output import Output
 from localmoe.engine.devices import engine_info
 from localmoe.engine.oracle import Oracle
-from localmoe.errors import UsageError
+from localmoe.engine.process import WorkerProcess
+from localmoe.errors import DoesNotFitError, ModelFileError, UsageError
 from localmoe.facts import catalog, hardware
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.facts.model import Model, read_model
+from localmoe.hub import names
+from localmoe.hub.cache import RepoCache
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
+from localmoe.text import clean_line, format_bytes
 
 BUNDLED = catalog.BUNDLED
 MACHINE_FILE_LIMIT = 1 << 20  # bytes; a real one has about 2 KB
 
 
-def open_model(name: str | None, output: Output) -> Model:
+def open_model(name: str | None, output: Output, options: Options | None = None) -> Model:
     """The model of that name; without one the bundled model, announced in one line.
 
-    Raises UnknownModelError (with the nearest names) or ModelFileError.
+    With ``options`` it is to be run, and downloaded first if need be. Raises UnknownModelError
+    (with the nearest names), ModelFileError, and for downloads what ``download_model`` does.
     """
     if name is None:
         output.note(
@@ -35,10 +41,77 @@ def open_model(name: str | None, output: Output) -> Model:
             "(`localmoe list` shows what else is here)"
         )
         name = BUNDLED
-    path = catalog.resolve(name)
+    try:
+        path = catalog.resolve(name)
+    except catalog.NotHereError:
+        if options is None:
+            raise
+        path = download_model(name, options, output)
     if name != BUNDLED and not name.endswith(path.name):
         output.note(f"{name}: using {path.name}")
     return read_model(path)
+
+
+def download_model(name: str, options: Options, output: Output) -> Path:
+    """Verdict, question, download: the first file of a model that is not here yet.
+
+    Raises UsageError when there is nobody to ask, DoesNotFitError when it would not run here,
+    TransferError, UnknownModelError.
+    """
+    from localmoe.cli import fit_screens, pull
+    from localmoe.cli.fitting import Search, best_of
+
+    reference = names.parse(name)
+    assert reference is not None  # or it would not be "not here"
+    search = Search(reference, options)
+    machine = find_machine(options, imagined=False)
+    files, why = best_of(search, options)
+    (found,) = search.fit(machine, [files])
+    output.note(fit_screens.before_download(found, why if search.chosen is None else ""))
+    if not found.fits:
+        hint = f"localmoe fit {clean_line(reference.repo)} shows what would"
+        raise DoesNotFitError(f"{found.label}: {found.reason}", hint=hint)
+    wanted = pull.Wanted(reference, search.listing, files)
+    if wanted.missing and not options.yes:
+        if output.as_json or not pull.somebody_there(output):
+            raise UsageError(
+                f"{clean_line(name)} is not on this machine: {format_bytes(wanted.missing)}",
+                hint=f"--yes downloads it; or first: localmoe pull {clean_line(name)}",
+            )
+        if not pull.confirm("Download it?", output):
+            raise UsageError("not downloaded", hint=f"localmoe fit {clean_line(reference.repo)}")
+    return pull.fetch(wanted, output).paths[0]
+
+
+@contextlib.contextmanager
+def header_of(
+    name: str, options: Options, output: Output
+) -> Iterator[tuple[Model, tuple[Path, ...]]]:
+    """The model of that name, here or on the Hub, to look at but not to load.
+
+    And where its files are, or would be after a download. Raises what ``open_model`` does, and
+    TransferError.
+    """
+    try:
+        model = open_model(name, output)
+        yield model, model.paths
+        return
+    except catalog.NotHereError:
+        reference = names.parse(name)
+        if reference is None:
+            raise
+    from localmoe.cli.fitting import Search, best_of
+
+    search = Search(reference, options)
+    files, why = best_of(search, options)
+    if search.chosen is None:
+        output.note(f"{clean_line(name)}: looking at {clean_line(files.label)} ({why})")
+    with search.skeletons([files]) as found:
+        remote = found[files]
+        if isinstance(remote, ModelFileError):
+            raise remote
+        cache, commit = RepoCache.of(search.listing.repo), search.listing.commit
+        yield remote, tuple(cache.pointer(commit, file) for file in files.files)
 
 
 def find_machine(options: Options, *, imagined: bool) -> Machine:
@@ -108,11 +181,38 @@ def plan_for(model: Model, machine: Machine, options: Options) -> Plan:
 
     What other localmoe processes on this machine have promised themselves is not planned with.
     """
+    return plans_for(model, machine, None, options)[0]
+
+
+def plans_for(
+    model: Model,
+    machine: Machine,
+    other: Machine | None,
+    options: Options,
+    worker: WorkerProcess | None = None,
+) -> tuple[Plan, Plan | None]:
+    """The plans for one machine and, if given, for another, by the same answers of the engine."""
     promised = 0
     if options.machine is None:
         promised = sum(promise.outstanding_ram for promise in storage.promises())
-    with Oracle(model) as measure:
-        return make_plan(model, machine, wishes(options), measure, promised)
+    wanted = wishes(options)
+    with Oracle(model, worker) as measure:
+        plan = make_plan(model, machine, wanted, measure, promised)
+        if other is None:
+            return plan, None
+        return plan, make_plan(model, other, wanted, measure, promised)
+
+
+def with_gpu_build(machine: Machine, options: Options) -> Machine | None:
+    """The machine as an engine build with its GPUs would see it; None if nothing would change."""
+    idle = [gpu for gpu in machine.gpus if gpu.device is None and not gpu.unified]
+    if not idle or options.vram is not None:
+        return None
+    gpus = tuple(
+        dataclasses.replace(gpu, device=f"GPU{i}") if gpu.device is None else gpu
+        for i, gpu in enumerate(machine.gpus)
+    )
+    return dataclasses.replace(machine, gpus=gpus)
 
 
 def read_machine(path: Path) -> Machine:

@@ -142,7 +142,7 @@ def permission(
     if doubt is None:
         return True
     size = format_bytes(wanted.missing)
-    if output.as_json or not _somebody_there(output):
+    if output.as_json or not somebody_there(output):
         raise DoesNotFitError(
             f"{clean_line(wanted.model.name)} {doubt}",
             hint=f"--yes downloads it anyway ({size}), for another machine",
@@ -255,5 +255,5 @@ def confirm(question: str, output: Output) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-def _somebody_there(output: Output) -> bool:
+def somebody_there(output: Output) -> bool:
     return sys.stdin.isatty() and output.stderr.file.isatty()

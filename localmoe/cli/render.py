@@ -222,22 +222,6 @@ def list_table(models: Sequence[Model]) -> RenderableType:
     return Rows(columns, rows, right=("size",))
 
 
-def fit_table(planned: Sequence[tuple[Model, Plan]]) -> RenderableType:
-    """The answer of ``fit`` without MODEL."""
-    rows = [
-        (
-            model.name,
-            model.quantization,
-            format_bytes(model.size),
-            _tiers_needed(plan.verdict),
-            f"{plan.max_context:,}" if plan.max_context else "–",
-        )
-        for model, plan in planned
-    ]
-    columns = ("model", "quant", "size", "runs from", "context")
-    return Rows(columns, rows, right=("size", "context"))
-
-
 def experts_short(model: Model) -> str:
     """``8 of 128``, or ``dense``."""
     count = max((layer.expert_count for layer in model.layers), default=0)
@@ -302,7 +286,7 @@ def _cell(value: str | Text) -> Text:
     return value if isinstance(value, Text) else Text(clean_line(value), overflow="fold")
 
 
-def _tiers_needed(verdict: Verdict) -> Text:
+def tiers_needed(verdict: Verdict) -> Text:
     """``GPU + RAM``, each in its colour."""
     if not verdict.fits:
         return verdict_text(verdict)

@@ -94,7 +94,7 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
     """
     with Renderer() as renderer:
         renderer.start()
-        model = prepare.open_model(name, output)
+        model = prepare.open_model(name, output, options)
         machine = prepare.find_machine(options, imagined=False)
         plan = prepare.plan_for(model, machine, options)
         if not plan.verdict.fits:

@@ -64,8 +64,17 @@ def _build(model: ModelFiles, headers: Mapping[str, Compact], folder: Path) -> M
         name=model.name,
         size=model.size,
         header_bytes=sum(part.header_bytes for part in parts),
+        metadata={k: v for k, v in found.metadata.items() if k not in _added(found, parts[0])},
         tensors=tuple(
             replace(tensor, offset=tensor.offset + parts[tensor.part].cut)
             for tensor in found.tensors
         ),
     )
+
+
+def _added(model: Model, first: Compact) -> set[str]:
+    """The keys that stand in for the vocabulary, and are not in the real file."""
+    if first.block is None:
+        return set()
+    added = {"tokenizer.ggml.model", "localmoe.filler"}
+    return added if first.block.states_size else added | {f"{model.architecture}.vocab_size"}

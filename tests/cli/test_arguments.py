@@ -149,7 +149,7 @@ def test_an_unknown_command_names_the_nearest() -> None:
     with pytest.raises(UsageError, match=r'no command "shwo"\. Did you mean show\?'):
         parse(["shwo", "nano"])
     with pytest.raises(UsageError) as caught:
-        parse(["pull", "nano"])
+        parse(["fetch", "nano"])
     assert caught.value.hint is not None and "fit" in caught.value.hint
     with pytest.raises(UsageError) as caught:
         parse(["big.gguf"])

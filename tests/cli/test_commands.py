@@ -16,13 +16,14 @@ ArchFile = Callable[..., Path]
 
 FIT = {
     "schema_version", "model", "machine", "context", "kv_type", "exact", "files", "recommended",
-    "transferred", "requests", "seconds",
+    "transferred", "requests", "seconds", "skipped", "recommended_reason", "recommended_command",
 }  # fmt: skip
 MACHINE = {"ram_total", "ram_available", "gpus", "disk_free"}
 FILE = {
     "name", "quant", "parts", "size", "cached", "fits", "memory", "placement", "context",
     "max_context", "decode_tps", "prefill_tps", "reason", "advice",
 }  # fmt: skip
+FITTED = FILE | {"download", "with_gpu_build"}
 PLAN = FILE | {
     "schema_version", "model", "machine", "kv_type", "exact", "layers", "cache", "engine",
     "llama_cpp_args",
@@ -63,7 +64,7 @@ def test_fit_document(localmoe: Localmoe, arch_file: ArchFile) -> None:
     assert document["recommended"] == document["model"] == path.stem
     assert (document["transferred"], document["requests"]) == (0, 0)
     (entry,) = document["files"]
-    assert set(entry) == FILE
+    assert set(entry) == FITTED
     check_file(entry)
     assert entry["fits"] == "ram"
     assert entry["size"] == path.stat().st_size

@@ -11,7 +11,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from localmoe.cli import render
+from localmoe.cli import fit_screens, render
+from localmoe.cli.fitted import Fitted
 from localmoe.cli.output import Output
 from localmoe.facts.model import Layer, Model, Role, Tensor
 from localmoe.planning.memory import DeviceMemory, EngineSettings, MemoryReport
@@ -72,7 +73,7 @@ SCREENS: dict[str, Callable[[], RenderableType]] = {
     "plan": lambda: render.plan_screen(MODEL, PLAN),
     "show": lambda: render.show_screen(MODEL),
     "list": lambda: render.list_table([MODEL, MODEL]),
-    "fit all": lambda: render.fit_table([(MODEL, PLAN)]),
+    "fit all": lambda: fit_screens.local([Fitted(MODEL, PLAN)]),
     "doctor": lambda: render.doctor_screen(FINDINGS),
 }
 
@@ -163,7 +164,7 @@ def test_strings_from_files_are_harmless(name: str) -> None:
         "plan": lambda: render.plan_screen(model, plan),
         "show": lambda: render.show_screen(model),
         "list": lambda: render.list_table([model]),
-        "fit all": lambda: render.fit_table([(model, plan)]),
+        "fit all": lambda: fit_screens.local([Fitted(model, plan)]),
         "doctor": lambda: render.doctor_screen([(evil, evil, evil)]),
     }
     text = drawn(screens[name](), 200)

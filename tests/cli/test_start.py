@@ -58,7 +58,7 @@ def test_start_is_fast(localmoe: Localmoe, option: str, limit: float) -> None:
 
 
 def test_unknown_command(localmoe: Localmoe) -> None:
-    assert_clear_error(localmoe("pull", "nano"), 2, 'no command "pull"')
+    assert_clear_error(localmoe("fetch", "nano"), 2, 'no command "fetch"')
     assert_clear_error(localmoe("shwo"), 2, "did you mean show?")
 
 

@@ -1,0 +1,134 @@
+"""What ``fit`` shows of models on the Hub and of many models at once. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from localmoe.cli.fitted import LINE_SPEED, Fitted
+from localmoe.cli.render import Rows, fit_screen, pairs, tiers_needed, verdict_text
+from localmoe.text import clean_line, format_bytes, format_duration
+
+LINE = f"{LINE_SPEED // 1_000_000} Mbit/s"
+
+
+def detail(found: Fitted) -> RenderableType:
+    """The answer of ``fit`` for one model, here or not."""
+    rows: list[tuple[str, str | Text]] = []
+    if found.offer is not None:
+        rows.append(("download", _download_text(found)))
+    better = found.with_gpu_build
+    if better is not None:
+        words = verdict_text(better.verdict)
+        words.append(f" (estimated), {better.max_context:,} tokens at most", "default")
+        rows.append(("with a GPU build", words))
+    lines: list[RenderableType] = [fit_screen(found.model, found.plan)]
+    if rows:
+        lines += [Text(), pairs(rows)]
+    return Group(*lines)
+
+
+def quantizations(
+    repo: str, found: Sequence[Fitted], best: Fitted | None, why: str
+) -> RenderableType:
+    """The answer of ``fit`` for a repository: its models side by side, and which to take."""
+    gpu = any(f.plan.tiers.gpu for f in found)
+    disk = any(f.plan.tiers.disk for f in found)
+    build = any(f.with_gpu_build for f in found)
+    tiers = [name for name, shown in (("GPU", gpu), ("RAM", True), ("disk", disk)) if shown]
+    columns = ["quant", "size", f"at {LINE}", "runs from", *tiers, "context"]
+    columns += ["with a GPU build"] if build else []
+    rows = [_row(f, tiers, build) for f in found]
+    head = Text.assemble((clean_line(repo), "bold"), f" · {len(found)} models")
+    lines: list[RenderableType] = [head, Text(), Rows(columns, rows, right=("size", *tiers))]
+    if best is None or best.offer is None:
+        lines += [Text(), Text(why)]
+    else:
+        command = clean_line(best.offer.command_name)
+        lines += [
+            Text(),
+            Text.assemble(("recommended ", "dim"), (best.label, "bold"), f": {clean_line(why)}"),
+            Text(f"  localmoe run {command}", style="cyan"),
+        ]
+    return Group(*lines)
+
+
+def local(found: Sequence[Fitted]) -> RenderableType:
+    """The models of this machine, in ``fit`` without MODEL."""
+    rows = [
+        (
+            f.model.name,
+            f.model.quantization,
+            format_bytes(f.model.size),
+            tiers_needed(f.plan.verdict),
+            _context(f),
+        )
+        for f in found
+    ]
+    columns = ("model", "quant", "size", "runs from", "context")
+    return Rows(columns, rows, right=("size", "context"))
+
+
+def cost(transferred: int, requests: int, seconds: float) -> str:
+    """What the answer has cost, for a note."""
+    return (
+        f"from {format_bytes(transferred)} of headers in {requests} requests, "
+        f"{format_duration(seconds)}"
+    )
+
+
+def before_download(found: Fitted, why: str) -> str:
+    """One line that tells what a download would bring, for ``run`` and ``chat``."""
+    parts = len(found.model.paths)
+    facts = [
+        clean_line(found.model.name) + (f" ({clean_line(why)})" if why else ""),
+        *([f"{parts} parts"] if parts > 1 else []),
+        format_bytes(found.model.size),
+        str(_download_text(found)),
+        str(verdict_text(found.plan.verdict)),
+        f"{found.plan.settings.context:,} tokens of context",
+    ]
+    return " · ".join(facts)
+
+
+def _row(found: Fitted, tiers: Sequence[str], build: bool) -> tuple[str | Text, ...]:
+    plan = found.plan
+    used = {"GPU": plan.tiers.gpu, "RAM": plan.tiers.ram, "disk": plan.tiers.disk}
+    shown = [
+        format_bytes(used[tier]) if plan.verdict.fits and used[tier] else "–" for tier in tiers
+    ]
+    row: list[str | Text] = [
+        found.label,
+        format_bytes(found.model.size),
+        _download(found),
+        tiers_needed(plan.verdict),
+        *shown,
+        _context(found),
+    ]
+    if build:
+        better = found.with_gpu_build
+        row.append(tiers_needed(better.verdict) if better else "–")
+    return tuple(row)
+
+
+def _download(found: Fitted) -> str | Text:
+    """``1 h 25 min at 100 Mbit/s``, or that there is no room for it."""
+    offer = found.offer
+    if offer is None or not offer.missing:
+        return Text("here", "green")
+    if not offer.room:
+        free = format_bytes(offer.disk_free or 0)
+        return Text(f"no room: {format_bytes(offer.missing)}, {free} free", "bold red")
+    return format_duration(offer.download_seconds)
+
+
+def _download_text(found: Fitted) -> str | Text:
+    """The same for a sentence, with the speed that it is meant for."""
+    text = _download(found)
+    return text if isinstance(text, Text) else f"{text} at {LINE}"
+
+
+def _context(found: Fitted) -> str:
+    return f"{found.plan.max_context:,}" if found.plan.max_context else "–"
