@@ -41,6 +41,7 @@ from localmoe.engine.events import (
 from localmoe.errors import (
     ContextOverflowError,
     EngineError,
+    InterruptedLoadError,
     LocalmoeError,
     ModelFileError,
 )
@@ -57,18 +58,9 @@ _EVENTS: dict[str, type[Any]] = {
 }
 _NAMES = {cls: name for name, cls in _EVENTS.items()}
 _ERRORS: dict[str, type[LocalmoeError]] = {
-    cls.code: cls for cls in (ContextOverflowError, ModelFileError, EngineError)
+    cls.code: cls
+    for cls in (ContextOverflowError, ModelFileError, InterruptedLoadError, EngineError)
 }
-
-
-class InterruptedLoadError(EngineError):
-    """A load was cancelled by its caller."""
-
-    code = "interrupted"
-    exit_code = 130
-
-
-_ERRORS[InterruptedLoadError.code] = InterruptedLoadError
 
 
 def encode(message: Message) -> bytes:
