@@ -75,13 +75,14 @@ class Worker:
 
     def _do_measure(self, message: Message) -> None:
         settings = protocol.settings_from_json(message["settings"])
-        model = self._dry_model(message["paths"], settings)
+        dry_run = loader.DryRun(message["architecture"], message["vocabulary"])
+        model = self._dry_model(message["paths"], settings, dry_run)
         ctx = loader.open_context(model, settings, self._log)
         report = loader.memory_report(ctx, self._log)
         llama.llama_free(ctx)
         self._send({"event": "measured", "memory": dataclasses.asdict(report)})
 
-    def _dry_model(self, paths: list[str], settings: EngineSettings) -> Any:
+    def _dry_model(self, paths: list[str], settings: EngineSettings, dry_run: loader.DryRun) -> Any:
         """The metadata-only model; made again only when something that places weights changes."""
         key = (
             tuple(paths),
@@ -95,7 +96,7 @@ class Worker:
                 return self._dry[1]
             llama.llama_model_free(self._dry[1])
             self._dry = None
-        self._dry = (key, loader.open_model(paths, settings, self._log, dry_run=True))
+        self._dry = (key, loader.open_model(paths, settings, self._log, dry_run=dry_run))
         return self._dry[1]
 
     def _do_load(self, message: Message) -> None:
