@@ -9,7 +9,8 @@ LocalmoeError                 code            exit
 ├── ContextOverflowError      context_full    1     prompt longer than the context
 ├── TemplateError             template        1     the chat template cannot be used
 ├── EngineError               engine          1     the engine said no
-│   └── EngineCrashError      engine_crash    1     the worker process died
+│   ├── EngineCrashError      engine_crash    1     the worker process died
+│   └── InterruptedLoadError  interrupted     130   a load was cancelled by its caller
 └── StorageError              storage         1     our own files cannot be read or written
 
 A message says what happened and why; the hint says what to type next.
@@ -74,6 +75,11 @@ class EngineError(LocalmoeError):
 
 class EngineCrashError(EngineError):
     code = "engine_crash"
+
+
+class InterruptedLoadError(EngineError):
+    code = "interrupted"
+    exit_code = 130
 
 
 class StorageError(LocalmoeError):

@@ -19,7 +19,6 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +52,11 @@ def _import_low_level() -> Any:
     name = "llama_cpp"
     if name not in sys.modules:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.submodule_search_locations is None:
+        if spec is None:
             raise EngineError(
-                "llama-cpp-python is not installed",
-                hint="pip install --force-reinstall localmoe",
+                "llama-cpp-python is not installed", hint="pip install llama-cpp-python"
             )
-        package = types.ModuleType(name)
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules[name] = package
+        sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
     except (OSError, RuntimeError, ImportError, AttributeError) as error:

@@ -74,12 +74,12 @@ class Generator:
                 llama.llama_set_abort_callback(self._ctx, *self._no_abort)
             while produced < limit:
                 token = llama.llama_sampler_sample(chain, self._ctx, -1)
-                last = time.perf_counter()
-                first = first or last
+                first = first or time.perf_counter()
                 if self.vocabulary.ends_generation(token):
                     reason = "stop"
                     break
                 produced += 1
+                last = time.perf_counter()
                 text = stream.feed(self.vocabulary.piece(token))
                 if text:
                     yield Text(text, produced)
@@ -114,7 +114,7 @@ class Generator:
 
     def _stable_tokens(self, request: Request, prompt: list[int]) -> int:
         """How many of the prompt's tokens will start the next turn's prompt too."""
-        if not self._kv.needs_checkpoints or not 0 < request.stable_chars < len(request.prompt):
+        if not self._kv.needs_checkpoints or not 0 < request.stable_chars <= len(request.prompt):
             return 0
         stable = self.vocabulary.tokenize(
             request.prompt[: request.stable_chars], add_bos=request.add_bos

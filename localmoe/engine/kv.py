@@ -15,7 +15,11 @@ from typing import Any
 from localmoe.engine import binding
 from localmoe.engine.binding import llama
 
-MAX_CHECKPOINTS = 4
+CHECKPOINT_BYTES = 256 * 1024 * 1024
+"""All checkpoints together; the planner sets this aside for models that need them.
+
+A state larger than that is not kept, and such a model reads its prompt again after a step back.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Checkpoint:
     """The non-rewindable state after the first ``length`` tokens."""
 
     length: int
-    data: bytes
+    data: ctypes.Array[ctypes.c_uint8]
 
 
 @dataclass
@@ -44,7 +48,7 @@ class KvState:
 
     @property
     def needs_checkpoints(self) -> bool:
-        return self._recurrent or self._window > 0
+        return self._recurrent or 0 < self._window < int(llama.llama_n_ctx(self.ctx))
 
     def reuse(self, prompt: list[int]) -> int:
         """Keep the longest usable prefix of ``prompt``; return its length (< len(prompt)).
@@ -66,7 +70,7 @@ class KvState:
         """
         if length == len(self.tokens) and not dirty:
             return length
-        if self._can_cut(length, dirty) and llama.llama_memory_seq_rm(self._memory, 0, length, -1):
+        if self._can_cut(length) and llama.llama_memory_seq_rm(self._memory, 0, length, -1):
             return self._holds(length)
         for checkpoint in sorted(self.checkpoints, key=lambda c: -c.length):
             if checkpoint.length <= length and self._restore(checkpoint):
@@ -74,7 +78,7 @@ class KvState:
         llama.llama_memory_clear(self._memory, False)
         return self._holds(0)
 
-    def _can_cut(self, length: int, dirty: bool) -> bool:
+    def _can_cut(self, length: int) -> bool:
         if self._recurrent:
             return False
         if length == 0 or self._window == 0:
@@ -84,23 +88,28 @@ class KvState:
         return bool(0 <= first <= max(0, length - self._window))
 
     def checkpoint(self) -> None:
-        """Remember the state here; the oldest one is dropped when there are too many."""
+        """Remember the state here; the oldest ones are dropped when they take too much."""
         length = len(self.tokens)
         if any(c.length == length for c in self.checkpoints):
             return
         size = llama.llama_state_seq_get_size_ext(self.ctx, 0, binding.PARTIAL_ONLY)
+        while self.checkpoints and size + sum(len(c.data) for c in self.checkpoints) > (
+            CHECKPOINT_BYTES
+        ):
+            del self.checkpoints[0]
+        if not 0 < size <= CHECKPOINT_BYTES:
+            return
         buffer = (ctypes.c_uint8 * size)()
         written = llama.llama_state_seq_get_data_ext(
             self.ctx, buffer, size, 0, binding.PARTIAL_ONLY
         )
-        if written:
-            self.checkpoints.append(Checkpoint(length, bytes(memoryview(buffer)[:written])))
-            del self.checkpoints[:-MAX_CHECKPOINTS]
+        if written == size:
+            self.checkpoints.append(Checkpoint(length, buffer))
 
     def _restore(self, checkpoint: Checkpoint) -> bool:
-        size = len(checkpoint.data)
-        buffer = (ctypes.c_uint8 * size).from_buffer_copy(checkpoint.data)
-        read = llama.llama_state_seq_set_data_ext(self.ctx, buffer, size, 0, binding.PARTIAL_ONLY)
+        read = llama.llama_state_seq_set_data_ext(
+            self.ctx, checkpoint.data, len(checkpoint.data), 0, binding.PARTIAL_ONLY
+        )
         return bool(read) and bool(
             llama.llama_memory_seq_rm(self._memory, 0, checkpoint.length, -1)
         )

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from localmoe.engine import protocol
 from localmoe.engine.process import WorkerProcess
-from localmoe.facts.model import Model
+from localmoe.facts.model import LongArray, Model
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 
 
@@ -51,13 +51,23 @@ class Oracle:
         known = self._answers.get(settings)
         if known is None:
             answer = self._worker.ask(
-                "measure", paths=self._paths, settings=dataclasses.asdict(settings)
+                "measure",
+                paths=self._paths,
+                settings=dataclasses.asdict(settings),
+                architecture=self._model.architecture,
+                vocabulary=_tokens(self._model),
             )
             known = protocol.report_from_json(answer["memory"])
             if settings.load_mode == "mmap":
                 known = _without_copy(known, self._model)
             self._answers[settings] = known
         return known
+
+
+def _tokens(model: Model) -> int:
+    """Tokens in the model's vocabulary; 0 if its header does not say."""
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if isinstance(tokens, tuple | LongArray) else 0
 
 
 def _without_copy(report: MemoryReport, model: Model) -> MemoryReport:

@@ -71,9 +71,14 @@ class WorkerProcess:
         self._running = number
         try:
             self._write({"op": op, "id": number, **fields})
+        except BaseException:
+            self._running = 0
+            raise
+        try:
             while True:
                 message = self._events.get()
                 if message is None:
+                    self._events.put(None)  # there is no more for whoever asks next either
                     self._running = 0
                     raise EngineCrashError(*self._obituary())
                 if message["event"] in LAST_EVENTS:
@@ -137,6 +142,8 @@ class WorkerProcess:
     def _discard(self) -> None:
         while self._running:
             message = self._events.get()
+            if message is None:
+                self._events.put(None)
             if message is None or message["event"] in LAST_EVENTS:
                 self._running = 0
 

@@ -6,7 +6,7 @@ Requests (``op``):
 op       fields                                          events, the last one ends the request
 ======== =============================================== =======================================
 info     –                                               info
-measure  paths, settings                                 measured
+measure  paths, settings, architecture, vocabulary       measured
 load     paths, settings                                 progress*, loaded
 generate request                                         prefill*, text*, finished
 count    text                                            counted
@@ -19,7 +19,8 @@ Every request carries an ``id``, a number that grows; ``cancel`` carries that of
 
 Any request can end with ``{"event": "error", "kind", "message", "hint"}``; ``kind`` is the ``code``
 of an error in ``localmoe.errors``, or ``interrupted``. Requests are answered in order; ``cancel``
-overtakes. End of input ends the worker. ``paths`` are all parts of the model in order.
+overtakes. End of input ends the worker. ``paths`` are all parts of the model in order;
+``vocabulary`` is the number of tokens, or 0 to read their texts (``loader.DryRun``).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from localmoe.engine.events import (
 from localmoe.errors import (
     ContextOverflowError,
     EngineError,
+    InterruptedLoadError,
     LocalmoeError,
     ModelFileError,
 )
@@ -57,18 +59,9 @@ _EVENTS: dict[str, type[Any]] = {
 }
 _NAMES = {cls: name for name, cls in _EVENTS.items()}
 _ERRORS: dict[str, type[LocalmoeError]] = {
-    cls.code: cls for cls in (ContextOverflowError, ModelFileError, EngineError)
+    cls.code: cls
+    for cls in (ContextOverflowError, ModelFileError, InterruptedLoadError, EngineError)
 }
-
-
-class InterruptedLoadError(EngineError):
-    """A load was cancelled by its caller."""
-
-    code = "interrupted"
-    exit_code = 130
-
-
-_ERRORS[InterruptedLoadError.code] = InterruptedLoadError
 
 
 def encode(message: Message) -> bytes:

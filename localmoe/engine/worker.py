@@ -21,7 +21,7 @@ from localmoe.engine.binding import llama
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.generation import Generator
 from localmoe.engine.protocol import Message
-from localmoe.errors import EngineError, LocalmoeError
+from localmoe.errors import EngineError, InterruptedLoadError, LocalmoeError
 from localmoe.planning.memory import EngineSettings
 
 PROGRESS_INTERVAL = 0.05  # seconds between load progress events
@@ -39,6 +39,13 @@ class Worker:
         self._ctx: Any = None
         self._generator: Generator | None = None
         self._dry: tuple[object, Any] | None = None
+        self._answers = {
+            "info": self._do_info,
+            "measure": self._do_measure,
+            "load": self._do_load,
+            "generate": self._do_generate,
+            "count": self._do_count,
+        }
         llama.llama_backend_init()
         library = os.environ.get("LOCALMOE_RPC_LIBRARY")
         for endpoint in os.environ.get("LOCALMOE_RPC_SERVERS", "").split(","):
@@ -48,7 +55,10 @@ class Worker:
     def handle(self, message: Message) -> None:
         """Answer one request. Errors become an error event; anything else is a bug and kills."""
         try:
-            getattr(self, f"_do_{message['op']}")(message)
+            answer = self._answers.get(message["op"])
+            if answer is None:
+                raise EngineError(f"the engine has no operation {message['op']!r}")
+            answer(message)
         except LocalmoeError as error:
             self._send(protocol.error_to_message(error))
 
@@ -65,13 +75,14 @@ class Worker:
 
     def _do_measure(self, message: Message) -> None:
         settings = protocol.settings_from_json(message["settings"])
-        model = self._dry_model(message["paths"], settings)
+        dry_run = loader.DryRun(message["architecture"], message["vocabulary"])
+        model = self._dry_model(message["paths"], settings, dry_run)
         ctx = loader.open_context(model, settings, self._log)
         report = loader.memory_report(ctx, self._log)
         llama.llama_free(ctx)
         self._send({"event": "measured", "memory": dataclasses.asdict(report)})
 
-    def _dry_model(self, paths: list[str], settings: EngineSettings) -> Any:
+    def _dry_model(self, paths: list[str], settings: EngineSettings, dry_run: loader.DryRun) -> Any:
         """The metadata-only model; made again only when something that places weights changes."""
         key = (
             tuple(paths),
@@ -85,7 +96,7 @@ class Worker:
                 return self._dry[1]
             llama.llama_model_free(self._dry[1])
             self._dry = None
-        self._dry = (key, loader.open_model(paths, settings, self._log, dry_run=True))
+        self._dry = (key, loader.open_model(paths, settings, self._log, dry_run=dry_run))
         return self._dry[1]
 
     def _do_load(self, message: Message) -> None:
@@ -107,7 +118,7 @@ class Worker:
                 message["paths"], settings, self._log, progress=progress
             )
         except loader.LoadInterruptedError:
-            raise protocol.InterruptedLoadError("loading was interrupted") from None
+            raise InterruptedLoadError("loading was interrupted") from None
         self._ctx = loader.open_context(self._model, settings, self._log)
         memory = loader.memory_report(self._ctx, self._log)
         self._generator = Generator(self._model, self._ctx, self.interrupt)
@@ -172,7 +183,8 @@ class Inbox:
         return message
 
     def _read(self) -> None:
-        with os.fdopen(self._source, "rb") as stream:
+        """Until the end of input, or a line that is no request: both end the worker."""
+        with contextlib.suppress(ValueError, KeyError), os.fdopen(self._source, "rb") as stream:
             for line in stream:
                 message = protocol.decode(line)
                 if message["op"] != "cancel":

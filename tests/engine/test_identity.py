@@ -98,27 +98,42 @@ def test_prefix_is_reused(architecture: str, arch_file: Callable[[str], Path]) -
         assert second.reused_tokens >= engine.count_tokens(FIRST) - 2
 
 
-@pytest.mark.parametrize("architecture", ["qwen3moe", "qwen3next", "gpt-oss"])
-def test_identity_after_an_interrupt(architecture: str, arch_file: Callable[[str], Path]) -> None:
-    """An interrupted answer leaves a memory that the next answer can build on."""
+@pytest.mark.parametrize("architecture", ["qwen3moe", "qwen3next", "gpt-oss", "deepseek4"])
+@pytest.mark.parametrize("during", [PrefillProgress, Text])
+def test_identity_after_an_interrupt(
+    architecture: str, during: type[PrefillProgress] | type[Text], arch_file: Callable[[str], Path]
+) -> None:
+    """An interrupted answer leaves a memory that the same prompt, asked again, can build on."""
     path = arch_file(architecture)
     with Engine(read_model(path), SETTINGS) as engine:
         list(engine.load())
-        for event in engine.generate(Request(FIRST, len(FIRST) // 2, sampling=GREEDY)):
-            if isinstance(event, Text) and event.tokens == 3:
+        recorder = Recorder(engine)
+        recorder.ask(FIRST[:90])
+        longer = FIRST * 2 + "What is a router, and what is an expert?"
+        seen = 0
+        for event in engine.generate(Request(longer, len(FIRST), sampling=GREEDY)):
+            seen += isinstance(event, during)
+            if seen == 2:
                 engine.cancel()
         assert isinstance(event, Finished)
         assert event.reason == "interrupted"
-        recorder = Recorder(engine)
-        text, done = recorder.ask("Quite another question, please.")
+        again = Recorder(engine)
+        text, done = again.ask(longer, len(FIRST))
+        if done.reused_tokens:  # its history: the first turn's batches, then the second's
+            start = event.reused_tokens
+            edges = [b for b in recorder.boundaries if b < start]
+            edges += range(start, event.prompt_tokens, SETTINGS.batch)
+            again.boundaries += [b for b in edges if b < done.reused_tokens]
+            if engine.count_tokens(longer[: len(FIRST)]) == done.reused_tokens:
+                again.boundaries.append(done.reused_tokens)
         reference = plain_greedy(
             path,
-            "Quite another question, please.",
+            longer,
             done.completion_tokens,
             n_ctx=SETTINGS.context,
             n_batch=SETTINGS.batch,
             threads=1,
-            splits=recorder.splits(done.prompt_tokens),
+            splits=again.splits(done.prompt_tokens),
         )
         assert text == reference.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -64,6 +65,9 @@ def test_events_come_in_order(engine: Engine) -> None:
     kinds = [type(event) for event in events]
     assert kinds == sorted(kinds, key=[PrefillProgress, Text, Finished].index)
     assert kinds.count(Finished) == 1
+    done = events[-1]
+    assert isinstance(done, Finished)
+    assert [e.tokens for e in events if isinstance(e, Text)][-1] == done.completion_tokens == 5
 
 
 def test_greedy_repeats_and_seeds_repeat(engine: Engine) -> None:
@@ -197,18 +201,33 @@ def test_the_worker_ends_with_its_parent(arch_file: Callable[[str], Path]) -> No
     worker = WorkerProcess()
     process = worker._process
     assert process.stdin is not None
+    paths = [str(arch_file("qwen3moe"))]
+    list(worker.request("load", paths=paths, settings=dataclasses.asdict(SETTINGS)))
+    request = dataclasses.asdict(Request("Go on and on.", sampling=GREEDY))
+    answer = worker.request("generate", request=request)
+    assert next(answer)["event"] == "prefill"
     process.stdin.close()
     assert process.wait(timeout=5) == 0
     worker.close()
 
 
-def test_split_utf8(engine: Engine) -> None:
-    """Byte tokens of one character arrive as one character, never as broken text."""
-    for event in engine.generate(
-        Request("äöü 你好 🙂", max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
-    ):
-        if isinstance(event, Text):
-            event.text.encode("utf-8")
+def test_every_request_to_a_dead_worker_is_an_error(engine: Engine) -> None:
+    """Not only the first one: none waits for an answer that cannot come."""
+    os.kill(engine.pid, signal.SIGKILL)
+    for _ in range(3):
+        with pytest.raises(EngineCrashError):
+            engine.count_tokens("anyone there?")
+
+
+def test_an_unknown_operation_is_answered() -> None:
+    """Other front ends get an error for what does not exist, and the worker goes on."""
+    worker = WorkerProcess()
+    try:
+        with pytest.raises(EngineError, match="no operation"):
+            worker.ask("levitate")
+        assert worker.ask("info")["event"] == "info"
+    finally:
+        worker.close()
 
 
 def test_unknown_architecture_is_a_model_error(tmp_path: Path) -> None:
