@@ -1,11 +1,5 @@
 """``pull``: a model from the Hub onto this machine, once it is clear that it makes sense.
 
-``run`` and ``chat`` use the same three steps for a name that is not local::
-
-    wanted = find(name)                        # which files; nothing is downloaded
-    permission(wanted, options, output)        # disk, fit, and the person's word
-    pulled = fetch(wanted, output)
-
 ``--json``: ``{"schema_version", "model", "repo", "commit", "path", "files": [{"name", "path",
 "size"}], "size", "transferred", "resumed", "reused", "seconds"}``; bytes and seconds. ``--jsonl``
 has ``{"event": "progress", "done", "total", "rate", "seconds_left", "parts": [{"name", "state",
@@ -16,36 +10,29 @@ that is here is told of with ``model``, ``path`` and ``transferred`` alone.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from localmoe.cli import prepare
 from localmoe.cli.arguments import Options, only_model
+from localmoe.cli.fitting import Search, best_of
 from localmoe.cli.output import Output
 from localmoe.cli.pull_screen import display
 from localmoe.errors import (
     DoesNotFitError,
     LocalmoeError,
     TransferError,
-    UnknownModelError,
     UsageError,
 )
 from localmoe.facts import catalog
-from localmoe.facts.local_files import DEFAULT_QUANT
 from localmoe.hub import names
 from localmoe.hub.cache import RepoCache
-from localmoe.hub.client import Listing, list_files
+from localmoe.hub.client import Listing
 from localmoe.hub.download import Pulled, check_room, download
 from localmoe.hub.names import ModelFiles, Reference
 from localmoe.text import clean_line, format_bytes, format_duration
-
-if TYPE_CHECKING:
-    from localmoe.planning.plan import Plan
-
-SLOW = 2.0  # tokens per second; below that we ask first
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +68,21 @@ def pull_command(options: Options, output: Output) -> int:
         output.note(f"{catalog.BUNDLED} comes with localmoe: nothing to download")
         output.print(Text(str(catalog.resolve(name))))
         return 0
+    reference = names.parse(name)
+    if reference is None:
+        raise UsageError(
+            f"{clean_line(name)} is a file, not a name on the Hub",
+            hint="localmoe pull USER/REPO:QUANT",
+        )
     try:
-        wanted = find(name)
+        search = Search(reference, options)
+        files, why = best_of(search, options)
     except TransferError as error:
         return _already_here(name, error, output)
-    if not permission(wanted, options, output):
+    if search.chosen is None:
+        output.note(f"{clean_line(name)}: {clean_line(files.label)}, {why}")
+    wanted = Wanted(reference, search.listing, files)
+    if not _permitted(wanted, search, options, output):
         return DoesNotFitError.exit_code
     pulled = fetch(wanted, output)
     if output.as_json:
@@ -97,38 +94,8 @@ def pull_command(options: Options, output: Output) -> int:
     return 0
 
 
-def find(name: str) -> Wanted:
-    """The files that ``name`` means on the Hub.
-
-    Raises UsageError for a local path, UnknownModelError (with the choices where there are
-    several), TransferError.
-    """
-    reference = names.parse(name)
-    if reference is None:
-        raise UsageError(
-            f"{clean_line(name)} is a file, not a name on the Hub",
-            hint="localmoe pull USER/REPO:QUANT",
-        )
-    listing = list_files(reference)
-    models = names.model_files(listing.files)
-    model = names.choose(models, reference) or names.default(models)
-    if model is None:
-        repo = clean_line(reference.repo)
-        choices = ", ".join(f"{repo}:{clean_line(m.label)}" for m in models[: names.SHOWN])
-        raise UnknownModelError(
-            f"{repo} has {len(models)} models and no {DEFAULT_QUANT}",
-            hint=f"choose one: {choices}",
-        )
-    return Wanted(reference, listing, model)
-
-
-def permission(
-    wanted: Wanted,
-    options: Options,
-    output: Output,
-    plan: Callable[[Wanted, Options], Plan] | None = None,
-) -> bool:
-    """Whether to download; asks when the model will not run here, or hardly.
+def _permitted(wanted: Wanted, search: Search, options: Options, output: Output) -> bool:
+    """Whether to download; asks when the model will not run here.
 
     False: the person said no. Raises DoesNotFitError when the disk cannot hold it, or when it will
     not run here and there is nobody to ask.
@@ -138,16 +105,16 @@ def permission(
     check_room(wanted.cache, wanted.listing.commit, wanted.model.files)
     if options.yes:
         return True
-    doubt = doubt_about((plan or remote_plan)(wanted, options))
-    if doubt is None:
+    machine = prepare.find_machine(options, imagined=True)
+    (found,) = search.fit(machine, [wanted.model])
+    if found.fits:
         return True
+    doubt = f"{clean_line(wanted.model.name)} does not fit this machine: {found.reason}"
     size = format_bytes(wanted.missing)
     if output.as_json or not somebody_there(output):
-        raise DoesNotFitError(
-            f"{clean_line(wanted.model.name)} {doubt}",
-            hint=f"--yes downloads it anyway ({size}), for another machine",
-        )
-    output.warn(f"{clean_line(wanted.model.name)} {doubt}")
+        hint = f"--yes downloads it anyway ({size}), for another machine"
+        raise DoesNotFitError(doubt, hint=hint)
+    output.warn(doubt)
     return confirm(f"Download {size} anyway?", output)
 
 
@@ -163,32 +130,6 @@ def _already_here(name: str, error: TransferError, output: Output) -> int:
     else:
         output.print(Text(clean_line(str(path))))
     return 0
-
-
-def doubt_about(plan: Plan) -> str | None:
-    """Why this download may be regretted; None when nothing speaks against it."""
-    if not plan.verdict.fits:
-        return f"does not fit this machine: {plan.reason}"
-    return None
-
-
-def remote_plan(wanted: Wanted, options: Options) -> Plan:
-    """The exact plan for this machine, from the remote headers alone."""
-    from localmoe.cli import prepare
-    from localmoe.errors import ModelFileError
-    from localmoe.hub.header_cache import HeaderCache
-    from localmoe.hub.headers import fetch as fetch_headers
-    from localmoe.hub.ranges import Traffic
-    from localmoe.hub.skeleton import skeletons
-
-    models, commit = [wanted.model], wanted.listing.commit
-    headers = fetch_headers(wanted.reference, commit, models, Traffic(), HeaderCache())
-    with skeletons(models, headers) as found:
-        model = found[wanted.model]
-        if isinstance(model, ModelFileError):
-            raise model
-        machine = prepare.find_machine(options, imagined=True)
-        return prepare.plan_for(model, machine, options)
 
 
 def fetch(wanted: Wanted, output: Output) -> Pulled:

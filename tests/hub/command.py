@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.cli.command import environment
 from tests.hub.server import HubServer
 
-COMMAND = [sys.executable, "-m", "tests.hub.entry"]
+COMMAND = [sys.executable, "-m", "localmoe"]
 
 
 class HubCommand:

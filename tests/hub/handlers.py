@@ -37,8 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16  # headers leave in one piece
     host: Host
     server: HttpServer
-    _status = 0
-    _sent = 0
+    record: Request
 
     @property
     def hub(self) -> HubServer:
@@ -49,14 +48,14 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def do_GET(self) -> None:
-        self._status = self._sent = 0
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        # Known before the client can know the answer, so that tests may count at once.
+        self.record = self.hub.arrived(Request(self.host, self.command, self.path, headers))
         try:
             self.answer()
             self.wfile.flush()
         finally:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Request(self.host, self.command, self.path, headers, self._status, self._sent)
-            self.hub.ended(id(self), request)
+            self.record.ended = True
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -67,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         """``requests`` is the log."""
 
     def head(self, status: int, headers: Mapping[str, str], length: int | None) -> None:
-        self._status = status
+        self.record.status = status
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -81,12 +80,8 @@ class Handler(BaseHTTPRequestHandler):
     def body(self, data: bytes | memoryview) -> None:
         if self.command == "HEAD":
             return
+        self.record.sent += len(data)
         self.wfile.write(data)
-        self._count(len(data))
-
-    def _count(self, length: int) -> None:
-        self._sent += length
-        self.hub.under_way(id(self), self.path, self._sent)
 
     def document(
         self, value: object, status: int = 200, headers: Mapping[str, str] | None = None
@@ -309,13 +304,13 @@ def _send_body(handler: Handler, content: Content, start: int, end: int, fault: 
         handler.wfile.flush()
         with content.path.open("rb") as file:
             while start < end:
-                done = os.sendfile(
-                    handler.connection.fileno(), file.fileno(), start, min(end - start, 16 * CHUNK)
-                )
+                length = min(end - start, 16 * CHUNK)
+                handler.record.sent += length
+                done = os.sendfile(handler.connection.fileno(), file.fileno(), start, length)
+                handler.record.sent -= length - done
                 if done == 0:
                     return
                 start += done
-                handler._count(done)
         return
     sent = 0
     if fault.drop_after == 0:

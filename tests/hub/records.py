@@ -27,16 +27,17 @@ class Fault:
     times: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """One answered request. ``sent``: bytes of body handed to the connection."""
+    """One request, from its arrival on. ``sent``: bytes of body handed to the connection."""
 
     host: Host
     method: str
     path: str
     headers: Mapping[str, str]  # names in lower case
-    status: int
-    sent: int
+    status: int = 0  # 0: not answered yet
+    sent: int = 0
+    ended: bool = False  # the answer is complete or broken off
 
     @property
     def range(self) -> str | None:

@@ -41,7 +41,6 @@ class HubServer:
         self.tokens: set[str] = set()  # the valid ones
         self.requests: list[Request] = []
         self._faults: dict[tuple[Stage, str], list[Fault]] = {}
-        self._under_way: dict[int, tuple[str, int]] = {}  # answer → path, bytes sent
         self._lock = threading.Lock()
         self.released = threading.Event()
         self._hub = _listen(self, "127.0.0.1", HubHandler)
@@ -118,39 +117,27 @@ class HubServer:
             return sum(part in r.path for r in self.requests)
 
     def seen(self, part: str = "", host: str | None = None) -> list[Request]:
-        """Requests whose path contains ``part``, of one host or of both, in order of their end."""
+        """Requests whose path contains ``part``, of one host or of both, as they came."""
         with self._lock:
             return [r for r in self.requests if part in r.path and host in (None, r.host)]
 
     def wait_for_request(self, part: str, host: str = "storage", seconds: float = 20) -> Request:
-        """The first ended request whose path contains ``part``. Raises TimeoutError."""
+        """The first request whose path contains ``part``, once it has ended.
+
+        Raises TimeoutError.
+        """
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
-            if found := self.seen(part, host):
-                return found[0]
+            if ended := [request for request in self.seen(part, host) if request.ended]:
+                return ended[0]
             time.sleep(0.005)
         raise TimeoutError(f"{part}: no request to the {host} ended within {seconds} s")
 
-    def wait_for(self, part: str, sent: int, seconds: float = 20) -> None:
-        """Until an answer under way has sent that many bytes. Raises TimeoutError."""
-        limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            with self._lock:
-                if any(part in path and n >= sent for path, n in self._under_way.values()):
-                    return
-            time.sleep(0.005)
-        raise TimeoutError(f"{part}: {sent} bytes were not sent within {seconds} s")
-
-    def under_way(self, answer: int, path: str, sent: int) -> None:
-        """An answer has sent so much of its body by now."""
+    def arrived(self, request: Request) -> Request:
+        """Remember a request."""
         with self._lock:
-            self._under_way[answer] = path, sent
-
-    def ended(self, answer: int, request: Request) -> None:
-        """An answer is complete or broken off."""
-        with self._lock:
-            self._under_way.pop(answer, None)
             self.requests.append(request)
+        return request
 
     def take_fault(self, stage: Stage, key: str) -> Fault:
         """The fault of this answer; one that is used up is gone."""

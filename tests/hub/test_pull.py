@@ -127,12 +127,23 @@ def test_events_are_json(hub: HubServer, localmoe: HubCommand) -> None:
     assert Path(events[-1]["path"]).stat().st_size == SIZE
 
 
-def test_several_models_and_no_choice(hub: HubServer, localmoe: HubCommand) -> None:
-    """Without a quantization, and without a Q4_K_M, the choices are named; exit 2."""
+def test_a_bare_name_is_what_fit_recommends(
+    hub: HubServer, real: Path, arch_file: Callable[..., Path], localmoe: HubCommand
+) -> None:
+    """Of several quantizations the one that suits this machine is taken, and it is said why."""
+    hub.add(REPO, {"m-Q4_K_M.gguf": real, "m-F16.gguf": arch_file("olmoe"), "mmproj-m.gguf": b"p"})
+    done = localmoe("pull", REPO)
+    assert done.returncode == 0, done.stderr
+    assert f"{REPO}: Q4_K_M, the usual balance" in done.stderr
+    assert snapshots(localmoe.cache) == ["m-Q4_K_M.gguf"]
+
+
+def test_a_quantization_that_is_not_there(hub: HubServer, localmoe: HubCommand) -> None:
+    """The choices are named, without side files; exit 2."""
     hub.add(REPO, {"m-Q2_K.gguf": b"GGUF", "m-Q8_0.gguf": b"GGUF8", "mmproj-m.gguf": b"p"})
-    done = localmoe("pull", REPO, "--yes")
+    done = localmoe("pull", f"{REPO}:Q5_K_M", "--yes")
     assert done.returncode == 2
-    assert f"{REPO}:Q2_K, {REPO}:Q8_0" in done.stderr
+    assert "Q2_K, Q8_0" in done.stderr
     assert "mmproj" not in done.stderr
 
 
