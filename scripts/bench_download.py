@@ -66,12 +66,12 @@ def plain(url: str, target: Path, expected: str) -> float:
     return seconds
 
 
-def ours(url: str, target: Path, expected: str, module: str) -> float:
+def ours(url: str, target: Path, expected: str) -> float:
     """Seconds of ``localmoe pull``."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOCALMOE_"))}
     env = kept | {"HF_ENDPOINT": url, "HF_HOME": str(target), "PYTHONPATH": str(ROOT)}
     env |= {"NO_PROXY": "127.0.0.1,127.0.0.2", "LOCALMOE_HOME": str(target / "home")}
-    command = [sys.executable, "-m", module, "pull", REPO, "--yes", "--json"]
+    command = [sys.executable, "-m", "localmoe", "pull", REPO, "--yes", "--json"]
     started = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     seconds = time.perf_counter() - started
@@ -84,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gib", type=float, default=1.0, help="size of the file")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each")
     parser.add_argument("--folder", type=Path, help="where to download to (its disk counts)")
-    parser.add_argument("--module", default="localmoe", help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=asked.folder, prefix="bench-") as name:
         folder = Path(name)
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     target = folder / "target"
                     target.mkdir()
                     if way == "localmoe pull":
-                        result = ours(url, target, expected, asked.module)
+                        result = ours(url, target, expected)
                     else:
                         result = plain(url, target, expected)
                     shutil.rmtree(target)
