@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from localmoe.cli.fitted import LINE_SPEED, Fitted, Skipped
+from localmoe.cli.fitted import LINE_SPEED, Fitted, Guessed, Skipped
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.facts.model import LongArray, Model, Role, Value
@@ -101,6 +101,19 @@ def fit_document(
     }
 
 
+def guessed(guess: Guessed) -> Json:
+    """One entry of ``catalog`` in ``fit --json`` without MODEL: a guess by size, best first."""
+    return {
+        "name": guess.entry.alias,
+        "repo": guess.entry.repo,
+        "quant": guess.files.quant,
+        "parts": len(guess.files.files),
+        "size": guess.files.size,
+        "fits": guess.verdict.value,
+        "approximate": True,
+    }
+
+
 def cost(transferred: int, requests: int, seconds: float) -> Json:
     """What ``fit`` read over the network (bytes of file content), and how long all of it took."""
     return {"transferred": transferred, "requests": requests, "seconds": round(seconds, 3)}
@@ -165,10 +178,13 @@ def plan_document(model: Model, machine: Machine, plan: Plan) -> Json:
     }
 
 
-def list_entry(model: Model) -> Json:
-    """One entry of ``list --json``'s ``models``."""
+def list_entry(model: Model, program: str, problem: str | None) -> Json:
+    """One entry of ``list --json``'s ``models``; ``problem``: why the engine cannot read it."""
     return {
         "name": model.name,
+        "program": program,
+        "readable": problem is None,
+        "problem": problem,
         "path": str(model.paths[0]),
         "parts": len(model.paths),
         "size": model.size,

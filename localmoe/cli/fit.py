@@ -7,7 +7,7 @@ import time
 
 from localmoe.cli import documents, fit_screens, prepare, render
 from localmoe.cli.arguments import Options, only_model
-from localmoe.cli.fitted import Fitted, Skipped, recommend
+from localmoe.cli.fitted import Fitted, Guessed, Skipped, guess_for, rank, recommend
 from localmoe.cli.fitting import Planner, Search
 from localmoe.cli.output import Output
 from localmoe.errors import (
@@ -20,8 +20,11 @@ from localmoe.errors import (
 from localmoe.facts import catalog
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import read_model
+from localmoe.facts.other_programs import other_files
 from localmoe.hub import names
 from localmoe.hub.names import Reference
+from localmoe.hub.survey import offline, survey
+from localmoe.planning.guess import guess
 from localmoe.planning.plan import Plan
 
 DOES_NOT_FIT = DoesNotFitError.exit_code
@@ -148,19 +151,50 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
     machine = prepare.find_machine(options, imagined=True)
     found: list[Fitted] = []
     skipped: list[Skipped] = []
+    here = [(path, None) for path in catalog.local_models()]
+    others = [(file.path, file.name) for file in other_files()]
     with Planner(machine, options) as planner:
-        for path in catalog.local_models():
+        for path, name in (*here, *others):
             try:
-                found.append(planner.fit(read_model(path)))
+                model = read_model(path)
+                model = dataclasses.replace(model, name=name or model.name)
+                found.append(planner.fit(model))
             except (ModelFileError, EngineError) as error:
-                skipped.append(Skipped(str(path), error.message))
+                skipped.append(Skipped(name or str(path), error.message))
     best = max((f for f in found if f.fits), key=lambda f: f.model.size, default=None)
+    guesses, requests, unknown = _guess_catalog(machine, options, output)
     if output.as_json:
-        seconds = time.monotonic() - started
         document = documents.fit_document(None, machine, found, skipped, best, "")
-        output.json(document | documents.cost(0, 0, seconds))
+        document["skipped"] = [dataclasses.asdict(entry) for entry in (*skipped, *unknown)]
+        document["catalog"] = [documents.guessed(guess) for guess in guesses]
+        output.json(document | documents.cost(0, requests, time.monotonic() - started))
     else:
         for entry in skipped:
             output.warn(f"{entry.name}: {entry.reason}")
         output.print(fit_screens.local(found))
+        if guesses:
+            output.print("", fit_screens.guesses(guesses))
+        if unknown:
+            names = ", ".join(entry.name for entry in unknown)
+            output.note(f"nothing is known of {names}: {unknown[0].reason}")
     return 0 if best is not None else DOES_NOT_FIT
+
+
+def _guess_catalog(
+    machine: Machine, options: Options, output: Output
+) -> tuple[list[Guessed], int, list[Skipped]]:
+    """The catalog's families, best first; requests; families nobody answered for."""
+    if offline():
+        output.note("offline (HF_HUB_OFFLINE): the catalog is left out")
+        return [], 0, []
+    try:
+        surveyed = survey(catalog.catalog()[0])
+    except TransferError as error:
+        output.note(f"{error.message}: the catalog is left out")
+        return [], 0, []
+    wishes = prepare.wishes(options)
+    unknown = [Skipped(s.entry.alias, s.problem) for s in surveyed if s.problem]
+    found = [
+        guess_for(s.entry, s.models, lambda size: guess(size, machine, wishes)) for s in surveyed
+    ]
+    return rank([g for g in found if g is not None]), len(surveyed), unknown

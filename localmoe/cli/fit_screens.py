@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from localmoe.cli.fitted import LINE_SPEED, Fitted
+from localmoe.cli.fitted import LINE_SPEED, Fitted, Guessed
 from localmoe.cli.render import Rows, fit_screen, pairs, tiers_needed, verdict_text
 from localmoe.text import clean_line, format_bytes, format_duration
 
@@ -53,6 +53,22 @@ def quantizations(
             Text(f"  localmoe run {command}", style="cyan"),
         ]
     return Group(*lines)
+
+
+def guesses(found: Sequence[Guessed]) -> RenderableType:
+    """The catalog, in ``fit`` without MODEL: best first, by sizes alone."""
+    rows = [
+        (
+            guess.command_name,
+            format_bytes(guess.files.size),
+            format_duration(guess.files.size * 8 / LINE_SPEED),
+            tiers_needed(guess.verdict),
+        )
+        for guess in found
+    ]
+    head = Text("approximate, by size alone; `localmoe fit NAME` is exact", style="dim")
+    columns = ("on the Hub", "size", f"at {LINE}", "would run from")
+    return Group(head, Rows(columns, rows, right=("size",)))
 
 
 def local(found: Sequence[Fitted]) -> RenderableType:

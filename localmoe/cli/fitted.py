@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from localmoe.facts.catalog import Entry
 from localmoe.facts.local_files import DEFAULT_QUANT
 from localmoe.facts.model import Model
 from localmoe.hub.client import Listing
@@ -77,6 +78,20 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Guessed:
+    """A model of the catalog, and where its size alone suggests that it would live."""
+
+    entry: Entry
+    files: ModelFiles
+    verdict: Verdict
+
+    @property
+    def command_name(self) -> str:
+        """What to type for exactly this one."""
+        return f"{self.entry.alias}:{self.files.label}"
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """A model that nothing can be said of, and why."""
 
@@ -108,6 +123,31 @@ def recommend(found: Sequence[Fitted]) -> tuple[Fitted | None, str]:
         least = min(running, key=lambda f: f.plan.tiers.disk)
         return least, "nothing fits in memory; this one needs the disk least"
     return None, "nothing of it fits this machine"
+
+
+def guess_for(
+    entry: Entry, models: Sequence[ModelFiles], verdict_of: Callable[[int], Verdict]
+) -> Guessed | None:
+    """The quantization of a family to look at first, by the rule of ``recommend`` on sizes."""
+    guesses = [Guessed(entry, files, verdict_of(files.size)) for files in models]
+    usual = next((g for g in guesses if g.files.quant == DEFAULT_QUANT), None)
+    resident = [g for g in guesses if g.verdict in RESIDENT]
+    if usual is not None and (usual in resident or (not resident and usual.verdict.fits)):
+        return usual
+    if resident:
+        return max(resident, key=lambda g: g.files.size)
+    return min(guesses, key=lambda g: g.files.size, default=None)
+
+
+def rank(guesses: Sequence[Guessed]) -> list[Guessed]:
+    """What runs from memory first, the largest leading; then what needs the disk least."""
+
+    def order(guess: Guessed) -> tuple[int, int]:
+        if guess.verdict in RESIDENT:
+            return 0, -guess.files.size
+        return (1 if guess.verdict.fits else 2), guess.files.size
+
+    return sorted(guesses, key=order)
 
 
 def _why_not(usual: Fitted) -> str:

@@ -49,7 +49,10 @@ def open_model(name: str | None, output: Output, options: Options | None = None)
         path = download_model(name, options, output)
     if name != BUNDLED and not name.endswith(path.name):
         output.note(f"{name}: using {path.name}")
-    return read_model(path)
+    model = read_model(path)
+    if path.name.startswith("sha256-"):  # a blob of Ollama's
+        model = dataclasses.replace(model, name=name)
+    return model
 
 
 def download_model(name: str, options: Options, output: Output) -> Path:

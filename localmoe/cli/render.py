@@ -205,20 +205,21 @@ def show_screen(model: Model) -> RenderableType:
     return Group(title(model), Text(), pairs(rows))
 
 
-def list_table(models: Sequence[Model]) -> RenderableType:
-    """The answer of ``list``."""
+def list_table(models: Sequence[tuple[Model, str, str | None]]) -> RenderableType:
+    """The answer of ``list``: models, whose they are, and why the engine cannot read one."""
     rows = [
         (
             model.name,
             model.architecture,
             model.quantization,
             format_bytes(model.size),
-            experts_short(model),
+            Text("cannot be read", "bold red") if problem else experts_short(model),
+            program,
             str(model.paths[0].parent),
         )
-        for model in models
+        for model, program, problem in models
     ]
-    columns = ("model", "architecture", "quant", "size", "experts", "folder")
+    columns = ("model", "architecture", "quant", "size", "experts", "of", "folder")
     return Rows(columns, rows, right=("size",))
 
 

@@ -27,6 +27,7 @@ from localmoe.facts.local_files import (
     own_files,
     quant_of,
 )
+from localmoe.facts.other_programs import OtherFile, other_named
 from localmoe.text import clean_line
 
 __all__ = [
@@ -119,6 +120,8 @@ def resolve(name: str) -> Path:
     repo = entry.repo if entry else base
     here = hub_files(repo) if _REPO.fullmatch(repo) else []
     here = here or [path for path in own_files() if _answers_to(path, base)]
+    if not here and (others := other_named(base, quant)):
+        return _choose_other(others, name)
     if quant.lower().endswith(".gguf"):
         wanted = quant.rpartition("/")[2].lower()
         here = [path for path in here if path.name.lower() == wanted]
@@ -141,6 +144,8 @@ def looks_like_model(word: str) -> bool:
     if _REPO.fullmatch(base) or _QUANT.fullmatch(quant) or (is_path(word) and Path(word).is_file()):
         return True
     _, gone = catalog()
+    if other_named(base, quant):
+        return True
     names = _names()
     lowered = {name.lower() for name in (*names, *(n for item in gone for n in item.names))}
     if base.lower() in lowered:
@@ -271,6 +276,17 @@ def entry_of(base: str) -> Entry | None:
     """The catalog's entry with that alias or repository."""
     wanted = base.lower()
     return next((e for e in catalog()[0] if wanted and wanted in (e.alias, e.repo.lower())), None)
+
+
+def _choose_other(others: Sequence[OtherFile], name: str) -> Path:
+    """The one file of another program that a name means."""
+    if len(others) == 1:
+        return others[0].path
+    names = ", ".join(clean_line(file.name) for file in others[:8])
+    raise UnknownModelError(
+        f"other programs have {len(others)} models called {clean_line(name)}",
+        hint=f"choose one: {names}; or name its file",
+    )
 
 
 def _answers_to(path: Path, base: str) -> bool:

@@ -26,7 +26,7 @@ _QUANT = re.compile(
 
 def own_files() -> list[Path]:
     """First files of the models in our models folder."""
-    return list(_models_below(storage.models_dir()))
+    return list(models_below(storage.models_dir()))
 
 
 def hub_files(repo: str | None = None) -> list[Path]:
@@ -41,7 +41,7 @@ def hub_files(repo: str | None = None) -> list[Path]:
         name = folder.name.lower()
         if name == wanted or (wanted is None and name.startswith("models--")):
             revisions = sorted(_folders(folder / "snapshots"), key=_modified, reverse=True)
-            found += next(filter(None, (list(_models_below(r)) for r in revisions)), [])
+            found += next(filter(None, (list(models_below(r)) for r in revisions)), [])
     return found
 
 
@@ -73,7 +73,7 @@ def is_side_file(name: str) -> bool:
     return bool(_SIDE_FILE.search(name.lower().removesuffix(".gguf")))
 
 
-def _models_below(folder: Path) -> Iterator[Path]:
+def models_below(folder: Path) -> Iterator[Path]:
     """First parts only; projectors, drafts and importance matrices are not models."""
     try:
         candidates = sorted(folder.rglob("*.gguf"))[:MAX_FILES]

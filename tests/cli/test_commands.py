@@ -290,7 +290,8 @@ def test_list(localmoe: Localmoe) -> None:
     document = localmoe.document("list")
     (entry,) = document["models"]
     assert set(entry) == {
-        "name", "path", "parts", "size", "architecture", "quant", "parameters",
+        "name", "path", "parts", "size", "architecture", "quant", "parameters", "program",
+        "readable", "problem",
     }  # fmt: skip
     assert entry["name"] == "nano"
     assert entry["size"] == Path(entry["path"]).stat().st_size
@@ -301,7 +302,8 @@ def test_list(localmoe: Localmoe) -> None:
 def test_fit_without_model(localmoe: Localmoe) -> None:
     """A verdict for every model found here."""
     document = localmoe.document("fit")
-    assert set(document) == FIT
+    assert set(document) == FIT | {"catalog"}
+    assert document["catalog"] == []  # offline
     assert document["model"] is None
     assert [entry["name"] for entry in document["files"]] == ["nano"]
     assert document["recommended"] == "nano"
