@@ -148,7 +148,8 @@ def summary(progress: Progress) -> str:
         facts.append("waiting for data")
     else:
         facts.append(f"{format_bytes(progress.rate)}/s")
-        facts.append(f"{format_duration(max(1, round(left)))} left")
+        seconds = max(1, round(left))
+        facts.append(f"{f'{seconds} s' if seconds < 60 else format_duration(seconds)} left")
     return " · ".join(facts)
 
 

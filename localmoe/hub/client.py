@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from localmoe import __version__
-from localmoe.errors import LocalmoeError, TransferError, UnknownModelError
-from localmoe.hub.names import Reference, RepoFile, not_on_hub
+from localmoe.errors import LocalmoeError, TransferError
+from localmoe.hub.names import Reference, RepoFile
+from localmoe.hub.refusals import ENDPOINT_HINT, refusal
 from localmoe.text import clean_line, format_duration
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def hub_errors(reference: Reference) -> Iterator[None]:
         what = f"{clean_line(reference.repo)} is on the Hub, and HF_HUB_OFFLINE is set"
         raise TransferError(what, hint=OFFLINE_HINT) from error
     except errors.HfHubHTTPError as error:
-        raise _refused(error, reference) from error
+        raise refusal(error, reference, endpoint(), logged_in=_token() is not None) from error
     except httpx2.TransportError as error:
         raise unreachable(error).error from error
     except (httpx2.InvalidURL, httpx2.TooManyRedirects, httpx2.DecodingError) as error:
@@ -228,7 +229,7 @@ def check_status(response: httpx2.Response) -> None:
         hint = "run it again: what is here is kept"
         raise TryAgainError(TransferError(f"{host} refuses the file ({status})", hint=hint))
     if status < 400:
-        raise TransferError(f"{host} redirects to nowhere ({status})", hint=_ENDPOINT_HINT)
+        raise TransferError(f"{host} redirects to nowhere ({status})", hint=ENDPOINT_HINT)
     hf_raise_for_status(response)
 
 
@@ -266,9 +267,6 @@ def asked_pause(headers: Mapping[str, str]) -> float | None:
         return float(after[:9])
     limit = parse_ratelimit_headers(headers)
     return float(limit.reset_in_seconds) if limit is not None and not limit.remaining else None
-
-
-_ENDPOINT_HINT = "check HF_ENDPOINT and the proxy: this does not look like a Hub"
 
 
 def _get_json(url: str) -> tuple[Any, str | None]:
@@ -351,47 +349,6 @@ def _token() -> str | None:
     return token
 
 
-def _refused(error: Any, reference: Reference) -> LocalmoeError:
-    """What a 4xx of the Hub means. The order matters: a gated repository is a missing one, too."""
-    from huggingface_hub import errors
-
-    repo = clean_line(reference.repo)
-    page = f"{endpoint()}/{repo}"
-    status = error.response.status_code
-    message = str(error.response.headers.get("X-Error-Message", ""))
-    if isinstance(error, errors.GatedRepoError):
-        if _token() is None:
-            how = f"ask for access on {page}, then: hf auth login"
-        else:
-            how = f"your token's account has no access: ask for it on {page}"
-        return TransferError(f"{repo} is gated: its publisher grants access", hint=how)
-    if isinstance(error, errors.DisabledRepoError):
-        return TransferError(f"{repo} is disabled on the Hub", hint=f"see {page}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        revision = clean_line(reference.revision or "main")
-        return UnknownModelError(f"{repo} has no revision {revision}", hint=f"see {page}/tree/main")
-    if isinstance(error, errors.EntryNotFoundError):
-        return TransferError(
-            f"a file of {repo} is gone from the Hub", hint=f"run it again, or see {page}"
-        )
-    if status == 401 and "credentials" in message:
-        return TransferError(
-            "the Hub does not know this token (HF_TOKEN, or that of the last login)",
-            hint="log in again: hf auth login; or do without: unset HF_TOKEN, hf auth logout",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
-        return not_on_hub(reference)
-    if status == 403:
-        return TransferError(
-            f"the Hub refuses {repo}: {clean_line(message)[:200] or 'forbidden'}",
-            hint="the token needs the right to read it: hf auth login",
-        )
-    return TransferError(
-        f"the Hub answers {status} about {repo}: {clean_line(message)[:200] or 'no reason given'}",
-        hint=_ENDPOINT_HINT,
-    )
-
-
 def _odd_answer(what: str) -> TransferError:
     host = urlsplit(endpoint()).netloc
-    return TransferError(f"{clean_line(host)} sent {what}", hint=_ENDPOINT_HINT)
+    return TransferError(f"{clean_line(host)} sent {what}", hint=ENDPOINT_HINT)

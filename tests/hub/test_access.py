@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,13 @@ def test_nothing_but_the_version_is_told(hub: HubServer, hf: Path, gated: Genera
     (request,) = hub.requests
     assert request.headers["user-agent"].startswith("localmoe/")
     assert ";" not in request.headers["user-agent"]
+
+
+def test_the_network_library_is_imported_when_it_is_needed() -> None:
+    """Commands that ask the Hub nothing do not wait for huggingface_hub and its HTTP client."""
+    code = "import sys, localmoe.cli.pull, localmoe.cli.rm; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"huggingface_hub", "httpx2"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("repo", ["user/nothing", "user/hidden"])

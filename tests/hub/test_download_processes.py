@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,29 @@ def test_a_dead_writer_frees_its_lock(
     second.stdout.close()
     assert second.stderr is not None
     second.stderr.close()
+
+
+def test_huggingface_hub_and_localmoe_wait_for_each_other(
+    hub: HubServer, content: Generated, localmoe: HubCommand
+) -> None:
+    """Both take the same lock: while huggingface_hub downloads a file, we wait and then have it."""
+    hub.fault("content", KEY, Fault(stall_after=HALF))
+    code = f"from huggingface_hub import hf_hub_download as d; d({REPO!r}, {FILE!r})"
+    other = subprocess.Popen([sys.executable, "-c", code], env=localmoe.environment())
+    limit = time.monotonic() + 20
+    while not hub.seen(host="storage"):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    ours = localmoe.start("pull", REPO, "--yes", "--jsonl")
+    assert ours.stdout is not None
+    for line in ours.stdout:
+        if json.loads(line)["parts"][0]["state"] == "waiting":
+            break
+    hub.release()
+    out, _ = ours.communicate(timeout=20)
+    assert (ours.returncode, other.wait(20)) == (0, 0)
+    assert json.loads(out.splitlines()[-1])["reused"] == SIZE
+    assert hub.sent(FILE) == SIZE
 
 
 @pytest.fixture
