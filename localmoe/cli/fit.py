@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from itertools import groupby
 
 from localmoe.cli import documents, fit_screens, prepare, render
 from localmoe.cli.arguments import Options, only_model
@@ -85,10 +86,9 @@ def on_the_hub(name: str) -> Reference | None:
 
 def _is_here(name: str) -> bool:
     try:
-        catalog.resolve(name)
+        return catalog.is_whole(catalog.resolve(name))
     except (UnknownModelError, ModelFileError):
         return False
-    return True
 
 
 def _fit_offers(search: Search, options: Options, output: Output, started: float) -> int:
@@ -174,9 +174,9 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
         output.print(fit_screens.local(found))
         if guesses:
             output.print("", fit_screens.guesses(guesses))
-        if unknown:
-            names = ", ".join(entry.name for entry in unknown)
-            output.note(f"nothing is known of {names}: {unknown[0].reason}")
+        for reason, entries in groupby(unknown, key=lambda entry: entry.reason):
+            names = ", ".join(entry.name for entry in entries)
+            output.note(f"{names}: {reason}")
     return 0 if best is not None else DOES_NOT_FIT
 
 

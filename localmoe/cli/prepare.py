@@ -43,6 +43,9 @@ def open_model(name: str | None, output: Output, options: Options | None = None)
         name = BUNDLED
     try:
         path = catalog.resolve(name)
+        to_finish = path.is_relative_to(catalog.hub_cache()) and not catalog.is_whole(path)
+        if options is not None and to_finish and not catalog.is_path(name):
+            path = download_model(name, options, output)
     except catalog.NotHereError:
         if options is None:
             raise

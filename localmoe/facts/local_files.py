@@ -68,6 +68,14 @@ def quant_of(path: PurePath) -> str:
     return str(found[-1]).upper().removesuffix("_MOE") if found else ""
 
 
+def is_whole(path: Path) -> bool:
+    """Whether the other parts of a set are beside this one."""
+    part = PartName.parse(path.name)
+    return part is None or all(
+        path.with_name(part.sibling(number)).exists() for number in range(1, part.count + 1)
+    )
+
+
 def is_side_file(name: str) -> bool:
     """Whether a file's name says that it belongs to a model rather than being one."""
     return bool(_SIDE_FILE.search(name.lower().removesuffix(".gguf")))

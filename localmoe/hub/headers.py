@@ -16,9 +16,10 @@ content's hash, so that a second question costs no bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from localmoe.errors import ModelFileError
 from localmoe.facts.gguf import Header, LongArray, read_header
@@ -27,8 +28,7 @@ from localmoe.hub.names import ModelFiles, Reference, RepoFile
 from localmoe.hub.ranges import FIRST_BLOCK, RemoteSource, Traffic
 
 BORDER = 4096  # bytes compared at each end of the shared block
-START = 16 * 1024  # bytes; holds what comes before the tokenizer in known files
-TABLE = 64 * 1024  # bytes; a part without metadata has a header of this order
+START = 16 * 1024  # bytes; holds what comes before the tokenizer, or a part's whole header
 STEP = 64 * 1024  # bytes; more than any chat template
 MOST_GROWTH = 1 << 20  # bytes; beyond it, reading the header in full is no worse
 SLACK = 2048  # bytes by which the rest of a header may be longer than that of its sibling
@@ -69,54 +69,50 @@ class Compact:
         return len(self.data) + self.cut
 
 
+Found = Compact | ModelFileError
+"""A header, or why the file has none that can be read."""
+
+
 def fetch(
     reference: Reference,
     commit: str,
     models: Sequence[ModelFiles],
     traffic: Traffic,
     cache: HeaderCache,
-) -> dict[str, Compact]:
-    """The header of every file of ``models``, by path.
-
-    Raises TransferError; ModelFileError for what is no GGUF file.
-    """
-    found: dict[str, Compact] = {}
+) -> dict[str, Found]:
+    """The header of every file of ``models``, by path. Raises TransferError."""
+    found: dict[str, Found] = {}
     for file in (file for model in models for file in model.files):
         known = cache.get(file.etag)
         if known is not None and known.size == file.size:
             found[file.path] = known
-    firsts = [model.files[0] for model in models if model.files[0].path not in found]
-    rest = [f for model in models for f in model.files[1:] if f.path not in found]
-    siblings = [found[m.files[0].path] for m in models if m.files[0].path in found]
+    firsts = [m.files[0] for m in models if m.files[0].path not in found]
+    rest = [f for m in models for f in m.files[1:] if f.path not in found]
+    known_firsts = (found.get(model.files[0].path) for model in models)
+    siblings = [k for k in known_firsts if isinstance(k, Compact) and k.block is not None]
 
-    def source(file: RepoFile, block: int) -> RemoteSource:
-        return RemoteSource(reference, commit, file, traffic, block=block)
-
-    def keep(file: RepoFile, compact: Compact) -> Compact:
-        found[file.path] = compact
+    def read(file: RepoFile, how: Callable[[RemoteSource], Compact], block: int) -> Found:
+        try:
+            compact = how(RemoteSource(reference, commit, file, traffic, block=block))
+        except ModelFileError as error:
+            return error
         cache.put(file.etag, compact)
         return compact
 
-    if firsts and not any(sibling.block for sibling in siblings):
-        whole, *firsts = firsts
-        siblings.append(keep(whole, read_whole(source(whole, FIRST_BLOCK))))
-
-    def read_first(file: RepoFile) -> tuple[RepoFile, Compact]:
-        return file, read_like(source(file, START), siblings)
-
-    def read_other(file: RepoFile) -> tuple[RepoFile, Compact]:
-        return file, read_whole(source(file, TABLE))
-
+    while firsts and not siblings:
+        file = firsts.pop(0)
+        whole = found[file.path] = read(file, read_whole, FIRST_BLOCK)
+        if isinstance(whole, Compact):
+            siblings.append(whole)
     with ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [pool.submit(read_first, file) for file in firsts]
-        jobs += [pool.submit(read_other, file) for file in rest]
+        like = partial(read_like, siblings=siblings)
+        jobs = {file.path: pool.submit(read, file, like, START) for file in firsts}
+        jobs |= {file.path: pool.submit(read, file, read_part, START) for file in rest}
         try:
-            for job in jobs:
-                keep(*job.result())
+            return found | {path: job.result() for path, job in jobs.items()}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return found
 
 
 def read_whole(source: RemoteSource) -> Compact:
@@ -143,7 +139,18 @@ def read_whole(source: RemoteSource) -> Compact:
     return Compact(joined, source.size, cut, block)
 
 
-def read_like(source: RemoteSource, siblings: Iterable[Compact]) -> Compact:
+def read_part(source: RemoteSource) -> Compact:
+    """Read a header without a vocabulary, that of a later part: a few kilobytes as a rule."""
+    view = _Growing(source.read(0, START), source, step=START, most=source.size)
+    try:
+        header = read_header(view)
+    except ModelFileError:
+        source.block = FIRST_BLOCK
+        return read_whole(source)
+    return Compact(view.start(header.data_start), source.size, 0, None)
+
+
+def read_like(source: RemoteSource, siblings: Sequence[Compact]) -> Compact:
     """Read one header, taking its vocabulary to be that of a sibling where it can be verified."""
     for sibling in siblings:
         if sibling.block is not None:
@@ -171,7 +178,7 @@ def _as_sibling(source: RemoteSource, sibling: Compact, block: Block) -> Compact
     if not tail.startswith(block.tail):
         return None
     cut = end - len(joined)
-    view = _Growing(joined + tail[BORDER:], source, cut)
+    view = _Growing(joined + tail[BORDER:], source, step=STEP, most=MOST_GROWTH, cut=cut)
     try:
         header = read_header(view)
     except ModelFileError:
@@ -293,25 +300,32 @@ class _Joined:
 
 
 class _Growing:
-    """A compact header of which the end may still be remote; fetched in small steps, if at all."""
+    """The first bytes of a header; more are fetched in steps, but only when none are left.
 
-    def __init__(self, data: bytes, source: RemoteSource, cut: int) -> None:
+    A reader asks for more than it needs. It gets what is known, and may find that too short: then
+    the header is read another way. ``cut``: bytes that the real file has more before its end.
+    """
+
+    def __init__(
+        self, data: bytes, source: RemoteSource, *, step: int, most: int, cut: int = 0
+    ) -> None:
         self.name = source.name
         self.size = source.size - cut
         self._data = data
         self._source = source
         self._cut = cut
-        self._left = MOST_GROWTH
+        self._step = step
+        self._left = most
 
     def start(self, length: int) -> bytes:
         """The first bytes; those behind the table, where the data begins, are padding."""
         return self._data[:length].ljust(length, b"\0")
 
     def read(self, offset: int, length: int) -> bytes:
-        """Without a request unless nothing else is left: a reader asks for more than it needs."""
         have = len(self._data)
         if offset >= have and self._left > 0:
-            more = min(max(offset + length - have, 0), STEP, self.size - have)
+            step = max(have, self._step)
+            more = min(max(offset + length - have, 0), step, self.size - have)
             self._data += self._source.fetch(have + self._cut, more) if more else b""
             self._left -= more
         return self._data[offset : min(offset + length, self.size)]

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from localmoe import storage
 from localmoe.errors import ModelFileError, StorageError
 from localmoe.facts.model import Model, read_model
-from localmoe.hub.headers import Compact
+from localmoe.hub.headers import Compact, Found
 from localmoe.hub.names import ModelFiles
 
 Skeleton = Model | ModelFileError
@@ -26,7 +26,7 @@ Skeleton = Model | ModelFileError
 
 @contextlib.contextmanager
 def skeletons(
-    models: Sequence[ModelFiles], headers: Mapping[str, Compact]
+    models: Sequence[ModelFiles], headers: Mapping[str, Found]
 ) -> Iterator[dict[ModelFiles, Skeleton]]:
     """Each model as it would be read from disk, until the block ends.
 
@@ -44,8 +44,8 @@ def skeletons(
         yield found
 
 
-def _build(model: ModelFiles, headers: Mapping[str, Compact], folder: Path) -> Model:
-    parts = [headers[file.path] for file in model.files]
+def _build(model: ModelFiles, headers: Mapping[str, Found], folder: Path) -> Model:
+    parts = [_readable(headers[file.path]) for file in model.files]
     paths = [folder / PurePosixPath(file.path).name for file in model.files]
     try:
         folder.mkdir()
@@ -70,6 +70,13 @@ def _build(model: ModelFiles, headers: Mapping[str, Compact], folder: Path) -> M
             for tensor in found.tensors
         ),
     )
+
+
+def _readable(found: Found) -> Compact:
+    """Raises ModelFileError for a header that could not be read."""
+    if isinstance(found, ModelFileError):
+        raise found
+    return found
 
 
 def _added(model: Model, first: Compact) -> set[str]:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from localmoe.errors import LocalmoeError, TransferError
+from localmoe.errors import LocalmoeError, TransferError, UnknownModelError
 from localmoe.facts.catalog import Entry
 from localmoe.hub import names
 from localmoe.hub.client import Listing, Patience, list_files
@@ -18,6 +18,7 @@ from localmoe.hub.names import ModelFiles, Reference
 CONNECTIONS = 8
 SECONDS = 8.0  # that someone may wait for a guess
 ONCE = Patience(tries=1)
+LATE = "no answer in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Surveyed:
     listing: Listing | None
     models: tuple[ModelFiles, ...] = ()  # complete ones, smallest first
     problem: str = ""
+    answered: bool = False  # whether the Hub said anything
 
 
 def offline() -> bool:
@@ -57,7 +59,7 @@ def survey(entries: Sequence[Entry], seconds: float = SECONDS) -> list[Surveyed]
             todo.get_nowait()
         except Empty:
             break
-    if found and all(answer.listing is None for answer in found):
+    if found and not any(answer.answered for answer in found):
         raise TransferError(found[0].problem, hint="check the network; HF_HUB_OFFLINE=1 skips this")
     return found
 
@@ -67,9 +69,13 @@ def _answers(jobs: Sequence[tuple[Entry, Future[Listing]]], limit: float) -> Ite
         try:
             listing = job.result(timeout=max(0.0, limit - time.monotonic()))
             models = tuple(m for m in names.model_files(listing.files) if not m.missing)
-            yield Surveyed(entry, listing, models, "" if models else "no GGUF model in it")
+            problem = "" if models else f"{entry.repo} has no GGUF model"
+            yield Surveyed(entry, listing, models, problem, answered=True)
         except TimeoutError:
-            yield Surveyed(entry, None, problem="no answer in time")
+            yield Surveyed(entry, None, problem=LATE)
+        except UnknownModelError:
+            gone = f"our catalog entry is stale: {entry.repo} is gone"
+            yield Surveyed(entry, None, problem=gone, answered=True)
         except LocalmoeError as error:
             yield Surveyed(entry, None, problem=error.message)
 

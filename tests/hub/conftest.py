@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from tests.hub import standins
 from tests.hub.command import HubCommand
 from tests.hub.server import HubServer
 
@@ -37,6 +38,12 @@ def hf(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     huggingface_hub.close_session()
     return home / "hub"
+
+
+@pytest.fixture(scope="session")
+def twenty(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
+    """Twenty quantizations of a 30B model with a vocabulary of 152k tokens; BF16 in three parts."""
+    return list(standins.twenty(tmp_path_factory.mktemp("twenty")))
 
 
 @pytest.fixture

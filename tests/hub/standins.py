@@ -13,8 +13,9 @@ from gguf import LlamaFileType as FileType
 from localmoe.facts.gguf import read_header
 from localmoe.facts.source import FileSource
 from scripts.make_standin import MODELS, hollow_data
-from tests.archs.families import Family, Storage
-from tests.archs.recipe import q4_k_m, uniform
+from tests.archs import deepseek
+from tests.archs.families import MXFP4, Family, Storage
+from tests.archs.recipe import Dims, q4_k_m, uniform
 from tests.archs.vocabulary import Vocabulary, vocabulary
 from tests.archs.writer import write
 from tests.hub.content import Generated
@@ -45,6 +46,26 @@ QUANTS = {
 }
 
 
+TERABYTE = Family(
+    deepseek.deepseek2,
+    Dims(
+        layers=61,
+        embd=7168,
+        heads=64,
+        kv_heads=1,
+        ff=18432,
+        experts=384,
+        used=8,
+        expert_ff=2048,
+        shared_ff=2048,
+        vocab=163840,
+        context=131072,
+    ),
+    QUANTS["Q8_0"],
+)
+"""A trillion weights, as in Kimi-K2."""
+
+
 @cache
 def published_vocabulary(size: int) -> Vocabulary:
     """As many merges as tokens, as byte-pair vocabularies have: a header of 6 MB for 150k."""
@@ -68,7 +89,8 @@ def conversion(
     dims = replace(
         family.dims, layers=layers or family.dims.layers, vocab=vocab or family.dims.vocab
     )
-    family = replace(family, dims=dims, storage=QUANTS[quant])
+    storage = MXFP4 if quant == "MXFP4" else QUANTS[quant]
+    family = replace(family, dims=dims, storage=storage)
     return write(
         family.recipe(),
         folder / f"{model}-{quant}.gguf",

@@ -51,12 +51,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def twenty(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
-    """Twenty quantizations of a 30B model with a vocabulary of 152k tokens; BF16 in three parts."""
-    return list(standins.twenty(tmp_path_factory.mktemp("twenty")))
-
-
 class Fetched:
     """What one look at a repository brought."""
 
