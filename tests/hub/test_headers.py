@@ -31,7 +31,7 @@ from tests.archs.families import FAMILIES
 from tests.archs.vocabulary import vocabulary
 from tests.archs.writer import write
 from tests.hub import standins
-from tests.hub.content import Generated, whole
+from tests.hub.content import Generated
 from tests.hub.server import Fault, HubServer
 
 MIB = 1 << 20
@@ -64,7 +64,7 @@ class Fetched:
             assert chosen is not None
             self.models = [chosen]
         self.traffic = Traffic()
-        self.headers: dict[str, Compact] = headers.fetch(
+        self.headers = headers.fetch(
             reference, listing.commit, self.models, self.traffic, cache or HeaderCache()
         )
 
@@ -122,7 +122,8 @@ def test_twenty_quantizations(hub: HubServer, twenty: list[list[Path]]) -> None:
         assert len(remotes) == len(here) == 20
         for remote in remotes:
             assert_same(remote, here[remote.name])
-    assert all(h.block is not None for p, h in found.headers.items() if "-of-" not in p)
+    whole = [h for path, h in found.headers.items() if "-of-" not in path]
+    assert all(isinstance(h, Compact) and h.block is not None for h in whole)
     again = Fetched()
     assert (again.traffic.transferred, again.traffic.requests) == (0, 0)
 
@@ -168,7 +169,8 @@ def test_the_engines_answer_is_the_same(architecture: str, hub: HubServer, tmp_p
     )
     hub.add(REPO, standins.served(paths))
     found = Fetched()
-    (first, _) = found.headers.values()
+    first = found.headers[paths[0].name]
+    assert isinstance(first, Compact)
     assert first.cut > 100_000  # the vocabulary is gone
     here = local(paths)
     worker = WorkerProcess()
@@ -257,6 +259,7 @@ def test_a_small_vocabulary_stays(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, standins.served([path]))
     found = Fetched()
     (header,) = found.headers.values()
+    assert isinstance(header, Compact)
     assert (header.cut, header.data) == (0, standins.header_of(path))
 
 
@@ -398,7 +401,9 @@ def test_a_file_that_changes_meanwhile(hub: HubServer, twenty: list[list[Path]])
 
 
 @pytest.mark.parametrize("kind", ["web page", "cut off", "zeros", "empty"])
-def test_files_that_are_no_models(kind: str, hub: HubServer, twenty: list[list[Path]]) -> None:
+def test_files_that_are_no_models(
+    kind: str, hub: HubServer, twenty: list[list[Path]], tmp_path: Path
+) -> None:
     """Bad bytes over the network are bad model files (exit 4), as on disk."""
     (path,) = twenty[0]
     header = standins.header_of(path)
@@ -409,10 +414,13 @@ def test_files_that_are_no_models(kind: str, hub: HubServer, twenty: list[list[P
         "empty": b"",
     }[kind]
     hub.add(REPO, {"m-Q4_K_M.gguf": data})
-    with pytest.raises(ModelFileError) as caught:
-        Fetched()
-    assert caught.value.exit_code == 4
-    assert len(whole(Generated(10))) == 10
+    found = Fetched()
+    (error,) = found.headers.values()
+    assert isinstance(error, ModelFileError)
+    assert error.exit_code == 4
+    with skeleton.skeletons(found.models, found.headers) as models:
+        assert list(models.values()) == [error]
+    assert not list((tmp_path / "home" / "cache").glob("headers/*"))
 
 
 def test_offline(hub: HubServer, twenty: list[list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
