@@ -64,6 +64,7 @@ class Search:
         self.traffic = Traffic()
         self.skipped: list[Skipped] = []
         self._options = options
+        self._disk_free: int | None = None  # bytes where a download goes, once it was looked at
         # The listing is one request, or more of an old mirror; its bytes are no file content.
         self.listing: Listing = list_files(reference)
         self.models = names.model_files(self.listing.files)
@@ -118,13 +119,12 @@ class Search:
         """What a download of it would take."""
         cache = RepoCache.of(self.listing.repo)
         missing = cache.missing(self.listing.commit, files.files)
-        free: int | None = machine.disk_free or None
-        if self._options.machine is None:
+        if self._options.machine is not None:  # another machine: nothing of it is there
+            return Offer(self.reference, self.listing, files, files.size, machine.disk_free or None)
+        if self._disk_free is None:
             with contextlib.suppress(StorageError):
-                free = cache.free()
-        else:  # another machine: nothing of it is there
-            missing = files.size
-        return Offer(self.reference, self.listing, files, missing, free)
+                self._disk_free = cache.free()
+        return Offer(self.reference, self.listing, files, missing, self._disk_free)
 
 
 def best_of(search: Search, options: Options) -> tuple[ModelFiles, str]:
