@@ -87,6 +87,7 @@ class Worker:
         key = (
             tuple(paths),
             settings.devices,
+            settings.tensor_split,
             settings.gpu_layers,
             settings.overrides,
             settings.repack,
