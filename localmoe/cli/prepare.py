@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from localmoe import storage
+from localmoe import ledger
 from localmoe.cli.arguments import Options
 from localmoe.cli.documents import machine_from_document
 from localmoe.cli.output import Output
@@ -110,7 +110,7 @@ def plan_for(model: Model, machine: Machine, options: Options) -> Plan:
     """
     promised = 0
     if options.machine is None:
-        promised = sum(promise.outstanding_ram for promise in storage.promises())
+        promised = sum(promise.outstanding_ram for promise in ledger.promises())
     with Oracle(model) as measure:
         return make_plan(model, machine, wishes(options), measure, promised)
 
