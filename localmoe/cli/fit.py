@@ -24,7 +24,7 @@ def fit_command(options: Options, output: Output) -> int:
         return _fit_all(options, output, started)
     model = prepare.open_model(name, output)
     machine = prepare.find_machine(options, imagined=True)
-    plan = prepare.plan_for(model, machine, options)
+    plan = prepare.plan_for(model, machine, options, imagined=True)
     if output.as_json:
         output.json(documents.fit_document(model, machine, plan, time.monotonic() - started))
     elif output.quiet:
@@ -39,7 +39,7 @@ def plan_command(options: Options, output: Output) -> int:
     """The placement of one model; exit code as ``fit``."""
     model = prepare.open_model(only_model(options, required=True), output)
     machine = prepare.find_machine(options, imagined=True)
-    plan = prepare.plan_for(model, machine, options)
+    plan = prepare.plan_for(model, machine, options, imagined=True)
     if output.as_json:
         output.json(documents.plan_document(model, machine, plan))
     else:
@@ -65,11 +65,13 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
     for path in catalog.local_models():
         try:
             model = read_model(path)
-            planned.append((model, prepare.plan_for(model, machine, options)))
+            planned.append((model, prepare.plan_for(model, machine, options, imagined=True)))
         except LocalmoeError as error:
             output.warn(f"{path}: {error.message}")
-    fitting = [model for model, plan in planned if plan.verdict.fits]
-    best = max(fitting, key=lambda model: model.size, default=None)
+    fitting = [
+        (plan.tiers.disk == 0, model.size, model) for model, plan in planned if plan.verdict.fits
+    ]
+    best = max(fitting, key=lambda entry: entry[:2])[2] if fitting else None  # no disk, then size
     if output.as_json:
         seconds = time.monotonic() - started
         output.json(documents.fit_all_document(machine, planned, best, seconds))

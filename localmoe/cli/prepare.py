@@ -65,7 +65,7 @@ def apply_limits(machine: Machine, options: Options, *, imagined: bool) -> Machi
 
     Raises UsageError for GPU memory that a run could not use.
     """
-    if options.ram is not None:
+    if options.ram is not None and imagined:
         total = max(machine.ram_total, options.ram)
         machine = dataclasses.replace(machine, ram_total=total, ram_available=options.ram)
     if not options.vram or any(gpu.device for gpu in machine.gpus):
@@ -103,13 +103,14 @@ def wishes(options: Options) -> Wishes:
     )
 
 
-def plan_for(model: Model, machine: Machine, options: Options) -> Plan:
+def plan_for(model: Model, machine: Machine, options: Options, *, imagined: bool) -> Plan:
     """Ask the engine and decide. Raises ModelFileError, EngineError or EngineCrashError.
 
-    What other localmoe processes on this machine have promised themselves is not planned with.
+    What other localmoe processes have promised themselves is not planned with, unless ``imagined``
+    and the free memory was stated.
     """
     promised = 0
-    if options.machine is None:
+    if options.machine is None and not (imagined and options.ram is not None):
         promised = sum(promise.outstanding_ram for promise in ledger.promises())
     with Oracle(model) as measure:
         return make_plan(model, machine, wishes(options), measure, promised)

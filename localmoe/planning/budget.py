@@ -55,13 +55,14 @@ class Budget:
 
 
 def budget_of(model: Model, machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
-    """What the planner may use. A wish is taken at its word; else a reserve is kept.
+    """What the planner may use. A wish is used to the full, as far as the machine has it; else a
+    reserve is kept.
 
     ``promised_ram``: bytes that other localmoe processes will still take.
     """
     own = PROCESS_BYTES + checkpoint_bytes(model)
     if wishes.ram is not None:
-        ram, reserve = wishes.ram - own, 0
+        ram, reserve = min(wishes.ram, machine.ram_available - promised_ram) - own, 0
     else:
         reserve = ram_reserve(machine)
         ram = machine.ram_available - promised_ram - reserve - own

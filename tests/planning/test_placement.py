@@ -175,12 +175,16 @@ def test_promised_memory_is_not_planned_twice() -> None:
     assert second.ram_budget == alone.ram_budget - 10 * GIB
 
 
-def test_a_wish_for_ram_is_taken_at_its_word() -> None:
-    """--ram 24 plans with 24 GiB on any machine, without a reserve of ours."""
+def test_a_wish_for_ram_is_used_to_the_full() -> None:
+    """--ram 24 plans with 24 GiB, without a reserve of ours, where the machine has that much."""
     model = moe_model()
-    result = make_plan(model, machine(2), Wishes(ram=24 * GIB), engine(model))
+    wish = Wishes(ram=24 * GIB)
+    result = make_plan(model, machine(32), wish, engine(model))
     assert result.verdict is Verdict.RAM
     assert result.ram_reserve == 0
+    assert 23 * GIB < result.ram_budget < 24 * GIB
+    small = make_plan(model, machine(2), wish, engine(model))
+    assert small.ram_budget < 2 * GIB, "never more than is available"
 
 
 def test_default_context_is_the_largest_that_moves_nothing() -> None:
