@@ -74,7 +74,7 @@ def make_plan(
     shortfall = planner.ram_use(best.memory) - budget.ram
     return Plan(
         verdict=verdict,
-        settings=best.settings,
+        settings=dataclasses.replace(best.settings, read_ahead=best.disk == 0),
         memory=best.memory,
         tiers=Tiers(
             gpu=sum(d.total for d in best.memory.devices if d.device != CPU),
