@@ -161,7 +161,8 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
                 found.append(planner.fit(model))
             except (ModelFileError, EngineError) as error:
                 skipped.append(Skipped(name or str(path), error.message))
-    best = max((f for f in found if f.fits), key=lambda f: f.model.size, default=None)
+    fitting = [f for f in found if f.fits]
+    best = max(fitting, key=lambda f: (f.resident, f.model.size), default=None)
     guesses, requests, unknown = _guess_catalog(machine, options, output)
     if output.as_json:
         document = documents.fit_document(None, machine, found, skipped, best, "")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from localmoe import storage
+from localmoe import ledger
 from localmoe.cli.arguments import Options
 from localmoe.cli.documents import machine_from_document
 from localmoe.cli.output import Output
@@ -72,7 +72,7 @@ def download_model(name: str, options: Options, output: Output) -> Path:
     search = Search(reference, options)
     machine = find_machine(options, imagined=False)
     files, why = best_of(search, options)
-    (found,) = search.fit(machine, [files])
+    (found,) = search.fit(machine, [files], imagined=False)
     output.note(fit_screens.before_download(found, why if search.chosen is None else ""))
     if not found.fits:
         hint = f"localmoe fit {clean_line(reference.repo)} shows what would"
@@ -144,7 +144,7 @@ def apply_limits(machine: Machine, options: Options, *, imagined: bool) -> Machi
 
     Raises UsageError for GPU memory that a run could not use.
     """
-    if options.ram is not None:
+    if options.ram is not None and imagined:
         total = max(machine.ram_total, options.ram)
         machine = dataclasses.replace(machine, ram_total=total, ram_available=options.ram)
     if not options.vram or any(gpu.device for gpu in machine.gpus):
@@ -182,12 +182,13 @@ def wishes(options: Options) -> Wishes:
     )
 
 
-def plan_for(model: Model, machine: Machine, options: Options) -> Plan:
+def plan_for(model: Model, machine: Machine, options: Options, *, imagined: bool) -> Plan:
     """Ask the engine and decide. Raises ModelFileError, EngineError or EngineCrashError.
 
-    What other localmoe processes on this machine have promised themselves is not planned with.
+    What other localmoe processes have promised themselves is not planned with, unless ``imagined``
+    and the free memory was stated.
     """
-    return plans_for(model, machine, None, options)[0]
+    return plans_for(model, machine, None, options, imagined=imagined)[0]
 
 
 def plans_for(
@@ -195,12 +196,14 @@ def plans_for(
     machine: Machine,
     other: Machine | None,
     options: Options,
+    *,
+    imagined: bool,
     worker: WorkerProcess | None = None,
 ) -> tuple[Plan, Plan | None]:
     """The plans for one machine and, if given, for another, by the same answers of the engine."""
     promised = 0
-    if options.machine is None:
-        promised = sum(promise.outstanding_ram for promise in storage.promises())
+    if options.machine is None and not (imagined and options.ram is not None):
+        promised = sum(promise.outstanding_ram for promise in ledger.promises())
     wanted = wishes(options)
     with Oracle(model, worker) as measure:
         plan = make_plan(model, machine, wanted, measure, promised)

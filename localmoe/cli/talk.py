@@ -96,10 +96,10 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
         renderer.start()
         model = prepare.open_model(name, output, options)
         machine = prepare.find_machine(options, imagined=False)
-        plan = prepare.plan_for(model, machine, options)
+        plan = prepare.plan_for(model, machine, options, imagined=False)
         if not plan.verdict.fits:
             raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
-        with Engine(model, plan.settings, planned=plan.memory) as engine:
+        with Engine(model, plan.settings, plan.tiers.ram) as engine:
             if model.chat_template is not None and not options.plain:
                 # A template that cannot be used is told of before a long load, not after it.
                 _ = ChatTemplate(model.chat_template, renderer=renderer).think_control
@@ -149,8 +149,7 @@ def interrupts(engine: LoadableEngine) -> Iterator[Interrupts]:
         if seen.pressed > 1:
             engine.close()
             raise KeyboardInterrupt
-        with contextlib.suppress(RuntimeError):  # in the middle of a write to the engine
-            engine.cancel()
+        engine.cancel()
 
     before = signal.signal(signal.SIGINT, handle)
     try:

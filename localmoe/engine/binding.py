@@ -15,15 +15,14 @@ Three things need care here, each found by trying:
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localmoe.engine.native import native_path
 from localmoe.errors import EngineError
 
 GGML_TYPES = {
@@ -191,16 +190,11 @@ class _BufferBytes(ctypes.Structure):
 
 
 def _load_native() -> ctypes.CDLL | None:
-    if os.environ.get("LOCALMOE_NO_NATIVE"):
+    path = native_path()
+    try:
+        return ctypes.CDLL(str(path)) if path is not None else None
+    except OSError:
         return None
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_native{suffix}")
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:
-                return None
-    return None
 
 
 native = _load_native()

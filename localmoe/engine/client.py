@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
 
-from localmoe import storage
+from localmoe import ledger
 from localmoe.engine import protocol
 from localmoe.engine.events import (
     Finished,
@@ -19,27 +19,22 @@ from localmoe.engine.events import (
 )
 from localmoe.engine.process import WorkerProcess
 from localmoe.facts.model import Model
-from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
+from localmoe.planning.memory import EngineSettings
 
 
 class Engine:
     """A worker process with one model in it.
 
-    ``planned`` is the memory a plan foresees; while this engine lives, other localmoe processes
-    plan around it. A crash of the worker is an ``EngineCrashError`` from the call under way;
-    ``load`` then starts a new worker.
+    ``promised_ram``: bytes of RAM that a plan foresees; from the first load until ``close``, other
+    localmoe processes plan around them. A crash of the worker is an ``EngineCrashError`` from the
+    call under way; ``load`` then starts a new worker.
     """
 
-    def __init__(
-        self, model: Model, settings: EngineSettings, planned: MemoryReport | None = None
-    ) -> None:
+    def __init__(self, model: Model, settings: EngineSettings, promised_ram: int = 0) -> None:
         self._paths = [str(path) for path in model.paths]
         self._settings = settings
-        self._cleanup = ExitStack()
-        if planned is not None:
-            ram = planned.on(CPU).total
-            others = {d.device: d.total for d in planned.devices if d.device != CPU}
-            self._cleanup.enter_context(storage.promise(ram, others))
+        self._promised_ram = promised_ram
+        self._promise: ExitStack | None = None
         self._worker = WorkerProcess()
 
     def __enter__(self) -> Engine:
@@ -72,6 +67,9 @@ class Engine:
         if not self._worker.alive:
             self._worker.close()
             self._worker = WorkerProcess()
+        if self._promised_ram and self._promise is None:
+            self._promise = ExitStack()
+            self._promise.enter_context(ledger.promise(self._promised_ram))
         settings = dataclasses.asdict(self._settings)
         for message in self._worker.request("load", paths=self._paths, settings=settings):
             event = protocol.message_to_event(message)
@@ -104,4 +102,6 @@ class Engine:
     def close(self) -> None:
         """End the worker and give back the promised memory."""
         self._worker.close()
-        self._cleanup.close()
+        if self._promise is not None:
+            self._promise.close()
+            self._promise = None

@@ -3,7 +3,9 @@
 A turn shares a prefix with the turn before. Plain attention can drop the rest of its cache.
 Recurrent layers cannot go back, and sliding-window caches have forgotten what lies before the
 window: for those, checkpoints of the part that cannot be rebuilt are taken at positions that the
-next turn will want, and the nearest one at or before the wanted position is restored.
+next turn will want, and the nearest one at or before the wanted position is restored. They stay
+within what the plan sets aside; a state too large for that is not kept, and such a model reads its
+prompt again after a step back.
 """
 
 from __future__ import annotations
@@ -14,12 +16,7 @@ from typing import Any
 
 from localmoe.engine import binding
 from localmoe.engine.binding import llama
-
-CHECKPOINT_BYTES = 256 * 1024 * 1024
-"""All checkpoints together; the planner sets this aside for models that need them.
-
-A state larger than that is not kept, and such a model reads its prompt again after a step back.
-"""
+from localmoe.planning.budget import CHECKPOINT_BYTES
 
 
 @dataclass(frozen=True, slots=True)

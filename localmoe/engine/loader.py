@@ -86,6 +86,12 @@ def open_model(
     keep.append(device_list)
     params.devices = ctypes.cast(device_list, ctypes.c_void_p)
     params.n_gpu_layers = settings.gpu_layers
+    if settings.devices:  # stated, or llama.cpp splits by what is free at that moment
+        shares = (ctypes.c_float * llama.llama_max_devices())(
+            *(settings.tensor_split or (1.0,) * len(settings.devices))
+        )
+        keep.append(shares)
+        params.tensor_split = shares
     if settings.overrides:
         overrides = _override_array(settings.overrides)
         keep.append(overrides)

@@ -1,4 +1,4 @@
-// Two things ctypes cannot do well. Built with the package if there is a compiler, and optional:
+// What ctypes cannot do, or not well. Built with the package if there is a compiler, and optional:
 // localmoe/engine/binding.py says what is lost without it.
 //
 // No engine header is included: the symbols come in as pointers that Python looked up, and the
@@ -8,6 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+
+#if defined(__linux__)
+#include <cerrno>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
@@ -52,6 +59,22 @@ EXPORT int32_t localmoe_memory_breakdown(void * fn, const void * ctx, localmoe_b
 EXPORT bool localmoe_abort_requested(void * flag) {
     return *static_cast<volatile int32_t *>(flag) != 0;
 }
+
+#if defined(__linux__)
+// The worker starts with this library preloaded, so that llama.cpp's mapping of a model does not
+// read the whole file before it returns: engine/readahead.py does that where it is wanted, with
+// progress and a way to stop.
+EXPORT void * mmap(void * addr, size_t length, int prot, int flags, int fd, off_t offset) noexcept {
+    return reinterpret_cast<void *>(syscall(SYS_mmap, addr, length, prot, flags & ~MAP_POPULATE, fd, offset));
+}
+
+EXPORT int posix_madvise(void * addr, size_t length, int advice) noexcept {
+    if (advice == POSIX_MADV_WILLNEED || advice == POSIX_MADV_DONTNEED) {
+        return 0;
+    }
+    return madvise(addr, length, advice) == 0 ? 0 : errno;
+}
+#endif
 
 // The build tool makes a Python extension file, and Windows' linker insists on this name.
 EXPORT void * PyInit__native(void) {

@@ -15,10 +15,21 @@ from collections.abc import Iterator
 from typing import IO
 
 from localmoe.engine import protocol
+from localmoe.engine.native import native_path
 from localmoe.engine.protocol import Message
 from localmoe.errors import EngineCrashError, EngineError
 
 LAST_EVENTS = frozenset({"info", "measured", "loaded", "finished", "counted", "error"})
+
+
+def _worker_environment() -> dict[str, str]:
+    """Ours, with the native helper preloaded where that works: see its ``mmap``."""
+    environment = dict(os.environ)
+    helper = native_path()
+    if sys.platform.startswith("linux") and helper is not None:
+        others = environment.get("LD_PRELOAD")
+        environment["LD_PRELOAD"] = f"{helper}:{others}" if others else str(helper)
+    return environment
 
 
 class WorkerProcess:
@@ -33,6 +44,7 @@ class WorkerProcess:
             stderr=subprocess.PIPE,
             start_new_session=True,
             bufsize=0,
+            env=_worker_environment(),
         )
         self._ids = itertools.count(1)
         self._running = 0

@@ -108,6 +108,7 @@ def settings_from_json(data: Message) -> EngineSettings:
         **{
             **data,
             "devices": tuple(data["devices"]),
+            "tensor_split": tuple(data["tensor_split"]),
             "overrides": tuple((pattern, device) for pattern, device in data["overrides"]),
         }
     )

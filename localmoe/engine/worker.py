@@ -21,7 +21,8 @@ from localmoe.engine.binding import llama
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.generation import Generator
 from localmoe.engine.protocol import Message
-from localmoe.errors import EngineError, InterruptedLoadError, LocalmoeError
+from localmoe.engine.readahead import read_ahead
+from localmoe.errors import EngineError, InterruptedLoadError, LocalmoeError, ModelFileError
 from localmoe.planning.memory import EngineSettings
 
 PROGRESS_INTERVAL = 0.05  # seconds between load progress events
@@ -87,6 +88,7 @@ class Worker:
         key = (
             tuple(paths),
             settings.devices,
+            settings.tensor_split,
             settings.gpu_layers,
             settings.overrides,
             settings.repack,
@@ -114,6 +116,8 @@ class Worker:
             return not self.interrupt.value
 
         try:
+            if settings.read_ahead and settings.load_mode == "mmap":
+                self._read_ahead(message["paths"], progress)
             self._model = loader.open_model(
                 message["paths"], settings, self._log, progress=progress
             )
@@ -133,6 +137,13 @@ class Worker:
                 )
             )
         )
+
+    def _read_ahead(self, paths: list[str], progress: loader.Progress) -> None:
+        try:
+            if not read_ahead(paths, progress):
+                raise loader.LoadInterruptedError
+        except OSError as error:
+            raise ModelFileError(f"cannot read {error.filename or paths[0]}: {error}") from error
 
     def _unload(self) -> None:
         if self._generator is not None:

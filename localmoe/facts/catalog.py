@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -54,6 +54,8 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)(?=/)")
 _HUB_PATH = re.compile(r"/([\w.-]+/[\w.-]+)(?::([^/?#]+))?(/[^?#]*)?(?:[?#].*)?")
 _QUANT = re.compile(r"(?:UD-)?(?:I?Q\d|TQ\d|BF16|F16|F32|MXFP4|NVFP4)\w*", re.IGNORECASE)
+_SIZE = re.compile(r"[a-z].*-\d+(\.\d+)?(x\d+)?b(-|$)", re.IGNORECASE)  # anything-7b
+_SEPARATORS = re.compile(r"[-_.]")
 _NEAR_MISS = 0.86  # difflib ratio; "nan" for "nano" is 0.857 and may well be a question
 _SIMILAR = 0.7
 
@@ -150,9 +152,24 @@ def looks_like_model(word: str) -> bool:
         return True
     names = _names()
     lowered = {name.lower() for name in (*names, *(n for item in gone for n in item.names))}
-    if base.lower() in lowered:
+    if base.lower() in lowered or _is_part_of_a_name(base.lower(), lowered):
+        return True
+    if _SIZE.search(base) or difflib.get_close_matches(
+        Path(word).suffix.lower(), [".gguf"], 1, 0.8
+    ):
         return True
     return bool(difflib.get_close_matches(base.lower(), lowered, n=1, cutoff=_NEAR_MISS))
+
+
+def _is_part_of_a_name(word: str, names: Iterable[str]) -> bool:
+    """``gpt-oss`` of gpt-oss-20b, ``llama4`` of llama-4-scout."""
+    squeezed = _SEPARATORS.sub("", word)
+    plain = not any(c.isdigit() for c in word)
+    return len(word) >= 4 and any(
+        name.startswith(f"{word}-")
+        or (not plain and _SEPARATORS.sub("", name).startswith(squeezed))
+        for name in names
+    )
 
 
 def nearest(name: str) -> list[str]:

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from localmoe.facts.model import Model
-from localmoe.planning.memory import EngineSettings
+from localmoe.planning.budget import Budget
+from localmoe.planning.memory import EngineSettings, MemoryReport
 from localmoe.planning.plan import Verdict, Wishes
 from localmoe.text import format_bytes
 
@@ -14,9 +15,23 @@ SMALLER_CONTEXTS = (16384, 8192, 4096, 2048)
 CLOSE_PROGRAMS = 4 * 1024**3  # a shortfall that closing programs can plausibly free, bytes
 
 
-def explain(model: Model, verdict: Verdict, need: int, ram: int, vram: int, one_token: int) -> str:
+def explain(
+    model: Model,
+    verdict: Verdict,
+    need: int,
+    budget: Budget,
+    memory: MemoryReport,
+    one_token: int,
+) -> str:
     """One sentence: the numbers that decide. ``need``: bytes of RAM."""
+    ram, vram = budget.ram, budget.vram
     if verdict is Verdict.NO:
+        for device, room in budget.gpus.items():
+            if memory.on(device).total > room:
+                return (
+                    f"on {device} it would take {format_bytes(memory.on(device).total)}; "
+                    f"the device can give {format_bytes(room)}"
+                )
         fixed = need - model.expert_bytes if model.is_moe else need
         if model.is_moe and fixed + one_token > ram >= fixed:
             return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from localmoe.facts.hardware import Gpu, Machine
+from localmoe.facts.model import Model
 from localmoe.planning.plan import Wishes
 
 MIB = 1024 * 1024
@@ -12,6 +13,21 @@ GIB = 1024 * MIB
 
 PROCESS_BYTES = 160 * MIB
 """Host memory of the program itself: front end, worker and engine code, without the model."""
+
+
+CHECKPOINT_BYTES = 256 * MIB
+"""Host memory for checkpoints of what a model cannot roll back: recurrent state, window caches."""
+
+_NEEDS_CHECKPOINTS = (".attention.sliding_window", ".ssm.", ".shortconv.", ".wkv", ".kda.")
+
+
+def checkpoint_bytes(model: Model) -> int:
+    """What to set aside for the checkpoints of this model; 0 where plain attention is all."""
+    return (
+        CHECKPOINT_BYTES
+        if any(part in key for key in model.metadata for part in _NEEDS_CHECKPOINTS)
+        else 0
+    )
 
 
 def ram_reserve(machine: Machine) -> int:
@@ -38,16 +54,23 @@ class Budget:
         return sum(self.gpus.values())
 
 
-def budget_of(machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
-    """What the planner may use. A wish is taken at its word; else a reserve is kept.
+def budget_of(model: Model, machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
+    """What the planner may use. A wish is used to the full, as far as the machine has it; else a
+    reserve is kept.
 
     ``promised_ram``: bytes that other localmoe processes will still take.
     """
+    own = PROCESS_BYTES + checkpoint_bytes(model)
+    return budget_beside(own, machine, wishes, promised_ram)
+
+
+def budget_beside(own: int, machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
+    """The same, beside ``own`` bytes of RAM that are neither weights, KV cache nor buffers."""
     if wishes.ram is not None:
-        ram, reserve = wishes.ram - PROCESS_BYTES, 0
+        ram, reserve = min(wishes.ram, machine.ram_available - promised_ram) - own, 0
     else:
         reserve = ram_reserve(machine)
-        ram = machine.ram_available - promised_ram - reserve - PROCESS_BYTES
+        ram = machine.ram_available - promised_ram - reserve - own
     gpus: dict[str, int] = {}
     left = wishes.vram
     for gpu in machine.gpus:
@@ -55,7 +78,7 @@ def budget_of(machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget
             continue
         free = gpu.free - vram_margin(gpu)
         if left is not None:
-            free = min(left, gpu.free) if gpu.in_engine else left
+            free = min(left, gpu.free if gpu.in_engine else gpu.total)
             left -= free
         if free > 0:
             gpus[gpu.device] = free

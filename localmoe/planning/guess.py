@@ -7,7 +7,7 @@ takes a tenth of them, at least 1 and at most 8 GiB, for KV cache and buffers at
 from __future__ import annotations
 
 from localmoe.facts.hardware import Machine
-from localmoe.planning.budget import GIB, budget_of
+from localmoe.planning.budget import CHECKPOINT_BYTES, GIB, PROCESS_BYTES, budget_beside
 from localmoe.planning.plan import Verdict, Wishes
 
 
@@ -17,7 +17,8 @@ def guess(size: int, machine: Machine, wishes: Wishes, promised_ram: int = 0) ->
     That experts can be read from the disk is assumed up to eight times the memory there is: the
     share that every token needs is a tenth of a large model or less.
     """
-    budget = budget_of(machine, wishes, promised_ram)
+    own = PROCESS_BYTES + CHECKPOINT_BYTES
+    budget = budget_beside(own, machine, wishes, promised_ram)
     need = size + min(max(size // 10, GIB), 8 * GIB)
     ram, vram = budget.ram, budget.vram
     if vram and need <= vram:

@@ -22,6 +22,8 @@ def llama_args(settings: EngineSettings) -> list[str]:
     if settings.swa_full:
         args.append("--swa-full")
     args += ["-dev", ",".join(settings.devices) or "none"]
+    if len(settings.devices) > 1 and settings.tensor_split:
+        args += ["-ts", ",".join(f"{share:g}" for share in settings.tensor_split)]
     args += ["-ngl", "all" if settings.gpu_layers < 0 else str(settings.gpu_layers)]
     for pattern, device in settings.overrides:
         args += ["-ot", f"{pattern}={device}"]

@@ -23,9 +23,11 @@ class EngineSettings:
     flash_attention: bool | None = None  # None: the engine decides
     swa_full: bool = False
     devices: tuple[str, ...] = ()  # GPU devices to use, by engine name; () = host only
+    tensor_split: tuple[float, ...] = ()  # shares of the devices; () = equal
     gpu_layers: int = 0  # trailing layers on the devices, the output counted as one; -1 = all
     overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device name)
     load_mode: str = "mmap"  # "mmap" | "none"
+    read_ahead: bool = True  # the whole file into the page cache at load; pointless beyond RAM
     repack: bool = False  # llama.cpp's use_extra_bufts
     threads: int = 0  # decode; 0 = engine default
     threads_batch: int = 0  # prefill

@@ -9,14 +9,15 @@ here; only a device outside the engine build is estimated (``estimate.py``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning import estimate
 from localmoe.planning.advice import advise, explain
-from localmoe.planning.budget import Budget, budget_of
+from localmoe.planning.budget import MIB, Budget, budget_of
+from localmoe.planning.layout import expert_bytes_on_host, experts_to_host, layer_homes
 from localmoe.planning.memory import CPU, EngineSettings, Measure, MemoryReport
 from localmoe.planning.plan import (
     CachePlan,
@@ -62,7 +63,9 @@ def make_plan(
     promised_ram: int = 0,
 ) -> Plan:
     """Decide settings and placement. Never raises for "does not fit": the verdict says so."""
-    planner = _Planner(model, machine, wishes, measure, budget_of(machine, wishes, promised_ram))
+    planner = _Planner(
+        model, machine, wishes, measure, budget_of(model, machine, wishes, promised_ram)
+    )
     best = planner.best()
     ceiling = planner.max_context(best)
     verdict = planner.verdict(best)
@@ -71,7 +74,7 @@ def make_plan(
     shortfall = planner.ram_use(best.memory) - budget.ram
     return Plan(
         verdict=verdict,
-        settings=best.settings,
+        settings=dataclasses.replace(best.settings, read_ahead=best.disk == 0),
         memory=best.memory,
         tiers=Tiers(
             gpu=sum(d.total for d in best.memory.devices if d.device != CPU),
@@ -85,7 +88,7 @@ def make_plan(
         ram_reserve=budget.reserve,
         vram_budget=budget.vram,
         reason=explain(
-            model, verdict, planner.ram_use(best.memory), budget.ram, budget.vram, best.one_token
+            model, verdict, planner.ram_use(best.memory), budget, best.memory, best.one_token
         ),
         advice=tuple(advise(model, wishes, verdict, shortfall, best.settings, planner.would_fit)),
     )
@@ -100,6 +103,7 @@ class _Planner:
         self.model = model
         self.wishes = wishes
         self.budget = budget
+        self._machine = machine
         self._measure_engine = measure
         self._in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
         self._threads = wishes.threads or min(machine.cores_physical, machine.cores_logical)
@@ -107,18 +111,20 @@ class _Planner:
     # -- asking ------------------------------------------------------------------------------
 
     def measure(self, settings: EngineSettings) -> MemoryReport:
-        """The engine's figures, or an estimate for a device it does not have."""
+        """The engine's figures, or an estimate for devices it does not have."""
         if all(device in self._in_engine for device in settings.devices):
             report = self._measure_engine(settings)
             if report.exact or not settings.devices:
                 return report
-        host = dataclasses.replace(settings, devices=(), gpu_layers=0, overrides=())
-        return estimate.split(self.model, self._measure_engine(host), settings, settings.devices[0])
+        host = dataclasses.replace(
+            settings, devices=(), tensor_split=(), gpu_layers=0, overrides=()
+        )
+        return estimate.split(self.model, self._measure_engine(host), settings)
 
     def try_out(self, settings: EngineSettings) -> Candidate:
         """Measure and hold against the budget."""
         memory = self.measure(settings)
-        experts = estimate.expert_bytes_on_host(self.model, settings)
+        experts = expert_bytes_on_host(self.model, settings)
         over = max(0, self.ram_use(memory) - self.budget.ram)
         disk = min(over, sum(experts.values()))
         one_token = sum(
@@ -176,43 +182,85 @@ class _Planner:
                 threads=self._threads,
                 threads_batch=self._threads,
             )
-            candidate = self._place_on_gpu(settings)
-            if candidate is None or not candidate.fits:
-                candidate = self.try_out(settings)
+            candidate = self._place(settings)
             if candidate.fits:
                 break
         assert candidate is not None
         return candidate
 
-    def _place_on_gpu(self, settings: EngineSettings) -> Candidate | None:
-        """The fastest placement that uses the GPUs, or None if nothing of the model fits there."""
+    def _place(self, settings: EngineSettings) -> Candidate:
+        """The fastest placement that fits, else the one that lacks least; wishes are not bent."""
         if not self.budget.gpus or self.wishes.gpu_layers == 0:
-            return None
-        settings = dataclasses.replace(settings, devices=tuple(self.budget.gpus), gpu_layers=-1)
+            return self.try_out(settings)
+        settings = dataclasses.replace(
+            settings,
+            devices=tuple(self.budget.gpus),
+            tensor_split=_shares(list(self.budget.gpus.values())),
+            gpu_layers=-1,
+        )
         moe_layers = [layer.index for layer in self.model.layers if layer.expert_count]
         if self.wishes.gpu_layers is not None or self.wishes.n_cpu_moe is not None:
             wished = self.wishes.gpu_layers if self.wishes.gpu_layers is not None else -1
             host = [i for i in moe_layers if i < (self.wishes.n_cpu_moe or 0)]
+            overrides = experts_to_host(host)
             return self.try_out(
-                dataclasses.replace(settings, gpu_layers=wished, overrides=_to_host(host))
+                dataclasses.replace(settings, gpu_layers=wished, overrides=overrides)
             )
+        everything = self.try_out(settings)
+        if everything.gpus_fit and everything.fits:
+            return everything
+        settings = dataclasses.replace(settings, overrides=experts_to_host(moe_layers))
+        dense = self.try_out(settings)
+        if dense.gpus_fit:
+            return self._experts_on_gpus(dense, moe_layers)
+        return self._layers_on_gpus(settings)
 
-        def experts_on_host(count: int) -> Candidate:
-            overrides = _to_host(moe_layers[:count])
-            return self.try_out(dataclasses.replace(settings, overrides=overrides))
+    def _experts_on_gpus(self, dense: Candidate, moe_layers: list[int]) -> Candidate:
+        """All dense weights on the GPUs, and the routed experts of as many layers as fit there.
 
-        found = _least_on_host(len(moe_layers), experts_on_host)
-        if found is not None:
-            return found
-        everything = _to_host(moe_layers)
+        The header says how many; the engine is asked, and where it disagrees one layer less is
+        tried on the device that is too full. Each device keeps the experts of its last layers.
+        """
+        homes = layer_homes(self.model, dense.settings)
+        sizes = {layer.index: layer.expert_bytes for layer in self.model.layers}
+        kept: dict[str, list[int]] = {}
+        for device, budget in self.budget.gpus.items():
+            free = budget - dense.memory.on(device).total
+            kept[device] = []
+            for index in reversed([i for i in moe_layers if homes[i] == device]):
+                if sizes[index] > free:
+                    break
+                free -= sizes[index]
+                kept[device].append(index)
+        while any(kept.values()):
+            on_gpus = {index for indices in kept.values() for index in indices}
+            host = [index for index in moe_layers if index not in on_gpus]
+            settings = dataclasses.replace(dense.settings, overrides=experts_to_host(host))
+            candidate = self.try_out(settings)
+            full = [
+                device
+                for device, budget in self.budget.gpus.items()
+                if candidate.memory.on(device).total > budget
+            ]
+            if not full:
+                return candidate
+            for device in full if any(kept[device] for device in full) else kept:
+                del kept[device][-1:]
+        return dense
 
-        def layers_on_host(count: int) -> Candidate:
-            on_gpu = len(self.model.layers) + 1 - count
-            return self.try_out(
-                dataclasses.replace(settings, gpu_layers=on_gpu, overrides=everything)
-            )
-
-        return _least_on_host(len(self.model.layers), layers_on_host)
+    def _layers_on_gpus(self, settings: EngineSettings) -> Candidate:
+        """All routed experts on the host, and as many layers' dense weights on the GPUs as fit."""
+        low, high = 0, len(self.model.layers) + 1  # low fits (nothing is there), high does not
+        host_only = dataclasses.replace(settings, devices=(), tensor_split=(), gpu_layers=0)
+        best = self.try_out(dataclasses.replace(host_only, overrides=()))
+        while high - low > 1:
+            middle = (low + high) // 2
+            candidate = self.try_out(dataclasses.replace(settings, gpu_layers=middle))
+            if candidate.gpus_fit:
+                best, low = candidate, middle
+            else:
+                high = middle
+        return best
 
     # -- judging -----------------------------------------------------------------------------
 
@@ -231,11 +279,13 @@ class _Planner:
         return Verdict("+".join(tiers))
 
     def would_fit(self, settings: EngineSettings) -> bool:
-        """Whether the same placement fits with other settings."""
-        return self.try_out(settings).fits
+        """Whether the model fits, placed anew, with the context and KV types of ``settings``."""
+        wishes = dataclasses.replace(self.wishes, type_k=settings.type_k, type_v=settings.type_v)
+        other = _Planner(self.model, self._machine, wishes, self._measure_engine, self.budget)
+        return other.place(settings.context).fits
 
     def max_context(self, candidate: Candidate) -> int:
-        """The largest context with the same verdict (0 when it does not fit at all).
+        """The largest context with the same verdict, placed anew (0 when it does not fit at all).
 
         Memory grows with the context, so a bisection over multiples of 1,024 finds it.
         """
@@ -245,8 +295,7 @@ class _Planner:
         own = max(self.model.context_train, candidate.settings.context)
 
         def holds(context: int) -> bool:
-            settings = dataclasses.replace(candidate.settings, context=context)
-            other = self.try_out(settings)
+            other = self.place(context)
             return other.fits and self.verdict(other) is verdict
 
         if holds(own):
@@ -261,23 +310,9 @@ class _Planner:
         return max(low * CONTEXT_STEP, candidate.settings.context)
 
 
-def _least_on_host(limit: int, attempt: Callable[[int], Candidate]) -> Candidate | None:
-    """The candidate with the smallest count in 0…limit whose GPU part fits, by bisection.
-
-    A larger count leaves less on the GPU. None if not even ``limit`` is small enough.
-    """
-    best = attempt(limit)
-    if not best.gpus_fit:
-        return None
-    low, high = -1, limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        candidate = attempt(middle)
-        if candidate.gpus_fit:
-            best, high = candidate, middle
-        else:
-            low = middle
-    return best
+def _shares(budgets: list[int]) -> tuple[float, ...]:
+    """Proportions of several devices, in MiB: readable, and the same wherever they are used."""
+    return tuple(float(max(1, budget // MIB)) for budget in budgets) if len(budgets) > 1 else ()
 
 
 def _faster(candidate: Candidate, other: Candidate) -> bool:
@@ -286,18 +321,9 @@ def _faster(candidate: Candidate, other: Candidate) -> bool:
     return mine < (other.disk, sum(other.host_experts.values()))
 
 
-def _to_host(layers: list[int]) -> tuple[tuple[str, str], ...]:
-    """The override that keeps the routed experts of some layers in host memory."""
-    if not layers:
-        return ()
-    numbers = "|".join(str(index) for index in layers)
-    return ((rf"^blk\.({numbers})\.ffn_(gate|up|down|gate_up)_(ch)?exps", CPU),)
-
-
 def _place_layers(model: Model, candidate: Candidate) -> Iterator[LayerPlacement]:
     """One row per layer; RAM keeps the experts of the first layers, the disk those of the last."""
-    settings = candidate.settings
-    on_gpu = estimate.layers_on_device(model, settings) if settings.devices else range(0)
+    homes = layer_homes(model, candidate.settings)
     room = candidate.room
     for layer in model.layers:
         experts: str | None = None
@@ -311,7 +337,7 @@ def _place_layers(model: Model, candidate: Candidate) -> Iterator[LayerPlacement
                 experts, room = "disk", 0
         yield LayerPlacement(
             index=layer.index,
-            dense="gpu" if layer.index in on_gpu else "ram",
+            dense="ram" if homes[layer.index] == CPU else "gpu",
             experts=experts,
             dense_bytes=layer.dense_bytes,
             expert_bytes=layer.expert_bytes,

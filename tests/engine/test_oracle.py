@@ -19,7 +19,7 @@ from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import LocalmoeError, ModelFileError
 from localmoe.facts.model import Model, read_model
-from localmoe.planning import estimate
+from localmoe.planning.layout import home_of, layer_homes
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 from tests.archs import ARCHITECTURES
 
@@ -77,6 +77,7 @@ def test_two_devices(
     model = read_model(arch_file(architecture))
     overrides = ((r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_(ch)?exps", CPU),)
     runs = list(matrix(devices=("RPC0",), gpu_layers=-1, overrides=overrides))
+    runs.append(EngineSettings(1024, devices=("RPC0",), gpu_layers=2))
     with Oracle(model) as oracle:  # and then the loads: a server has one client at a time
         predictions = [
             (oracle(settings), oracle(dataclasses.replace(settings, load_mode="none")))
@@ -95,15 +96,22 @@ def test_two_devices(
             span = host_span(model, settings)
             assert mapped.on(CPU).weights == pytest.approx(span, rel=0.01)
             assert predicted.on(CPU).weights <= mapped.on(CPU).weights * 1.01
+            assert host_bytes(model, settings) == pytest.approx(predicted.on(CPU).weights, rel=0.01)
+
+
+def host_bytes(model: Model, settings: EngineSettings) -> int:
+    """Bytes of the tensors that our restatement of llama.cpp's rules puts on the host."""
+    homes = layer_homes(model, settings)
+    loaded = (tensor for tensor in model.tensors if tensor.loaded)
+    return sum(t.nbytes for t in loaded if home_of(t, settings, homes) == CPU)
 
 
 def host_span(model: Model, settings: EngineSettings) -> int:
     """Bytes from the first to the last tensor on the host, per part."""
-    on_device = estimate.layers_on_device(model, settings)
+    homes = layer_homes(model, settings)
     spans: dict[int, tuple[int, int]] = {}
     for tensor in model.tensors:
-        home = estimate.device_of(tensor, settings, on_device, "RPC0", output=True)
-        if home == CPU:
+        if home_of(tensor, settings, homes) == CPU:
             first, last = spans.get(tensor.part, (tensor.offset, 0))
             end = tensor.offset + tensor.nbytes
             spans[tensor.part] = (min(first, tensor.offset), max(last, end))

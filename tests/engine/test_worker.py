@@ -16,16 +16,19 @@ from localmoe.engine.client import Engine
 from localmoe.engine.events import (
     Finished,
     Loaded,
+    LoadProgress,
     PrefillProgress,
     Request,
     Sampling,
     Text,
 )
 from localmoe.engine.process import WorkerProcess
+from localmoe.engine.readahead import missing_chunks
 from localmoe.errors import (
     ContextOverflowError,
     EngineCrashError,
     EngineError,
+    InterruptedLoadError,
     ModelFileError,
 )
 from localmoe.facts.model import read_model
@@ -169,13 +172,47 @@ def test_dropping_the_iterator_cancels(engine: Engine) -> None:
     assert time.perf_counter() - started < 5
 
 
-def test_cancel_during_load(large_file: Path) -> None:
-    """A load that is cancelled ends with an error of its own and the engine can load again."""
-    with Engine(read_model(large_file), EngineSettings(context=512, load_mode="none")) as engine:
-        with pytest.raises(EngineError, match="interrupted") as caught:
+def evict(path: Path) -> int:
+    """Drop a file from the page cache; the number of chunks that are now missing there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    missing = len(missing_chunks(str(path)))
+    if missing < 10:
+        pytest.skip("this file system keeps the file in memory")
+    return missing
+
+
+def test_a_cold_load_shows_progress_and_stops(large_file: Path) -> None:
+    """In the mode that is used: steps from the disk, a cancel in between, then the whole of it."""
+    missing = evict(large_file)
+    with Engine(read_model(large_file), EngineSettings(context=512, threads=1)) as engine:
+        with pytest.raises(InterruptedLoadError):
             for _ in engine.load():
                 engine.cancel()
-        assert caught.value.code == "interrupted"
+        assert len(missing_chunks(str(large_file))) > missing // 2
+        events = list(engine.load())
+    fractions = [e.fraction for e in events if isinstance(e, LoadProgress)]
+    assert isinstance(events[-1], Loaded)
+    assert len(fractions) >= 2
+    assert missing_chunks(str(large_file)) == []
+
+
+def test_beyond_ram_a_load_does_not_read_the_file(large_file: Path) -> None:
+    """Where the plan leaves experts on disk, loading maps the file and reads almost nothing."""
+    missing = evict(large_file)
+    settings = EngineSettings(context=512, threads=1, read_ahead=False)
+    with Engine(read_model(large_file), settings) as engine:
+        assert isinstance(list(engine.load())[-1], Loaded)
+        assert len(missing_chunks(str(large_file))) > missing * 0.8
+
+
+def test_cancel_while_tensors_are_read(large_file: Path) -> None:
+    """The same without a mapping, where llama.cpp reads the tensors itself."""
+    with Engine(read_model(large_file), EngineSettings(context=512, load_mode="none")) as engine:
+        with pytest.raises(InterruptedLoadError):
+            for _ in engine.load():
+                engine.cancel()
         assert isinstance(list(engine.load())[-1], Loaded)
 
 

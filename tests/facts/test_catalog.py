@@ -244,7 +244,15 @@ def test_names_of_nothing(name: str) -> None:
         ("https://huggingface.co/a/b", True), ("my-own", True),
         ("hello", False), ("what", False), ("name", False), ("nan", False), ("note:this", False),
         ("Why?", False), ("", False), ("two words", False), ("a/b c", False), ("/help", False),
-        ("mixtral", False), ("piano", False), ("qwen", False), ("café", False),
+        ("mixtral", True),
+        ("qwen3-30b", True),
+        ("gpt-oss", True),
+        ("glm-4.5", True),
+        ("llama4", True),
+        ("qwen2.5-7b", True),
+        ("big.ggf", True),
+        ("well-known", False),
+        ("COVID-19", False), ("piano", False), ("qwen", False), ("café", False),
     ],
 )  # fmt: skip
 def test_looks_like_model(home: Path, word: str, answer: bool) -> None:

@@ -6,7 +6,6 @@ import re
 
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.facts.model import Layer, Model, Role, Tensor
-from localmoe.planning import estimate
 from localmoe.planning.memory import CPU, DeviceMemory, EngineSettings, Measure, MemoryReport
 
 MIB = 1024 * 1024
@@ -82,26 +81,49 @@ def engine(model: Model, kv_per_token: int = 48 * 1024) -> Measure:
         kv_size = {"f16": 1.0, "q8_0": 0.53}[settings.type_k]
         kv = int(settings.context * kv_per_token * kv_size)
         compute = settings.ubatch * 600 * 1024
-        on_device = estimate.layers_on_device(model, settings) if settings.devices else range(0)
         names = settings.devices
+        count = len(model.layers) + 1  # the output counts as a layer, the last one
+        wanted = count if settings.gpu_layers < 0 else settings.gpu_layers
+        taken = min(wanted, count) if names else 0
+        split = settings.tensor_split or (1.0,) * len(names)
+
+        def home_of_layer(index: int) -> str:
+            """The first device whose share of the taken layers, summed up, goes beyond this one."""
+            position = index - (count - taken)
+            if position < 0:
+                return CPU
+            reached = 0.0
+            for name, part in zip(names, split, strict=True):
+                reached += part / sum(split)
+                if position / taken < reached:
+                    return name
+            return names[-1]
+
         bytes_on = dict.fromkeys((CPU, *names), 0)
+        layers_on = dict.fromkeys((CPU, *names), 0)
+        for layer in model.layers:
+            layers_on[home_of_layer(layer.index)] += 1
         for tensor in model.tensors:
             home = CPU
-            if tensor.layer is not None and tensor.layer in on_device:
-                index = (tensor.layer - on_device.start) * len(names) // len(on_device)
-                home = names[index]
-            elif tensor.name == "output.weight" and names:
-                home = names[-1]
+            if tensor.layer is not None:
+                home = home_of_layer(tensor.layer)
+            elif tensor.name == "output.weight":
+                home = home_of_layer(count - 1)
             for pattern, target in settings.overrides:
                 if re.search(pattern, tensor.name):
                     home = target
             bytes_on[home] += tensor.nbytes
-        share = len(on_device) / len(model.layers) / max(1, len(names))
-        rows = [DeviceMemory(CPU, bytes_on[CPU], kv, compute)]
-        if names:
-            host_kv = kv - int(kv * share) * len(names)
-            rows = [DeviceMemory(CPU, bytes_on[CPU], host_kv, compute // 8)]
-            rows += [DeviceMemory(n, bytes_on[n], int(kv * share), compute) for n in names]
-        return MemoryReport(tuple(rows), exact=True)
+        return MemoryReport(
+            tuple(
+                DeviceMemory(
+                    name,
+                    bytes_on[name],
+                    kv * layers_on[name] // len(model.layers),
+                    compute // 8 if name == CPU and names else compute,
+                )
+                for name in (CPU, *names)
+            ),
+            exact=True,
+        )
 
     return measure

@@ -116,6 +116,42 @@ def test_a_dense_model_never_plans_the_disk() -> None:
     assert plan(model, 6).verdict is Verdict.NO
 
 
+def test_two_gpus_are_both_used() -> None:
+    """Two cards of 8 GiB take about as many layers' experts as one of 16 GiB."""
+    model = moe_model(layers=48)
+    one, two = plan(model, 32, 16), plan(model, 32, 8, 8)
+    on_gpu = [sum(p.experts == "gpu" for p in result.layers) for result in (one, two)]
+    assert on_gpu[1] >= on_gpu[0] - 3
+    for entry in two.memory.devices:
+        if entry.device != CPU:
+            assert entry.total >= 0.85 * 7.75 * GIB
+
+
+def test_two_imagined_gpus_are_both_used() -> None:
+    """The same where both are outside the engine build and the figures are estimated."""
+    model = moe_model(layers=48)
+    cards = tuple(Gpu("card", 8 * GIB, 8 * GIB, False, f"GPU{i}", "cuda") for i in range(2))
+    box = dataclasses.replace(machine(32), gpus=cards)
+    result = make_plan(model, box, Wishes(), engine(model))
+    assert result.verdict is Verdict.GPU_RAM
+    assert min(result.memory.on(f"GPU{i}").total for i in range(2)) >= 0.85 * 7.75 * GIB
+
+
+def test_a_wish_that_does_not_fit_is_a_no_with_its_numbers() -> None:
+    """-ngl all on a card that cannot hold it is refused, not bent."""
+    result = plan(moe_model(), 32, 4, gpu_layers=-1)
+    assert result.verdict is Verdict.NO
+    assert "GPU0" in result.reason
+
+
+def test_a_no_counts_the_gpu() -> None:
+    """What is missing is what RAM lacks beside the GPU, not what it would lack without one."""
+    model = moe_model(dense_mib=200)
+    with_card, without = plan(model, 1.2, 6), plan(model, 1.2)
+    assert with_card.verdict is without.verdict is Verdict.NO
+    assert with_card.memory.on(CPU).total < without.memory.on(CPU).total
+
+
 @pytest.mark.parametrize("ram", [4, 6, 8, 12, 16, 32])
 @pytest.mark.parametrize("vram", [(), (2,), (6,), (12,), (6, 6)])
 def test_budgets_are_kept(ram: float, vram: tuple[float, ...]) -> None:
@@ -139,12 +175,16 @@ def test_promised_memory_is_not_planned_twice() -> None:
     assert second.ram_budget == alone.ram_budget - 10 * GIB
 
 
-def test_a_wish_for_ram_is_taken_at_its_word() -> None:
-    """--ram 24 plans with 24 GiB on any machine, without a reserve of ours."""
+def test_a_wish_for_ram_is_used_to_the_full() -> None:
+    """--ram 24 plans with 24 GiB, without a reserve of ours, where the machine has that much."""
     model = moe_model()
-    result = make_plan(model, machine(2), Wishes(ram=24 * GIB), engine(model))
+    wish = Wishes(ram=24 * GIB)
+    result = make_plan(model, machine(32), wish, engine(model))
     assert result.verdict is Verdict.RAM
     assert result.ram_reserve == 0
+    assert 23 * GIB < result.ram_budget < 24 * GIB
+    small = make_plan(model, machine(2), wish, engine(model))
+    assert small.ram_budget < 2 * GIB, "never more than is available"
 
 
 def test_default_context_is_the_largest_that_moves_nothing() -> None:
@@ -165,10 +205,11 @@ def test_short_models_get_their_own_context() -> None:
 def test_max_context_is_the_edge() -> None:
     """The verdict holds at max_context and changes 1,024 tokens later."""
     model = moe_model(context=1_000_000)
-    result = plan(model, 16, context=8192)
-    edge = result.max_context
-    assert plan(model, 16, context=edge).verdict is result.verdict
-    assert plan(model, 16, context=edge + 1024).verdict is not result.verdict
+    for gpus in ((), (6,), (24,), (4, 4)):
+        result = plan(model, 16, *gpus, context=8192)
+        edge = result.max_context
+        assert plan(model, 16, *gpus, context=edge).verdict is result.verdict
+        assert plan(model, 16, *gpus, context=edge + 1024).verdict is not result.verdict
 
 
 def test_batches_shrink_until_their_buffers_fit() -> None:

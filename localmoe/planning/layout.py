@@ -1,0 +1,67 @@
+"""Which device each tensor goes to under given settings: llama.cpp's own rules, restated.
+
+Source: ``load_tensors`` in llama.cpp's src/llama-model.cpp. The planner uses this to choose what to
+try; what a choice costs is measured by the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from itertools import accumulate
+
+from localmoe.facts.model import Model, Role, Tensor
+from localmoe.planning.memory import CPU, EngineSettings
+
+_ON_HOST = ("token_embd.", "per_layer_token_embd.")  # looked up row by row
+
+
+def layer_homes(model: Model, settings: EngineSettings) -> tuple[str, ...]:
+    """The device of each layer's dense part; the last entry is that of the output matrices.
+
+    ``gpu_layers`` takes layers from the end, the output as one layer more. Several devices get
+    contiguous shares of them, in the proportions of ``tensor_split``.
+    """
+    count = len(model.layers) + 1
+    wanted = settings.gpu_layers if settings.gpu_layers >= 0 else count
+    on_devices = min(wanted, count) if settings.devices else 0
+    first = count - on_devices
+    shares = settings.tensor_split or (1.0,) * len(settings.devices)
+    edges = [edge / sum(shares) for edge in accumulate(shares)]
+    last = len(settings.devices) - 1
+    return tuple(
+        CPU
+        if i < first
+        else settings.devices[min(last, bisect_right(edges, (i - first) / on_devices))]
+        for i in range(count)
+    )
+
+
+def home_of(tensor: Tensor, settings: EngineSettings, homes: tuple[str, ...]) -> str:
+    """The device of one tensor; overrides win."""
+    for pattern, device in settings.overrides:
+        if re.search(pattern, tensor.name):
+            return device
+    if tensor.layer is not None:
+        return homes[tensor.layer]
+    return CPU if tensor.name.startswith(_ON_HOST) else homes[-1]
+
+
+def experts_to_host(layers: list[int]) -> tuple[tuple[str, str], ...]:
+    """The override that keeps the routed experts of some layers in host memory."""
+    if not layers:
+        return ()
+    numbers = "|".join(str(index) for index in layers)
+    return ((rf"^blk\.({numbers})\.ffn_(gate|up|down|gate_up)_(ch)?exps", CPU),)
+
+
+def expert_bytes_on_host(model: Model, settings: EngineSettings) -> dict[int, int]:
+    """Routed-expert bytes per layer that stay in host memory (or on disk)."""
+    homes = layer_homes(model, settings)
+    result: dict[int, int] = {}
+    for tensor in model.tensors:
+        if tensor.role is not Role.ROUTED_EXPERT or tensor.layer is None or not tensor.loaded:
+            continue
+        if home_of(tensor, settings, homes) == CPU:
+            result[tensor.layer] = result.get(tensor.layer, 0) + tensor.nbytes
+    return result
