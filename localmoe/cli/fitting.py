@@ -25,8 +25,9 @@ from localmoe.text import clean_line
 class Planner:
     """One machine and one engine worker for any number of models."""
 
-    def __init__(self, machine: Machine, options: Options) -> None:
+    def __init__(self, machine: Machine, options: Options, *, imagined: bool = True) -> None:
         self.machine = machine
+        self._imagined = imagined
         self.options = options
         self._with_gpu = prepare.with_gpu_build(machine, options)
         self._worker: WorkerProcess | None = None
@@ -43,7 +44,12 @@ class Planner:
             self._worker = WorkerProcess()
         try:
             plan, better = prepare.plans_for(
-                model, self.machine, self._with_gpu, self.options, self._worker
+                model,
+                self.machine,
+                self._with_gpu,
+                self.options,
+                imagined=self._imagined,
+                worker=self._worker,
             )
         except EngineCrashError:
             self._end_worker()
@@ -80,16 +86,19 @@ class Search:
                 self.skipped.append(Skipped(model.label, parts))
         return [model for model in self.models if not model.missing]
 
-    def fit(self, machine: Machine, only: Sequence[ModelFiles] = ()) -> list[Fitted]:
+    def fit(
+        self, machine: Machine, only: Sequence[ModelFiles] = (), *, imagined: bool = True
+    ) -> list[Fitted]:
         """Every model that can be planned (or ``only`` those), smallest first.
 
-        The others are in ``skipped``. Raises the error of the first if none can be planned;
-        TransferError.
+        The others are in ``skipped``. ``imagined``: nothing will be loaded. Raises the error of the
+        first if none can be planned; TransferError.
         """
         wanted = only or self.offers()
         found: list[Fitted] = []
         errors: list[ModelFileError | EngineError] = []
-        with self.skeletons(wanted) as models, Planner(machine, self._options) as planner:
+        planner = Planner(machine, self._options, imagined=imagined)
+        with self.skeletons(wanted) as models, planner:
             for files in wanted:
                 try:
                     model = models[files]
