@@ -14,12 +14,15 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.hub import headers, names
 from localmoe.hub.cache import RepoCache
-from localmoe.hub.client import Listing, list_files
+from localmoe.hub.client import Listing, Patience, list_files
 from localmoe.hub.header_cache import HeaderCache
 from localmoe.hub.names import ModelFiles, Reference
 from localmoe.hub.ranges import Traffic
 from localmoe.hub.skeleton import skeletons
 from localmoe.text import clean_line
+
+MOST_OFFERS = 60  # models of one repository that are looked at; publishers offer up to 40
+PATIENCE = Patience(tries=3, longest=20)  # someone waits for the answer
 
 
 class Planner:
@@ -72,7 +75,7 @@ class Search:
         self._options = options
         self._disk_free: int | None = None  # bytes where a download goes, once it was looked at
         # The listing is one request, or more of an old mirror; its bytes are no file content.
-        self.listing: Listing = list_files(reference)
+        self.listing: Listing = list_files(reference, PATIENCE)
         self.models = names.model_files(self.listing.files)
         self.chosen = names.choose(self.models, reference)
 
@@ -84,7 +87,12 @@ class Search:
             if model.missing:
                 parts = f"{len(model.missing)} of its parts are not in the repository"
                 self.skipped.append(Skipped(model.label, parts))
-        return [model for model in self.models if not model.missing]
+        whole = [model for model in self.models if not model.missing]
+        if len(whole) > MOST_OFFERS:
+            more = f"and {len(whole) - MOST_OFFERS} more: name the one to look at"
+            self.skipped.append(Skipped(whole[MOST_OFFERS].label, more))
+        # A repository of incomplete sets only has nothing to offer: say so.
+        return whole[:MOST_OFFERS] or [names.complete(self.models[0])]
 
     def fit(
         self, machine: Machine, only: Sequence[ModelFiles] = (), *, imagined: bool = True
