@@ -1,7 +1,7 @@
 """Train the bundled model `nano`: data, training, conversion and quantization, in one command.
 
     python -m venv nano && nano/bin/pip install 'torch==2.13.*' numpy tokenizers gguf
-    nano/bin/python scripts/train_nano.py --out models/nano.gguf
+    nano/bin/python -m scripts.train_nano --out models/nano.gguf
 
 A CPU build of PyTorch is enough; two cores take well under 40 minutes. Everything is seeded. The
 training follows the mixture-of-experts literature: softmax top-k routing without dropped tokens, a
@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from nano import export, intents, routing, start, vocabulary
-from nano.compose import Composer
-from nano.model import Nano, NanoConfig
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
+
+from scripts.nano import export, intents, routing, start, vocabulary
+from scripts.nano.compose import Composer
+from scripts.nano.model import Nano, NanoConfig
 
 BALANCE_WEIGHT = 0.02
 Z_WEIGHT = 0.001

@@ -58,7 +58,7 @@ def clean_questions(known: Mapping[str, Intent]) -> Iterator[str]:
 
 
 def stream_questions(known: dict[str, Intent], seed: int, count: int) -> Iterator[str]:
-    """Yield the first questions of the training stream, as `train_nano.py --seed` draws them."""
+    """Yield questions drawn as for training, the first of the composer with this seed."""
     composer = Composer(known, random.Random(seed))
     for _ in range(count):
         yield composer.turn().question
