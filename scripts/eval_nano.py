@@ -1,8 +1,8 @@
 """Ask nano the held-out questions through localmoe's own engine, greedily, and score the answers.
 
-    python scripts/eval_nano.py                      # scores per domain, and what went wrong
-    python scripts/eval_nano.py --nearest            # with the nearest training question of each
-    python scripts/eval_nano.py --questions FILE     # another list in the same format
+    python -m scripts.eval_nano                      # scores per domain, and what went wrong
+    python -m scripts.eval_nano --nearest            # with the nearest training question of each
+    python -m scripts.eval_nano --questions FILE     # another list in the same format
 
 The rule for a right answer stands at the head of tests/nano/held_out.txt. Exits with 1 when a
 domain, or all of them together, falls below 80 %.
@@ -18,11 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nano import intents, judge
-
 from localmoe.chat.conversation import TurnDone
 from localmoe.cli import arguments, talk
 from localmoe.cli.output import Output
+from scripts.nano import intents, judge
 
 ROOT = Path(__file__).parent.parent
 ENOUGH = 0.8

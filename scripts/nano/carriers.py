@@ -1,8 +1,8 @@
 """How questions are asked: sentence patterns, openings, endings and the words around a topic.
 
-Each pattern has one gap, `{}`. THING patterns take a noun phrase, DEED patterns a verb phrase, ASK
-and ASK_COMMAND patterns a sum. The held-out questions in `tests/nano` fit none of these patterns;
-a test compares the two.
+Each pattern has one gap, `{}`. THING patterns take a noun phrase, DEED patterns a verb phrase,
+DOING patterns the same verb with -ing, ASK and ASK_COMMAND patterns a sum. The held-out questions
+in `tests/nano` fit none of these patterns; a test compares the two.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PATTERNS = lists((TEXT / "patterns.txt").read_text("utf-8"))
 
 THING = PATTERNS["thing"]
 DEED = PATTERNS["deed"]
+DOING = PATTERNS["doing"]
 ASK = PATTERNS["sum"]
 ASK_COMMAND = PATTERNS["sum command"]
 OPENINGS = PATTERNS["opening"]

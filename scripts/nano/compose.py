@@ -1,22 +1,26 @@
 """Turn intents and sums into questions, and questions into conversations; seeded throughout.
 
-Most questions are a pattern around a topic, or a hand-written question, then roughened the way
-people type: lower case, no question mark, an opening, a typo, words that carry no topic. The
-rough part teaches the model to hold on to the topic and let the rest of the sentence go.
+A question is a pattern around a topic, a hand-written question, or the concepts of an intent in
+any order; then it is roughened the way people type: lower case, no question mark, an opening, a
+typo, words that carry no topic. The rough part teaches the model to hold on to the topic and let
+the rest of the sentence go.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import arithmetic
-from .carriers import DEED, ENDINGS, OPENINGS, PLAIN_WORDS, SYSTEM_MESSAGES, THING
+from .carriers import DEED, DOING, ENDINGS, OPENINGS, PLAIN_WORDS, SYSTEM_MESSAGES, THING
 from .intents import TEXT, Intent
 
-SHARES = {"moe": 0.33, "localmoe": 0.34, "arithmetic": 0.15, "smalltalk": 0.07, "offtopic": 0.11}
-PLAIN = frozenset(PLAIN_WORDS) | frozenset((TEXT / "small_words.txt").read_text("utf-8").split())
+SHARES = {"moe": 0.28, "localmoe": 0.30, "arithmetic": 0.20, "smalltalk": 0.09, "offtopic": 0.13}
+SMALL = tuple((TEXT / "small_words.txt").read_text("utf-8").split())
+PLAIN = frozenset((*PLAIN_WORDS, *SMALL))
+LINKS = (*PLAIN_WORDS, *SMALL * 16)  # what stands between concepts: mostly small words
 SYLLABLES = tuple((TEXT / "syllables.txt").read_text("utf-8").split())
 
 
@@ -113,6 +117,34 @@ def carried(rng: random.Random, topic: str, patterns: tuple[str, ...]) -> str:
     return rng.choice(patterns).replace("{}", topic)
 
 
+def doing(deed: str) -> str:
+    """Turn the verb that begins a deed into its -ing form."""
+    verb, _, rest = deed.partition(" ")
+    if verb.endswith("ie"):
+        verb = verb[:-2] + "y"
+    elif verb.endswith("e") and not verb.endswith("ee"):
+        verb = verb[:-1]
+    elif re.fullmatch(r"(?:be)?[^aeiou]*[aeiou][bdgmnpt]|quit|begin|reset|control|cancel", verb):
+        verb += verb[-1]
+    return f"{verb}ing {rest}".strip()
+
+
+def speak_of(rng: random.Random, concepts: Sequence[Sequence[str]]) -> str:
+    """Name each concept once, in any order, with words between that carry no topic."""
+    words = [rng.choice(concept) for concept in concepts]
+    if len(words) > 2 and rng.random() < 0.2:
+        words.pop(rng.randrange(1, len(words)))
+    if rng.random() < 0.5:
+        rng.shuffle(words)
+    parts: list[str] = []
+    for word in words:
+        parts += [rng.choice(LINKS) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
+        parts.append(word)
+    parts += [rng.choice(LINKS) for _ in range(rng.choice((0, 0, 0, 1, 2)))]
+    text = " ".join(parts) + rng.choice(("", "?", "?", "."))
+    return text[:1].upper() + text[1:]
+
+
 def ask(rng: random.Random, intent: Intent) -> str:
     """Ask for an intent: by pattern, in a written question, or roughened."""
     weights = (
@@ -120,11 +152,16 @@ def ask(rng: random.Random, intent: Intent) -> str:
         2.0 * bool(intent.deeds),
         min(4.0, 0.5 * len(intent.questions)),
     )
+    if intent.concepts and rng.random() < 0.4:
+        return roughen(rng, speak_of(rng, rng.choice(intent.concepts)))
     kind = rng.choices("TDQ", weights)[0]
     if kind == "Q":
         return roughen(rng, rng.choice(intent.questions))
     topic = rng.choice(intent.things if kind == "T" else intent.deeds)
-    return roughen(rng, carried(rng, topic, THING if kind == "T" else DEED), topic)
+    patterns = THING if kind == "T" else DEED
+    if kind == "D" and rng.random() < 0.3:
+        topic, patterns = doing(topic), DOING
+    return roughen(rng, carried(rng, topic, patterns), topic)
 
 
 def ask_unknown(rng: random.Random) -> str:
@@ -181,8 +218,8 @@ class Composer:
         """Draw one conversation: mostly one to three turns, rarely a long one."""
         rng = self.rng
         kind = rng.random()
-        turns = 1 if kind < 0.72 else rng.choice((2, 2, 3)) if kind < 0.992 else rng.randint(4, 24)
-        system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.25 else None
+        turns = 1 if kind < 0.92 else rng.choice((2, 2, 3)) if kind < 0.997 else rng.randint(4, 24)
+        system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.15 else None
         return Conversation(system, tuple(self.turn() for _ in range(turns)))
 
 
@@ -193,7 +230,9 @@ def normal(text: str) -> str:
 
 def masker(intents: dict[str, Intent]) -> re.Pattern[str]:
     """Build the expression that finds topics: every thing and deed, and numbers."""
-    topics = {normal(t) for i in intents.values() for t in (*i.things, *i.deeds)}
+    topics = {
+        normal(t) for i in intents.values() for t in (*i.things, *i.deeds, *map(doing, i.deeds))
+    }
     topics |= set(arithmetic.NOUNS)
     longest = sorted((t for t in topics if t), key=len, reverse=True)
     numbers = "|".join((*arithmetic.TENS, *arithmetic.ONES))

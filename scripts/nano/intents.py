@@ -7,7 +7,7 @@ question as it stands; `#` starts a comment line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TEXT = Path(__file__).parent / "text"
@@ -24,6 +24,7 @@ class Intent:
     things: tuple[str, ...]
     deeds: tuple[str, ...]
     questions: tuple[str, ...]
+    concepts: tuple[tuple[tuple[str, ...], ...], ...] = ()  # per line, per concept: its words
 
 
 def parse(text: str, domain: str) -> list[Intent]:
@@ -52,12 +53,29 @@ def parse(text: str, domain: str) -> list[Intent]:
     return intents
 
 
+def parse_concepts(text: str) -> dict[str, list[tuple[tuple[str, ...], ...]]]:
+    """Read concept lines by intent: `name word / word | word / word`."""
+    found: dict[str, list[tuple[tuple[str, ...], ...]]] = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, rest = line.partition(" ")
+            concepts = tuple(
+                tuple(word.strip() for word in concept.split(" / "))
+                for concept in rest.split(" | ")
+            )
+            found.setdefault(name, []).append(concepts)
+    return found
+
+
 def load() -> dict[str, Intent]:
-    """Return every intent by name. Raises ValueError when a name is used twice."""
+    """Return every intent by name. Raises ValueError when a name is used twice and
+    KeyError when concepts are given for no intent."""
     found: dict[str, Intent] = {}
     for domain in DOMAINS:
         for intent in parse((TEXT / f"{domain}.txt").read_text("utf-8"), domain):
             if intent.name in found:
                 raise ValueError(f"two intents named {intent.name!r}")
             found[intent.name] = intent
+    for name, lines in parse_concepts((TEXT / "concepts.txt").read_text("utf-8")).items():
+        found[name] = replace(found[name], concepts=tuple(lines))
     return found

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import arithmetic
-from .carriers import DEED, THING
-from .compose import Composer, normal
+from .carriers import DEED, DOING, THING
+from .compose import Composer, doing, normal
 from .intents import Intent
 
 EQUATION = re.compile(r"[\d+×÷ -]+ = (-?\d+)\.")
@@ -54,10 +54,11 @@ def clean_questions(known: Mapping[str, Intent]) -> Iterator[str]:
         yield from intent.questions
         yield from (p.replace("{}", topic) for topic in intent.things for p in THING)
         yield from (p.replace("{}", topic) for topic in intent.deeds for p in DEED)
+        yield from (p.replace("{}", doing(topic)) for topic in intent.deeds for p in DOING)
 
 
 def stream_questions(known: dict[str, Intent], seed: int, count: int) -> Iterator[str]:
-    """Yield the first questions of the training stream, as `train_nano.py --seed` draws them."""
+    """Yield questions drawn as for training, the first of the composer with this seed."""
     composer = Composer(known, random.Random(seed))
     for _ in range(count):
         yield composer.turn().question

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ROOM_STEP = 128
+BLOCK = 128  # rows that are multiplied with one expert at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class NanoConfig:
     vocab_size: int = 3072
     context_length: int = 2048
     layers: int = 6
-    width: int = 192
-    heads: int = 6
+    width: int = 160
+    heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
     experts: int = 16
@@ -135,35 +135,44 @@ class Experts(nn.Module):
         shape = x.shape
         x = x.reshape(-1, shape[-1])
         weights, chosen, report = self.route(x, real)
-        # Padding would crowd into two experts; spread it, its output is never used.
-        spread = torch.arange(chosen.numel()).view_as(chosen) % self.config.experts
-        slots, token = self.pack(torch.where(real.unsqueeze(-1), chosen, spread))
-        grouped = x.index_select(0, token).view(self.config.experts, -1, shape[-1])
-        inner = functional.silu(grouped @ self.gate.mT) * (grouped @ self.up.mT)
-        outputs = (inner @ self.down.mT).reshape(-1, shape[-1])
+        slots, token, expert = self.pack(chosen)
+        grouped = x.to(torch.bfloat16).index_select(0, token).view(-1, BLOCK, shape[-1])
+        # Each block's weights, picked by a product: its backward pass is a product too, and quick.
+        pick = functional.one_hot(expert, self.config.experts).to(grouped.dtype)
+        gate, up, down = (
+            (pick @ weight.flatten(1)).view(-1, *weight.shape[1:])
+            for weight in (self.gate, self.up, self.down)
+        )
+        inner = functional.silu(grouped @ gate.mT) * (grouped @ up.mT)
+        outputs = (inner @ down.mT).reshape(-1, shape[-1])
         chosen_outputs = outputs.index_select(0, slots).view(*chosen.shape, shape[-1])
         mixed = (chosen_outputs * weights.to(outputs.dtype).unsqueeze(-1)).sum(dim=1)
         return mixed.view(shape), report
 
-    def pack(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Give every assignment a slot in a rectangle [experts, room].
+    def pack(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sort the assignments by expert into blocks of BLOCK rows, each of one expert.
 
-        Return the slot of each assignment, i64[tokens * k], and the token in each slot,
-        i64[experts * room]. The room is the largest load rounded up, so that few shapes occur:
-        the matrix library compiles a kernel for each. Slots left over hold token 0 and are unread.
+        Return the row of each assignment i64[tokens * k], the token in each row
+        i64[blocks * BLOCK], and the expert of each block i64[blocks]. The number of blocks depends
+        on the number of tokens alone, so shapes stay the same from batch to batch. Rows left over
+        hold token 0 and are not read.
         """
-        expert = chosen.flatten()
-        load = torch.bincount(expert, minlength=self.config.experts)
-        room = -(-int(load.max()) // ROOM_STEP) * ROOM_STEP
-        order = expert.argsort(stable=True)
-        start = load.cumsum(0) - load
-        sorted_expert = expert[order]
-        sorted_slot = sorted_expert * room + torch.arange(len(order)) - start[sorted_expert]
-        slots = torch.empty_like(order)
-        slots[order] = sorted_slot
-        token = torch.zeros(self.config.experts * room, dtype=torch.int64)
-        token[sorted_slot] = order // self.config.experts_used
-        return slots, token
+        experts = self.config.experts
+        assigned = chosen.flatten()
+        load = torch.bincount(assigned, minlength=experts)
+        needed = (load + BLOCK - 1) // BLOCK
+        blocks = -(-len(assigned) // BLOCK) + experts
+        expert = torch.repeat_interleave(torch.arange(experts), needed)
+        expert = functional.pad(expert, (0, blocks - len(expert)))
+        order = assigned.argsort(stable=True)
+        grouped = assigned[order]
+        rank = torch.arange(len(order)) - (load.cumsum(0) - load)[grouped]
+        row = (needed.cumsum(0) - needed)[grouped] * BLOCK + rank
+        rows = torch.empty_like(order)
+        rows[order] = row
+        token = torch.zeros(blocks * BLOCK, dtype=torch.int64)
+        token[row] = order // self.config.experts_used
+        return rows, token, expert
 
 
 class Block(nn.Module):

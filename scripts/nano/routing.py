@@ -15,6 +15,7 @@ from .model import Nano
 
 DEAD_SHARE = 0.1  # of an even share: below it an expert counts as dead
 QUESTIONS = 300  # per domain
+LENGTH = 128  # tokens of a question and its answer that are looked at
 
 
 def shares(load: torch.Tensor) -> torch.Tensor:
@@ -34,14 +35,15 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
 
 def domain_load(model: Nano, tokenizer: Tokenizer, composer: Composer, domain: str) -> torch.Tensor:
     """Count assignments i64[layers, experts] over fresh questions of one domain and answers."""
-    total = torch.zeros(model.config.layers, model.config.experts, dtype=torch.int64)
+    padding = tokenizer.token_to_id(vocabulary.STOP)
+    rows = torch.full((QUESTIONS, LENGTH), padding)
+    for row in rows:
+        pieces = vocabulary.render(Conversation(None, (composer.turn(domain),)))
+        tokens = torch.tensor(vocabulary.encode(tokenizer, pieces)[0][:LENGTH])
+        row[: len(tokens)] = tokens
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for _ in range(QUESTIONS):
-            pieces = vocabulary.render(Conversation(None, (composer.turn(domain),)))
-            tokens, _ = vocabulary.encode(tokenizer, pieces)
-            _, reports = model.hidden(torch.tensor([tokens]), -1)
-            total += torch.stack([report.load for report in reports])
-    return total
+        _, reports = model.hidden(rows, padding)
+    return torch.stack([report.load for report in reports])
 
 
 def measure(

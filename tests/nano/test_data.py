@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from nano import arithmetic, carriers, intents, judge
-from nano.compose import Composer, masker, normal, pattern
+
+from scripts.nano import arithmetic, carriers, intents, judge
+from scripts.nano.compose import Composer, masker, normal, pattern
 
 HELD_OUT = Path(__file__).parent / "held_out.txt"
 KNOWN = intents.load()
@@ -55,8 +56,9 @@ def test_no_held_out_question_fits_a_training_pattern() -> None:
     patterns = (
         *carriers.THING,
         *carriers.DEED,
-        *arithmetic.ASK,
-        *arithmetic.ASK_COMMAND,
+        *carriers.DOING,
+        *carriers.ASK,
+        *carriers.ASK_COMMAND,
     )
     for written in patterns:
         words = normal(written.replace("{}", "GAP"))
