@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def rpc_lib() -> Path:
     try:
         return rpc_library()
     except BuildError as error:
+        if os.environ.get("CI"):  # there these tests may not go missing unseen
+            raise
         pytest.skip(f"no RPC backend: {error}")
 
 
