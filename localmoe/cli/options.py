@@ -19,6 +19,7 @@ from localmoe.errors import UsageError
 GIB = 1 << 30
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 THINK_LEVELS = ("auto", "off", "low", "medium", "high")
+MAX_CONTEXT = 10 * 1024 * 1024  # tokens; planning/placement.py asks about no more
 MAX_INT = 2**31 - 1  # llama.cpp's int32
 
 
@@ -252,7 +253,7 @@ def _overview() -> str:
 
 
 def _screen_width() -> int:
-    return min(100, shutil.get_terminal_size().columns - 2)
+    return max(20, min(100, shutil.get_terminal_size().columns - 2))
 
 
 def _examples(chosen: Command | None) -> str:
@@ -303,8 +304,12 @@ def _tokens(text: str) -> int:
         value = int(text[:-1]) * 1024 if kilo else int(text)
     except ValueError:
         value = 0
-    if not 1 <= value <= MAX_INT:
-        raise _bad(text, "a number of tokens such as 8192 or 8k (leave it out for the default)")
+    if not 1 <= value <= MAX_CONTEXT:
+        raise _bad(
+            text,
+            "a number of tokens such as 8192 or 8k, "
+            f"at most {MAX_CONTEXT:,} (leave it out for the default)",
+        )
     return value
 
 

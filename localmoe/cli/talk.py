@@ -23,7 +23,7 @@ from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Loaded, LoadProgress
-from localmoe.errors import DoesNotFitError, EngineError
+from localmoe.errors import DoesNotFitError, EngineError, InterruptedLoadError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
@@ -56,13 +56,15 @@ class Talk:
     def load(self) -> Loaded:
         """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
         what = f"loading {self.model.name}"
-        with LiveLine(self.output.stderr) as line, interrupts(self.engine):
+        with LiveLine(self.output.stderr) as line, interrupts(self.engine) as seen:
             if not self.output.quiet:
                 line.show(what)
             for event in self.engine.load():
                 if self.output.lines:
                     self.output.json(load_document(event))
                 if isinstance(event, Loaded):
+                    if seen.pressed:
+                        raise InterruptedLoadError("loading was interrupted")
                     self.loaded = event
                     return event
                 if not self.output.quiet:

@@ -103,7 +103,7 @@ class Generator:
         decoding = last - first
         yield Finished(
             reason=reason,
-            prompt_tokens=len(prompt),
+            prompt_tokens=len(prompt) if first else len(self._kv.tokens),
             reused_tokens=reused,
             completion_tokens=produced,
             ttft_s=(first or prefilled) - started,

@@ -55,7 +55,8 @@ class Oracle:
                 paths=self._paths,
                 settings=dataclasses.asdict(settings),
                 architecture=self._model.architecture,
-                vocabulary=_tokens(self._model),
+                # The first question reads it, so that a tokenizer the engine lacks is told of.
+                vocabulary=_tokens(self._model) if self._answers else 0,
             )
             known = protocol.report_from_json(answer["memory"])
             if settings.load_mode == "mmap":

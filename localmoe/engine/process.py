@@ -7,24 +7,27 @@ import contextlib
 import itertools
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO
 
 from localmoe.engine import protocol
 from localmoe.engine.native import native_path
 from localmoe.engine.protocol import Message
-from localmoe.errors import EngineCrashError, EngineError
+from localmoe.errors import EngineCrashError, EngineError, ModelFileError
 
+PATIENCE = 3.0  # seconds that a cancelled request may take to end
 LAST_EVENTS = frozenset({"info", "measured", "loaded", "finished", "counted", "error"})
 
 
 def _worker_environment() -> dict[str, str]:
     """Ours, with the native helper preloaded where that works: see its ``mmap``."""
-    environment = dict(os.environ)
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # or a failed check starts a debugger
     helper = native_path()
     if sys.platform.startswith("linux") and helper is not None:
         others = environment.get("LD_PRELOAD")
@@ -92,7 +95,7 @@ class WorkerProcess:
                 if message is None:
                     self._events.put(None)  # there is no more for whoever asks next either
                     self._running = 0
-                    raise EngineCrashError(*self._obituary())
+                    raise self._obituary(reading=op in ("measure", "load"))
                 if message["event"] in LAST_EVENTS:
                     self._running = 0
                 if message["event"] == "error":
@@ -102,8 +105,7 @@ class WorkerProcess:
                     return
         finally:
             if self._running:  # the consumer went away in the middle
-                self.cancel()
-                self._discard()
+                self._abandon(op)
 
     def ask(self, op: str, **fields: object) -> Message:
         """A request with a single event as its answer."""
@@ -149,11 +151,19 @@ class WorkerProcess:
             while data:
                 data = data[self._process.stdin.write(data) :]
         except (ValueError, OSError):
-            raise EngineCrashError(*self._obituary()) from None
+            raise self._obituary(reading=False) from None
 
-    def _discard(self) -> None:
+    def _abandon(self, op: str) -> None:
+        """Cancel a request nobody waits for any more; a worker that does not stop is ended."""
+        deadline = time.monotonic() + (PATIENCE if op in ("load", "generate") else 0)
+        self.cancel()
         while self._running:
-            message = self._events.get()
+            try:
+                message = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self._process.kill()
+                self._running = 0
+                return
             if message is None:
                 self._events.put(None)
             if message is None or message["event"] in LAST_EVENTS:
@@ -170,8 +180,8 @@ class WorkerProcess:
             for line in stream:
                 self._stderr.append(line.decode(errors="replace").rstrip())
 
-    def _obituary(self) -> tuple[str]:
-        """Why the process is gone, in words."""
+    def _obituary(self, *, reading: bool) -> EngineError | ModelFileError:
+        """Why the process is gone. While it was ``reading`` a file, a failed check blames that."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
         self._drain.join(timeout=1)
@@ -179,15 +189,24 @@ class WorkerProcess:
         words = next((line for line in self._stderr if "GGML_ASSERT" in line), "")
         if not words and self._stderr:
             words = self._stderr[-1]
+        words = re.sub(r"\S*/(?=[\w.-]+:\d+)", "", words)  # the folder it was built in
         said = f": {words}" if words else ""
+        again = "the next message starts the engine again; `localmoe doctor` checks it"
         if status is None:
-            return (f"the engine process stopped answering{said}",)
+            return EngineCrashError(f"the engine process stopped answering{said}", hint=again)
         if status >= 0:
-            return (f"the engine process ended with status {status}{said}",)
+            return EngineCrashError(
+                f"the engine process ended with status {status}{said}", hint=again
+            )
         name = signal.Signals(-status).name
+        if reading and name in ("SIGABRT", "SIGSEGV", "SIGFPE"):
+            return ModelFileError(
+                f"the engine gave up on this file ({name}){said}",
+                hint="it is damaged, or made for another llama.cpp: get another conversion",
+            )
         cause = {
             "SIGKILL": "killed, most likely because memory ran out",
             "SIGBUS": "the model file became shorter or unreadable while it was in use (SIGBUS)",
             "SIGABRT": "an internal check of llama.cpp failed",
         }.get(name, f"killed by {name}")
-        return (f"the engine process died: {cause}{said}",)
+        return EngineCrashError(f"the engine process died: {cause}{said}", hint=again)

@@ -124,6 +124,9 @@ class Worker:
         except loader.LoadInterruptedError:
             raise InterruptedLoadError("loading was interrupted") from None
         self._ctx = loader.open_context(self._model, settings, self._log)
+        if self.interrupt.value:  # seen too late for the progress callback
+            self._unload()
+            raise InterruptedLoadError("loading was interrupted")
         memory = loader.memory_report(self._ctx, self._log)
         self._generator = Generator(self._model, self._ctx, self.interrupt)
         self._send(

@@ -21,6 +21,7 @@ from localmoe.text import clean_line
 
 __all__ = ["Layer", "LongArray", "Model", "Role", "Tensor", "Value", "read_model"]
 
+MAX_NAME = 64  # characters of an architecture's name; real ones have under 20
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 _GUESSED = 1024  # LLAMA_FTYPE_GUESSED, a flag on top of general.file_type
 _LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight")  # one row per token is read
@@ -147,6 +148,8 @@ def _architecture(metadata: Mapping[str, Value]) -> str:
         raise ModelFileError("an importance matrix, not a model", hint=hint)
     if not isinstance(architecture, str) or not architecture:
         raise ModelFileError("no general.architecture: not a model", hint=hint)
+    if len(architecture) > MAX_NAME:
+        raise ModelFileError(f"an architecture name of {len(architecture)} characters")
     return architecture
 
 

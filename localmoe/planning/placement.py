@@ -35,6 +35,8 @@ BATCHES = (512, 256, 128, 64)
 """Prefill batches tried, largest first, until their compute buffers fit."""
 
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
+MAX_CONTEXT = 10 * 1024 * 1024
+"""No larger context is asked about, whatever a header claims: a dry run costs memory per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class _Planner:
         """Largest first."""
         if self.wishes.context is not None:
             return [self.wishes.context]
-        own = self.model.context_train or DEFAULT_CONTEXTS[0]
+        own = min(self.model.context_train or DEFAULT_CONTEXTS[0], MAX_CONTEXT)
         return sorted({min(size, own) for size in DEFAULT_CONTEXTS}, reverse=True)
 
     def place(self, context: int) -> Candidate:
@@ -292,7 +294,8 @@ class _Planner:
         if not candidate.fits:
             return 0
         verdict = self.verdict(candidate)
-        own = max(self.model.context_train, candidate.settings.context)
+        own = max(min(self.model.context_train, MAX_CONTEXT), candidate.settings.context)
+        own = min(own, self._reach(candidate))
 
         def holds(context: int) -> bool:
             other = self.place(context)
@@ -308,6 +311,19 @@ class _Planner:
             else:
                 high = middle
         return max(low * CONTEXT_STEP, candidate.settings.context)
+
+    def _reach(self, candidate: Candidate) -> int:
+        """A context that is certainly too large for all memory together, from two dry runs.
+
+        KV cache and buffers grow linearly; a quarter is added for what does not.
+        """
+        context = candidate.settings.context
+        wider = self.measure(dataclasses.replace(candidate.settings, context=2 * context))
+        growth = (wider.total - candidate.memory.total) / context  # bytes per token
+        room = self.budget.ram + self.budget.vram
+        if growth <= 0:
+            return MAX_CONTEXT
+        return context + CONTEXT_STEP + int(1.25 * room / growth)
 
 
 def _shares(budgets: list[int]) -> tuple[float, ...]:

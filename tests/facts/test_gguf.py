@@ -223,7 +223,7 @@ HOSTILE = {
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
     "tensor count beyond the file": (gguf(tensor_count=1000), "1,000 tensors"),
     "tensor count 2**63": (gguf(tensor_count=HUGE), "tensors"),
-    "many tensors": (gguf(tensor_count=100_001, data=3_000_000), "100,000"),
+    "many tensors": (gguf(tensor_count=20_001, data=3_000_000), "20,000"),
     "key count beyond the file": (gguf(key_count=1000), "1,000 metadata keys"),
     "key count 2**64-1": (gguf(key_count=2**64 - 1), "metadata keys"),
     "many keys": (gguf(key_count=10_001, data=1_000_000), "10,000"),
