@@ -199,7 +199,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("models/nano.gguf"))
     parser.add_argument("--report", type=Path, help="write curve and load per expert as JSON")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=0, metavar="STEPS")
