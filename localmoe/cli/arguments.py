@@ -40,6 +40,11 @@ class Options:
     think: str = "auto"
     system: str | None = None
     plain: bool = False
+    files: tuple[str, ...] = ()  # paths of attached text files
+    resume: bool = False  # --continue: the last session
+    session: str | None = None
+    no_history: bool = False
+    overflow: str | None = None  # what to do when a turn does not fit; None: asks, or stops
     json: bool = False
     jsonl: bool = False
     yes: bool = False
@@ -68,6 +73,13 @@ def parse(argv: Sequence[str]) -> Options:
         given = {"type_k": kv_type, "type_v": kv_type} | given
     if command is not None and command not in COMMANDS:
         raise unknown_command(command)
+    if "files" in given:
+        given["files"] = tuple(given["files"])
+    if given.get("resume") and given.get("session"):
+        raise UsageError(
+            "--continue and --session are two ways to say which conversation",
+            hint="--continue takes the last one, --session NAME the one of that name",
+        )
     return Options(command=command, words=tuple(words), after_dashes=after, **given)
 
 

@@ -19,6 +19,7 @@ from localmoe.errors import UsageError
 GIB = 1 << 30
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 THINK_LEVELS = ("auto", "off", "low", "medium", "high")
+OVERFLOWS = ("ask", "drop", "summarise", "stop")  # chat/context.py
 MAX_CONTEXT = 10 * 1024 * 1024  # tokens; planning/placement.py asks about no more
 MAX_INT = 2**31 - 1  # llama.cpp's int32
 
@@ -71,14 +72,18 @@ COMMANDS = {
                 'localmoe run big.gguf "Summarize this:" < notes.txt',
                 "localmoe run -m big.gguf --temp 0 -n 200 -- --help is not an option here",
             ),
-            ("memory", "answer", "output", "download"),
+            ("memory", "answer", "conversation", "output", "download"),
         ),
         Command(
             "chat",
             "chat [MODEL] [options]",
             "a conversation in the terminal; /help lists its commands",
-            ("localmoe chat big.gguf", "localmoe chat big.gguf --think low --ctx 16k"),
-            ("memory", "answer", "download"),
+            (
+                "localmoe chat big.gguf",
+                "localmoe chat big.gguf --think low --ctx 16k",
+                "localmoe chat --continue",
+            ),
+            ("memory", "answer", "conversation", "download"),
         ),
         Command(
             "list",
@@ -110,6 +115,8 @@ COMMANDS = {
         ),
     )
 }
+
+ALL_GROUPS = ("memory", "answer", "conversation", "output", "download")
 
 DESCRIPTION = (
     "Will this Mixture-of-Experts model run here, and laid out how over GPU, RAM and disk? "
@@ -148,7 +155,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
-    shown = chosen.groups if chosen else ("memory", "answer", "output", "download")
+    shown = chosen.groups if chosen else ALL_GROUPS
 
     def group(title: str, name: str) -> Callable[..., object]:
         section = parser.add_argument_group(title)
@@ -161,6 +168,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
     _memory_options(group("memory and placement", "memory"))
     _answer_options(group("the answer", "answer"))
+    _conversation_options(group("the conversation", "conversation"))
     _output_options(group("output", "output"))
     group("downloads", "download")(
         "-y",
@@ -227,6 +235,26 @@ def _answer_options(add: Callable[..., object]) -> None:
         choices=THINK_LEVELS,
         metavar="LEVEL",
         help="how much the model reasons first: " + ", ".join(THINK_LEVELS),
+    )
+
+
+def _conversation_options(add: Callable[..., object]) -> None:
+    add(
+        "-f",
+        "--file",
+        dest="files",
+        action="append",
+        metavar="FILE",
+        help="attach a text file to the first message (repeatable)",
+    )
+    add("--continue", dest="resume", action="store_true", help="go on with the last conversation")
+    add("--session", metavar="NAME", help="go on with this conversation, or begin it")
+    add("--no-history", action="store_true", help="leave no trace: no session, no typed lines")
+    add(
+        "--overflow",
+        choices=OVERFLOWS,
+        metavar="CHOICE",
+        help="when the next turn does not fit the context: " + ", ".join(OVERFLOWS),
     )
 
 
