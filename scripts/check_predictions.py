@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from localmoe.engine import protocol
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
+from localmoe.engine.rpc_build import build_rpc_library
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
-from scripts.build_rpc import rpc_library
 from tests.archs import ARCHITECTURES, generate
 from tests.archs.rpc_server import rpc_server
 
@@ -86,7 +85,7 @@ def without_host_weights(report: MemoryReport) -> MemoryReport:
 
 
 def main() -> None:
-    library = rpc_library()
+    build_rpc_library()
     print("# Predicted and real memory\n")
     print("Largest difference over contexts 512, 2,048, 4,096 and KV types f16, q8_0; written by")
     print(
@@ -98,14 +97,13 @@ def main() -> None:
     )
     print("\n| architecture | one device | … mapped | two devices | … mapped |")
     print("|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, rpc_server(library) as endpoint:
-        os.environ["LOCALMOE_RPC_LIBRARY"] = str(library)
-        os.environ["LOCALMOE_RPC_SERVERS"] = endpoint
+    with tempfile.TemporaryDirectory() as folder, rpc_server() as endpoint:
         for architecture in ARCHITECTURES:
             model = read_model(generate(architecture, Path(folder)))
             one, one_mapped = measure(model, settings())
             overrides = ((EXPERTS, CPU),)
-            split = settings(devices=("RPC0",), gpu_layers=-1, overrides=overrides)
+            there = {"devices": ("RPC0",), "remotes": (endpoint,), "gpu_layers": -1}
+            split = settings(overrides=overrides, **there)
             two, two_mapped = measure(model, split)
             print(
                 f"| {architecture} | {one} B | {one_mapped:.3f} % | {two} B | {two_mapped:.3f} % |"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from scripts.build_rpc import BuildError, rpc_library
+from localmoe.engine.rpc_build import build_rpc_library
+from localmoe.errors import EngineError
 from tests.archs import generate
 from tests.archs.rpc_server import rpc_server
 
@@ -34,8 +35,8 @@ def arch_file(model_dir: Path) -> Callable[..., Path]:
 def rpc_lib() -> Path:
     """The engine's RPC backend, for tests that need a second device; built once (seconds)."""
     try:
-        return rpc_library()
-    except BuildError as error:
+        return build_rpc_library()
+    except EngineError as error:
         if os.environ.get("CI"):  # there these tests may not go missing unseen
             raise
         pytest.skip(f"no RPC backend: {error}")
@@ -44,5 +45,5 @@ def rpc_lib() -> Path:
 @pytest.fixture
 def rpc_endpoint(rpc_lib: Path) -> Iterator[str]:
     """A server with a device of its own, alive during one test: "127.0.0.1:PORT"."""
-    with rpc_server(rpc_lib) as endpoint:
+    with rpc_server() as endpoint:
         yield endpoint

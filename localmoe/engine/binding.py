@@ -108,6 +108,7 @@ dev_memory = _function(
     ctypes.POINTER(ctypes.c_size_t),
     ctypes.POINTER(ctypes.c_size_t),
 )
+dev_properties = _function(_BASE, "ggml_backend_dev_get_props", None, _POINTER, _POINTER)
 dev_buffer_type = _function(_BASE, "ggml_backend_dev_buffer_type", _POINTER, _POINTER)
 dev_backend_reg = _function(_BASE, "ggml_backend_dev_backend_reg", _POINTER, _POINTER)
 reg_name = _function(_BASE, "ggml_backend_reg_name", ctypes.c_char_p, _POINTER)
@@ -126,6 +127,21 @@ class Device:
     backend: str
     free: int
     total: int
+    card: str | None = None  # PCI address of the hardware; None where the backend does not say
+
+
+class _Properties(ctypes.Structure):
+    """``struct ggml_backend_dev_props`` in ggml-backend.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("memory_free", ctypes.c_size_t),
+        ("memory_total", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("capabilities", ctypes.c_bool * 16),
+    )
 
 
 def devices() -> list[Device]:
@@ -135,6 +151,8 @@ def devices() -> list[Device]:
         dev = dev_get(index)
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         dev_memory(dev, ctypes.byref(free), ctypes.byref(total))
+        properties = _Properties()
+        dev_properties(dev, ctypes.byref(properties))
         found.append(
             Device(
                 name=dev_name(dev).decode(),
@@ -143,6 +161,7 @@ def devices() -> list[Device]:
                 backend=reg_name(dev_backend_reg(dev)).decode(),
                 free=free.value,
                 total=total.value,
+                card=(properties.device_id or b"").decode(errors="replace") or None,
             )
         )
     return found
@@ -162,19 +181,6 @@ def buffer_type_named(device: str) -> int:
     if device == "CPU":
         return int(cpu_buffer_type())
     return int(dev_buffer_type(device_named(device)))
-
-
-def add_rpc_server(library: Path, endpoint: str) -> None:
-    """Register a ggml RPC server (``host:port``) as further devices of this process.
-
-    ``library`` is ggml's RPC backend, built beside the engine: the stock build has none.
-    """
-    rpc = ctypes.CDLL(str(library))
-    add = _function(rpc, "ggml_backend_rpc_add_server", _POINTER, ctypes.c_char_p)
-    registry = add(endpoint.encode())
-    if not registry:
-        raise EngineError(f"no RPC server answers at {endpoint}")
-    backend_register(registry)
 
 
 # ---- the optional native helper -------------------------------------------------------------

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from localmoe.engine.process import WorkerProcess
+from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.facts.hardware import Gpu
 
 
@@ -18,13 +21,18 @@ class EngineInfo:
     cpu_features: tuple[str, ...]  # "AVX2", "AVX512" …
     native_helper: bool  # False: memory figures are totals, and interrupts wait for a token
     gpus: tuple[Gpu, ...]
+    rpc: bool = False  # workers on other machines can be used, and this one can be a worker
 
 
-def engine_info() -> EngineInfo:
-    """Start a worker, ask, and end it (about 0.2 s)."""
+def engine_info(remotes: Sequence[str] = ()) -> EngineInfo:
+    """Start a worker, ask, and end it (about 0.2 s).
+
+    The devices of ``remotes`` ("host:port" of RPC workers) are among the GPUs. Raises EngineError
+    when one of them cannot be used.
+    """
     worker = WorkerProcess()
     try:
-        answer = worker.ask("info")
+        answer = worker.ask("info", remotes=list(remotes))
     finally:
         worker.close()
     devices = answer["devices"]
@@ -37,9 +45,10 @@ def engine_info() -> EngineInfo:
             device=device["name"],
             backend=device["backend"].lower(),
             unified=device["kind"] == "igpu",
+            # An RPC device's description is the address of its server.
+            remote=device["description"] if device["backend"] == "RPC" else None,
         )
-        for device in devices
-        if device["kind"] in ("gpu", "igpu")
+        for device in once_per_card(devices)
     )
     features = re.findall(r"(\w+) = 1\b", answer["system_info"])
     return EngineInfo(
@@ -48,4 +57,25 @@ def engine_info() -> EngineInfo:
         cpu_features=tuple(features),
         native_helper=answer["native_helper"],
         gpus=gpus,
+        rpc=find_rpc_library() is not None,
     )
+
+
+def once_per_card(devices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """GPUs, each once: a card that two backends of one build see belongs to the first. Pure.
+
+    The rules are llama.cpp's (``llama_prepare_model_devices`` in src/llama.cpp): discrete cards
+    are told apart by their address; of integrated ones, which may have none, one backend's count.
+    """
+    found: list[Mapping[str, Any]] = []
+    for device in devices:
+        if device["kind"] not in ("gpu", "igpu"):
+            continue
+        same_card = device["card"] and any(device["card"] == other["card"] for other in found)
+        integrated = [other for other in found if other["kind"] == "igpu"]
+        seen_already = device["kind"] == "igpu" and any(
+            other["backend"] != device["backend"] for other in integrated
+        )
+        if not same_card and not seen_already:
+            found.append(device)
+    return found

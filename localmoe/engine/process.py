@@ -21,6 +21,11 @@ from localmoe.engine.native import native_path
 from localmoe.engine.protocol import Message
 from localmoe.errors import EngineCrashError, EngineError, ModelFileError
 
+REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
+    "Remote RPC server crashed",
+    "Failed to connect to",
+    "RPC handshake failed",
+)
 PATIENCE = 3.0  # seconds that a cancelled request may take to end
 LAST_EVENTS = frozenset({"info", "measured", "loaded", "finished", "counted", "error"})
 
@@ -191,6 +196,12 @@ class WorkerProcess:
             words = self._stderr[-1]
         words = re.sub(r"\S*/(?=[\w.-]+:\d+)", "", words)  # the folder it was built in
         said = f": {words}" if words else ""
+        if any(sign in line for sign in REMOTE_LOST for line in self._stderr):
+            return EngineCrashError(
+                "a remote worker went away, or lost the connection; the engine process ended "
+                "with it",
+                hint="start `localmoe worker` there again, or go on without its --remote",
+            )
         again = "the next message starts the engine again; `localmoe doctor` checks it"
         if status is None:
             return EngineCrashError(f"the engine process stopped answering{said}", hint=again)

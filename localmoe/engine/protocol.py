@@ -5,7 +5,7 @@ Requests (``op``):
 ======== =============================================== =======================================
 op       fields                                          events, the last one ends the request
 ======== =============================================== =======================================
-info     –                                               info
+info     remotes                                         info
 measure  paths, settings, architecture, vocabulary       measured
 load     paths, settings                                 progress*, loaded
 generate request                                         prefill*, text*, finished
@@ -110,6 +110,7 @@ def settings_from_json(data: Message) -> EngineSettings:
             "devices": tuple(data["devices"]),
             "tensor_split": tuple(data["tensor_split"]),
             "overrides": tuple((pattern, device) for pattern, device in data["overrides"]),
+            "remotes": tuple(data["remotes"]),
         }
     )
 

@@ -22,6 +22,7 @@ from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.generation import Generator
 from localmoe.engine.protocol import Message
 from localmoe.engine.readahead import read_ahead
+from localmoe.engine.rpc import Servers
 from localmoe.errors import EngineError, InterruptedLoadError, LocalmoeError, ModelFileError
 from localmoe.planning.memory import EngineSettings
 
@@ -47,11 +48,8 @@ class Worker:
             "generate": self._do_generate,
             "count": self._do_count,
         }
+        self._servers = Servers()
         llama.llama_backend_init()
-        library = os.environ.get("LOCALMOE_RPC_LIBRARY")
-        for endpoint in os.environ.get("LOCALMOE_RPC_SERVERS", "").split(","):
-            if library and endpoint:
-                binding.add_rpc_server(Path(library), endpoint)
 
     def handle(self, message: Message) -> None:
         """Answer one request. Errors become an error event; anything else is a bug and kills."""
@@ -63,7 +61,8 @@ class Worker:
         except LocalmoeError as error:
             self._send(protocol.error_to_message(error))
 
-    def _do_info(self, _: Message) -> None:
+    def _do_info(self, message: Message) -> None:
+        self._servers.add(message["remotes"])
         self._send(
             {
                 "event": "info",
@@ -76,6 +75,7 @@ class Worker:
 
     def _do_measure(self, message: Message) -> None:
         settings = protocol.settings_from_json(message["settings"])
+        self._servers.add(settings.remotes)
         dry_run = loader.DryRun(message["architecture"], message["vocabulary"])
         model = self._dry_model(message["paths"], settings, dry_run)
         ctx = loader.open_context(model, settings, self._log)
@@ -104,6 +104,7 @@ class Worker:
     def _do_load(self, message: Message) -> None:
         settings = protocol.settings_from_json(message["settings"])
         self._unload()
+        self._servers.add(settings.remotes)
         started = time.perf_counter()
         reported = 0.0
 

@@ -39,6 +39,7 @@ class Gpu:
     )  # the engine's device name ("CUDA0", "RPC0[host:port]"), None if not in_engine
     backend: str | None  # for in_engine=False: the build that would use it ("cuda", "vulkan", …)
     unified: bool = False  # shares the machine's RAM (integrated, Apple silicon)
+    remote: str | None = None  # "host:port" of the worker whose device it is
 
 
 def merge(engine: Sequence[Gpu], system: Sequence[Gpu]) -> tuple[Gpu, ...]:

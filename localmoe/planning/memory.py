@@ -26,6 +26,7 @@ class EngineSettings:
     tensor_split: tuple[float, ...] = ()  # shares of the devices; () = equal
     gpu_layers: int = 0  # trailing layers on the devices, the output counted as one; -1 = all
     overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device name)
+    remotes: tuple[str, ...] = ()  # "host:port" of workers, whose devices are RPC0, RPC1 …
     load_mode: str = "mmap"  # "mmap" | "none"
     read_ahead: bool = True  # the whole file into the page cache at load; pointless beyond RAM
     repack: bool = False  # llama.cpp's use_extra_bufts

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build_rpc import BuildError, rpc_library
+from localmoe.engine.rpc_build import build_rpc_library
+from localmoe.errors import EngineError
 from tests.archs.plain import PlainRunError, plain_greedy
 
 ArchFile = Callable[..., Path]
@@ -59,12 +60,10 @@ def test_dead_server_is_an_error(rpc_lib: Path, arch_file: ArchFile) -> None:
         )
 
 
-def test_sources_without_the_backend_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder that is not the engine's source gives a clear error and leaves no library."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_sources_without_the_backend_are_refused(rpc_lib: Path, tmp_path: Path) -> None:
+    """A folder that is not the engine's source gives a clear error and changes no library."""
+    before = rpc_lib.read_bytes()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BuildError, match=r"no ggml/src/ggml-rpc/ggml-rpc\.cpp"):
-        rpc_library(tmp_path / "empty")
-    assert not list(tmp_path.rglob("*.so"))
+    with pytest.raises(EngineError, match=r"no ggml/src/ggml-rpc/ggml-rpc\.cpp"):
+        build_rpc_library(tmp_path / "empty", anew=True)
+    assert rpc_lib.read_bytes() == before

@@ -67,17 +67,14 @@ def test_one_device(
 def test_two_devices(
     architecture: str,
     arch_file: Callable[[str], Path],
-    rpc_lib: Path,
     rpc_endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same, all layers on a second device except the experts of two, which stay on the host."""
-    monkeypatch.setenv("LOCALMOE_RPC_LIBRARY", str(rpc_lib))
-    monkeypatch.setenv("LOCALMOE_RPC_SERVERS", rpc_endpoint)
     model = read_model(arch_file(architecture))
     overrides = ((r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_(ch)?exps", CPU),)
-    runs = list(matrix(devices=("RPC0",), gpu_layers=-1, overrides=overrides))
-    runs.append(EngineSettings(1024, devices=("RPC0",), gpu_layers=2))
+    there = {"devices": ("RPC0",), "remotes": (rpc_endpoint,)}
+    runs = list(matrix(gpu_layers=-1, overrides=overrides, **there))
+    runs += [dataclasses.replace(runs[0], context=1024, gpu_layers=2, overrides=())]
     with Oracle(model) as oracle:  # and then the loads: a server has one client at a time
         predictions = [
             (oracle(settings), oracle(dataclasses.replace(settings, load_mode="none")))

@@ -1,0 +1,110 @@
+"""More than one machine: the devices of remote workers, through llama.cpp's RPC backend.
+
+A server has one client at a time and makes others wait without a word, and the backend aborts the
+process when a server does not answer as it should. So each server is greeted by ourselves first,
+with a time limit, and every way to fail is a typed error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import struct
+from collections.abc import Sequence
+
+from localmoe.engine.rpc_build import find_rpc_library
+from localmoe.errors import EngineError, UsageError
+
+DEFAULT_PORT = 50052  # llama.cpp's own
+PATIENCE = 5.0  # seconds that a worker may take to answer
+INSTALL = "localmoe engine install rpc"
+
+_HELLO = 14  # RPC_CMD_HELLO in ggml-rpc.cpp
+_CAPABILITIES = 24  # RPC_CONN_CAPS_SIZE in ggml-rpc/transport.h
+_PROTOCOL = 7  # RPC_PROTO_MAJOR_VERSION in ggml-rpc.h
+
+
+def endpoint_of(text: str) -> str:
+    """``host``, ``host:port`` or ``:port`` → ``host:port``. Raises UsageError."""
+    host, colon, port = text.partition(":")
+    host = host or "127.0.0.1"
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else 0
+    if not colon:
+        number = DEFAULT_PORT
+    if not 0 < number < 65536 or not host.isprintable() or any(c in host for c in " /@"):
+        raise UsageError(
+            f'--remote "{text}" is not host:port', hint=f"--remote 192.168.1.20:{DEFAULT_PORT}"
+        )
+    return f"{host}:{number}"
+
+
+def greet(endpoint: str, patience: float = PATIENCE) -> None:
+    """Make sure that a worker of our protocol answers there and is free.
+
+    Source of the greeting: ``negotiate_hello`` in llama.cpp's ggml-rpc.cpp. Raises EngineError.
+    """
+    host, port = endpoint.rsplit(":", 1)
+    start = f"on that machine: localmoe worker --port {port}"
+    try:
+        with socket.create_connection((host, int(port)), timeout=patience) as connection:
+            connection.sendall(struct.pack("<BQ", _HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
+            answer = _receive(connection, 8 + 4 + _CAPABILITIES)
+    except TimeoutError as error:
+        raise EngineError(
+            f"the worker at {endpoint} does not answer: most likely it serves somebody else, "
+            "and it serves one at a time",
+            hint="end the other localmoe, or leave --remote out",
+        ) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise EngineError(f"no worker answers at {endpoint}: {reason}", hint=start) from error
+    if len(answer) < 12:
+        raise EngineError(f"what listens at {endpoint} is no worker", hint=start)
+    length, major, minor, _ = struct.unpack_from("<Q3B", answer)
+    if length != 4 + _CAPABILITIES or major != _PROTOCOL:
+        raise EngineError(
+            f"the worker at {endpoint} speaks another version of the protocol ({major}.{minor})",
+            hint="the same version of localmoe on both machines",
+        )
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while len(data) < count and (more := connection.recv(count - len(data))):
+            data += more
+    return data
+
+
+class Servers:
+    """The RPC servers of this worker process, in the order in which they give devices names."""
+
+    def __init__(self) -> None:
+        self._known: list[str] = []
+        self._library: ctypes.CDLL | None = None
+
+    def add(self, endpoints: Sequence[str]) -> None:
+        """Register servers that are not known yet as devices ``RPC0``, ``RPC1`` …
+
+        Raises EngineError: no RPC backend in this engine build, or no free worker there.
+        """
+        from localmoe.engine import binding
+
+        new = [endpoint for endpoint in endpoints if endpoint not in self._known]
+        if not new:
+            return
+        if self._library is None:
+            path = find_rpc_library()
+            if path is None:
+                raise EngineError("this engine build has no RPC backend", hint=INSTALL)
+            self._library = ctypes.CDLL(str(path))
+            self._library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
+            self._library.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
+        for endpoint in new:
+            greet(endpoint)
+            registry = self._library.ggml_backend_rpc_add_server(endpoint.encode())
+            if not registry:
+                raise EngineError(f"the worker at {endpoint} has no device to give")
+            binding.backend_register(registry)
+            self._known.append(endpoint)
