@@ -11,6 +11,7 @@ LocalmoeError                 code            exit
 ├── EngineError               engine          1     the engine said no
 │   ├── EngineCrashError      engine_crash    1     the worker process died
 │   └── InterruptedLoadError  interrupted     130   a load was cancelled by its caller
+├── TraceFileError            bad_trace       1     not a routing trace, damaged, too large
 └── StorageError              storage         1     our own files cannot be read or written
 
 A message says what happened and why; the hint says what to type next.
@@ -84,3 +85,7 @@ class InterruptedLoadError(EngineError):
 
 class StorageError(LocalmoeError):
     code = "storage"
+
+
+class TraceFileError(LocalmoeError):
+    code = "bad_trace"

@@ -1,0 +1,59 @@
+"""Traces made by hand, for tests: what they hold is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localmoe.routing.records import DECODE, PREFILL, Trace, TraceHeader, TraceLayer
+
+QWEN3_TRACE = Path(__file__).parent / "data" / "qwen3-30b-a3b.route.csv.gz"
+
+
+def header(
+    layers: int = 2, experts: int = 8, used: int = 2, expert_bytes: int = 100, **more: Any
+) -> TraceHeader:
+    """Equal layers 0 … ``layers`` - 1."""
+    each = tuple(TraceLayer(i, experts, used, expert_bytes) for i in range(layers))
+    return TraceHeader("made by hand", "qwen3moe", each, **{"weights": False, **more})
+
+
+def trace(
+    ids: Sequence[NDArray[Any]],
+    experts: int = 8,
+    *,
+    prefill: int = 0,
+    segment: Sequence[int] | None = None,
+    labels: Sequence[str] = ("",),
+    tokens: Sequence[int] | None = None,
+    logits: Sequence[NDArray[Any]] | None = None,
+    expert_bytes: int = 100,
+) -> Trace:
+    """A trace of ``ids[layer]`` [n, k]; the first ``prefill`` tokens are one prefill batch."""
+    n = len(ids[0])
+    phase = np.where(np.arange(n) < prefill, PREFILL, DECODE).astype(np.uint8)
+    batch = np.maximum(np.arange(n) - max(prefill - 1, 0), 0).astype(np.int32)
+    layers = tuple(
+        TraceLayer(i, experts, array.shape[1], expert_bytes) for i, array in enumerate(ids)
+    )
+    return Trace(
+        header=TraceHeader(
+            "made by hand", "qwen3moe", layers, weights=False, logits=logits is not None
+        ),
+        phase=phase,
+        batch=batch,
+        tokens=np.array(tokens if tokens is not None else [-1] * n, np.int32),
+        segment=np.array(segment if segment is not None else [0] * n, np.int32),
+        labels=tuple(labels),
+        layer_ids=tuple(np.asarray(array, np.int16) for array in ids),
+        layer_logits=tuple(np.asarray(a, np.float32) for a in logits) if logits else None,
+    )
+
+
+def random_ids(rng: np.random.Generator, n: int, experts: int, used: int) -> NDArray[np.int16]:
+    """[n, used]: distinct experts per token, all equally likely."""
+    return np.argsort(rng.random((n, experts)), axis=1)[:, :used].astype(np.int16)
