@@ -31,11 +31,23 @@ class Options:
     gpu_layers: int | None = None  # -1: all
     n_cpu_moe: int | None = None
     batch: int | None = None  # tokens
+    experts_on: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()  # tier, spans of layers
+    overrides: tuple[tuple[str, str], ...] = ()  # tensor-name regex, device
+    remotes: tuple[str, ...] = ()  # "host:port"
+    host: str | None = None
+    port: int | None = None
+    dry_run: bool = False
     seed: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    schema: str | None = None  # path of a JSON schema
     max_tokens: int | None = None
     think: str = "auto"
     system: str | None = None
@@ -45,6 +57,16 @@ class Options:
     session: str | None = None
     no_history: bool = False
     overflow: str | None = None  # what to do when a turn does not fit; None: asks, or stops
+    memory: tuple[float | int, ...] = ()  # of bench: shares of the model's size, or bytes
+    runs: int | None = None
+    regimes: tuple[str, ...] = ()
+    baseline: str | None = None
+    prompt_tokens: int | None = None
+    plain_tokens: int | None = None
+    replay: str | None = None  # path
+    sweep: bool = False
+    log: str | None = None  # path
+    at_most: int | None = None
     json: bool = False
     jsonl: bool = False
     yes: bool = False
@@ -73,8 +95,8 @@ def parse(argv: Sequence[str]) -> Options:
         given = {"type_k": kv_type, "type_v": kv_type} | given
     if command is not None and command not in COMMANDS:
         raise unknown_command(command)
-    if "files" in given:
-        given["files"] = tuple(given["files"])
+    for name in given.keys() & {"files", "stop", "experts_on", "overrides", "remotes"}:
+        given[name] = tuple(given[name])
     if given.get("resume") and given.get("session"):
         raise UsageError(
             "--continue and --session are two ways to say which conversation",

@@ -35,6 +35,9 @@ HANDLERS = {
     "chat": ("localmoe.cli.chat", "chat_command"),
     "list": ("localmoe.cli.models", "list_command"),
     "show": ("localmoe.cli.models", "show_command"),
+    "bench": ("localmoe.cli.bench", "bench_command"),
+    "engine": ("localmoe.cli.engine", "engine_command"),
+    "worker": ("localmoe.cli.worker", "worker_command"),
     "doctor": ("localmoe.cli.doctor", "doctor_command"),
 }
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from localmoe.cli import places
+from localmoe.engine.rpc import DEFAULT_PORT
 from localmoe.errors import UsageError
 
 GIB = 1 << 30
@@ -107,6 +109,30 @@ COMMANDS = {
             ("output",),
         ),
         Command(
+            "bench",
+            "bench [MODEL] [options]",
+            "measure this machine with this model, under a memory limit if you like",
+            (
+                "localmoe bench big.gguf --memory 0.4x,0.75x",
+                "localmoe bench big.gguf --sweep --log big.jsonl --at-most 8",
+            ),
+            ("bench", "memory", "output", "download"),
+        ),
+        Command(
+            "engine",
+            "engine [install BACKEND] [options]",
+            "what the engine was built with; build it for cuda, vulkan, rocm, metal, rpc, cpu",
+            ("localmoe engine", "localmoe engine install cuda --dry-run"),
+            ("engine", "output"),
+        ),
+        Command(
+            "worker",
+            "worker [options]",
+            "give this machine's memory to a localmoe on another one (its --remote)",
+            ("localmoe worker", "localmoe worker --ram 8", "localmoe worker --host 0.0.0.0"),
+            ("worker", "output"),
+        ),
+        Command(
             "doctor",
             "doctor [options]",
             "hardware, engine and caches; each finding with what to type",
@@ -167,9 +193,14 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         return add
 
     _memory_options(group("memory and placement", "memory"))
+    _worker_options(group("the worker", "worker"))
     _answer_options(group("the answer", "answer"))
     _conversation_options(group("the conversation", "conversation"))
+    _bench_options(group("the measurement", "bench"))
     _output_options(group("output", "output"))
+    group("building", "engine")(
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
     group("downloads", "download")(
         "-y",
         "--yes",
@@ -213,12 +244,51 @@ def _memory_options(add: Callable[..., object]) -> None:
         help="keep the experts of the first N layers off the GPU",
     )
     add("-b", "--batch", type=_whole(1, MAX_INT), metavar="N", help="tokens per prefill batch")
+    add(
+        "--experts-on",
+        action="append",
+        type=places.experts_on,
+        metavar="TIER[:LAYERS]",
+        help="gpu, ram or disk for the experts of some layers (ram:0-11,15) or of all; repeatable",
+    )
+    add(
+        "-ot",
+        "--override",
+        "--override-tensor",
+        dest="overrides",
+        action="extend",
+        type=places.override,
+        metavar="REGEX=DEVICE",
+        help="put tensors by name: -ot 'blk.3.*exps=CPU'; before every other rule; repeatable",
+    )
+    add(
+        "--remote",
+        "--rpc",
+        dest="remotes",
+        action="extend",
+        type=places.remote,
+        metavar="HOST:PORT",
+        help="use the memory of a `localmoe worker` on another machine; repeatable",
+    )
+
+
+def _worker_options(add: Callable[..., object]) -> None:
+    add("--host", metavar="ADDRESS", help="where to listen (127.0.0.1: this machine only)")
+    add("--port", type=_whole(1, 65535), metavar="N", help=f"and at which port ({DEFAULT_PORT})")
 
 
 def _answer_options(add: Callable[..., object]) -> None:
     add("--system", metavar="TEXT", help="system prompt")
     add("--plain", action="store_true", help="no chat template: the model continues the text")
-    add("-n", "--max-tokens", type=_token_limit, metavar="N", help="stop after N tokens")
+    add(
+        "-n",
+        "--max-tokens",
+        "--tokens",
+        dest="max_tokens",
+        type=_token_limit,
+        metavar="N",
+        help="stop after N tokens",
+    )
     add(
         "--temp",
         dest="temperature",
@@ -229,7 +299,34 @@ def _answer_options(add: Callable[..., object]) -> None:
     add("--top-k", type=_whole(0, MAX_INT), metavar="N", help="sample from the N likeliest; 0: all")
     add("--top-p", type=_number(0, 1), metavar="X", help="sample from the likeliest that sum to X")
     add("--min-p", type=_number(0, 1), metavar="X", help="drop tokens below X times the likeliest")
+    add(
+        "--repeat-penalty",
+        type=_number(0.01, 100),
+        metavar="X",
+        help="make tokens of the last N less likely; 1: off",
+    )
+    add(
+        "--repeat-last-n",
+        type=_whole(0, MAX_INT),
+        metavar="N",
+        help="how far the penalties look back (64)",
+    )
+    add("--presence-penalty", type=_number(-2, 2), metavar="X", help="against words used; 0: off")
+    add(
+        "--frequency-penalty",
+        type=_number(-2, 2),
+        metavar="X",
+        help="against words used often; 0: off",
+    )
     add("--seed", type=_seed, metavar="N", help="repeat the same random choices")
+    add(
+        "-r",
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the answer where TEXT would come (repeatable)",
+    )
+    add("--schema", metavar="FILE", help="answer in JSON that a JSON schema describes")
     add(
         "--think",
         choices=THINK_LEVELS,
@@ -256,6 +353,24 @@ def _conversation_options(add: Callable[..., object]) -> None:
         metavar="CHOICE",
         help="when the next turn does not fit the context: " + ", ".join(OVERFLOWS),
     )
+
+
+def _bench_options(add: Callable[..., object]) -> None:
+    add(
+        "--memory",
+        type=_limits,
+        metavar="LIST",
+        help="hard limits: 0.4x of the model's size, or GiB; separated by commas",
+    )
+    add("--runs", type=_whole(1, 1000), metavar="N", help="runs of each kind (3), alternating")
+    add("--regimes", type=_names, metavar="LIST", help="of plain, off, page, private, auto")
+    add("--baseline", choices=("mmap",), metavar="mmap", help="plain llama.cpp among them")
+    add("--prompt-tokens", type=_whole(1, MAX_INT), metavar="N", help="tokens to read (32)")
+    add("--plain-tokens", type=_whole(1, MAX_INT), metavar="N", help="plain writes only N tokens")
+    add("--replay", metavar="TRACE", help="impose a recorded routing on every run")
+    add("--sweep", action="store_true", help="eight limits between 0.3x and 1.2x")
+    add("--log", metavar="FILE", help="remember runs there, and make only what is missing")
+    add("--at-most", type=_whole(0, MAX_INT), metavar="N", help="stop after N runs")
 
 
 def _output_options(add: Callable[..., object]) -> None:
@@ -374,3 +489,25 @@ def _ram(text: str) -> int:
 
 def _nothing(text: str) -> NoReturn:
     raise _bad(text, "a number of GiB above 0, such as 16")
+
+
+def _limits(text: str) -> tuple[float | int, ...]:
+    """Shares of the model's size as floats ("0.4x"), bytes as ints ("6.5": GiB)."""
+    limits: list[float | int] = []
+    for word in text.split(","):
+        share = word.strip().removesuffix("x")
+        if share == word.strip():
+            limits.append(_ram(share))
+            continue
+        try:
+            value = float(share)
+        except ValueError:
+            value = math.nan
+        if not 0.01 <= value <= 100:
+            raise _bad(word, "a share such as 0.4x, or a number of GiB")
+        limits.append(value)
+    return tuple(limits)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",")))

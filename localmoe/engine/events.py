@@ -33,6 +33,7 @@ class Request:
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     add_bos: bool = True  # False when the template already wrote it
+    ignore_end: bool = False  # go on after the model ended: for measurements
 
 
 @dataclass(frozen=True, slots=True)

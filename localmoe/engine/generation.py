@@ -75,7 +75,7 @@ class Generator:
             while produced < limit:
                 token = llama.llama_sampler_sample(chain, self._ctx, -1)
                 first = first or time.perf_counter()
-                if self.vocabulary.ends_generation(token):
+                if self.vocabulary.ends_generation(token) and not request.ignore_end:
                     reason = "stop"
                     break
                 produced += 1

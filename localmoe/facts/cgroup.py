@@ -44,6 +44,11 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def own_groups(controller: str | None, root: Path = Path("/")) -> tuple[Path, ...]:
+    """This process's group of a v1 controller and those above it; ``None`` is version 2."""
+    return tuple(_folders(root, controller))
+
+
 def _v2_levels(root: Path) -> Iterator[MemoryLimit]:
     for folder in _folders(root, None):
         # memory.high is where the kernel slows a group down; a plan must stay below it as well.

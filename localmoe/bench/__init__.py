@@ -1,0 +1,1 @@
+"""Measuring: runs of one model under a memory limit, regime beside regime, and their bounds."""

@@ -1,0 +1,176 @@
+"""``bench``: what this machine does with this model, regime beside regime, under a memory limit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from localmoe.bench.figures import Summary, compute_seconds, ratios, summarize
+from localmoe.bench.records import RESIDENT, Job, Log, Run
+from localmoe.bench.runner import Start, run
+from localmoe.cli import bench_screen, documents, prepare
+from localmoe.cli.arguments import Options, only_model
+from localmoe.cli.output import Output
+from localmoe.errors import DoesNotFitError, UsageError
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.planning.budget import PROCESS_BYTES
+from localmoe.planning.plan import Plan, Verdict
+
+PLAIN, OFF = "plain", "off"
+REGIMES = (PLAIN, "page", "private", "auto")
+KNOWN = (*REGIMES, OFF)
+SWEEP = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.2)  # shares of the model's size
+LEAST_CONTEXT = 2048  # tokens
+_ROOM = 64  # tokens of the context beyond prompt and answer
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Everything that was asked for, in the order in which it is done."""
+
+    model: Model
+    jobs: tuple[Job, ...]
+    shared: int  # decode steps that all regimes make
+    replay: str = ""  # path
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        return tuple(dict.fromkeys(job.memory for job in self.jobs if job.regime != RESIDENT))
+
+
+def bench_command(options: Options, output: Output) -> int:
+    """Exit code 0 when every regime finished at least once under every limit, else 1."""
+    model = prepare.open_model(only_model(options), output, options)
+    task = task_of(options, model, psutil.virtual_memory().available)
+    log = Log(Path(options.log) if options.log else None)
+    left = log.missing(task.jobs)
+    if options.at_most is not None:
+        left = left[: options.at_most]
+    planner = _Planner(task, options)
+    done = len(task.jobs) - len(left)
+    for number, job in enumerate(left, start=done + 1):
+        made = planner.make(job)
+        log.add(made)
+        output.note(f"{number}/{len(task.jobs)} {bench_screen.run_line(made, task.model)}")
+        if output.lines:
+            output.json({"event": "run", **dataclasses.asdict(made)})
+    runs = log.of(task.jobs)
+    summaries = summaries_of(task, runs)
+    if output.as_json:
+        head = {"event": "done"} if output.lines else {}
+        output.json(head | bench_document(task, planner.machine, summaries))
+    else:
+        output.print(*bench_screen.screen(model, task.jobs, runs, summaries, task.shared))
+    return 0 if all(s.decode is not None for s in summaries) else 1
+
+
+def task_of(options: Options, model: Model, free: int) -> Task:
+    """What to run, limit by limit, the regimes alternating. ``free``: bytes of RAM now."""
+    steps, prompt = options.max_tokens or 64, options.prompt_tokens or 32
+    regimes = options.regimes or (REGIMES if model.is_moe else (PLAIN, "auto"))
+    if options.baseline and PLAIN not in regimes:
+        regimes = (PLAIN, *regimes)
+    if unknown := [name for name in regimes if name not in KNOWN]:
+        raise UsageError(f"no regime {unknown[0]}", hint=f"--regimes {','.join(KNOWN)}")
+    limits = options.memory or (SWEEP if options.sweep else (None,))
+    plain_steps = min(steps, options.plain_tokens or steps)
+    head = Job(
+        model=model.name,
+        size=model.size,
+        regime=RESIDENT,
+        memory=None,
+        repeat=0,
+        prompt_tokens=prompt,
+        steps=steps,
+    )
+    jobs = [head] if free > model.size + (model.size >> 3) else []
+    for limit in limits:
+        jobs += [
+            dataclasses.replace(
+                head,
+                regime=regime,
+                memory=limit_bytes(limit, model),
+                repeat=repeat,
+                steps=plain_steps if regime == PLAIN else steps,
+            )
+            for repeat in range(options.runs or 3)
+            for regime in regimes
+        ]
+    return Task(model, tuple(jobs), plain_steps if PLAIN in regimes else steps)
+
+
+def limit_bytes(limit: float | int | None, model: Model) -> int | None:
+    """A share of the model's size (float) or bytes (int), in bytes."""
+    return int(limit * model.size) if isinstance(limit, float) else limit
+
+
+class _Planner:
+    """Plans and makes runs; a plan is asked for once per regime and limit."""
+
+    def __init__(self, task: Task, options: Options) -> None:
+        self._task = task
+        tokens = task.jobs[0].prompt_tokens + task.jobs[0].steps + _ROOM
+        self._options = dataclasses.replace(
+            options, context=options.context or max(LEAST_CONTEXT, -(-tokens // 256) * 256)
+        )
+        self.machine: Machine = prepare.find_machine(self._options, imagined=False)
+        self._plan = cache(self._make_plan)
+
+    def make(self, job: Job) -> Run:
+        plan = self._plan(job.regime, job.memory)
+        return run(job, self._task.model, start_of(job.regime, plan))
+
+    def _make_plan(self, regime: str, limit: int | None) -> Plan:
+        """As ``run`` would plan with so much RAM. Raises DoesNotFitError."""
+        options = dataclasses.replace(self._options, ram=limit or self._options.ram)
+        plan = prepare.plan_for(self._task.model, self.machine, options, imagined=False)
+        if plan.verdict is Verdict.NO:
+            raise DoesNotFitError(
+                f"{self._task.model.name} does not run with so little memory: {plan.reason}",
+                hint="a greater --memory",
+            )
+        return plan
+
+
+def start_of(regime: str, plan: Plan) -> Start:
+    """How the engine is started in a regime, by the plan that all of them share. Pure."""
+    settings = plan.settings
+    planned = plan.tiers.ram + PROCESS_BYTES
+    if regime == PLAIN:
+        # llama.cpp's own mapping, which reads the whole file first.
+        plain = dataclasses.replace(settings, read_ahead=False)
+        return Start(plain, planned, {"LOCALMOE_NO_NATIVE": "1"})
+    if regime == RESIDENT:
+        return Start(dataclasses.replace(settings, read_ahead=True), planned)
+    return Start(settings, planned)
+
+
+def summaries_of(task: Task, runs: Sequence[Run]) -> list[Summary]:
+    """One per limit and regime that was run, in the order of the jobs. Pure."""
+    groups: dict[tuple[int | None, str], list[Run]] = {}
+    for each in runs:
+        if each.job.regime != RESIDENT:
+            groups.setdefault((each.job.memory, each.job.regime), []).append(each)
+    compute = compute_seconds(runs, max(job.steps for job in task.jobs))
+    return [summarize(group, shared=task.shared, compute_s=compute) for group in groups.values()]
+
+
+def bench_document(task: Task, machine: Machine, summaries: Sequence[Summary]) -> documents.Json:
+    """``bench --json`` of the command line contract."""
+    by_limit = {limit: [s for s in summaries if s.memory == limit] for limit in task.limits}
+    return {
+        "machine": documents.machine_document(machine),
+        "model": task.model.name,
+        "runs": [bench_screen.summary_document(summary) for summary in summaries],
+        "ratios": {
+            bench_screen.limit_name(limit, task.model): ratios(group)
+            for limit, group in by_limit.items()
+        },
+    }

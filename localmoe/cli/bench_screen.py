@@ -1,0 +1,154 @@
+"""Measurements → what a person sees, and what ``bench --json`` says. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from localmoe.bench.figures import Spread, Summary, compute_seconds, ratios, window
+from localmoe.bench.records import RESIDENT, Job, Run
+from localmoe.cli.documents import Json
+from localmoe.cli.render import Rows, title
+from localmoe.facts.model import Model
+from localmoe.text import clean_line, format_bytes
+
+NOTHING = "–"
+
+
+def screen(
+    model: Model,
+    jobs: Sequence[Job],
+    runs: Sequence[Run],
+    summaries: Sequence[Summary],
+    shared: int,
+) -> Iterator[RenderableType]:
+    """A heading, then one table per memory limit."""
+    yield title(model)
+    job = jobs[0]
+    routing = f" · routing imposed: {clean_line(job.replay)}" if job.replay else ""
+    yield Text(f"{job.prompt_tokens} tokens read, {job.steps} written, cold cache{routing}")
+    seconds = compute_seconds(runs, job.steps)
+    if seconds is not None:
+        resident = any(run.job.regime == RESIDENT for run in runs)
+        how = "all in RAM" if resident else "not waiting for the disk"
+        yield Text(f"computing alone: {1 / seconds:.2f} tok/s ({how})")
+    for limit in dict.fromkeys(summary.memory for summary in summaries):
+        group = [summary for summary in summaries if summary.memory == limit]
+        limited = {run.limited_by for run in runs if run.job.memory == limit and not run.error}
+        yield Text("")
+        yield Text(f"memory {limit_name(limit, model)} ({', '.join(sorted(limited))})")
+        yield _table(group, shared)
+        for summary in group:
+            for error in summary.errors:
+                yield Text(f"{summary.regime}: {clean_line(error)}", style="red")
+
+
+def _table(group: Sequence[Summary], shared: int) -> Rows:
+    against = ratios(group)
+    right = (
+        "tok/s",
+        f"first {shared}",
+        "vs plain",
+        "first token",
+        "load",
+        "prefill",
+        "hits",
+        "read/token",
+        "disk",
+        "own bound",
+        "stretch",
+        "peak",
+    )
+    rows = [
+        (
+            _regime(summary),
+            spread(summary.decode, ".2f"),
+            spread(summary.shared, ".2f"),
+            f"{against[summary.regime]:.1f} ×" if summary.regime in against else NOTHING,
+            spread(summary.first_s, ".1f", " s"),
+            median(summary.load_s, ".1f", " s"),
+            median(summary.prefill, ".1f"),
+            median(summary.hit_rate, ".3f"),
+            NOTHING
+            if summary.bytes_per_token is None
+            else format_bytes(int(summary.bytes_per_token.median)),
+            NOTHING if summary.disk is None else f"{summary.disk.median / 1e9:.2f} GB/s",
+            median(summary.own_bound, ".2f"),
+            median(summary.stretch, ".2f"),
+            format_bytes(summary.anonymous_peak + summary.locked_peak),
+        )
+        for summary in group
+    ]
+    return Rows(("regime", *right), rows, right=right)
+
+
+def _regime(summary: Summary) -> str:
+    other = [name for name in summary.ran if name != summary.regime]
+    return f"{summary.regime} ({', '.join(other)})" if other else summary.regime
+
+
+def spread(values: Spread | None, form: str, unit: str = "") -> str:
+    """``4.51 (4.40–4.62)``, median and range; the median alone where there is no range."""
+    if values is None:
+        return NOTHING
+    if values.low == values.high:
+        return f"{values.median:{form}}{unit}"
+    return f"{values.median:{form}}{unit} ({values.low:{form}}–{values.high:{form}})"
+
+
+def median(values: Spread | None, form: str, unit: str = "") -> str:
+    return NOTHING if values is None else f"{values.median:{form}}{unit}"
+
+
+def run_line(run: Run, model: Model) -> str:
+    """One run, in one line."""
+    where = f"{run.job.regime} · {limit_name(run.job.memory, model)}"
+    if run.error:
+        return f"{where}: {clean_line(run.error)}"
+    found = window(run, run.job.steps)
+    speed = f"{found.tps:.2f} tok/s" if found else "no speed"
+    warm = "" if run.cold or run.job.regime == RESIDENT else " · not from a cold cache"
+    return f"{where}: {speed} · first token after {run.first_s:.1f} s{warm}"
+
+
+def limit_name(limit: int | None, model: Model) -> str:
+    if limit is None:
+        return "not limited"
+    return f"{format_bytes(limit)}, {limit / model.size:.2f} × the model"
+
+
+def summary_document(summary: Summary) -> Json:
+    """One of the ``runs`` of ``bench --json``. Speeds are tokens per second, sizes bytes."""
+    share = summary.memory
+    name = summary.regime if share is None else f"{summary.regime} at {format_bytes(share)}"
+    return {
+        "name": name,
+        "regime": summary.regime,
+        "memory": summary.memory,
+        "runs": summary.runs,
+        "steps": summary.steps,
+        "decode_tps": _spread(summary.decode),
+        "shared_window_tps": _spread(summary.shared),
+        "prefill_tps": _spread(summary.prefill),
+        "first_token_s": _spread(summary.first_s),
+        "ttft_s": _spread(summary.ttft_s),
+        "load_s": _spread(summary.load_s),
+        "hit_rate": _spread(summary.hit_rate),
+        "bytes_read_per_token": _spread(summary.bytes_per_token),
+        "disk_bandwidth": _spread(summary.disk),
+        "of_own_bound": _spread(summary.own_bound),
+        "of_stretch_bound": _spread(summary.stretch),
+        "anonymous_peak": summary.anonymous_peak,
+        "locked_peak": summary.locked_peak,
+        "charged_peak": summary.charged_peak,
+        "planned": summary.planned,
+        "ran": list(summary.ran),
+        "errors": list(summary.errors),
+    }
+
+
+def _spread(values: Spread | None) -> Json | None:
+    return None if values is None else asdict(values)
