@@ -5,30 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 from localmoe import __version__, storage
 from localmoe.cli import documents, prepare, render
 from localmoe.cli.arguments import Options, no_words
+from localmoe.cli.idle import idle_gpus, install_command
 from localmoe.cli.output import Output
+from localmoe.engine.builds import binding_version
 from localmoe.engine.devices import EngineInfo, engine_info
+from localmoe.engine.rpc import INSTALL as INSTALL_RPC
 from localmoe.errors import LocalmoeError
 from localmoe.facts import catalog, hardware
-from localmoe.facts.hardware import Gpu, Machine
+from localmoe.facts.hardware import Machine
 from localmoe.text import format_bytes
 
 LITTLE_DISK = 20 << 30  # bytes; a 30B-A3B in Q4_K_M takes about 18 GB
-SUPPORTED_BINDING = "0.3.36"
-VULKAN = "-DGGML_VULKAN=on"  # runs on any vendor's GPU
-BUILD_FLAGS = {
-    "cuda": "-DGGML_CUDA=on",
-    "vulkan": VULKAN,
-    "rocm": "-DGGML_HIP=on",
-    "hip": "-DGGML_HIP=on",
-    "metal": "-DGGML_METAL=on",
-    "sycl": "-DGGML_SYCL=on",
-}
 REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall --no-deps ."
 
 
@@ -47,13 +39,13 @@ def doctor_command(options: Options, output: Output) -> int:
     info: EngineInfo | None = None
     broken: LocalmoeError | None = None
     try:
-        info = engine_info()
+        info = engine_info(options.remotes)
     except LocalmoeError as error:
         broken = error
     machine = hardware.detect(info.gpus if info else ())
     machine = prepare.apply_limits(machine, options, imagined=False)
     version = binding_version()
-    found = [*machine_findings(machine), *gpu_findings(machine, version)]
+    found = [*machine_findings(machine), *gpu_findings(machine)]
     found += [*engine_findings(info, broken, version), *model_findings(catalog.local_models())]
     if output.as_json:
         output.json(
@@ -73,14 +65,6 @@ def doctor_command(options: Options, output: Output) -> int:
     else:
         output.print(render.doctor_screen([(f.area, f.text, f.fix) for f in found]))
     return 0 if info else 1
-
-
-def binding_version() -> str:
-    """Of the installed llama-cpp-python: what a rebuild has to name."""
-    try:
-        return metadata.version("llama-cpp-python")
-    except metadata.PackageNotFoundError:
-        return SUPPORTED_BINDING
 
 
 def machine_findings(machine: Machine) -> Iterator[Finding]:
@@ -108,22 +92,18 @@ def model_findings(here: Sequence[Path]) -> Iterator[Finding]:
         yield Finding("models", text, REINSTALL)
 
 
-def gpu_findings(machine: Machine, version: str) -> Iterator[Finding]:
+def gpu_findings(machine: Machine) -> Iterator[Finding]:
     """Each GPU, and how to build an engine for one that lies idle. Pure."""
     if not machine.gpus:
         yield Finding("gpu", "none found: models run on the processor")
+    useful = idle_gpus(machine)
     for gpu in machine.gpus:
         if gpu.in_engine:
             memory = f"{format_bytes(gpu.free)} free of {format_bytes(gpu.total)}"
             yield Finding("gpu", f"{gpu.name} ({gpu.device}): {memory}")
         else:
             idle = f"GPU idle: {gpu.name} is not in this engine build"
-            yield Finding("gpu", idle, rebuild_command(gpu, version))
-
-
-def rebuild_command(gpu: Gpu, version: str) -> str:
-    """What to type for an engine that has this GPU's backend."""
-    return f"CMAKE_ARGS={BUILD_FLAGS.get(gpu.backend or '', VULKAN)} {reinstall(version)}"
+            yield Finding("gpu", idle, install_command(gpu) if gpu in useful else None)
 
 
 def reinstall(version: str) -> str:
@@ -143,6 +123,12 @@ def engine_findings(
     yield Finding("engine", f"llama-cpp-python {version}, backends: {backends}")
     features = ", ".join(info.cpu_features) or "none"
     yield Finding("engine", f"processor features in use: {features}")
+    if info.rpc:
+        yield Finding("engine", "other machines: RPC is in this engine build")
+    else:
+        # no fault: only who wants other machines needs it
+        text = f"other machines: no RPC in this engine build ({INSTALL_RPC})"
+        yield Finding("engine", text)
     if info.native_helper:
         yield Finding("engine", "native helper: present")
     else:

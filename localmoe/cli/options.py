@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from localmoe.cli import places
-from localmoe.engine.rpc import DEFAULT_PORT
 from localmoe.errors import UsageError
 
 GIB = 1 << 30
@@ -274,7 +273,12 @@ def _memory_options(add: Callable[..., object]) -> None:
 
 def _worker_options(add: Callable[..., object]) -> None:
     add("--host", metavar="ADDRESS", help="where to listen (127.0.0.1: this machine only)")
-    add("--port", type=_whole(1, 65535), metavar="N", help=f"and at which port ({DEFAULT_PORT})")
+    add(
+        "--port",
+        type=_whole(1, 65535),
+        metavar="N",
+        help=f"and at which port ({places.DEFAULT_PORT})",
+    )
 
 
 def _answer_options(add: Callable[..., object]) -> None:
@@ -307,7 +311,7 @@ def _answer_options(add: Callable[..., object]) -> None:
     )
     add(
         "--repeat-last-n",
-        type=_whole(0, MAX_INT),
+        type=_whole(0, 1 << 20),
         metavar="N",
         help="how far the penalties look back (64)",
     )

@@ -14,29 +14,14 @@ import struct
 from collections.abc import Sequence
 
 from localmoe.engine.rpc_build import find_rpc_library
-from localmoe.errors import EngineError, UsageError
+from localmoe.errors import EngineError
 
-DEFAULT_PORT = 50052  # llama.cpp's own
 PATIENCE = 5.0  # seconds that a worker may take to answer
 INSTALL = "localmoe engine install rpc"
 
 _HELLO = 14  # RPC_CMD_HELLO in ggml-rpc.cpp
 _CAPABILITIES = 24  # RPC_CONN_CAPS_SIZE in ggml-rpc/transport.h
 _PROTOCOL = 7  # RPC_PROTO_MAJOR_VERSION in ggml-rpc.h
-
-
-def endpoint_of(text: str) -> str:
-    """``host``, ``host:port`` or ``:port`` → ``host:port``. Raises UsageError."""
-    host, colon, port = text.partition(":")
-    host = host or "127.0.0.1"
-    number = int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else 0
-    if not colon:
-        number = DEFAULT_PORT
-    if not 0 < number < 65536 or not host.isprintable() or any(c in host for c in " /@"):
-        raise UsageError(
-            f'--remote "{text}" is not host:port', hint=f"--remote 192.168.1.20:{DEFAULT_PORT}"
-        )
-    return f"{host}:{number}"
 
 
 def greet(endpoint: str, patience: float = PATIENCE) -> None:

@@ -1,0 +1,87 @@
+"""``worker``: this machine's memory for a localmoe on another one, by llama.cpp's RPC server."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import ipaddress
+import socket
+from dataclasses import asdict
+
+from localmoe.cli.arguments import Options, no_words
+from localmoe.cli.live import LiveLine
+from localmoe.cli.output import Output
+from localmoe.cli.places import DEFAULT_PORT
+from localmoe.engine.serving import Server
+from localmoe.facts import hardware
+from localmoe.text import clean_line, format_bytes
+
+LOOPBACK = "127.0.0.1"
+
+
+def worker_command(options: Options, output: Output) -> int:
+    """Serve until Ctrl-C."""
+    no_words(options)
+    host, port = options.host or LOOPBACK, options.port or DEFAULT_PORT
+    warning = warning_for(host, port)
+    if warning:
+        output.warn(warning)
+    threads = options.threads or hardware.detect().cores_physical
+    with Server(host, port, threads, options.ram) as server:
+        if output.as_json:
+            output.json(
+                {
+                    "endpoint": server.endpoint,
+                    "pid": server.pid,
+                    "devices": [asdict(device) for device in server.devices],
+                    "warning": warning,
+                }
+            )
+        else:
+            for device in server.devices:
+                memory = f"{format_bytes(device.free)} free of {format_bytes(device.total)}"
+                output.print(f"serving {device.name} ({clean_line(device.description)}): {memory}")
+            output.print(f"at {server.endpoint}, one client at a time; Ctrl-C ends it")
+            for how in how_to_connect(host, port):
+                output.print(f"  {how}")
+        with LiveLine(output.stderr) as line, contextlib.suppress(KeyboardInterrupt):
+            while True:
+                event = server.next_event()
+                if event == "ended":
+                    output.warn("the server ended, and was started again")
+                line.show("in use" if event == "connected" else "waiting")
+    return 0
+
+
+def warning_for(host: str, port: int) -> str | None:
+    """What is dangerous about an address that others can reach. Pure but for our own names."""
+    if is_loopback(host):
+        return None
+    return (
+        f"anyone who reaches {host}:{port} can use this machine's memory and crash the server: the "
+        "protocol has no password and no encryption. Safer: listen on 127.0.0.1 and, on the other "
+        f"machine, {ssh_line(port)}"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def ssh_line(port: int) -> str:
+    """A tunnel from the other machine to this one."""
+    return f"ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
+
+
+def how_to_connect(host: str, port: int) -> list[str]:
+    """What to type on the other machine."""
+    if is_loopback(host):
+        return [
+            f"on the other machine: {ssh_line(port)}",
+            f"and there: localmoe chat MODEL --remote 127.0.0.1:{port}",
+        ]
+    name = socket.gethostname() if host == "0.0.0.0" else host
+    return [f"on the other machine: localmoe chat MODEL --remote {name}:{port}"]
