@@ -15,7 +15,10 @@ class Sampling:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
-    repeat_penalty: float = 1.0
+    repeat_penalty: float = 1.0  # 1: none
+    repeat_last_n: int = 64  # tokens that the three penalties look back on
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None  # None: a fresh one each time
 
 
@@ -32,6 +35,7 @@ class Request:
     max_tokens: int | None = None  # None: until the model stops or the context is full
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
+    grammar: str | None = None  # GBNF that the answer must follow
     add_bos: bool = True  # False when the template already wrote it
     ignore_end: bool = False  # go on after the model ended: for measurements
 

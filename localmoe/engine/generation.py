@@ -14,7 +14,7 @@ from localmoe.engine import binding
 from localmoe.engine.binding import llama
 from localmoe.engine.events import Finished, PrefillProgress, Request, Text
 from localmoe.engine.kv import KvState
-from localmoe.engine.sampling import build_chain
+from localmoe.engine.sampling import Sampler
 from localmoe.engine.vocabulary import TextStream, Vocabulary
 from localmoe.errors import ContextOverflowError, EngineError
 
@@ -62,7 +62,7 @@ class Generator:
         limit = room if request.max_tokens is None else min(request.max_tokens, room)
         reused = self._kv.reuse(prompt)
         stream = TextStream(request.stop)
-        chain = build_chain(request.sampling, self.vocabulary.size, prompt)
+        sampler = Sampler(request.sampling, self.vocabulary, prompt, request.grammar)
         produced, reason = 0, "length"
         first = last = 0.0
         try:
@@ -73,7 +73,7 @@ class Generator:
             if not self._abort_is_cheap:
                 llama.llama_set_abort_callback(self._ctx, *self._no_abort)
             while produced < limit:
-                token = llama.llama_sampler_sample(chain, self._ctx, -1)
+                token = sampler.next(self._ctx)
                 first = first or time.perf_counter()
                 if self.vocabulary.ends_generation(token) and not request.ignore_end:
                     reason = "stop"
@@ -93,7 +93,7 @@ class Generator:
             reason = "interrupted"
             prefilled = time.perf_counter()
         finally:
-            llama.llama_sampler_free(chain)
+            sampler.close()
             if not self._abort_is_cheap:
                 llama.llama_set_abort_callback(self._ctx, *self._abort)
         rest = stream.flush() if stream.stopped_by is None else ""

@@ -14,9 +14,9 @@ class Vocabulary:
     """Tokenizer of one loaded model."""
 
     def __init__(self, model: Any) -> None:
-        self._vocab = llama.llama_model_get_vocab(model)
+        self.handle = llama.llama_model_get_vocab(model)
         self._pieces: dict[int, bytes] = {}
-        self.size = int(llama.llama_vocab_n_tokens(self._vocab))
+        self.size = int(llama.llama_vocab_n_tokens(self.handle))
 
     def tokenize(self, text: str, *, add_bos: bool) -> list[int]:
         """Token ids of ``text``; special tokens written in it are recognised.
@@ -27,7 +27,7 @@ class Vocabulary:
         room = len(data) + 8
         while True:
             buffer = (ctypes.c_int32 * room)()
-            count = llama.llama_tokenize(self._vocab, data, len(data), buffer, room, add_bos, True)
+            count = llama.llama_tokenize(self.handle, data, len(data), buffer, room, add_bos, True)
             if count >= 0:
                 return list(buffer[:count])
             if -count <= room:
@@ -41,7 +41,7 @@ class Vocabulary:
             room = 64
             while True:
                 buffer = ctypes.create_string_buffer(room)
-                count = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)
+                count = llama.llama_token_to_piece(self.handle, token, buffer, room, 0, True)
                 if count >= 0:
                     break
                 room = -count
@@ -49,13 +49,13 @@ class Vocabulary:
         return known
 
     def ends_generation(self, token: int) -> bool:
-        return bool(llama.llama_vocab_is_eog(self._vocab, token))
+        return bool(llama.llama_vocab_is_eog(self.handle, token))
 
     def bos_text(self) -> str:
-        return self._special(llama.llama_vocab_bos(self._vocab))
+        return self._special(llama.llama_vocab_bos(self.handle))
 
     def eos_text(self) -> str:
-        return self._special(llama.llama_vocab_eos(self._vocab))
+        return self._special(llama.llama_vocab_eos(self.handle))
 
     def _special(self, token: int) -> str:
         return self.piece(token).decode(errors="replace") if 0 <= token < self.size else ""

@@ -1,0 +1,148 @@
+"""Regular expressions → GBNF, for the inside of a JSON string.
+
+Python's own parser reads the expression; what ECMA 262 writes the same way means the same here.
+Control characters are left out of every set, so a match may be narrower than the expression.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from re import _constants as op  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import Any
+
+MAX_REPEAT = 1000
+
+Ranges = list[tuple[int, int]]  # code points, both ends included, ascending
+
+WRITABLE: Ranges = [(0x20, 0x7E), (0xA0, 0xD7FF), (0xE000, 0x10FFFF)]
+_DIGIT: Ranges = [(0x30, 0x39)]
+_WORD: Ranges = [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
+_SPACE: Ranges = [(0x20, 0x20)]
+_QUOTED = {0x22: r'"\\\""', 0x5C: r'"\\\\"'}  # characters that JSON writes with a backslash
+
+
+class PatternError(ValueError):
+    """An expression that no grammar of this module can express."""
+
+
+def pattern_body(pattern: str) -> str:
+    """GBNF for the strings in which ``pattern`` is found (as ``re.search`` finds it).
+
+    Raises PatternError, re.error.
+    """
+    tree = list(parser.parse(pattern, re.ASCII))
+    start = bool(tree) and tree[0] == (op.AT, op.AT_BEGINNING)
+    end = bool(tree) and tree[-1] == (op.AT, op.AT_END)
+    inner = _sequence(tree[start : len(tree) - end or None])
+    anything = "char*"
+    return (
+        " ".join(filter(None, ("" if start else anything, inner, "" if end else anything))) or '""'
+    )
+
+
+def _sequence(items: Iterable[tuple[Any, Any]]) -> str:
+    return " ".join(filter(None, (_item(kind, value) for kind, value in items)))
+
+
+def _item(kind: Any, value: Any) -> str:
+    if kind is op.LITERAL:
+        return _set([(value, value)])
+    if kind is op.NOT_LITERAL:
+        return _set(_without(WRITABLE, [(value, value)]))
+    if kind is op.ANY:
+        return _set(WRITABLE)
+    if kind is op.IN:
+        return _set(_class(value))
+    if kind is op.BRANCH:
+        return "(" + " | ".join(_sequence(branch) or '""' for branch in value[1]) + ")"
+    if kind is op.SUBPATTERN and not value[1] and not value[2]:
+        return f"({_sequence(value[3])})"
+    if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
+        low, high, body = value
+        return f"({_sequence(body)}){_often(low, None if high is op.MAXREPEAT else high)}"
+    names = {op.AT: "an anchor inside", op.GROUPREF: "a reference back", op.ASSERT: "a look-ahead"}
+    raise PatternError(f"{names.get(kind, str(kind).lower())} cannot be enforced")
+
+
+def _often(low: int, high: int | None) -> str:
+    if low > MAX_REPEAT:
+        raise PatternError(f"more than {MAX_REPEAT} repetitions cannot be demanded")
+    if high is None:
+        return {0: "*", 1: "+"}.get(low, f"{{{low},}}")
+    return f"{{{low},{max(low, min(high, MAX_REPEAT))}}}"
+
+
+def _class(items: Sequence[tuple[Any, Any]]) -> Ranges:
+    negated = bool(items) and items[0][0] is op.NEGATE
+    found: Ranges = []
+    for kind, value in items[negated:]:
+        if kind is op.LITERAL:
+            found.append((value, value))
+        elif kind is op.RANGE:
+            found.append(value)
+        elif kind is op.CATEGORY:
+            found += _category(value)
+        else:
+            raise PatternError("this set of characters cannot be enforced")
+    return _without(WRITABLE, found) if negated else found
+
+
+def _category(value: Any) -> Ranges:
+    plain = {
+        op.CATEGORY_DIGIT: _DIGIT, op.CATEGORY_WORD: _WORD, op.CATEGORY_SPACE: _SPACE,
+    }  # fmt: skip
+    negated = {
+        op.CATEGORY_NOT_DIGIT: _DIGIT, op.CATEGORY_NOT_WORD: _WORD,
+        op.CATEGORY_NOT_SPACE: [*_SPACE, (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A),
+                                (0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F),
+                                (0x3000, 0x3000), (0xFEFF, 0xFEFF)],
+    }  # fmt: skip
+    if value in plain:
+        return plain[value]
+    return _without(WRITABLE, negated[value])
+
+
+def _without(ranges: Ranges, taken: Ranges) -> Ranges:
+    """``ranges`` less ``taken``."""
+    left = ranges
+    for low, high in taken:
+        cut = []
+        for a, b in left:
+            if high < a or low > b:
+                cut.append((a, b))
+                continue
+            if a < low:
+                cut.append((a, low - 1))
+            if high < b:
+                cut.append((high + 1, b))
+        left = cut
+    return left
+
+
+def _set(ranges: Ranges) -> str:
+    """One character of these, as JSON writes it."""
+    outside = _without([(0, 0x10FFFF)], WRITABLE)
+    allowed = _without(sorted(ranges), outside)
+    quoted = [text for code, text in _QUOTED.items() if any(a <= code <= b for a, b in allowed)]
+    plain = _without(allowed, [(code, code) for code in _QUOTED])
+    choices = quoted
+    if plain:
+        body = "".join(_code(a) if a == b else f"{_code(a)}-{_code(b)}" for a, b in plain)
+        choices = [f"[{body}]", *quoted]
+    if not choices:
+        raise PatternError("it asks for control characters, which are not written into strings")
+    return choices[0] if len(choices) == 1 else f"({' | '.join(choices)})"
+
+
+def _code(code: int) -> str:
+    if chr(code).isalnum() and code < 0x80:
+        return chr(code)
+    return (
+        f"\\x{code:02X}"
+        if code < 0x100
+        else f"\\u{code:04X}"
+        if code < 1 << 16
+        else f"\\U{code:08X}"
+    )

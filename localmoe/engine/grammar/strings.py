@@ -1,0 +1,130 @@
+"""Strings in GBNF: literals, lengths, formats, regular expressions, text up to a marker.
+
+Everything here is written as it stands inside a JSON document (RFC 8259): quotes and backslashes
+are escaped, control characters do not occur.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localmoe.engine.grammar.errors import refusal
+from localmoe.engine.grammar.patterns import PatternError, pattern_body
+
+HEX = "[0-9a-fA-F]"
+# One character, written out or escaped; half a surrogate pair is no character.
+CHAR = (
+    rf'[^"\\\x00-\x1F\x7F] | "\\" (["\\/bfnrt] | "u" '
+    rf"([0-9a-cA-CefEF] {HEX}{HEX}{HEX} | [dD] [0-7] {HEX}{HEX}))"
+)
+MAX_LENGTH = 1000  # llama.cpp refuses 2000 repetitions; a lower upper bound only narrows
+
+_DATE = '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
+_TIME = (
+    '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? '
+    '("Z" | [+-] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9])'
+)
+_BYTE = '("25" [0-5] | "2" [0-4] [0-9] | "1" [0-9] [0-9] | [1-9]? [0-9])'
+FORMATS = {
+    "date": _DATE,  # no month lacks a 28th
+    "time": _TIME,
+    "date-time": f'{_DATE} "T" {_TIME}',
+    "uuid": ' "-" '.join(f"{HEX}{{{n}}}" for n in (8, 4, 4, 4, 12)),
+    "ipv4": ' "." '.join([_BYTE] * 4),
+}
+
+
+def literal(text: str) -> str:
+    """``text`` as a GBNF literal."""
+    return '"' + "".join(_in_literal(c) for c in text) + '"'
+
+
+def _in_literal(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    if char.isprintable():
+        return char
+    code = ord(char)
+    return f"\\x{code:02X}" if code < 256 else f"\\u{code:04X}" if code < 1 << 16 else char
+
+
+def string_rule(core: Mapping[str, Any], at: str) -> str:
+    """The rule of a string with these keywords. Raises UsageError."""
+    low, high = _length(core, "minLength", at) or 0, _length(core, "maxLength", at)
+    kind = core.get("format")
+    if "pattern" in core or kind in FORMATS:
+        if low or high is not None or ("pattern" in core and kind in FORMATS):
+            raise refusal(at, "pattern, format and lengths cannot be enforced together")
+        if kind in FORMATS:
+            return rf'"\"" {FORMATS[kind]} "\""'
+        return rf'"\"" {_pattern(core["pattern"], at)} "\""'
+    if low > MAX_LENGTH:
+        raise refusal(f"{at}/minLength", f"more than {MAX_LENGTH} characters cannot be demanded")
+    if high is not None and high < low:
+        raise refusal(at, "minLength is more than maxLength")
+    if high is None:
+        return rf'"\"" char{{{low}}} char* "\""' if low else "string"
+    return rf'"\"" char{{{low},{max(low, min(high, MAX_LENGTH))}}} "\""'
+
+
+def text_until(ends: Sequence[str], name: str) -> tuple[dict[str, str], str]:
+    """Rules for any text up to and with the first of ``ends``, and the name of the first rule.
+
+    One rule for each state of the automaton that looks for all of them (Aho and Corasick, 1975).
+    """
+    states = sorted({end[:i] for end in ends for i in range(len(end))}, key=len)
+    names = {state: f"{name}-{i}" for i, state in enumerate(states)}
+    rules = {}
+    for state in states:
+        choices, seen = [], ""
+        for char in sorted({end[0] for end in ends} | {e[len(s)] for e in ends for s in states
+                            if e.startswith(s) and state.endswith(s)}):  # fmt: skip
+            text = state + char
+            seen += char
+            if any(text.endswith(end) for end in ends):
+                choices.append(literal(char))
+                continue
+            after = next(text[i:] for i in range(len(text) + 1) if text[i:] in names)
+            choices.append(f"{literal(char)} {names[after]}")
+        others = "".join(_in_class(c) for c in seen)
+        rules[names[state]] = " | ".join([*choices, f"[^{others}] {names['']}"])
+    return rules, names[""]
+
+
+def with_reasoning(
+    gbnf: str, start: str, ends: Sequence[str], *, is_open: bool, between: str = ""
+) -> str:
+    """A grammar that lets a model think first: ``start``, any text, one of ``ends``, the answer.
+
+    ``is_open``: the prompt itself has written ``start``, so the thinking must end; else it may be
+    left out. ``between`` stands before the answer in either case (gpt-oss's final channel).
+    """
+    rules, starts = text_until(ends, "thought")
+    thought = f"{starts} [ \\n]{{0,4}}"
+    if not is_open:
+        thought = f"({literal(start)} {thought})?"
+    answer = f"{literal(between)} answer" if between else "answer"
+    lines = [f"root ::= {thought} {answer}", re.sub(r"(?m)^root ::=", "answer ::=", gbnf)]
+    return "\n".join([*lines, *(f"{name} ::= {rule}" for name, rule in rules.items())])
+
+
+def _in_class(char: str) -> str:
+    return f"\\{char}" if char in "[]\\" else f"\\x{ord(char):02X}" if char in "^-" else char
+
+
+def _length(core: Mapping[str, Any], keyword: str, at: str) -> int | None:
+    value = core.get(keyword)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise refusal(f"{at}/{keyword}", "a whole number of at least 0 belongs here")
+    return value
+
+
+def _pattern(pattern: object, at: str) -> str:
+    if not isinstance(pattern, str):
+        raise refusal(f"{at}/pattern", "a regular expression belongs here")
+    try:
+        return pattern_body(pattern)
+    except (PatternError, re.error) as error:
+        raise refusal(f"{at}/pattern", str(error)) from None
