@@ -19,7 +19,8 @@ from typing import BinaryIO
 
 from localmoe.errors import TraceFileError
 from localmoe.routing.csv_traces import MAX_LINE, read_csv
-from localmoe.routing.recorder import MAGIC, Buffer, TraceWriter, read_binary
+from localmoe.routing.reader import Buffer, read_binary
+from localmoe.routing.recorder import MAGIC, TraceWriter
 from localmoe.routing.records import DECODE, PREFILL, Trace, TraceHeader, TraceLayer
 from localmoe.text import clean_line
 

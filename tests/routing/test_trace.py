@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from localmoe.errors import StorageError, TraceFileError
-from localmoe.routing import recorder
+from localmoe.routing import reader, recorder
 from localmoe.routing.records import TraceHeader, TraceLayer
 from localmoe.routing.trace import DECODE, PREFILL, TraceWriter, read_trace
 from tests.routing import traces
@@ -81,9 +81,9 @@ def test_every_cut_is_readable_up_to_the_last_whole_step(tmp_path: Path) -> None
     start = data.index(b"\n", len(recorder.MAGIC)) + 1
     counts = []
     for end in range(start, len(data) + 1, 11):
-        trace = recorder.read_binary(data[:end], "t")
+        trace = reader.read_binary(data[:end], "t")
         counts.append(len(trace))
-        whole = recorder.read_binary(data, "t")
+        whole = reader.read_binary(data, "t")
         assert (trace.ids(1) == whole.ids(1)[: len(trace)]).all()
     assert counts == sorted(counts)
     assert {0, 7, 8, 9} <= set(counts)
@@ -157,7 +157,7 @@ def test_damaged_traces_end_in_a_typed_error_or_a_valid_read(tmp_path: Path) -> 
         for _ in range(rng.randint(1, 4)):
             changed[rng.randrange(len(changed))] = rng.randrange(256)
         try:
-            trace = recorder.read_binary(bytes(changed), "t")
+            trace = reader.read_binary(bytes(changed), "t")
         except TraceFileError:
             continue
         read += 1
@@ -180,7 +180,7 @@ def test_a_small_file_cannot_claim_large_arrays() -> None:
     tracemalloc.start()
     for step in (sparse, huge):
         with pytest.raises(TraceFileError):
-            recorder.read_binary(head + struct.pack("<B3xI", ord("S"), len(step)) + step, "t")
+            reader.read_binary(head + struct.pack("<B3xI", ord("S"), len(step)) + step, "t")
     assert tracemalloc.get_traced_memory()[1] < 50 << 20
     tracemalloc.stop()
 
