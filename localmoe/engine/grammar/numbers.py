@@ -65,7 +65,7 @@ def _from_zero(low: Bound, high: Bound | None, whole: bool) -> str:
             rules.append(_with_tail(_between(first, None if last is None else last - 1, places),
                                     f"({point}[0-9]{{1,{MORE_DIGITS}}})?"))  # fmt: skip
         else:
-            rest = f"{point}[0-9]{{0,{MORE_DIGITS}}} [1-9]"
+            rest = f"{point}[0]{{0,{MORE_DIGITS}}} [1-9] [0-9]{{0,{MORE_DIGITS}}}"
             rules.append(_with_tail(_between(first, first, places), rest))
             if more := _between(first + 1, None if last is None else last - 1, places):
                 rules.append(_with_tail(more, f"({point}[0-9]{{1,{MORE_DIGITS}}})?"))

@@ -32,14 +32,19 @@ def pattern_body(pattern: str) -> str:
 
     Raises PatternError, re.error.
     """
-    tree = list(parser.parse(pattern, re.ASCII))
-    start = bool(tree) and tree[0] == (op.AT, op.AT_BEGINNING)
+    return _found(list(parser.parse(pattern, re.ASCII)))
+
+
+def _found(tree: Sequence[tuple[Any, Any]], *, start: bool = False) -> str:
+    """Strings that contain a match; ``start``: at their beginning, as an anchor before said."""
+    if tree and tree[0] == (op.AT, op.AT_BEGINNING):
+        tree, start = tree[1:], True
+    if len(tree) == 1 and tree[0][0] is op.BRANCH:  # a choice, with anchors of its own in each
+        return "(" + " | ".join(_found(b, start=start) for b in tree[0][1][1]) + ")"
     end = bool(tree) and tree[-1] == (op.AT, op.AT_END)
-    inner = _sequence(tree[start : len(tree) - end or None])
-    anything = "char*"
-    return (
-        " ".join(filter(None, ("" if start else anything, inner, "" if end else anything))) or '""'
-    )
+    inner = _sequence(tree[: len(tree) - end])
+    parts = ("" if start else "char*", inner, "" if end else "char*")
+    return " ".join(filter(None, parts)) or '""'
 
 
 def _sequence(items: Iterable[tuple[Any, Any]]) -> str:

@@ -14,9 +14,10 @@ from localmoe.engine.grammar.errors import refusal
 from localmoe.engine.grammar.patterns import PatternError, pattern_body
 
 HEX = "[0-9a-fA-F]"
-# One character, written out or escaped; half a surrogate pair is no character.
+# One character, written out or escaped. Half a surrogate pair is none, nor is anything above the
+# last code point: a model that writes single bytes could otherwise write what no text can hold.
 CHAR = (
-    rf'[^"\\\x00-\x1F\x7F] | "\\" (["\\/bfnrt] | "u" '
+    rf'[\x20-\x21\x23-\x5B\x5D-\x7E\u0080-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\/bfnrt] | "u" '
     rf"([0-9a-cA-CefEF] {HEX}{HEX}{HEX} | [dD] [0-7] {HEX}{HEX}))"
 )
 MAX_LENGTH = 1000  # llama.cpp refuses 2000 repetitions; a lower upper bound only narrows
