@@ -1,0 +1,250 @@
+"""A model's routing profile: how its experts have been used here, in a small file that grows.
+
+Counts per layer and expert (what to keep or load first), how often an LRU cache of some size hit,
+and how many experts a token shares with the one before. Old sessions fade, so the profile follows
+what the model is used for. Only numbers are kept, no text and no token.
+
+Light on purpose: the planner asks it while ``fit`` starts, so NumPy is not imported here.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localmoe import storage
+from localmoe.facts.model import Model
+
+if TYPE_CHECKING:
+    from localmoe.routing.trace import Trace
+
+VERSION = 1
+MAX_FILE = 16 << 20  # bytes; a real one has about 40 KB
+HALF_LIFE = 20_000.0  # tokens after which an old session counts half
+FRACTIONS = (0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
+
+# LRU per layer, on the 128 decoded tokens of the Qwen3-30B-A3B trace in tests/routing/data, after
+# its prompt of 28: (fraction resident, hit rate). `tests/routing/test_profile.py` derives it anew.
+PRIOR = (
+    (0.03, 0.2763),
+    (0.05, 0.3787),
+    (0.08, 0.4794),
+    (0.1, 0.5538),
+    (0.15, 0.6636),
+    (0.2, 0.7539),
+    (0.25, 0.8185),
+    (0.3, 0.8654),
+    (0.4, 0.9291),
+    (0.5, 0.9583),
+    (0.6, 0.9672),
+    (0.75, 0.9706),
+    (0.9, 0.9709),
+)
+PRIOR_USED = 6 / 128  # of a layer's experts, per token, in that trace
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """``counts``: uses per layer number, one float per expert. ``curve``: (fraction of the experts
+    resident, share of lookups that hit), fractions ascending; empty when none was measured.
+    ``curve_tokens``: decoded tokens behind the curve. ``reuse``: share of a token's experts that
+    the token before used; None unknown."""
+
+    model: str
+    counts: Mapping[int, tuple[float, ...]]
+    tokens: float
+    curve: tuple[tuple[float, float], ...] = ()
+    curve_tokens: float = 0.0
+    reuse: float | None = None
+    sessions: int = 1
+
+    def merge(self, newer: Profile, half_life: float = HALF_LIFE) -> Profile:
+        """This profile, faded by the tokens of a newer session, and that session."""
+        keep = 0.5 ** (newer.tokens / half_life)
+        if self.shape != newer.shape:
+            return newer
+        total = self.curve_tokens * keep + newer.curve_tokens
+        curve, reuse = newer.curve, newer.reuse
+        if self.curve_tokens and total:
+            share = self.curve_tokens * keep / total
+            curve = _mix(self.curve, newer.curve, share)
+            if self.reuse is not None:
+                reuse = self.reuse if reuse is None else share * self.reuse + (1 - share) * reuse
+        return Profile(
+            model=newer.model,
+            counts={
+                layer: tuple(a * keep + b for a, b in zip(old, newer.counts[layer], strict=True))
+                for layer, old in self.counts.items()
+            },
+            tokens=self.tokens * keep + newer.tokens,
+            curve=curve,
+            curve_tokens=total,
+            reuse=reuse,
+            sessions=self.sessions + newer.sessions,
+        )
+
+    @property
+    def shape(self) -> tuple[tuple[int, int], ...]:
+        """(layer, experts) of every MoE layer."""
+        return tuple((layer, len(row)) for layer, row in sorted(self.counts.items()))
+
+    def busiest(self, layer: int, count: int) -> tuple[int, ...]:
+        """The ``count`` experts of a layer that were used most, the busiest first."""
+        row = self.counts.get(layer, ())
+        used = [expert for expert, uses in enumerate(row) if uses > 0]
+        return tuple(sorted(used, key=lambda expert: (-row[expert], expert))[:count])
+
+
+def of_counts(model: str, counts: Mapping[int, Sequence[float]], tokens: float) -> Profile:
+    """A session of which only the uses per layer and expert were counted."""
+    return Profile(model, {layer: tuple(row) for layer, row in counts.items()}, tokens)
+
+
+def of_trace(trace: Trace) -> Profile:
+    """A recorded session; the curve is that of its decoded tokens, after its prompts."""
+    from localmoe.routing.capacity import counts_of, even_capacities, lru_curves
+    from localmoe.routing.stats import reuse_at_lag
+
+    counts = counts_of(trace)
+    decoded = int(trace.decode.sum())
+    curves = lru_curves(trace) if decoded else None
+    reuse = reuse_at_lag(trace, 1)
+    return Profile(
+        model=trace.header.model,
+        counts={
+            layer.index: tuple(row[: layer.experts])
+            for layer, row in zip(trace.header.layers, counts.tolist(), strict=True)
+        },
+        tokens=float(len(trace)),
+        curve=tuple((f, curves.hit_rate(even_capacities(trace, f))) for f in FRACTIONS)
+        if curves
+        else (),
+        curve_tokens=float(decoded),
+        reuse=None if math.isnan(reuse) else reuse,
+    )
+
+
+def expected_hit_rate(
+    profile: Profile | None, fraction: float, *, used_share: float | None = None
+) -> float:
+    """Share of the expert lookups of a decoded token that an LRU cache per layer will answer.
+
+    ``fraction`` of the experts is resident. Interpolated in the profile's curve, or in that of a
+    real trace of Qwen3-30B-A3B when there is none. ``used_share``: k / experts of the model in
+    question; the borrowed curve is then moved so that a cache of one token's experts stays one.
+    """
+    fraction = min(max(fraction, 0.0), 1.0)
+    if profile is not None and profile.curve:
+        return _at(profile.curve, fraction)
+    if used_share is not None and 0 < used_share < 1:
+        fraction = _moved(fraction, used_share, PRIOR_USED)
+    return _at(PRIOR, fraction)
+
+
+def key_of(model: Model) -> str:
+    """The name of a model's profile: the same for all its quantizations."""
+    name = model.metadata.get("general.basename") or model.metadata.get("general.name")
+    name = name if isinstance(name, str) and name.strip() else model.name
+    shape = [(e.index, e.expert_count, e.expert_used) for e in model.layers if e.expert_count]
+    told = json.dumps([name, model.architecture, shape]).encode()
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
+    return f"{plain[:48].strip('-')}-{hashlib.sha256(told).hexdigest()[:12]}"
+
+
+def path_of(key: str) -> Path:
+    return storage.data_dir() / "routing" / f"{key}.json"
+
+
+def load(key: str) -> Profile | None:
+    """The profile of a model, None when there is none that can be read."""
+    try:
+        with path_of(key).open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        return _from_json(json.loads(raw)) if len(raw) <= MAX_FILE else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def save(key: str, profile: Profile) -> None:
+    """Replace the profile of a model, in a private file. Raises StorageError."""
+    document = {
+        "version": VERSION,
+        "model": profile.model,
+        "tokens": round(profile.tokens, 1),
+        "sessions": profile.sessions,
+        "curve": [[f, round(h, 4)] for f, h in profile.curve],
+        "curve_tokens": round(profile.curve_tokens, 1),
+        "reuse": profile.reuse,
+        "counts": {str(i): [round(x, 2) for x in row] for i, row in profile.counts.items()},
+    }
+    storage.atomic_write(path_of(key), json.dumps(document, separators=(",", ":")))
+
+
+def learn(key: str, session: Profile) -> Profile:
+    """Merge a session into the stored profile of a model, and return the result."""
+    known = load(key)
+    merged = known.merge(session) if known else session
+    save(key, merged)
+    return merged
+
+
+def _from_json(document: Any) -> Profile:
+    if document["version"] != VERSION:
+        raise ValueError("another version")
+    curve = tuple((_number(f), _number(h)) for f, h in document["curve"])
+    if any(not 0 <= x <= 1 for point in curve for x in point):
+        raise ValueError("a hit rate out of range")
+    if list(curve) != sorted(set(curve)):
+        raise ValueError("a curve out of order")
+    reuse = document["reuse"]
+    return Profile(
+        model=str(document["model"])[:200],
+        counts={
+            int(layer): tuple(_number(x) for x in row) for layer, row in document["counts"].items()
+        },
+        tokens=_number(document["tokens"]),
+        curve=curve,
+        curve_tokens=_number(document["curve_tokens"]),
+        reuse=None if reuse is None else _number(reuse),
+        sessions=int(document["sessions"]),
+    )
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(value)
+    number = float(value)
+    if not 0 <= number < 1e15:  # false for NaN too
+        raise ValueError(value)
+    return number
+
+
+def _mix(
+    older: tuple[tuple[float, float], ...], newer: tuple[tuple[float, float], ...], share: float
+) -> tuple[tuple[float, float], ...]:
+    if not older or not newer:
+        return newer or older
+    return tuple((f, share * _at(older, f) + (1 - share) * h) for f, h in newer)
+
+
+def _at(curve: tuple[tuple[float, float], ...], fraction: float) -> float:
+    """Linear between the points, from nothing at 0 to everything at 1."""
+    points = [(0.0, 0.0), *curve, (1.0, 1.0)]
+    at = bisect.bisect_left(points, (fraction, -1.0))
+    (f0, h0), (f1, h1) = points[max(at - 1, 0)], points[min(at, len(points) - 1)]
+    if f1 <= f0:
+        return h1
+    return h0 + (h1 - h0) * (fraction - f0) / (f1 - f0)
+
+
+def _moved(fraction: float, used: float, reference: float) -> float:
+    """The fraction at which a model with another k / experts has as much room beyond one token."""
+    if fraction <= used:
+        return fraction / used * reference
+    return reference + (fraction - used) / (1 - used) * (1 - reference)

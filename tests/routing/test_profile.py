@@ -1,0 +1,186 @@
+"""Profiles: made, merged, kept, asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from localmoe.facts.model import read_model
+from localmoe.routing import profile
+from localmoe.routing.capacity import even_capacities, lru_curves
+from localmoe.routing.profile import Profile, expected_hit_rate
+from localmoe.routing.trace import read_trace
+from tests.routing import traces
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def real() -> Profile:
+    return profile.of_trace(read_trace(traces.QWEN3_TRACE))
+
+
+def test_the_prior_is_that_of_the_real_trace(real: Profile) -> None:
+    """The constants are what LRU does on the trace in tests/routing/data, no invention."""
+    trace = read_trace(traces.QWEN3_TRACE)
+    curves = lru_curves(trace)
+    for fraction, hit in profile.PRIOR:
+        assert hit == pytest.approx(curves.hit_rate(even_capacities(trace, fraction)), abs=6e-5)
+    assert trace.info(0).used / trace.info(0).experts == profile.PRIOR_USED
+    assert dict(real.curve) == pytest.approx(dict(profile.PRIOR), abs=6e-5)
+
+
+def test_a_profile_of_a_trace(real: Profile) -> None:
+    """Counts of all tokens, 38 % reuse, and the busiest experts first."""
+    trace = read_trace(traces.QWEN3_TRACE)
+    assert sum(map(sum, real.counts.values())) == sum((i >= 0).sum() for i in trace.layer_ids)
+    assert real.tokens == 156 and real.curve_tokens == 128
+    assert real.reuse == pytest.approx(0.37, abs=0.01)
+    first, second = real.busiest(10, 2)
+    assert real.counts[10][first] == max(real.counts[10]) >= real.counts[10][second] > 0
+    assert len(real.busiest(10, 128)) < 128  # experts never used are not worth keeping
+
+
+def test_it_comes_back_from_disk(real: Profile, home: Path) -> None:
+    """Private, small and the same to the figures that are kept."""
+    profile.save("some-model", real)
+    path = profile.path_of("some-model")
+    assert path.is_relative_to(home)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_size < 60_000
+    again = profile.load("some-model")
+    assert again is not None
+    assert again.counts == real.counts
+    assert dict(again.curve) == pytest.approx(dict(real.curve), abs=1e-4)
+
+
+def test_sessions_add_up_and_fade(real: Profile) -> None:
+    """Twice the same session doubles the counts, less what the older one has faded."""
+    twice = real.merge(real, half_life=1e12)
+    assert twice.tokens == pytest.approx(312) and twice.sessions == 2
+    assert twice.counts[3] == pytest.approx([2 * x for x in real.counts[3]])
+    assert dict(twice.curve) == pytest.approx(dict(real.curve))
+    faded = real.merge(real, half_life=real.tokens)
+    assert faded.counts[3] == pytest.approx([1.5 * x for x in real.counts[3]])
+
+
+def test_what_was_not_measured_does_not_count(real: Profile) -> None:
+    """A session of counts alone leaves curve and reuse as they were."""
+    counts = profile.of_counts("m", {k: [1.0] * len(v) for k, v in real.counts.items()}, 10)
+    merged = real.merge(counts)
+    assert merged.curve == real.curve and merged.reuse == real.reuse
+    assert counts.merge(real).curve == real.curve
+
+
+def test_the_newer_curve_counts_by_its_tokens(real: Profile) -> None:
+    """A long session moves the curve more than a short one."""
+    low = replace(real, curve=((0.5, 0.2),), curve_tokens=100.0, reuse=None)
+    high = replace(real, curve=((0.5, 0.8),), curve_tokens=300.0)
+    merged = low.merge(high, half_life=1e12)
+    assert dict(merged.curve) == pytest.approx({0.5: 0.65})
+    assert merged.curve_tokens == pytest.approx(400)
+    assert merged.reuse == high.reuse
+
+
+def test_a_profile_of_another_shape_is_replaced(real: Profile) -> None:
+    """Counts of other layers cannot be added."""
+    other = profile.of_counts("m", {0: [1.0, 2.0]}, 5)
+    assert real.merge(other) is other
+
+
+def test_learning_keeps_what_was_learnt(real: Profile) -> None:
+    """Each session is in the file when the next one begins."""
+    assert profile.load("k") is None
+    assert profile.learn("k", real).sessions == 1
+    assert profile.learn("k", real).sessions == 2
+    stored = profile.load("k")
+    assert stored is not None and stored.sessions == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"version": 2}',
+        '{"version": 1, "counts": 3}',
+        "NaN",
+    ],
+)
+def test_a_damaged_profile_is_none(content: str) -> None:
+    """It is only a memory of use: it begins anew."""
+    path = profile.path_of("k")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert profile.load("k") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("curve", [[0.5, 2.0]]),
+        ("curve", [[0.5, 0.5], [0.4, 0.6]]),
+        ("tokens", -1),
+        ("tokens", float("nan")),
+        ("counts", {"0": ["x"]}),
+        ("reuse", "often"),
+    ],
+)
+def test_wrong_figures_are_no_profile(real: Profile, key: str, value: object) -> None:
+    """A figure out of range is never believed."""
+    profile.save("k", real)
+    path = profile.path_of("k")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert profile.load("k") is None
+
+
+def test_expected_hit_rate() -> None:
+    """Nothing resident hits nothing, everything hits all, and more is never worse."""
+    made = profile.of_counts("m", {0: [1.0]}, 5)
+    measured = replace(made, curve=((0.2, 0.5), (0.6, 0.9)), curve_tokens=9.0)
+    for asked in (None, made, measured):
+        assert expected_hit_rate(asked, 0.0) == 0
+        assert expected_hit_rate(asked, 1.0) == expected_hit_rate(asked, 1.7) == 1
+        rates = [expected_hit_rate(asked, i / 200) for i in range(201)]
+        assert rates == sorted(rates)
+    assert expected_hit_rate(measured, 0.4) == pytest.approx(0.7)
+    assert expected_hit_rate(measured, 0.1) == pytest.approx(0.25)
+    assert expected_hit_rate(made, 0.25) == expected_hit_rate(None, 0.25) == 0.8185
+
+
+def test_the_prior_is_moved_to_other_shares() -> None:
+    """Room for one token's experts stays that, whatever the model's k / experts."""
+    one_token = expected_hit_rate(None, profile.PRIOR_USED)
+    assert expected_hit_rate(None, 4 / 32, used_share=4 / 32) == pytest.approx(one_token)
+    assert expected_hit_rate(None, 0.25, used_share=4 / 32) < expected_hit_rate(None, 0.25)
+
+
+def test_quantizations_share_a_profile(arch_file: Callable[..., Path]) -> None:
+    """The key depends on name and shape, and is safe as a file name."""
+    moe, other = read_model(arch_file("qwen3moe")), read_model(arch_file("mixtral"))
+    key = profile.key_of(moe)
+    assert key == profile.key_of(replace(moe, quantization="Q8_0", size=moe.size * 2))
+    assert key != profile.key_of(replace(other, name=moe.name))
+    nasty = replace(moe, name="../../etc/\x1b[31m", metadata={})
+    assert set(profile.key_of(nasty)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_asking_needs_no_numpy() -> None:
+    """The planner can ask while ``fit`` starts: NumPy alone would take a tenth of a second."""
+    code = (
+        "import sys\nfrom localmoe.routing.profile import expected_hit_rate, load\n"
+        "load('k'); expected_hit_rate(None, 0.3)\nassert 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
