@@ -22,7 +22,7 @@ from localmoe.facts.model import Model, read_model
 from localmoe.hub import names
 from localmoe.hub.cache import RepoCache
 from localmoe.planning.placement import make_plan
-from localmoe.planning.plan import Plan, Wishes
+from localmoe.planning.plan import ExpertsOn, Plan, Wishes
 from localmoe.text import clean_line, format_bytes
 
 BUNDLED = catalog.BUNDLED
@@ -126,7 +126,7 @@ def find_machine(options: Options, *, imagined: bool) -> Machine:
     ``imagined``: nothing will be loaded, so devices that the engine does not have may be planned
     for. Raises UsageError for a ``--machine`` that cannot be read or cannot be used here.
     """
-    devices = engine_info().gpus
+    devices = engine_info(options.remotes).gpus
     if options.machine is None:
         machine = hardware.detect(devices)
     elif imagined:
@@ -179,6 +179,8 @@ def wishes(options: Options) -> Wishes:
         ram=options.ram,
         vram=options.vram,
         batch=options.batch,
+        experts_on=tuple(ExpertsOn(tier, spans) for tier, spans in options.experts_on),
+        overrides=options.overrides,
     )
 
 
@@ -242,7 +244,11 @@ def read_machine(path: Path) -> Machine:
 
 
 def _as_seen_from_here(machine: Machine, devices: Sequence[Gpu]) -> Machine:
-    """Another machine's GPUs, marked by whether this engine build could be asked about them."""
+    """Another machine's GPUs, marked by whether this engine build could be asked about them.
+
+    The workers that ``--remote`` names are added: they are as near to that machine as to this one.
+    """
     here = {gpu.device for gpu in devices}
     gpus = tuple(dataclasses.replace(g, in_engine=g.device in here) for g in machine.gpus)
-    return dataclasses.replace(machine, gpus=gpus)
+    workers = tuple(gpu for gpu in devices if gpu.remote is not None)
+    return dataclasses.replace(machine, gpus=(*workers, *gpus))

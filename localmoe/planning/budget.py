@@ -40,6 +40,17 @@ def vram_margin(gpu: Gpu) -> int:
     return min(max(gpu.total // 32, 256 * MIB), GIB)
 
 
+def usable_gpus(machine: Machine) -> list[Gpu]:
+    """The GPUs to plan with, workers' devices first: the last device has the output matrix.
+
+    Integrated ones only where no other is in this machine, as in llama.cpp's own choice.
+    """
+    known = [gpu for gpu in machine.gpus if gpu.device is not None]
+    remote = [gpu for gpu in known if gpu.remote is not None]
+    here = [gpu for gpu in known if gpu.remote is None]
+    return remote + ([gpu for gpu in here if not gpu.unified] or here)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Bytes that may be used."""
@@ -73,14 +84,13 @@ def budget_beside(own: int, machine: Machine, wishes: Wishes, promised_ram: int 
         ram = machine.ram_available - promised_ram - reserve - own
     gpus: dict[str, int] = {}
     left = wishes.vram
-    for gpu in machine.gpus:
-        if gpu.device is None:
-            continue
+    for gpu in usable_gpus(machine):
+        assert gpu.device is not None
         free = gpu.free - vram_margin(gpu)
         if left is not None:
             free = min(left, gpu.free if gpu.in_engine else gpu.total)
             left -= free
         if free > 0:
             gpus[gpu.device] = free
-    unified = frozenset(g.device for g in machine.gpus if g.unified and g.device is not None)
+    unified = frozenset(g.device for g in machine.gpus if g.unified and g.device in gpus)
     return Budget(max(0, ram), reserve, gpus, unified)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from itertools import accumulate
 
 from localmoe.facts.model import Model, Role, Tensor
 from localmoe.planning.memory import CPU, EngineSettings
 
+PROJECTIONS = ("gate", "up", "down", "gate_up")
+_PROJECTION = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down|gate_up)_(?:ch)?exps")
 _ON_HOST = ("token_embd.", "per_layer_token_embd.")  # looked up row by row
 
 
@@ -47,12 +50,31 @@ def home_of(tensor: Tensor, settings: EngineSettings, homes: tuple[str, ...]) ->
     return CPU if tensor.name.startswith(_ON_HOST) else homes[-1]
 
 
-def experts_to_host(layers: list[int]) -> tuple[tuple[str, str], ...]:
+def expert_parts(model: Model) -> dict[int, dict[str, int]]:
+    """Bytes of each projection's routed experts ("gate", "up", "down", "gate_up"), per layer."""
+    parts: dict[int, dict[str, int]] = {}
+    for tensor in model.tensors:
+        found = _PROJECTION.match(tensor.name)
+        if tensor.role is Role.ROUTED_EXPERT and tensor.loaded and found is not None:
+            layer = parts.setdefault(int(found[1]), {})
+            layer[found[2]] = layer.get(found[2], 0) + tensor.nbytes
+    return parts
+
+
+def experts_to_host(layers: Iterable[int]) -> tuple[tuple[str, str], ...]:
     """The override that keeps the routed experts of some layers in host memory."""
-    if not layers:
-        return ()
+    return _to_host(layers, PROJECTIONS)
+
+
+def projections_to_host(layer: int, projections: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The same for some tensors of one layer: a device may have room for a part of it."""
+    return _to_host((layer,), sorted(projections))
+
+
+def _to_host(layers: Iterable[int], projections: Iterable[str]) -> tuple[tuple[str, str], ...]:
     numbers = "|".join(str(index) for index in layers)
-    return ((rf"^blk\.({numbers})\.ffn_(gate|up|down|gate_up)_(ch)?exps", CPU),)
+    names = "|".join(projections)
+    return ((rf"^blk\.({numbers})\.ffn_({names})_(ch)?exps", CPU),) if numbers and names else ()
 
 
 def expert_bytes_on_host(model: Model, settings: EngineSettings) -> dict[int, int]:

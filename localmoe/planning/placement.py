@@ -1,24 +1,22 @@
 """The planner: where a model's weights live on a machine. Pure, given a pure ``Measure``.
 
-Order of preference: dense weights, router, shared experts and KV cache on the GPU first, then the
-routed experts of as many layers as fit there, the others in RAM, and what RAM cannot keep is read
-from the disk when a token needs it. Every candidate is measured by the engine, never summed up
-here; only a device outside the engine build is estimated (``estimate.py``).
+``search.py`` has the order of preference, ``trial.py`` the judgement of one candidate. Every
+candidate is measured by the engine, never summed up here; only a device outside the engine build is
+estimated (``estimate.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from localmoe.errors import UsageError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
-from localmoe.planning import estimate
-from localmoe.planning.advice import advise, explain
-from localmoe.planning.budget import MIB, Budget, budget_of
-from localmoe.planning.layout import expert_bytes_on_host, experts_to_host, layer_homes
-from localmoe.planning.memory import CPU, EngineSettings, Measure, MemoryReport
+from localmoe.planning.advice import Question, advise, explain
+from localmoe.planning.budget import Budget, budget_of
+from localmoe.planning.layout import layer_homes
+from localmoe.planning.memory import CPU, Measure
 from localmoe.planning.plan import (
     CachePlan,
     LayerPlacement,
@@ -27,34 +25,10 @@ from localmoe.planning.plan import (
     Verdict,
     Wishes,
 )
-
-DEFAULT_CONTEXTS = (32768, 16384, 8192)
-"""Context sizes tried when none is asked for, largest first."""
-
-BATCHES = (512, 256, 128, 64)
-"""Prefill batches tried, largest first, until their compute buffers fit."""
+from localmoe.planning.search import MAX_CONTEXT, Search
+from localmoe.planning.trial import Candidate, Trials
 
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
-MAX_CONTEXT = 10 * 1024 * 1024
-"""No larger context is asked about, whatever a header claims: a dry run costs memory per token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Settings, what they cost, and what that means within the budget."""
-
-    settings: EngineSettings
-    memory: MemoryReport
-    host_experts: dict[int, int]  # layer → bytes of routed experts not on a GPU
-    disk: int  # bytes of those that RAM cannot keep
-    gpus_fit: bool
-    fits: bool  # on the GPUs and in RAM, with room for at least one token's experts
-    one_token: int  # bytes of the host experts that one token reads
-
-    @property
-    def room(self) -> int:
-        """RAM in which experts may stay."""
-        return sum(self.host_experts.values()) - self.disk
 
 
 def make_plan(
@@ -64,16 +38,17 @@ def make_plan(
     measure: Measure,
     promised_ram: int = 0,
 ) -> Plan:
-    """Decide settings and placement. Never raises for "does not fit": the verdict says so."""
-    planner = _Planner(
-        model, machine, wishes, measure, budget_of(model, machine, wishes, promised_ram)
-    )
-    best = planner.best()
-    ceiling = planner.max_context(best)
+    """Decide settings and placement. Never raises for "does not fit": the verdict says so.
+
+    Raises UsageError for a wish that names what is not there: a device, a layer.
+    """
+    budget = budget_of(model, machine, wishes, promised_ram)
+    planner = _Planner(model, machine, _known(wishes, budget), measure, budget)
+    best = planner.search.best()
     verdict = planner.verdict(best)
-    layers = tuple(_place_layers(model, best))
-    budget = planner.budget
-    shortfall = planner.ram_use(best.memory) - budget.ram
+    question = Question(
+        model, planner.wishes, verdict, best, budget, planner.trials.ram_use(best.memory)
+    )
     return Plan(
         verdict=verdict,
         settings=dataclasses.replace(best.settings, read_ahead=best.disk == 0),
@@ -83,21 +58,19 @@ def make_plan(
             ram=best.memory.on(CPU).total - best.disk,
             disk=best.disk,
         ),
-        layers=layers,
-        max_context=ceiling,
+        layers=tuple(_place_layers(model, best, planner.tiers)),
+        max_context=planner.max_context(best),
         cache=_cache(best, verdict),
         ram_budget=budget.ram,
         ram_reserve=budget.reserve,
         vram_budget=budget.vram,
-        reason=explain(
-            model, verdict, planner.ram_use(best.memory), budget, best.memory, best.one_token
-        ),
-        advice=tuple(advise(model, wishes, verdict, shortfall, best.settings, planner.would_fit)),
+        reason=explain(question),
+        advice=tuple(advise(question, planner)),
     )
 
 
 class _Planner:
-    """The search for one model on one budget; every question to the engine goes through here."""
+    """Plans for one model on one budget, and for what would change if something were different."""
 
     def __init__(
         self, model: Model, machine: Machine, wishes: Wishes, measure: Measure, budget: Budget
@@ -105,166 +78,12 @@ class _Planner:
         self.model = model
         self.wishes = wishes
         self.budget = budget
+        self.tiers = _tiers(model, wishes)
         self._machine = machine
-        self._measure_engine = measure
-        self._in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
-        self._threads = wishes.threads or min(machine.cores_physical, machine.cores_logical)
-
-    # -- asking ------------------------------------------------------------------------------
-
-    def measure(self, settings: EngineSettings) -> MemoryReport:
-        """The engine's figures, or an estimate for devices it does not have."""
-        if all(device in self._in_engine for device in settings.devices):
-            report = self._measure_engine(settings)
-            if report.exact or not settings.devices:
-                return report
-        host = dataclasses.replace(
-            settings, devices=(), tensor_split=(), gpu_layers=0, overrides=()
-        )
-        return estimate.split(self.model, self._measure_engine(host), settings)
-
-    def try_out(self, settings: EngineSettings) -> Candidate:
-        """Measure and hold against the budget."""
-        memory = self.measure(settings)
-        experts = expert_bytes_on_host(self.model, settings)
-        over = max(0, self.ram_use(memory) - self.budget.ram)
-        disk = min(over, sum(experts.values()))
-        one_token = sum(
-            experts.get(layer.index, 0) * layer.expert_used // max(1, layer.expert_count)
-            for layer in self.model.layers
-        )
-        gpus_fit = all(
-            entry.total <= self.budget.gpus.get(entry.device, 0)
-            for entry in memory.devices
-            if entry.device != CPU
-        )
-        # Below one token's experts every read would evict what the next layer needs.
-        ram_fits = over == 0 or (over <= disk and sum(experts.values()) - disk >= one_token)
-        return Candidate(
-            settings, memory, experts, disk, gpus_fit, gpus_fit and ram_fits, one_token
-        )
-
-    def ram_use(self, memory: MemoryReport) -> int:
-        """Bytes of the machine's RAM: the host's, and those of GPUs that have none of their own."""
-        homes = (CPU, *self.budget.unified)
-        return sum(entry.total for entry in memory.devices if entry.device in homes)
-
-    # -- choosing ----------------------------------------------------------------------------
-
-    def best(self) -> Candidate:
-        """The plan's settings: context and batch first as wished, then what fits."""
-        choice: Candidate | None = None
-        for context in self._contexts():
-            candidate = self.place(context)
-            if not candidate.fits:
-                choice = choice or candidate
-                continue
-            if choice is None or not choice.fits or _faster(candidate, choice):
-                choice = candidate
-        assert choice is not None
-        return choice
-
-    def _contexts(self) -> list[int]:
-        """Largest first."""
-        if self.wishes.context is not None:
-            return [self.wishes.context]
-        own = min(self.model.context_train or DEFAULT_CONTEXTS[0], MAX_CONTEXT)
-        return sorted({min(size, own) for size in DEFAULT_CONTEXTS}, reverse=True)
-
-    def place(self, context: int) -> Candidate:
-        """The best placement at one context size, with the largest batch whose buffers fit."""
-        candidate: Candidate | None = None
-        for batch in (self.wishes.batch,) if self.wishes.batch else BATCHES:
-            settings = EngineSettings(
-                context=context,
-                batch=min(batch, context),
-                ubatch=min(batch, context),
-                type_k=self.wishes.type_k,
-                type_v=self.wishes.type_v,
-                threads=self._threads,
-                threads_batch=self._threads,
-            )
-            candidate = self._place(settings)
-            if candidate.fits:
-                break
-        assert candidate is not None
-        return candidate
-
-    def _place(self, settings: EngineSettings) -> Candidate:
-        """The fastest placement that fits, else the one that lacks least; wishes are not bent."""
-        if not self.budget.gpus or self.wishes.gpu_layers == 0:
-            return self.try_out(settings)
-        settings = dataclasses.replace(
-            settings,
-            devices=tuple(self.budget.gpus),
-            tensor_split=_shares(list(self.budget.gpus.values())),
-            gpu_layers=-1,
-        )
-        moe_layers = [layer.index for layer in self.model.layers if layer.expert_count]
-        if self.wishes.gpu_layers is not None or self.wishes.n_cpu_moe is not None:
-            wished = self.wishes.gpu_layers if self.wishes.gpu_layers is not None else -1
-            host = [i for i in moe_layers if i < (self.wishes.n_cpu_moe or 0)]
-            overrides = experts_to_host(host)
-            return self.try_out(
-                dataclasses.replace(settings, gpu_layers=wished, overrides=overrides)
-            )
-        everything = self.try_out(settings)
-        if everything.gpus_fit and everything.fits:
-            return everything
-        settings = dataclasses.replace(settings, overrides=experts_to_host(moe_layers))
-        dense = self.try_out(settings)
-        if dense.gpus_fit:
-            return self._experts_on_gpus(dense, moe_layers)
-        return self._layers_on_gpus(settings)
-
-    def _experts_on_gpus(self, dense: Candidate, moe_layers: list[int]) -> Candidate:
-        """All dense weights on the GPUs, and the routed experts of as many layers as fit there.
-
-        The header says how many; the engine is asked, and where it disagrees one layer less is
-        tried on the device that is too full. Each device keeps the experts of its last layers.
-        """
-        homes = layer_homes(self.model, dense.settings)
-        sizes = {layer.index: layer.expert_bytes for layer in self.model.layers}
-        kept: dict[str, list[int]] = {}
-        for device, budget in self.budget.gpus.items():
-            free = budget - dense.memory.on(device).total
-            kept[device] = []
-            for index in reversed([i for i in moe_layers if homes[i] == device]):
-                if sizes[index] > free:
-                    break
-                free -= sizes[index]
-                kept[device].append(index)
-        while any(kept.values()):
-            on_gpus = {index for indices in kept.values() for index in indices}
-            host = [index for index in moe_layers if index not in on_gpus]
-            settings = dataclasses.replace(dense.settings, overrides=experts_to_host(host))
-            candidate = self.try_out(settings)
-            full = [
-                device
-                for device, budget in self.budget.gpus.items()
-                if candidate.memory.on(device).total > budget
-            ]
-            if not full:
-                return candidate
-            for device in full if any(kept[device] for device in full) else kept:
-                del kept[device][-1:]
-        return dense
-
-    def _layers_on_gpus(self, settings: EngineSettings) -> Candidate:
-        """All routed experts on the host, and as many layers' dense weights on the GPUs as fit."""
-        low, high = 0, len(self.model.layers) + 1  # low fits (nothing is there), high does not
-        host_only = dataclasses.replace(settings, devices=(), tensor_split=(), gpu_layers=0)
-        best = self.try_out(dataclasses.replace(host_only, overrides=()))
-        while high - low > 1:
-            middle = (low + high) // 2
-            candidate = self.try_out(dataclasses.replace(settings, gpu_layers=middle))
-            if candidate.gpus_fit:
-                best, low = candidate, middle
-            else:
-                high = middle
-        return best
-
-    # -- judging -----------------------------------------------------------------------------
+        self._measure = measure
+        self.trials = Trials(model, machine, measure, budget, self.tiers)
+        threads = wishes.threads or min(machine.cores_physical, machine.cores_logical)
+        self.search = Search(self.trials, wishes, self.tiers, threads)
 
     def verdict(self, candidate: Candidate) -> Verdict:
         if not candidate.fits:
@@ -273,18 +92,33 @@ class _Planner:
         on_gpu = bool(candidate.settings.devices)
         if on_gpu:
             tiers.append("gpu")
-        layers = list(_place_layers(self.model, candidate))
-        if not on_gpu or any("ram" in (layer.dense, layer.experts) for layer in layers):
+        layers = list(_place_layers(self.model, candidate, self.tiers))
+        if not on_gpu or any(
+            "ram" in (row.dense, row.experts) or row.experts_ram for row in layers
+        ):
             tiers.append("ram")
         if candidate.disk:
             tiers.append("disk")
         return Verdict("+".join(tiers))
 
-    def would_fit(self, settings: EngineSettings) -> bool:
-        """Whether the model fits, placed anew, with the context and KV types of ``settings``."""
-        wishes = dataclasses.replace(self.wishes, type_k=settings.type_k, type_v=settings.type_v)
-        other = _Planner(self.model, self._machine, wishes, self._measure_engine, self.budget)
-        return other.place(settings.context).fits
+    def instead(self, context: int, **changed: object) -> Candidate:
+        """What would be planned at this context with other wishes."""
+        wishes = dataclasses.replace(self.wishes, **changed)  # type: ignore[arg-type]
+        budget = self.budget
+        if wishes.ram != self.wishes.ram or wishes.vram != self.wishes.vram:
+            budget = budget_of(self.model, self._machine, wishes)
+        other = _Planner(self.model, self._machine, wishes, self._measure, budget)
+        return other.search.place(context)
+
+    def without_remotes(self, context: int) -> Candidate:
+        """What would be planned with the devices of this machine alone."""
+        here = tuple(gpu for gpu in self._machine.gpus if gpu.remote is None)
+        machine = dataclasses.replace(self._machine, gpus=here)
+        names = {gpu.device for gpu in here}
+        gpus = {name: room for name, room in self.budget.gpus.items() if name in names}
+        budget = dataclasses.replace(self.budget, gpus=gpus)
+        other = _Planner(self.model, machine, self.wishes, self._measure, budget)
+        return other.search.place(context)
 
     def max_context(self, candidate: Candidate) -> int:
         """The largest context with the same verdict, placed anew (0 when it does not fit at all).
@@ -298,7 +132,7 @@ class _Planner:
         own = min(own, self._reach(candidate))
 
         def holds(context: int) -> bool:
-            other = self.place(context)
+            other = self.search.place(context)
             return other.fits and self.verdict(other) is verdict
 
         if holds(own):
@@ -318,7 +152,7 @@ class _Planner:
         KV cache and buffers grow linearly; a quarter is added for what does not.
         """
         context = candidate.settings.context
-        wider = self.measure(dataclasses.replace(candidate.settings, context=2 * context))
+        wider = self.trials.measure(dataclasses.replace(candidate.settings, context=2 * context))
         growth = (wider.total - candidate.memory.total) / context  # bytes per token
         room = self.budget.ram + self.budget.vram
         if growth <= 0:
@@ -326,31 +160,55 @@ class _Planner:
         return context + CONTEXT_STEP + int(1.25 * room / growth)
 
 
-def _shares(budgets: list[int]) -> tuple[float, ...]:
-    """Proportions of several devices, in MiB: readable, and the same wherever they are used."""
-    return tuple(float(max(1, budget // MIB)) for budget in budgets) if len(budgets) > 1 else ()
+def _known(wishes: Wishes, budget: Budget) -> Wishes:
+    """The wishes with devices called as the engine calls them. Raises UsageError."""
+    names = {name.lower(): name for name in (*budget.gpus, CPU)} | {"ram": CPU, "host": CPU}
+    overrides = []
+    for pattern, device in wishes.overrides:
+        if device.lower() not in names:
+            raise UsageError(
+                f"--override {pattern}={device}: there is no such device to plan with",
+                hint=f"the devices here are {', '.join((*budget.gpus, CPU))}",
+            )
+        overrides.append((pattern, names[device.lower()]))
+    return dataclasses.replace(wishes, overrides=tuple(overrides))
 
 
-def _faster(candidate: Candidate, other: Candidate) -> bool:
-    """Whether fewer expert bytes are on a slower tier."""
-    mine = (candidate.disk, sum(candidate.host_experts.values()))
-    return mine < (other.disk, sum(other.host_experts.values()))
+def _tiers(model: Model, wishes: Wishes) -> dict[int, str]:
+    """What ``--experts-on`` says of each layer; a later wish wins. Raises UsageError."""
+    tiers: dict[int, str] = {}
+    moe = [layer.index for layer in model.layers if layer.expert_count]
+    for wish in wishes.experts_on:
+        layers = [index for index in moe if wish.covers(index)]
+        if not layers:
+            known = f"{moe[0]} to {moe[-1]}" if moe else "none"
+            raise UsageError(
+                f"--experts-on {wish.tier}: none of these layers has experts",
+                hint=f"layers with experts: {known}",
+            )
+        tiers |= dict.fromkeys(layers, wish.tier)
+    return tiers
 
 
-def _place_layers(model: Model, candidate: Candidate) -> Iterator[LayerPlacement]:
+def _place_layers(
+    model: Model, candidate: Candidate, tiers: dict[int, str]
+) -> Iterator[LayerPlacement]:
     """One row per layer; RAM keeps the experts of the first layers, the disk those of the last."""
     homes = layer_homes(model, candidate.settings)
-    room = candidate.room
+    host = candidate.host_experts
+    # Layers that shall be in RAM come first there.
+    room = candidate.room - sum(count for i, count in host.items() if tiers.get(i) == "ram")
     for layer in model.layers:
+        here = host.get(layer.index, 0)
+        tier = tiers.get(layer.index)
+        if tier == "ram":
+            ram = here
+        else:
+            ram = 0 if tier == "disk" else min(here, room)
+            room -= ram
         experts: str | None = None
         if layer.expert_count:
-            host = candidate.host_experts.get(layer.index, 0)
-            if host == 0:
-                experts = "gpu"
-            elif candidate.disk == 0 or host <= room:
-                experts, room = "ram", room - host
-            else:
-                experts, room = "disk", 0
+            experts = "gpu" if not here else "ram" if ram == here else "disk"
         yield LayerPlacement(
             index=layer.index,
             dense="ram" if homes[layer.index] == CPU else "gpu",
@@ -359,6 +217,10 @@ def _place_layers(model: Model, candidate: Candidate) -> Iterator[LayerPlacement
             expert_bytes=layer.expert_bytes,
             expert_count=layer.expert_count,
             expert_used=layer.expert_used,
+            device=homes[layer.index],
+            experts_gpu=layer.expert_bytes - here,
+            experts_ram=ram,
+            experts_disk=here - ram,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from localmoe.planning.memory import EngineSettings, MemoryReport
+from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 
 
 class Verdict(enum.Enum):
@@ -25,6 +25,17 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsOn:
+    """The routed experts of some layers shall live on one tier."""
+
+    tier: str  # "gpu" | "ram" | "disk"
+    spans: tuple[tuple[int, int], ...] = ()  # first and last layer, both included; () = all
+
+    def covers(self, layer: int) -> bool:
+        return not self.spans or any(first <= layer <= last for first, last in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
 class Wishes:
     """What the user asked for; ``None`` leaves it to the planner."""
 
@@ -37,17 +48,23 @@ class Wishes:
     ram: int | None = None  # bytes of free RAM to plan with
     vram: int | None = None  # bytes of free GPU memory to plan with
     batch: int | None = None
+    experts_on: tuple[ExpertsOn, ...] = ()
+    overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device); before all rules
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlacement:
     index: int
     dense: str  # "gpu" | "ram"
-    experts: str | None  # "gpu" | "ram" | "disk"; None for a dense layer
+    experts: str | None  # "gpu" | "ram" | "disk", the slowest of them; None for a dense layer
     dense_bytes: int
     expert_bytes: int
     expert_count: int
     expert_used: int
+    device: str = CPU  # the engine's name of the dense part's device
+    experts_gpu: int = 0  # bytes of ``expert_bytes`` on GPUs; a layer may be split by tensors
+    experts_ram: int = 0
+    experts_disk: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ RUN = {
 }  # fmt: skip
 LAYER = {
     "index", "dense", "experts", "dense_bytes", "expert_bytes", "expert_count", "expert_used",
+    "device", "experts_gpu", "experts_ram", "experts_disk",
 }  # fmt: skip
 SHOW = {
     "schema_version", "model", "paths", "size", "architecture", "quantization", "layers",

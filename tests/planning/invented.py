@@ -39,8 +39,9 @@ def moe_model(
     dense_mib: int = 16,
     embedding_mib: int = 200,
     context: int = 131072,
+    parts: int = 1,
 ) -> Model:
-    """``layers`` equal layers; ``expert_mib`` per expert and layer."""
+    """``layers`` equal layers; ``expert_mib`` per expert and layer, in ``parts`` tensors (1, 3)."""
     tensors = [
         _tensor("token_embd.weight", embedding_mib * MIB, None, Role.DENSE),
         _tensor("output.weight", embedding_mib * MIB, None, Role.DENSE),
@@ -49,8 +50,9 @@ def moe_model(
     for i in range(layers):
         tensors.append(_tensor(f"blk.{i}.attn_q.weight", dense_mib * MIB, i, Role.DENSE))
         each = int(expert_mib * MIB) * experts
-        if experts:
-            tensors.append(_tensor(f"blk.{i}.ffn_gate_up_exps.weight", each, i, Role.ROUTED_EXPERT))
+        for name in (("gate_up",) if parts == 1 else ("gate", "up", "down")) if experts else ():
+            part = _tensor(f"blk.{i}.ffn_{name}_exps.weight", each // parts, i, Role.ROUTED_EXPERT)
+            tensors.append(part)
         rows.append(Layer(i, dense_mib * MIB, each, experts, used if experts else 0))
     size = sum(t.nbytes for t in tensors)
     return Model(
@@ -112,6 +114,7 @@ def engine(model: Model, kv_per_token: int = 48 * 1024) -> Measure:
             for pattern, target in settings.overrides:
                 if re.search(pattern, tensor.name):
                     home = target
+                    break
             bytes_on[home] += tensor.nbytes
         return MemoryReport(
             tuple(

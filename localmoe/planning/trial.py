@@ -1,0 +1,105 @@
+"""Settings tried out: what they cost, by the engine's word, and whether the budget allows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.planning import estimate
+from localmoe.planning.budget import Budget, usable_gpus
+from localmoe.planning.layout import expert_bytes_on_host
+from localmoe.planning.memory import CPU, EngineSettings, Measure, MemoryReport
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Settings, what they cost, and what that means within the budget."""
+
+    settings: EngineSettings
+    memory: MemoryReport
+    host_experts: dict[int, int]  # layer → bytes of routed experts not on a GPU
+    disk: int  # bytes of those that RAM cannot keep, or shall not
+    gpus_fit: bool
+    fits: bool  # on the GPUs and in RAM, with room for at least one token's experts
+    one_token: int  # bytes of the host experts that one token reads
+
+    @property
+    def room(self) -> int:
+        """RAM in which experts may stay."""
+        return sum(self.host_experts.values()) - self.disk
+
+
+class Trials:
+    """Every question to the engine about one model and one budget goes through here.
+
+    ``tiers``: layers whose experts shall be in "ram" or on "disk"; others may be anywhere.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        machine: Machine,
+        measure: Measure,
+        budget: Budget,
+        tiers: Mapping[int, str],
+    ) -> None:
+        self.model = model
+        self.budget = budget
+        self._measure_engine = measure
+        self._tiers = tiers
+        self._in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
+        self.remotes = tuple(
+            dict.fromkeys(gpu.remote for gpu in usable_gpus(machine) if gpu.remote is not None)
+        )
+
+    def measure(self, settings: EngineSettings) -> MemoryReport:
+        """The engine's figures, or an estimate for devices it does not have."""
+        if all(device in self._in_engine for device in settings.devices):
+            report = self._measure_engine(settings)
+            if report.exact or not settings.devices:
+                return report
+        host = dataclasses.replace(
+            settings, devices=(), tensor_split=(), gpu_layers=0, overrides=(), remotes=()
+        )
+        return estimate.split(self.model, self._measure_engine(host), settings)
+
+    def try_out(self, settings: EngineSettings) -> Candidate:
+        """Measure and hold against the budget."""
+        if settings.devices:
+            settings = dataclasses.replace(settings, remotes=self.remotes)
+        memory = self.measure(settings)
+        experts = expert_bytes_on_host(self.model, settings)
+        everything = sum(experts.values())
+        to_disk = sum(count for layer, count in experts.items() if self._on(layer, "disk"))
+        to_ram = sum(count for layer, count in experts.items() if self._on(layer, "ram"))
+        # RAM that is left for experts once all that every token needs is in it.
+        spare = self.budget.ram - (self.ram_use(memory) - everything)
+        over = max(0, everything - to_disk - spare)
+        disk = to_disk + min(over, everything - to_disk - to_ram)
+        one_token = sum(
+            experts.get(layer.index, 0) * layer.expert_used // max(1, layer.expert_count)
+            for layer in self.model.layers
+        )
+        gpus_fit = all(
+            entry.total <= self.budget.gpus.get(entry.device, 0)
+            for entry in memory.devices
+            if entry.device != CPU
+        )
+        # Below one token's experts every read would evict what the next layer needs.
+        in_ram = everything - disk
+        ram_fits = in_ram <= spare and (disk == 0 or spare >= one_token)
+        wished = not any(self._on(layer, "gpu") for layer in experts)
+        return Candidate(
+            settings, memory, experts, disk, gpus_fit, gpus_fit and ram_fits and wished, one_token
+        )
+
+    def ram_use(self, memory: MemoryReport) -> int:
+        """Bytes of the machine's RAM: the host's, and those of GPUs that have none of their own."""
+        homes = (CPU, *self.budget.unified)
+        return sum(entry.total for entry in memory.devices if entry.device in homes)
+
+    def _on(self, layer: int, tier: str) -> bool:
+        return self._tiers.get(layer) == tier
