@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
 from localmoe import ledger
-from localmoe.engine import protocol
+from localmoe.engine import kv_store, protocol
 from localmoe.engine.events import (
     Finished,
     Loaded,
@@ -90,6 +91,24 @@ class Engine:
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text`` in the loaded model's vocabulary, without a beginning token."""
         return int(self._worker.ask("count", text=text)["tokens"])
+
+    def keep(self, slot: str) -> int:
+        """Keep on disk what the model has read in the conversation ``slot``; return the bytes.
+
+        0: nothing worth it, or no room. ``cancel`` stops it. Raises StorageError, EngineError.
+        """
+        path = kv_store.path_of(slot, Path(self._paths[0]))
+        return int(self._worker.ask("keep", path=str(path))["bytes"])
+
+    def resume(self, slot: str) -> int:
+        """Take up what ``keep`` kept, if nothing has changed; return the tokens, 0 if none.
+
+        Raises EngineError.
+        """
+        path = kv_store.path_of(slot, Path(self._paths[0]))
+        if not path.exists():
+            return 0
+        return int(self._worker.ask("resume", path=str(path))["tokens"])
 
     def cancel(self) -> None:
         """Interrupt the load or answer under way, from any thread or signal handler.

@@ -35,7 +35,7 @@ class Generator:
         self._flag = flag
         self._n_batch = int(llama.llama_n_batch(ctx))
         self._batch = llama.llama_batch_init(self._n_batch, 0, 1)
-        self._kv = KvState(ctx)
+        self.kv = KvState(ctx)
         callback, data, self._abort_is_cheap = binding.abort_callback(flag)
         self._abort = (callback, data)
         self._no_abort = (llama.ggml_abort_callback(), 0)
@@ -60,7 +60,7 @@ class Generator:
             )
         room = self.context - len(prompt)
         limit = room if request.max_tokens is None else min(request.max_tokens, room)
-        reused = self._kv.reuse(prompt)
+        reused = self.kv.reuse(prompt)
         stream = TextStream(request.stop)
         sampler = Sampler(request.sampling, self.vocabulary, prompt, request.grammar)
         produced, reason = 0, "length"
@@ -103,7 +103,7 @@ class Generator:
         decoding = last - first
         yield Finished(
             reason=reason,
-            prompt_tokens=len(prompt) if first else len(self._kv.tokens),
+            prompt_tokens=len(prompt) if first else len(self.kv.tokens),
             reused_tokens=reused,
             completion_tokens=produced,
             ttft_s=(first or prefilled) - started,
@@ -114,7 +114,7 @@ class Generator:
 
     def _stable_tokens(self, request: Request, prompt: list[int]) -> int:
         """How many of the prompt's tokens will start the next turn's prompt too."""
-        if not self._kv.needs_checkpoints or not 0 < request.stable_chars <= len(request.prompt):
+        if not self.kv.needs_checkpoints or not 0 < request.stable_chars <= len(request.prompt):
             return 0
         stable = self.vocabulary.tokenize(
             request.prompt[: request.stable_chars], add_bos=request.add_bos
@@ -131,7 +131,7 @@ class Generator:
 
         A batch ends at ``stable`` so that a checkpoint can be taken there.
         """
-        at = len(self._kv.tokens)
+        at = len(self.kv.tokens)
         while at < len(prompt):
             end = min(at + self._n_batch, len(prompt))
             if at < stable < end:
@@ -139,7 +139,7 @@ class Generator:
             self._decode(prompt[at:end])
             at = end
             if at == stable:
-                self._kv.checkpoint()
+                self.kv.checkpoint()
             if at < len(prompt):
                 yield at
 
@@ -147,7 +147,7 @@ class Generator:
         """Run the model over the next tokens; logits are kept for the last one."""
         if self._flag.value:
             raise DecodeInterruptedError
-        batch, start = self._batch, len(self._kv.tokens)
+        batch, start = self._batch, len(self.kv.tokens)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i] = token
@@ -158,9 +158,9 @@ class Generator:
         batch.logits[len(tokens) - 1] = 1
         status = llama.llama_decode(self._ctx, batch)
         if status == 0:
-            self._kv.tokens.extend(tokens)
+            self.kv.tokens.extend(tokens)
             return
-        self._kv.rewind(start, dirty=True)
+        self.kv.rewind(start, dirty=True)
         if status == ABORTED:
             raise DecodeInterruptedError
         raise EngineError(

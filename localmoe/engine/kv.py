@@ -10,11 +10,14 @@ prompt again after a step back.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from localmoe.engine import binding
+from localmoe.engine import binding, kv_store
 from localmoe.engine.binding import llama
 from localmoe.planning.budget import CHECKPOINT_BYTES
 
@@ -103,6 +106,50 @@ class KvState:
         if written == size:
             self.checkpoints.append(Checkpoint(length, buffer))
 
+    def save(self, path: Path, who: str, interrupted: Callable[[], bool]) -> int:
+        """Keep all of it on disk (``kv_store``); return the bytes written, 0 if not worth it.
+
+        Raises StorageError.
+        """
+        if len(self.tokens) < kv_store.MIN_TOKENS:
+            return 0
+        size = int(llama.llama_state_seq_get_size_ext(self.ctx, 0, 0))
+
+        def state(address: int, size: int) -> bool:
+            written = llama.llama_state_seq_get_data_ext(self.ctx, _bytes_at(address), size, 0, 0)
+            return bool(written == size)
+
+        def copy(data: ctypes.Array[ctypes.c_uint8]) -> kv_store.Fill:
+            return lambda address, size: bool(ctypes.memmove(address, data, size))
+
+        checkpoints = [(c.length, len(c.data), copy(c.data)) for c in self.checkpoints]
+        return kv_store.write(path, who, self.tokens, (size, state), checkpoints, interrupted)
+
+    def load(self, path: Path, who: str, interrupted: Callable[[], bool]) -> int:
+        """Take over what ``save`` kept; return the tokens held now, 0 if nothing could be used."""
+        self.clear()
+        with kv_store.opened(path, who, interrupted) as saved:
+            if saved is None or len(saved.tokens) >= int(llama.llama_n_ctx(self.ctx)):
+                return 0
+            address, size = saved.state
+            read = llama.llama_state_seq_set_data_ext(self.ctx, _bytes_at(address), size, 0, 0)
+            if read != size:
+                self.clear()
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                return 0
+            self.tokens = saved.tokens
+            for length, start, nbytes in saved.checkpoints:
+                data = (ctypes.c_uint8 * nbytes)()
+                ctypes.memmove(data, start, nbytes)
+                self.checkpoints.append(Checkpoint(length, data))
+        return len(self.tokens)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        llama.llama_memory_clear(self._memory, False)
+        self.tokens, self.checkpoints = [], []
+
     def _restore(self, checkpoint: Checkpoint) -> bool:
         read = llama.llama_state_seq_set_data_ext(
             self.ctx, checkpoint.data, len(checkpoint.data), 0, binding.PARTIAL_ONLY
@@ -115,3 +162,7 @@ class KvState:
         del self.tokens[length:]
         self.checkpoints = [c for c in self.checkpoints if c.length <= length]
         return length
+
+
+def _bytes_at(address: int) -> Any:
+    return ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))

@@ -27,7 +27,9 @@ REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
     "RPC handshake failed",
 )
 PATIENCE = 3.0  # seconds that a cancelled request may take to end
-LAST_EVENTS = frozenset({"info", "measured", "loaded", "finished", "counted", "error"})
+LAST_EVENTS = frozenset(
+    {"info", "measured", "loaded", "finished", "counted", "kept", "resumed", "error"}
+)
 
 
 def _worker_environment() -> dict[str, str]:

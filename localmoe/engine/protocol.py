@@ -10,6 +10,8 @@ measure  paths, settings, architecture, vocabulary       measured
 load     paths, settings                                 progress*, loaded
 generate request                                         prefill*, text*, finished
 count    text                                            counted
+keep     path                                            kept (bytes written to ``path``)
+resume   path                                            resumed (tokens read back from it)
 cancel   –                                               none of its own: the load it names ends
                                                          with an error of kind ``interrupted``,
                                                          the generate with ``finished``
@@ -45,6 +47,7 @@ from localmoe.errors import (
     InterruptedLoadError,
     LocalmoeError,
     ModelFileError,
+    StorageError,
 )
 from localmoe.planning.memory import DeviceMemory, EngineSettings, MemoryReport
 
@@ -60,7 +63,13 @@ _EVENTS: dict[str, type[Any]] = {
 _NAMES = {cls: name for name, cls in _EVENTS.items()}
 _ERRORS: dict[str, type[LocalmoeError]] = {
     cls.code: cls
-    for cls in (ContextOverflowError, ModelFileError, InterruptedLoadError, EngineError)
+    for cls in (
+        ContextOverflowError,
+        ModelFileError,
+        InterruptedLoadError,
+        EngineError,
+        StorageError,
+    )
 }
 
 

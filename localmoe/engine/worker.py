@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from localmoe.engine import binding, loader, protocol
+from localmoe.engine import binding, kv_store, loader, protocol
 from localmoe.engine.binding import llama
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.generation import Generator
@@ -40,6 +40,7 @@ class Worker:
         self._model: Any = None
         self._ctx: Any = None
         self._generator: Generator | None = None
+        self._identity = ""  # of what is loaded, for states on disk
         self._dry: tuple[object, Any] | None = None
         self._answers = {
             "info": self._do_info,
@@ -47,6 +48,8 @@ class Worker:
             "load": self._do_load,
             "generate": self._do_generate,
             "count": self._do_count,
+            "keep": self._do_keep,
+            "resume": self._do_resume,
         }
         self._servers = Servers()
         llama.llama_backend_init()
@@ -130,6 +133,8 @@ class Worker:
             raise InterruptedLoadError("loading was interrupted")
         memory = loader.memory_report(self._ctx, self._log)
         self._generator = Generator(self._model, self._ctx, self.interrupt)
+        version = f"{llama.llama_version().decode()} {llama.llama_print_system_info().decode()}"
+        self._identity = kv_store.identity(message["paths"], message["settings"], version)
         self._send(
             protocol.event_to_message(
                 Loaded(
@@ -173,6 +178,16 @@ class Worker:
     def _do_count(self, message: Message) -> None:
         tokens = self._loaded().vocabulary.tokenize(message["text"], add_bos=False)
         self._send({"event": "counted", "tokens": len(tokens)})
+
+    def _do_keep(self, message: Message) -> None:
+        kv = self._loaded().kv
+        size = kv.save(Path(message["path"]), self._identity, lambda: bool(self.interrupt.value))
+        self._send({"event": "kept", "bytes": size})
+
+    def _do_resume(self, message: Message) -> None:
+        kv = self._loaded().kv
+        tokens = kv.load(Path(message["path"]), self._identity, lambda: bool(self.interrupt.value))
+        self._send({"event": "resumed", "tokens": tokens})
 
 
 class Inbox:
