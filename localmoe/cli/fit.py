@@ -10,7 +10,9 @@ from localmoe.cli import documents, fit_screens, prepare, render
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.fitted import Fitted, Guessed, Skipped, guess_for, rank, recommend
 from localmoe.cli.fitting import Planner, Search
+from localmoe.cli.idle import idle_gpus, idle_line
 from localmoe.cli.output import Output
+from localmoe.cli.plan_screen import plan_screen
 from localmoe.errors import (
     DoesNotFitError,
     EngineError,
@@ -64,7 +66,7 @@ def plan_command(options: Options, output: Output) -> int:
     if output.as_json:
         output.json(documents.plan_document(model, machine, plan))
     else:
-        output.print(render.plan_screen(model, plan))
+        output.print(plan_screen(model, plan))
         _note_devices(machine, plan, output)
     return 0 if plan.verdict.fits else DOES_NOT_FIT
 
@@ -138,11 +140,11 @@ def _answer(
 
 def _note_devices(machine: Machine, plan: Plan, output: Output) -> None:
     """What the figures leave out: idle GPUs, devices that could not be asked."""
+    for gpu in idle_gpus(machine):
+        output.note(idle_line(gpu))
     used = set(plan.settings.devices)
     for gpu in machine.gpus:
-        if not gpu.in_engine and gpu.device is None:
-            output.note(f"GPU idle: {gpu.name} is not in this engine build; see `localmoe doctor`")
-        elif not gpu.in_engine and gpu.device in used:
+        if not gpu.in_engine and gpu.device in used:
             output.note(f"{gpu.name} is not in this engine build: its figures are estimated")
 
 

@@ -6,10 +6,8 @@ from files are cleaned, and are never read as markup.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -19,9 +17,8 @@ from rich.text import Text
 
 from localmoe.cli import documents
 from localmoe.facts.model import Model, Role
-from localmoe.planning.llama_args import llama_args
-from localmoe.planning.plan import LayerPlacement, Plan, Verdict
-from localmoe.text import clean, clean_line, format_bytes, format_count
+from localmoe.planning.plan import Plan, Verdict
+from localmoe.text import clean_line, format_bytes, format_count
 
 TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
 TIER_NAME = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
@@ -141,40 +138,6 @@ def fit_screen(model: Model, plan: Plan) -> RenderableType:
     return Group(*lines)
 
 
-def plan_screen(model: Model, plan: Plan) -> RenderableType:
-    """``fit``'s answer, then the layers, the cache, and the same as llama.cpp flags."""
-    rows = []
-    for run in layer_runs(plan.layers):
-        first, last = run[0], run[-1]
-        span = f"{first.index}" if first is last else f"{first.index}–{last.index}"
-        experts = Text("none", "dim")
-        if first.experts is not None:
-            experts = _tier(first.experts, sum(layer.expert_bytes for layer in run))
-            experts.append(f" · {first.expert_count}, {first.expert_used} used", "dim")
-        rows.append((span, _tier(first.dense, sum(layer.dense_bytes for layer in run)), experts))
-    flags = ("-m", str(model.paths[0].absolute()), *llama_args(plan.settings))
-    return Group(
-        fit_screen(model, plan),
-        Text(),
-        _indented(Rows(("layers", "dense", "experts"), rows)),
-        Text(),
-        pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"),)),
-        Text(),
-        Text("  the same as llama.cpp flags:", style="dim"),
-        # One unbroken line: it is there to be copied.
-        Text("llama-server " + clean(shlex.join(flags)), no_wrap=True, overflow="ignore"),
-    )
-
-
-def layer_runs(layers: Sequence[LayerPlacement]) -> list[list[LayerPlacement]]:
-    """Neighbouring layers that live in the same places with the same experts, together."""
-
-    def same(layer: LayerPlacement) -> tuple[object, ...]:
-        return layer.dense, layer.experts, layer.expert_count, layer.expert_used
-
-    return [list(run) for _, run in groupby(layers, key=same)]
-
-
 def show_screen(model: Model) -> RenderableType:
     """The answer of ``show``."""
     not_loaded = sum(t.nbytes for t in model.tensors if not t.loaded)
@@ -275,12 +238,6 @@ def _bar(used: int, budget: int, style: str, width: int = 20) -> Text:
     filled = min(width, -(-used * width // budget))
     color = style if used <= budget else "red"
     return Text("█" * filled, style=color).append("░" * (width - filled), style="dim")
-
-
-def _tier(tier: str, count: int) -> Text:
-    return Text(f"{TIER_NAME[tier]} ", style=TIER_STYLE[tier]).append(
-        format_bytes(count), style="default"
-    )
 
 
 def _cell(value: str | Text) -> Text:

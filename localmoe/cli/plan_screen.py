@@ -1,0 +1,146 @@
+"""What ``plan`` shows: ``fit``'s answer, a picture of the layers, and llama.cpp's flags. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from localmoe.cli.render import TIER_NAME, TIER_STYLE, fit_screen, pairs
+from localmoe.facts.model import Model
+from localmoe.planning.llama_args import llama_args
+from localmoe.planning.plan import LayerPlacement, Plan
+from localmoe.text import clean, clean_line, format_bytes
+
+GLYPHS = {"gpu": "█", "ram": "▓", "disk": "░"}  # told apart without colours, too
+CELLS = (8, 6, 4)  # of a layer's bar, the widest with which all layers fit the screen
+OTHER_LINES = 4  # of a terminal's height, beside the layers
+GAP = "   "
+
+
+def plan_screen(model: Model, plan: Plan) -> RenderableType:
+    """The whole answer."""
+    flags = ("-m", str(model.paths[0].absolute()), *llama_args(plan.settings))
+    return Group(
+        fit_screen(model, plan),
+        Text(),
+        LayerMap(plan.layers, len(plan.settings.devices) > 1),
+        Text(),
+        pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"),)),
+        Text(),
+        Text("  the same as llama.cpp flags:", style="dim"),
+        # One unbroken line: it is there to be copied.
+        Text("llama-server " + clean(shlex.join(flags)), no_wrap=True, overflow="ignore"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMap:
+    """One row per layer, coloured by tier; several columns of bars where rows are too many.
+
+    ``named``: there are several devices, so they are called by their names.
+    """
+
+    layers: Sequence[LayerPlacement]
+    named: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        bars = console.is_terminal
+        rows = list(self._rows(bars))
+        widest = max((cell_len(row.plain) for row in rows), default=0)
+        high = bars and len(rows) > max(1, console.height - OTHER_LINES)
+        if high or widest > options.max_width:
+            rows = list(self._folded(options.max_width, console.height if bars else None))
+            yield _legend(self.layers)
+        else:
+            yield Text("  layer  dense, then experts", style="bold")
+        yield from rows
+
+    def _rows(self, bars: bool) -> Iterator[Text]:
+        dense = [(self._dense(row), format_bytes(row.dense_bytes)) for row in self.layers]
+        names = max((cell_len(name) for name, _ in dense), default=0)
+        sizes = max((cell_len(size) for _, size in dense), default=0)
+        for row, (name, size) in zip(self.layers, dense, strict=True):
+            line = Text(f"  {row.index:>5}  ", style="dim", no_wrap=True)
+            line.append(f"{name:<{names}} ", TIER_STYLE[row.dense])
+            line.append(f"{size:>{sizes}}  ", "default")
+            if bars:
+                line.append(_bar(row, CELLS[0])).append("  ")
+            yield line.append(self._experts(row))
+
+    def _dense(self, row: LayerPlacement) -> str:
+        if row.dense == "ram":
+            return TIER_NAME["ram"]
+        return clean_line(row.device) if self.named else TIER_NAME["gpu"]
+
+    def _experts(self, row: LayerPlacement) -> Text:
+        """``RAM 1.6 GiB``, ``GPU 800 MiB + disk 800 MiB``, and how many of them a token needs."""
+        if row.experts is None:
+            return Text("no experts", "dim")
+        gpu = clean_line(row.device) if self.named and row.dense == "gpu" else TIER_NAME["gpu"]
+        names = TIER_NAME | {"gpu": gpu}
+        shown = [
+            Text(f"{names[tier]} ", TIER_STYLE[tier]).append(format_bytes(count), "default")
+            for tier, count in _tiers(row)
+            if count
+        ]
+        text = Text(" + ").join(shown)
+        return text.append(f" · {row.expert_used} of {row.expert_count}", "dim")
+
+    def _folded(self, width: int, height: int | None) -> Iterator[Text]:
+        """Bars with their layers' numbers, in columns, as few as fit the height."""
+        count = len(self.layers)
+        lines = max(1, (height or count) - OTHER_LINES)
+        for cells in CELLS:
+            wide = len("999 █ ") + cells + len(GAP)
+            most = max(1, (width - 2 + len(GAP)) // wide)
+            if -(-count // most) <= lines:
+                break
+        columns = min(most, max(1, -(-count // lines)))
+        tall = -(-count // columns)
+        drawn = [_cell(row, cells) for row in self.layers]
+        for first in range(tall):
+            yield Text("  ").append(Text(GAP).join(drawn[first::tall]))
+
+
+def _legend(layers: Sequence[LayerPlacement]) -> Text:
+    """What the bars mean, with the experts' bytes on each tier."""
+    line = Text("  layer, dense, experts: ", style="dim")
+    for tier in TIER_NAME:
+        total = sum(dict(_tiers(row))[tier] for row in layers)
+        dense = any(row.dense == tier for row in layers)
+        if total or dense:
+            line.append(f"{GLYPHS[tier]} ", TIER_STYLE[tier])
+            line.append(f"{TIER_NAME[tier]}  ", "default")
+    return line
+
+
+def _cell(row: LayerPlacement, cells: int) -> Text:
+    """``17 █ ▓▓▓▓▓▓▓▓``: number, dense part, experts."""
+    line = Text(f"{row.index:>3} ", style="dim")
+    line.append(GLYPHS[row.dense], TIER_STYLE[row.dense]).append(" ")
+    return line.append(_bar(row, cells))
+
+
+def _bar(row: LayerPlacement, cells: int) -> Text:
+    """The share of each tier in a layer's experts; every tier that has some gets a cell."""
+    line = Text()
+    if row.experts is None:
+        return line.append("·" * cells, "dim")
+    tiers = [(tier, count) for tier, count in _tiers(row) if count]
+    left, bytes_left = cells, sum(count for _, count in tiers)
+    for number, (tier, count) in enumerate(tiers):
+        later = len(tiers) - number - 1
+        share = left if not later else round(left * count / bytes_left)
+        width = min(max(1, share), left - later)
+        line.append(GLYPHS[tier] * width, TIER_STYLE[tier])
+        left, bytes_left = left - width, bytes_left - count
+    return line
+
+
+def _tiers(row: LayerPlacement) -> tuple[tuple[str, int], ...]:
+    return (("gpu", row.experts_gpu), ("ram", row.experts_ram), ("disk", row.experts_disk))
