@@ -17,7 +17,7 @@ from localmoe.planning.plan import LayerPlacement, Plan
 from localmoe.text import clean, clean_line, format_bytes
 
 GLYPHS = {"gpu": "█", "ram": "▓", "disk": "░"}  # told apart without colours, too
-CELLS = (8, 6, 4)  # of a layer's bar, the widest with which all layers fit the screen
+CELLS = (8, 6, 4, 2)  # of a layer's bar, the widest with which all layers fit the screen
 OTHER_LINES = 4  # of a terminal's height, beside the layers
 GAP = "   "
 
