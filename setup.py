@@ -10,7 +10,7 @@ setup(
     ext_modules=[
         Extension(
             "localmoe.engine._native",
-            sources=["localmoe/engine/native.cpp"],
+            sources=["localmoe/engine/native.cpp", "localmoe/engine/experts.cpp"],
             extra_compile_args=["-std=c++17", "-O2"],
             optional=True,
         )

@@ -83,6 +83,8 @@ _REGISTRY = _sibling("ggml")
 _BASE = _sibling("ggml-base")
 _CPU = _sibling("ggml-cpu")
 
+base_library, cpu_library = _BASE, _CPU
+
 _POINTER = ctypes.c_void_p
 
 

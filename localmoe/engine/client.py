@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from localmoe import ledger
+from localmoe import ledger, storage
 from localmoe.engine import kv_store, protocol
 from localmoe.engine.events import (
     Finished,
@@ -28,13 +30,22 @@ class Engine:
 
     ``promised_ram``: bytes of RAM that a plan foresees; from the first load until ``close``, other
     localmoe processes plan around them. A crash of the worker is an ``EngineCrashError`` from the
-    call under way; ``load`` then starts a new worker.
+    call under way; ``load`` then starts a new worker. ``remember``: the experts in use are noted for
+    a faster next start.
     """
 
-    def __init__(self, model: Model, settings: EngineSettings, promised_ram: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        settings: EngineSettings,
+        promised_ram: int = 0,
+        *,
+        remember: bool = True,
+    ) -> None:
         self._paths = [str(path) for path in model.paths]
         self._settings = settings
         self._promised_ram = promised_ram
+        self._remember = remember
         self._promise: ExitStack | None = None
         self._worker = WorkerProcess()
 
@@ -72,7 +83,10 @@ class Engine:
             self._promise = ExitStack()
             self._promise.enter_context(ledger.promise(self._promised_ram))
         settings = dataclasses.asdict(self._settings)
-        for message in self._worker.request("load", paths=self._paths, settings=settings):
+        hot = str(hot_set_path(Path(self._paths[0]))) if self._remember else ""
+        for message in self._worker.request(
+            "load", paths=self._paths, settings=settings, hot=hot
+        ):
             event = protocol.message_to_event(message)
             assert isinstance(event, LoadProgress | Loaded)
             yield event
@@ -124,3 +138,9 @@ class Engine:
         if self._promise is not None:
             self._promise.close()
             self._promise = None
+
+
+def hot_set_path(path: Path) -> Path:
+    """Where the experts in use of the model at ``path`` are noted: names of places, not of texts."""
+    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:20]
+    return storage.cache_dir() / "experts" / f"{digest}.json"

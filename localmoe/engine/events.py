@@ -52,6 +52,8 @@ class Loaded:
     load_s: float
     bos: str  # text of the beginning-of-sequence token, "" if there is none
     eos: str
+    cache: str = "off"  # the regime that serves the experts: "off" | "page" | "private"
+    note: str = ""  # what the user should know of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,33 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerStats:
+    layer: int
+    hits: int
+    misses: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Experts in host memory during one answer; lookups are those of decoded tokens."""
+
+    regime: str  # "page" | "private"
+    hits: int  # routed experts that were in memory
+    misses: int  # those that were read from the disk first
+    bytes_read: int  # prefill counted
+    stall_s: float  # computing waited for reading
+    resident_bytes: int  # of experts, now
+    budget: int  # bytes that they may take
+    preferred: int = 0  # choices that a resident expert took over (lossy, --prefer-cached)
+    layers: tuple[LayerStats, ...] = ()
+
+    @property
+    def hit_rate(self) -> float | None:
+        """None before the first decoded token."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else None
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     reason: str  # "stop" | "length" | "interrupted"
     prompt_tokens: int
@@ -79,6 +108,7 @@ class Finished:
     prefill_tps: float | None  # None when nothing was left to prefill
     decode_tps: float | None  # None below two tokens
     stop_string: str | None = None
+    cache: CacheStats | None = None  # None when all experts are resident
 
 
 Event = LoadProgress | Loaded | PrefillProgress | Text | Finished

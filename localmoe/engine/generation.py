@@ -14,11 +14,13 @@ from localmoe.engine import binding
 from localmoe.engine.binding import llama
 from localmoe.engine.events import Finished, PrefillProgress, Request, Text
 from localmoe.engine.kv import KvState
+from localmoe.engine.residency import Residency
 from localmoe.engine.sampling import Sampler
 from localmoe.engine.vocabulary import TextStream, Vocabulary
 from localmoe.errors import ContextOverflowError, EngineError
 
 ABORTED = 2  # llama_decode's result when the abort callback said stop
+PROMPT = -1  # in place of the number of an answer's token
 
 
 class DecodeInterruptedError(Exception):
@@ -28,11 +30,12 @@ class DecodeInterruptedError(Exception):
 class Generator:
     """Generates on one context. ``flag`` is set to 1, from any thread, to interrupt."""
 
-    def __init__(self, model: Any, ctx: Any, flag: ctypes.c_int32) -> None:
+    def __init__(self, model: Any, ctx: Any, flag: ctypes.c_int32, experts: Residency) -> None:
         self.vocabulary = Vocabulary(model)
         self.context = int(llama.llama_n_ctx(ctx))
         self._ctx = ctx
         self._flag = flag
+        self._experts = experts
         self._n_batch = int(llama.llama_n_batch(ctx))
         self._batch = llama.llama_batch_init(self._n_batch, 0, 1)
         self.kv = KvState(ctx)
@@ -88,7 +91,7 @@ class Generator:
                     break
                 if produced == limit:
                     break
-                self._decode([token])
+                self._decode([token], produced - 1)
         except DecodeInterruptedError:
             reason = "interrupted"
             prefilled = time.perf_counter()
@@ -110,6 +113,7 @@ class Generator:
             prefill_tps=fresh / max(prefilled - started, 1e-9) if first else None,
             decode_tps=(produced - 1) / decoding if produced > 1 and decoding > 0 else None,
             stop_string=stream.stopped_by,
+            cache=self._experts.stats(),
         )
 
     def _stable_tokens(self, request: Request, prompt: list[int]) -> int:
@@ -136,15 +140,18 @@ class Generator:
             end = min(at + self._n_batch, len(prompt))
             if at < stable < end:
                 end = stable
-            self._decode(prompt[at:end])
+            self._decode(prompt[at:end], PROMPT)
             at = end
             if at == stable:
                 self.kv.checkpoint()
             if at < len(prompt):
                 yield at
 
-    def _decode(self, tokens: list[int]) -> None:
-        """Run the model over the next tokens; logits are kept for the last one."""
+    def _decode(self, tokens: list[int], number: int) -> None:
+        """Run the model over the next tokens; logits are kept for the last one.
+
+        ``number``: of the answer's token, or PROMPT.
+        """
         if self._flag.value:
             raise DecodeInterruptedError
         batch, start = self._batch, len(self.kv.tokens)
@@ -156,11 +163,16 @@ class Generator:
             batch.seq_id[i][0] = 0
             batch.logits[i] = 0
         batch.logits[len(tokens) - 1] = 1
+        self._experts.begin(start, tokens, number)
         status = llama.llama_decode(self._ctx, batch)
-        if status == 0:
+        failure = self._experts.failure()
+        if status == 0 and failure is None:
+            self._experts.done(tokens, prefill=number == PROMPT)
             self.kv.tokens.extend(tokens)
             return
         self.kv.rewind(start, dirty=True)
+        if failure is not None:
+            raise failure
         if status == ABORTED:
             raise DecodeInterruptedError
         raise EngineError(

@@ -29,7 +29,6 @@ class DryRun:
     ``vocabulary`` 0 reads them.
     """
 
-    architecture: str
     vocabulary: int  # tokens
 
 
@@ -70,6 +69,7 @@ def open_model(
     paths: Sequence[str],
     settings: EngineSettings,
     log: EngineLog,
+    architecture: str,
     *,
     dry_run: DryRun | None = None,
     progress: Progress | None = None,
@@ -101,9 +101,9 @@ def open_model(
     params.use_extra_bufts = settings.repack
     if dry_run is not None:
         params.no_alloc = True
-        values = _without_vocabulary(dry_run)
-        keep.append(values)
-        params.kv_overrides = values
+    values = _overridden(architecture, settings, dry_run)
+    keep.append(values)
+    params.kv_overrides = values
     stopped = False
 
     def on_progress(fraction: float, _: Any) -> bool:
@@ -135,14 +135,21 @@ def open_model(
     return model
 
 
-def _without_vocabulary(dry_run: DryRun) -> Any:
-    """Metadata overrides: as many tokens, without their texts."""
-    values = (llama.llama_model_kv_override * 3)()  # the last one, with an empty key, ends the list
-    if dry_run.vocabulary:
-        values[0].tag, values[0].key = KV_STRING, b"tokenizer.ggml.model"
-        values[0].value.val_str = b"no_vocab"
-        values[1].tag, values[1].key = KV_INTEGER, f"{dry_run.architecture}.vocab_size".encode()
-        values[1].value.val_i64 = dry_run.vocabulary
+def _overridden(architecture: str, settings: EngineSettings, dry_run: DryRun | None) -> Any:
+    """Metadata that is not taken from the file; the last entry, with an empty key, ends the list."""
+    values = (llama.llama_model_kv_override * 4)()
+    numbers = []
+    if settings.experts_used:
+        numbers.append((f"{architecture}.expert_used_count", settings.experts_used))
+    if dry_run is not None and dry_run.vocabulary:  # as many tokens, without their texts
+        numbers.append((f"{architecture}.vocab_size", dry_run.vocabulary))
+        values[2].tag, values[2].key = KV_STRING, b"tokenizer.ggml.model"
+        values[2].value.val_str = b"no_vocab"
+    for value, (key, number) in zip(values, numbers, strict=False):
+        value.tag, value.key = KV_INTEGER, key.encode()
+        value.value.val_i64 = number
+    if len(numbers) < 2 and values[2].key:
+        values[len(numbers)], values[2] = values[2], llama.llama_model_kv_override()
     return values
 
 
@@ -174,6 +181,8 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog) -> Any:
     if settings.flash_attention is not None:
         params.flash_attn_type = int(settings.flash_attention)
     params.swa_full = settings.swa_full
+    if settings.cache == "private":  # a GPU would copy a batch's experts from where they may not be
+        params.op_offload = False
     params.no_perf = True
     log.clear()
     ctx = llama.llama_init_from_model(model, params)

@@ -7,7 +7,7 @@ op       fields                                          events, the last one en
 ======== =============================================== =======================================
 info     remotes                                         info
 measure  paths, settings, architecture, vocabulary       measured
-load     paths, settings                                 progress*, loaded
+load     paths, settings, hot                            progress*, loaded
 generate request                                         prefill*, text*, finished
 count    text                                            counted
 keep     path                                            kept (bytes written to ``path``)
@@ -22,7 +22,8 @@ Every request carries an ``id``, a number that grows; ``cancel`` carries that of
 Any request can end with ``{"event": "error", "kind", "message", "hint"}``; ``kind`` is the ``code``
 of an error in ``localmoe.errors``, or ``interrupted``. Requests are answered in order; ``cancel``
 overtakes. End of input ends the worker. ``paths`` are all parts of the model in order;
-``vocabulary`` is the number of tokens, or 0 to read their texts (``loader.DryRun``).
+``vocabulary`` is the number of tokens, or 0 to read their texts (``loader.DryRun``). ``hot`` is
+the file in which the experts in use are noted for the next start, or "".
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ import json
 from typing import Any
 
 from localmoe.engine.events import (
+    CacheStats,
     Event,
     Finished,
+    LayerStats,
     Loaded,
     LoadProgress,
     PrefillProgress,
@@ -94,6 +97,9 @@ def message_to_event(message: Message) -> Event:
     fields = {key: value for key, value in message.items() if key != "event"}
     if message["event"] == "loaded":
         fields["memory"] = report_from_json(fields["memory"])
+    if message["event"] == "finished" and fields.get("cache"):
+        layers = tuple(LayerStats(**layer) for layer in fields["cache"]["layers"])
+        fields["cache"] = CacheStats(**{**fields["cache"], "layers": layers})
     event: Event = _EVENTS[message["event"]](**fields)
     return event
 

@@ -14,37 +14,57 @@ import sys
 from collections.abc import Callable, Sequence
 
 CHUNK = 8 * 1024 * 1024  # bytes per read
-AHEAD = 4 * CHUNK  # bytes the kernel is told of in advance
+AHEAD = 4  # chunks that the kernel is told of in advance
 
 
-def read_ahead(paths: Sequence[str], progress: Callable[[float], bool]) -> bool:
+def read_ahead(
+    paths: Sequence[str],
+    progress: Callable[[float], bool],
+    ranges: Sequence[tuple[int, int, int]] | None = None,
+) -> bool:
     """Read every chunk that is not in the page cache; False when ``progress`` (0…1) said stop.
 
-    Where the system does not tell what is cached, nothing is read: the pages come when touched.
+    ``ranges``: (index of the path, start, end) in bytes, if not all is wanted. Where the system does
+    not tell what is cached, nothing is read: the pages come when touched.
     """
-    missing = [(path, offset) for path in paths for offset in missing_chunks(path)]
-    buffer = bytearray(CHUNK)
-    for done, (path, offset) in enumerate(missing):
-        if not progress(done / len(missing)):
+    if ranges is None:
+        ranges = [(i, 0, os.path.getsize(path)) for i, path in enumerate(paths)]  # noqa: PTH202
+    missing = [
+        (paths[part], chunk)
+        for part in sorted({part for part, _, _ in ranges})
+        for chunk in missing_chunks(paths[part], [(a, b) for p, a, b in ranges if p == part])
+    ]
+    total, done = sum(end - start for _, (start, end) in missing), 0
+    buffer = memoryview(bytearray(CHUNK))
+    for at, (path, (start, end)) in enumerate(missing):
+        if not progress(done / total):
             return False
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor is all we need
-            os.posix_fadvise(file.fileno(), offset, AHEAD, os.POSIX_FADV_WILLNEED)
-            os.preadv(file.fileno(), [buffer], offset)
+            # The kernel's own guess of what comes next would read between the ranges.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for other, (next_start, next_end) in missing[at : at + AHEAD]:
+                if other == path:
+                    length = next_end - next_start
+                    os.posix_fadvise(file.fileno(), next_start, length, os.POSIX_FADV_WILLNEED)
+            os.preadv(file.fileno(), [buffer[: end - start]], start)
+        done += end - start
     return True
 
 
-def missing_chunks(path: str) -> list[int]:
-    """Offsets of the chunks of a file of which some page is not in the page cache."""
+def missing_chunks(path: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Chunks (start, end) of these ranges of which some page is not in the page cache."""
     if not sys.platform.startswith("linux"):
         return []
     size = os.path.getsize(path)  # noqa: PTH202
     resident = _resident_pages(path, size)
-    pages = CHUNK // mmap.PAGESIZE
-    return [
-        first * mmap.PAGESIZE
-        for first in range(0, len(resident), pages)
-        if resident.count(1, first, first + pages) < min(pages, len(resident) - first)
-    ]
+    chunks = []
+    for start, end in ranges:
+        for at in range(start, min(end, size), CHUNK):
+            stop = min(at + CHUNK, end, size)
+            first, last = at // mmap.PAGESIZE, -(-stop // mmap.PAGESIZE)
+            if resident and resident.count(1, first, last) < last - first:
+                chunks.append((at, stop))
+    return chunks
 
 
 def _resident_pages(path: str, size: int) -> bytes:

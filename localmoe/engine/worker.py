@@ -22,8 +22,11 @@ from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.generation import Generator
 from localmoe.engine.protocol import Message
 from localmoe.engine.readahead import read_ahead
+from localmoe.engine.residency import Residency
 from localmoe.engine.rpc import Servers
 from localmoe.errors import EngineError, InterruptedLoadError, LocalmoeError, ModelFileError
+from localmoe.facts.model import Model, read_model
+from localmoe.planning.cache import dense_ranges
 from localmoe.planning.memory import EngineSettings
 
 PROGRESS_INTERVAL = 0.05  # seconds between load progress events
@@ -40,6 +43,7 @@ class Worker:
         self._model: Any = None
         self._ctx: Any = None
         self._generator: Generator | None = None
+        self._experts: Residency | None = None
         self._identity = ""  # of what is loaded, for states on disk
         self._dry: tuple[object, Any] | None = None
         self._answers = {
@@ -79,15 +83,15 @@ class Worker:
     def _do_measure(self, message: Message) -> None:
         settings = protocol.settings_from_json(message["settings"])
         self._servers.add(settings.remotes)
-        dry_run = loader.DryRun(message["architecture"], message["vocabulary"])
-        model = self._dry_model(message["paths"], settings, dry_run)
+        model = self._dry_model(message, settings)
         ctx = loader.open_context(model, settings, self._log)
         report = loader.memory_report(ctx, self._log)
         llama.llama_free(ctx)
         self._send({"event": "measured", "memory": dataclasses.asdict(report)})
 
-    def _dry_model(self, paths: list[str], settings: EngineSettings, dry_run: loader.DryRun) -> Any:
+    def _dry_model(self, message: Message, settings: EngineSettings) -> Any:
         """The metadata-only model; made again only when something that places weights changes."""
+        paths = message["paths"]
         key = (
             tuple(paths),
             settings.devices,
@@ -95,14 +99,18 @@ class Worker:
             settings.gpu_layers,
             settings.overrides,
             settings.repack,
+            settings.experts_used,
         )
         if self._dry is not None:
             if self._dry[0] == key:
                 return self._dry[1]
             llama.llama_model_free(self._dry[1])
             self._dry = None
-        self._dry = (key, loader.open_model(paths, settings, self._log, dry_run=dry_run))
-        return self._dry[1]
+        dry_run = loader.DryRun(message["vocabulary"])
+        architecture = message["architecture"]
+        model = loader.open_model(paths, settings, self._log, architecture, dry_run=dry_run)
+        self._dry = (key, model)
+        return model
 
     def _do_load(self, message: Message) -> None:
         settings = protocol.settings_from_json(message["settings"])
@@ -120,10 +128,11 @@ class Worker:
             return not self.interrupt.value
 
         try:
-            if settings.read_ahead and settings.load_mode == "mmap":
-                self._read_ahead(message["paths"], progress)
+            model = read_model(message["paths"][0])
+            if settings.load_mode == "mmap":
+                self._read_ahead(model, settings, progress)
             self._model = loader.open_model(
-                message["paths"], settings, self._log, progress=progress
+                message["paths"], settings, self._log, model.architecture, progress=progress
             )
         except loader.LoadInterruptedError:
             raise InterruptedLoadError("loading was interrupted") from None
@@ -132,7 +141,9 @@ class Worker:
             self._unload()
             raise InterruptedLoadError("loading was interrupted")
         memory = loader.memory_report(self._ctx, self._log)
-        self._generator = Generator(self._model, self._ctx, self.interrupt)
+        hot = Path(message["hot"]) if message["hot"] else None
+        self._experts = Residency(self._model, model, settings, self.interrupt, hot)
+        self._generator = Generator(self._model, self._ctx, self.interrupt, self._experts)
         version = f"{llama.llama_version().decode()} {llama.llama_print_system_info().decode()}"
         self._identity = kv_store.identity(message["paths"], message["settings"], version)
         self._send(
@@ -143,21 +154,34 @@ class Worker:
                     load_s=time.perf_counter() - started,
                     bos=self._generator.vocabulary.bos_text(),
                     eos=self._generator.vocabulary.eos_text(),
+                    cache=self._experts.regime,
+                    note=self._experts.note,
                 )
             )
         )
 
-    def _read_ahead(self, paths: list[str], progress: loader.Progress) -> None:
+    def _read_ahead(
+        self, model: Model, settings: EngineSettings, progress: loader.Progress
+    ) -> None:
+        """What every token needs, or the whole file where it fits."""
+        ranges = None if settings.read_ahead else dense_ranges(model)
+        if ranges is not None and settings.cache == "off":
+            return
         try:
-            if not read_ahead(paths, progress):
+            if not read_ahead([str(path) for path in model.paths], progress, ranges):
                 raise loader.LoadInterruptedError
         except OSError as error:
-            raise ModelFileError(f"cannot read {error.filename or paths[0]}: {error}") from error
+            raise ModelFileError(
+                f"cannot read {error.filename or model.paths[0]}: {error}"
+            ) from error
 
     def _unload(self) -> None:
         if self._generator is not None:
             self._generator.close()
             self._generator = None
+        if self._experts is not None:
+            self._experts.close()
+            self._experts = None
         if self._ctx is not None:
             llama.llama_free(self._ctx)
             self._ctx = None
@@ -174,6 +198,8 @@ class Worker:
         request = protocol.request_from_json(message["request"])
         for event in self._loaded().generate(request):
             self._send(protocol.event_to_message(event))
+        assert self._experts is not None
+        self._experts.remember()
 
     def _do_count(self, message: Message) -> None:
         tokens = self._loaded().vocabulary.tokenize(message["text"], add_bos=False)

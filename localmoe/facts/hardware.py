@@ -18,7 +18,7 @@ from localmoe.facts.disk import measure_disk
 from localmoe.facts.gpus import Gpu
 from localmoe.text import clean_line
 
-__all__ = ["Gpu", "Machine", "detect", "measure_disk"]
+__all__ = ["Gpu", "Machine", "detect", "free_memory", "measure_disk"]
 
 ROOT = Path("/")
 
@@ -69,6 +69,18 @@ def detect(
         gpus=gpus.merge(engine_devices, _system_gpus(root, total, available)),
         disk_free=_disk_free(model_dir or storage.models_dir()),
     )
+
+
+def free_memory(root: Path = ROOT) -> tuple[int, int]:
+    """Bytes that can still be taken now, and how few of them mean that memory is short.
+
+    The bound is a fiftieth of the machine's memory, or of the group's where that is the tighter one.
+    """
+    total, available = _memory(root)
+    limit = cgroup.memory_limit(root)
+    if limit is not None and limit.available / max(1, limit.total) < available / total:
+        return limit.available, limit.total // 50
+    return available, total // 50
 
 
 def _memory(root: Path) -> tuple[int, int]:

@@ -9,6 +9,18 @@ CPU = "CPU"  # the engine's name of host memory, as a device
 
 
 @dataclass(frozen=True, slots=True)
+class RoutedTensor:
+    """The weights of all experts of one projection in one layer, and where they are."""
+
+    name: str
+    group: int  # tensors of one group are chosen by the same ids: the layer, as a rule
+    part: int  # index of the file
+    offset: int  # bytes from the start of that file
+    nbytes: int
+    experts: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Everything handed to llama.cpp that changes memory, speed or tokens.
 
@@ -30,6 +42,12 @@ class EngineSettings:
     load_mode: str = "mmap"  # "mmap" | "none"
     read_ahead: bool = True  # the whole file into the page cache at load; pointless beyond RAM
     repack: bool = False  # llama.cpp's use_extra_bufts
+    cache: str = "off"  # experts in host memory: "off" | "page" | "private"
+    cache_bytes: int = 0  # private: memory for experts, never exceeded
+    experts_used: int = 0  # lossy: experts per token; 0 = the model's own
+    prefer_cached: float = 0.0  # lossy: how much less probable a resident expert may be (0…1)
+    record: str = ""  # a file for the routing of every token
+    replay: str = ""  # a recorded routing to impose
     threads: int = 0  # decode; 0 = engine default
     threads_batch: int = 0  # prefill
 

@@ -1,0 +1,1294 @@
+// Routed experts on demand: what a token's router chose is in memory before it is multiplied.
+//
+// llama.cpp asks each of its CPU "extra buffer types" before it computes a node, on every thread of
+// the computation. We add one that never owns a tensor and only looks. When the node is a
+// multiplication by routed experts (GGML_OP_MUL_MAT_ID) the ids are known, thread 0 makes sure that
+// those experts are there, and all threads go on together. No node is split off and no callback
+// ends a graph, so computing resident experts costs what it costs without us, and it makes no
+// difference where the router itself ran: for a CPU multiplication its ids are in host memory.
+//
+// Two ways to have an expert "there":
+//
+// page     The tensor stays llama.cpp's mapping of the file. Missing pages of the routed experts
+//          are read in parallel, exactly those, instead of one page fault after the other.
+// private  The tensor's data is redirected to address space of our own with the same rows, and a
+//          larger stride between experts. An expert that is not there has inaccessible pages, and
+//          what is there never exceeds a budget. While there is room, an expert's place maps the
+//          file: pages that the system has already cost nothing, and none is zeroed before it is
+//          read. At the budget the least valuable expert is dropped, and the new one gets anonymous
+//          memory, read directly (O_DIRECT; file offset and address agree modulo the page size).
+//          From then on that memory moves from the evicted expert to the next one by mremap: no
+//          fresh page, no copy, nothing for the page cache to do.
+//
+// The lock is held for decisions only, never while reading or computing.
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <cerrno>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+// ---- what we share with ggml: layouts of ggml.h, ggml-cpu-impl.h, ggml-backend-impl.h, traits.h --
+
+struct ggml_tensor {
+    int           type;
+    void *        buffer;
+    int64_t       ne[4];
+    size_t        nb[4];
+    int           op;
+    int32_t       op_params[16];
+    int32_t       flags;
+    ggml_tensor * src[10];
+    ggml_tensor * view_src;
+    size_t        view_offs;
+    void *        data;
+    char          name[64];
+    void *        extra;
+    char          padding[8];
+};
+
+struct ggml_compute_params {
+    int    ith, nth;
+    size_t wsize;
+    void * wdata;
+    void * threadpool;
+    bool   use_ref;
+};
+
+struct ggml_backend_buffer_type {
+    void * iface[6];
+    void * device;
+    void * context;
+};
+
+namespace ggml::cpu {
+class tensor_traits {
+  public:
+    virtual ~tensor_traits() = default;
+    virtual bool work_size(int n_threads, const ggml_tensor * op, size_t & size)      = 0;
+    virtual bool compute_forward(ggml_compute_params * params, ggml_tensor * op)      = 0;
+};
+
+class extra_buffer_type {
+  public:
+    virtual ~extra_buffer_type() = default;
+    virtual bool            supports_op(void * dev, const ggml_tensor * op) = 0;
+    virtual tensor_traits * get_tensor_traits(const ggml_tensor * op)       = 0;
+};
+}  // namespace ggml::cpu
+
+using extra_types_fn = std::vector<ggml_backend_buffer_type *> & (*)();
+using op_name_fn     = const char * (*)(int op);
+using get_tensor_fn  = ggml_tensor * (*)(const void * model, const char * name);
+using is_host_fn     = bool (*)(void * buffer);
+
+// ---- what Python hands over ----------------------------------------------------------------------
+
+struct localmoe_symbols {
+    void * extra_types;
+    void * op_name;
+    void * get_tensor;
+    void * is_host;
+};
+
+struct localmoe_expert_tensor {  // one *_exps.weight
+    const char * name;
+    int32_t      group;    // tensors of one group share their experts' ids: one layer
+    int32_t      file;     // index of the part
+    int64_t      offset;   // bytes in that part
+    int64_t      nbytes;   // of all experts
+    int32_t      experts;
+};
+
+struct localmoe_expert_stats {
+    uint64_t lookups, misses;   // routed experts of decoded tokens, and those that were not there
+    uint64_t bytes_read;        // by us, from files
+    uint64_t evictions;
+    uint64_t prefetched, prefetch_used;
+    double   stall_s;           // computing waited for reading
+    uint64_t resident_bytes;    // experts within the budget
+    uint64_t own_bytes;         // of those, in anonymous memory
+    uint64_t calls;             // multiplications seen
+    uint64_t preferred;         // chosen experts that gave way to resident ones (lossy)
+};
+
+namespace {
+
+using steady = std::chrono::steady_clock;
+
+double seconds_since(steady::time_point start) {
+    return std::chrono::duration<double>(steady::now() - start).count();
+}
+
+constexpr size_t PAGE  = 4096;  // also the alignment of direct reads: every disk takes it
+
+size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+size_t down(size_t n, size_t to) { return n / to * to; }
+
+enum mode : int32_t { OFF = 0, PAGES = 1, PRIVATE = 2 };
+enum piece_state : uint8_t { ABSENT = 0, QUEUED = 1, READING = 2, READY = 3 };
+enum backing : uint8_t { NOTHING = 0, FILE_PAGES = 1, OWN = 2 };
+
+constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spare
+
+struct expert {
+    bool    resident = false;  // has memory (private) or was routed before (page)
+    backing memory   = NOTHING;
+    bool    foretold = false;  // brought by prefetch, not used yet
+    bool    counted  = false;  // this visit's lookup is a decoded token's (page: miss not seen yet)
+    struct {
+        piece_state state = ABSENT;
+        bool        bad   = false;  // a chunk could not be read
+        uint16_t    next  = 0;      // chunk to be read next
+        uint16_t    left  = 0;      // chunks not there yet
+    } pieces[MAX_TENSORS];
+    int64_t last_use = -1;     // number of the token that used it
+    int64_t pinned   = -1;     // the visit that needs it
+};
+
+struct tensor_info {
+    ggml_tensor * tensor;
+    int     file;
+    int64_t offset;   // of expert 0
+    size_t  bytes;    // of one expert
+    size_t  at;       // private: bytes from the start of an expert's place to its data
+    void *  mapped;   // llama.cpp's own data pointer and strides, put back at the end
+    size_t  nb2, nb3;
+};
+
+struct group {
+    int layer = 0;
+    std::vector<tensor_info> tensors;
+    std::vector<expert>      experts;
+    char * base      = nullptr;  // private: address space of all experts
+    size_t span      = 0;
+    size_t stride    = 0;
+    size_t slot      = 0;        // bytes that one expert occupies there, whole pages
+    bool   direct    = true;     // file and memory agree modulo PAGE for every expert
+    bool   taken     = false;    // tensors are redirected
+    int    resident  = 0;
+    int    capacity  = 0;
+    int64_t turn     = -1;       // when it was computed last, for "needed again the latest"
+    uint32_t seen    = 0;        // tensors multiplied in this visit, as bits
+    int64_t  rows    = 0;        // tokens of this batch that were routed here so far
+    size_t   weights_at = 0;     // where the record of this visit's weights goes
+};
+
+struct alignas(64) turn_count {
+    uint64_t n = 0;
+};
+
+struct part {
+    std::string path;
+    int         fd = -1, direct = -1;
+    struct stat then;
+};
+
+struct file_range {
+    int     file;
+    int64_t offset, length;
+};
+
+struct piece {  // of one expert's part of one tensor
+    group * g;
+    int     expert;
+    int     tensor;
+    int     chunk, chunks;
+};
+
+class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::extra_buffer_type {
+  public:
+    expert_cache(const localmoe_symbols & symbols, mode how, uint64_t budget, int readers, int32_t * interrupt)
+        : how_(how), budget_(budget), reader_count_(readers), interrupt_(interrupt) {
+        extra_types_ = reinterpret_cast<extra_types_fn>(symbols.extra_types);
+        auto op_name = reinterpret_cast<op_name_fn>(symbols.op_name);
+        for (int op = 0; op < OPS; op++) {
+            std::string name = op_name(op);
+            if (name == "MUL_MAT_ID") {
+                mul_mat_id_ = op;
+            } else if (name == "GET_ROWS") {
+                get_rows_ = op;
+            } else if (name == "MUL") {
+                mul_ = op;
+            }
+        }
+        buffer_type_.context = static_cast<ggml::cpu::extra_buffer_type *>(this);
+    }
+
+    ~expert_cache() override {
+        remove();
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stop_ = true;
+        }
+        work_.notify_all();
+        for (auto & thread : readers_) {
+            thread.join();
+        }
+        for (auto & g : groups_) {
+            give_tensors_back(g);
+            if (g.base) {
+                munmap(g.base, g.span);
+            }
+        }
+        for (auto & file : files_) {
+            close(file.fd);
+            close(file.direct);
+        }
+    }
+
+    bool add_file(const char * path) {
+        part file;
+        file.path = path;
+        file.fd   = open(path, O_RDONLY | O_CLOEXEC);
+        if (file.fd < 0 || fstat(file.fd, &file.then) != 0) {
+            return fail(std::string("cannot open ") + path + ": " + strerror(errno));
+        }
+        file.direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+        if (file.direct < 0) {  // some file systems have no direct reads
+            file.direct = dup(file.fd);
+        }
+        files_.push_back(file);
+        return true;
+    }
+
+    // A tensor of a group; groups come in the order in which they are computed.
+    void add_tensor(const localmoe_expert_tensor & entry, ggml_tensor * tensor) {
+        if (groups_.empty() || entry.group != last_group_) {
+            groups_.emplace_back();
+            groups_.back().experts.resize(entry.experts);
+            groups_.back().layer = entry.group;
+            last_group_ = entry.group;
+        }
+        group & g = groups_.back();
+        g.tensors.push_back({tensor, entry.file, entry.offset, size_t(entry.nbytes / entry.experts), 0,
+                             tensor->data, tensor->nb[2], tensor->nb[3]});
+    }
+
+    bool start() {
+        for (auto & g : groups_) {
+            if (how_ == PRIVATE && !lay_out(g)) {
+                return false;
+            }
+            for (auto & t : g.tensors) {
+                if (how_ == PAGES) {  // no window around a fault: we say what is needed
+                    auto from = down(size_t(t.mapped), PAGE);
+                    madvise(reinterpret_cast<void *>(from), up(size_t(t.mapped) + t.bytes * g.experts.size(), PAGE) - from,
+                            MADV_RANDOM);
+                }
+            }
+        }
+        share_budget();
+        for (int i = 0; i < reader_count_; i++) {
+            readers_.emplace_back([this] { read_loop(); });
+        }
+        extra_types_().push_back(&buffer_type_);
+        installed_ = true;
+        return true;
+    }
+
+    void remove() {
+        if (installed_) {
+            auto & types = extra_types_();
+            types.erase(std::remove(types.begin(), types.end(), &buffer_type_), types.end());
+            installed_ = false;
+        }
+    }
+
+    // Before each llama_decode: the tokens of the batch, how many came before them, and the number of
+    // the decoded token (-1 while a prompt is read).
+    void begin(int64_t position, int64_t tokens, int64_t decoded) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        failed_ = false;
+        broken_ = false;
+        error_.clear();
+        done_ = 0;
+        std::fill(turns_.begin(), turns_.end(), turn_count{});
+        position_ = position;
+        decoding_ = decoded >= 0;
+        step_     = decoding_ ? imposed_prefill_ + decoded : position;
+        last_     = decoding_ ? imposed_steps_ : imposed_prefill_;
+        clock_ += batch_;
+        batch_ = tokens;
+        for (auto & g : groups_) {
+            g.seen = g.rows = 0;
+        }
+    }
+
+    std::string error() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return error_;
+    }
+
+    localmoe_expert_stats stats() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        localmoe_expert_stats result = stats_;
+        result.resident_bytes = used_;
+        result.own_bytes      = own_;
+        return result;
+    }
+
+    // Per group: lookups and misses of decoded tokens so far.
+    int32_t layer_stats(uint64_t * lookups, uint64_t * misses, int32_t max) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        int32_t n = std::min<int32_t>(max, int32_t(groups_.size()));
+        std::copy_n(layer_lookups_.begin(), n, lookups);
+        std::copy_n(layer_misses_.begin(), n, misses);
+        return n;
+    }
+
+    void resize(uint64_t budget) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        budget_ = budget;
+        share_budget();
+        while (used_ > budget_ && release_one(nullptr)) {
+        }
+        work_.notify_all();
+    }
+
+    // What is resident, most recently used first: (group, expert) pairs.
+    int32_t hot(int32_t * out, int32_t max) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        struct entry { int64_t last; int g, e; };
+        std::vector<entry> all;
+        for (size_t gi = 0; gi < groups_.size(); gi++) {
+            for (size_t e = 0; e < groups_[gi].experts.size(); e++) {
+                auto & x = groups_[gi].experts[e];
+                if (x.resident && x.last_use >= 0) {
+                    all.push_back({x.last_use, int(gi), int(e)});
+                }
+            }
+        }
+        std::sort(all.begin(), all.end(), [](const entry & a, const entry & b) { return a.last > b.last; });
+        int32_t n = 0;
+        for (auto & entry : all) {
+            if (n == max) {
+                break;
+            }
+            out[2 * n] = entry.g;
+            out[2 * n + 1] = entry.e;
+            n++;
+        }
+        return n;
+    }
+
+    // Read these experts while nothing else is read, as far as they fit without evicting.
+    void warm(const int32_t * pairs, int32_t n) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (int32_t i = 0; i < n; i++) {
+            int gi = pairs[2 * i], e = pairs[2 * i + 1];
+            if (gi < 0 || gi >= int(groups_.size()) || e < 0 || e >= int(groups_[gi].experts.size())) {
+                continue;
+            }
+            hot_.push_back({&groups_[gi], e, 0, 0, 0});
+        }
+        work_.notify_all();
+    }
+
+    // ---- called by llama.cpp --------------------------------------------------------------------
+
+    bool supports_op(void *, const ggml_tensor *) override { return false; }
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        if (op->op == mul_mat_id_) {
+            return this;
+        }
+        // Nodes of llama.cpp's build_moe_ffn: "ffn_moe_weights-L" gathers the weights of the chosen
+        // experts, so ids changed before it are used throughout; "ffn_moe_weighted-L" applies them.
+        bool named = (op->op == get_rows_ && steering_) || (op->op == mul_ && recording_);
+        return named && strncmp(op->name, "ffn_moe_weight", 14) == 0 ? this : nullptr;
+    }
+
+    bool work_size(int, const ggml_tensor *, size_t &) override { return false; }
+
+    // True: "computed", which skips the node. That is how a failed read keeps the threads from
+    // touching what is not there; the abort callback then ends the graph.
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        group * g;
+        if (op->op == mul_) {
+            if (params->ith == 0 && (g = named_layer(op, "ffn_moe_weighted-"))) {
+                record_weights(*g, op->src[1]);
+            }
+            return false;
+        }
+        if (op->op == get_rows_) {
+            if (!(g = named_layer(op, "ffn_moe_weights-"))) {
+                return false;
+            }
+            if (params->ith == 0) {
+                steer(*g, op->src[0], op->src[1]);
+            }
+            together(params->ith);
+            return false;
+        }
+        int     t;
+        if (!find(op->src[0], g, t)) {
+            return false;
+        }
+        if (params->ith == 0) {
+            provide(*g, t, op->src[2]);
+        }
+        together(params->ith);
+        return broken_;
+    }
+
+    // A recorded routing to impose: expert ids [steps][layers][k], layers as in the model, -1 for none.
+    // The first `prefill` steps are for prompts, by position, the others for decoded tokens.
+    void impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        imposed_.assign(ids, ids + steps * layers * k);
+        imposed_layers_ = layers;
+        imposed_prefill_ = prefill;
+        imposed_steps_ = steps;
+        imposed_k_ = k;
+        steering_ = steps > 0 || prefer_ > 0;
+    }
+
+    // How much less probable than the chosen one an expert may be that is taken because it is there.
+    void prefer(float share) {
+        prefer_ = share;
+        steering_ = share > 0 || !imposed_.empty();
+    }
+
+    void record(bool on) { recording_ = on; }
+
+    // What was recorded since the last call, whole records only:
+    // layer, first token, tokens, k | ids [tokens][k] | weights [tokens][k] as bits of floats.
+    int64_t take(int32_t * out, int64_t max) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (int64_t(record_.size()) <= max) {
+            std::copy(record_.begin(), record_.end(), out);
+        }
+        int64_t n = int64_t(record_.size());
+        if (n <= max) {
+            record_.clear();
+        }
+        return n;
+    }
+
+  private:
+    group * named_layer(const ggml_tensor * op, const char * prefix) {
+        size_t length = strlen(prefix);
+        if (strncmp(op->name, prefix, length) != 0) {
+            return nullptr;
+        }
+        int layer = atoi(op->name + length);
+        for (auto & g : groups_) {
+            if (g.layer == layer) {
+                return &g;
+            }
+        }
+        return nullptr;
+    }
+
+    // The other threads go on when thread 0 does. They sleep while it waits for the disk: the readers
+    // need the processor.
+    void together(int thread) {
+        uint64_t turn = ++turns_[thread % THREADS].n;
+        if (thread == 0) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            done_.store(turn, std::memory_order_release);
+            if (sleepers_) {
+                go_.notify_all();
+            }
+            return;
+        }
+        for (int spin = 0; spin < SPINS; spin++) {
+            if (done_.load(std::memory_order_acquire) >= turn) {
+                return;
+            }
+            pause();
+        }
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleepers_++;
+        go_.wait(lock, [&] { return done_.load(std::memory_order_relaxed) >= turn; });
+        sleepers_--;
+    }
+
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    // The batch's token of the first of n rows: a layer may compute the last tokens of a batch only,
+    // or a batch in several parts.
+    int64_t first_row(int64_t before, int64_t n) const {
+        return before == 0 && n < batch_ && n == 1 ? batch_ - n : before;
+    }
+
+    void steer(group & g, const ggml_tensor * probabilities, ggml_tensor * ids) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        int64_t k = ids->ne[0], n = ids->ne[1];
+        if (!imposed_.empty() && g.layer < imposed_layers_) {
+            int64_t first = step_ + first_row(g.rows, n);
+            for (int64_t token = 0; token < n && first + token < last_; token++) {
+                int64_t at = ((first + token) * imposed_layers_ + g.layer) * imposed_k_;
+                for (int64_t rank = 0; rank < std::min(k, imposed_k_); rank++) {
+                    int e = imposed_[size_t(at + rank)];
+                    if (e >= 0 && e < int(g.experts.size())) {
+                        id_at(ids, token, rank) = e;
+                    }
+                }
+            }
+        }
+        if (prefer_ > 0 && decoding_ && how_ == PRIVATE) {
+            prefer_resident(g, probabilities, ids);
+        }
+    }
+
+    // Lossy: the last-ranked chosen experts that are not in memory give way to resident ones that
+    // the router finds nearly as good. Probabilities are [1, experts, 1].
+    void prefer_resident(group & g, const ggml_tensor * probabilities, ggml_tensor * ids) {
+        auto p = [&](int e) {
+            return *reinterpret_cast<const float *>(static_cast<const char *>(probabilities->data) + size_t(e) * probabilities->nb[1]);
+        };
+        int64_t k = ids->ne[0];
+        for (int64_t rank = k - 1; rank >= 1; rank--) {  // the first choice is always kept
+            int chosen = id_at(ids, 0, rank);
+            if (g.experts[size_t(chosen)].resident) {
+                continue;
+            }
+            int best = -1;
+            for (int e = 0; e < int(g.experts.size()); e++) {
+                bool taken = false;
+                for (int64_t r = 0; r < k; r++) {
+                    taken = taken || id_at(ids, 0, r) == e;
+                }
+                if (!taken && g.experts[size_t(e)].resident && (best < 0 || p(e) > p(best))) {
+                    best = e;
+                }
+            }
+            if (best >= 0 && p(best) >= (1 - prefer_) * p(chosen)) {
+                id_at(ids, 0, rank) = best;
+                stats_.preferred++;
+            }
+        }
+    }
+
+    void record_ids(group & g, const ggml_tensor * ids, int64_t first) {
+        int64_t k = ids->ne[0], n = ids->ne[1];
+        record_.insert(record_.end(), {g.layer, int32_t(position_ + first), int32_t(n), int32_t(k)});
+        for (int64_t token = 0; token < n; token++) {
+            for (int64_t rank = 0; rank < k; rank++) {
+                record_.push_back(id_at(ids, token, rank));
+            }
+        }
+        g.weights_at = record_.size();  // filled in when they are applied, or earlier (llama4)
+        record_.resize(record_.size() + size_t(n * k), 0);
+    }
+
+    void record_weights(group & g, const ggml_tensor * weights) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        int64_t k = weights->ne[1], n = weights->ne[2];
+        std::vector<int32_t> bits;
+        for (int64_t token = 0; token < n; token++) {
+            for (int64_t rank = 0; rank < k; rank++) {
+                int32_t b;
+                memcpy(&b, static_cast<char *>(weights->data) + token * weights->nb[2] + rank * weights->nb[1], 4);
+                bits.push_back(b);
+            }
+        }
+        if (g.weights_at && g.weights_at + bits.size() <= record_.size()) {
+            std::copy(bits.begin(), bits.end(), record_.begin() + long(g.weights_at));
+        }
+        g.weights_at = 0;
+    }
+
+    bool find(const ggml_tensor * weights, group *& g, int & t) {
+        // 3 tensors × some dozen layers: the tensor that comes next is nearly always the one after
+        // the last, but each thread looks for itself, so a search it is.
+        for (auto & candidate : groups_) {
+            for (size_t i = 0; i < candidate.tensors.size(); i++) {
+                if (candidate.tensors[i].tensor == weights) {
+                    g = &candidate;
+                    t = int(i);
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+
+    // ---- address space ---------------------------------------------------------------------------
+
+    // One expert's tensors side by side, so that one slot, one move and one eviction serve them all.
+    bool lay_out(group & g) {
+        size_t rest = g.tensors[0].bytes % PAGE;
+        for (auto & t : g.tensors) {
+            if (t.bytes % PAGE != rest) {
+                g.direct = false;
+            }
+        }
+        rest = g.direct ? rest : 0;
+        // A direct read covers whole pages; where experts begin within a page, neighbours in memory
+        // are kept a page apart.
+        size_t gap = rest ? PAGE : 0, at = gap;
+        for (auto & t : g.tensors) {
+            t.at = g.direct ? up(at, PAGE) + size_t(t.offset) % PAGE : up(at, 64);
+            at   = t.at + t.bytes + gap;
+        }
+        g.slot   = up(at, PAGE) + gap;
+        g.stride = g.slot + gap + rest;
+        g.span   = g.stride * g.experts.size() + 2 * PAGE;
+        void * base = mmap(nullptr, g.span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base == MAP_FAILED) {
+            return fail("no address space for the experts");
+        }
+        g.base = static_cast<char *>(base);
+        return true;
+    }
+
+    char * place(const group & g, int expert) const {
+        return g.base + down(g.stride * size_t(expert), PAGE);
+    }
+
+    void take_tensors(group & g) {
+        for (auto & t : g.tensors) {
+            t.tensor->data  = g.base + t.at;
+            t.tensor->nb[2] = g.stride;
+            t.tensor->nb[3] = g.stride * g.experts.size();
+        }
+        g.taken = true;
+    }
+
+    void give_tensors_back(group & g) {
+        if (g.taken) {
+            for (auto & t : g.tensors) {
+                t.tensor->data  = t.mapped;
+                t.tensor->nb[2] = t.nb2;
+                t.tensor->nb[3] = t.nb3;
+            }
+            g.taken = false;
+        }
+    }
+
+    // ---- memory ----------------------------------------------------------------------------------
+
+    // Each layer's part of the budget, in proportion to its size.
+    void share_budget() {
+        layer_lookups_.resize(groups_.size());
+        layer_misses_.resize(groups_.size());
+        uint64_t total = 0;
+        for (auto & g : groups_) {
+            total += uint64_t(g.slot) * g.experts.size();
+        }
+        for (auto & g : groups_) {
+            g.capacity = total ? int(double(budget_) / double(total) * double(g.experts.size())) : 0;
+        }
+    }
+
+    // Whether an expert may be evicted now: not needed by this visit, no reader in it.
+    bool idle(const expert & x) const {
+        if (!x.resident || x.pinned == visit_) {
+            return false;
+        }
+        for (auto & p : x.pieces) {
+            if (p.state == READING) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    int oldest(const group & g) const {
+        int best = -1;
+        for (size_t e = 0; e < g.experts.size(); e++) {
+            auto & x = g.experts[e];
+            if (idle(x) && (best < 0 || x.last_use < g.experts[best].last_use)) {
+                best = int(e);
+            }
+        }
+        return best;
+    }
+
+    void forget(group & g, int e) {
+        auto & x = g.experts[e];
+        x.resident = x.foretold = false;
+        for (auto & p : x.pieces) {
+            p.state = ABSENT;  // a queued piece is dropped by whoever takes it from the queue
+        }
+        g.resident--;
+        used_ -= g.slot;
+        own_ -= x.memory == OWN ? g.slot : 0;
+        x.memory = NOTHING;
+        stats_.evictions++;
+    }
+
+    // Give an expert's memory back to the system; its place becomes inaccessible.
+    void release(group & g, int e) {
+        if (g.experts[e].memory == FILE_PAGES) {
+            for (auto & t : g.tensors) {
+                dropped_.push_back({t.file, t.offset + int64_t(t.bytes) * e, int64_t(t.bytes)});
+            }
+        }
+        forget(g, e);
+        mmap(place(g, e), g.slot, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    }
+
+    bool release_one(const group * except) {
+        group * from = donor(except, true);
+        int     e    = from ? oldest(*from) : -1;
+        if (e >= 0) {
+            release(*from, e);
+        }
+        return e >= 0;
+    }
+
+    // Who gives memory when the layer itself should not: first one that has more than its part, then
+    // the one that was computed last and so is needed again the latest.
+    group * donor(const group * except, bool below_capacity) {
+        group * best = nullptr;
+        for (int pass = 0; pass < (below_capacity ? 2 : 1) && !best; pass++) {
+            for (auto & g : groups_) {
+                if (&g == except || g.resident == 0 || (pass == 0 && g.resident <= g.capacity) ||
+                    (best && g.turn <= best->turn)) {
+                    continue;
+                }
+                if (oldest(g) >= 0) {
+                    best = &g;
+                }
+            }
+        }
+        return best;
+    }
+
+    enum urgency { NEEDED, LIKELY, SPARE };  // for now, for soon, only if nobody misses it
+
+    // Memory at an expert's place.
+    bool give_memory(group & g, int e, urgency why) {
+        if (used_ + g.slot <= budget_) {
+            return g.direct ? map_file(g, e) : map_own(g, e);
+        }
+        group * from = why == NEEDED && g.resident >= g.capacity && oldest(g) >= 0 ? &g : donor(&g, why != SPARE);
+        if (!from && why == NEEDED && oldest(g) >= 0) {
+            from = &g;
+        }
+        if (!from) {
+            return false;
+        }
+        int victim = oldest(*from);
+        if (from->slot == g.slot && from->experts[victim].memory == OWN) {
+            char * source = place(*from, victim);
+            char * target = place(g, e);
+            if (mremap(source, g.slot, g.slot, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target) != MAP_FAILED) {
+                mprotect(source, g.slot, PROT_NONE);
+                forget(*from, victim);
+                return gave(g, e, OWN);
+            }
+        }
+        release(*from, victim);
+        while (used_ + g.slot > budget_) {  // experts of this layer are larger
+            if (!release_one(why == NEEDED ? nullptr : &g)) {
+                return false;
+            }
+        }
+        return map_own(g, e);
+    }
+
+    bool gave(group & g, int e, backing memory) {
+        auto & x = g.experts[e];
+        x.resident = true;
+        x.memory = memory;
+        g.resident++;
+        used_ += g.slot;
+        own_ += memory == OWN ? g.slot : 0;
+        return true;
+    }
+
+    bool map_own(group & g, int e) {
+        void * target = mmap(place(g, e), g.slot, PROT_READ | PROT_WRITE,
+                             MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return target != MAP_FAILED && gave(g, e, OWN);
+    }
+
+    bool map_file(group & g, int e) {
+        for (auto & t : g.tensors) {
+            int64_t offset = t.offset + int64_t(t.bytes) * e;
+            int64_t from   = int64_t(down(size_t(offset), PAGE));
+            char *  target = data_of(g, t, e) - (offset - from);
+            size_t  length = up(size_t(offset - from) + t.bytes, PAGE);
+            if (mmap(target, length, PROT_READ, MAP_FIXED | MAP_SHARED, files_[t.file].fd, from) == MAP_FAILED) {
+                return map_own(g, e);
+            }
+            madvise(target, length, MADV_RANDOM);  // no window around a fault: all is read by us
+        }
+        return gave(g, e, FILE_PAGES);
+    }
+
+    static char * data_of(const group & g, const tensor_info & t, int e) { return g.base + g.stride * size_t(e) + t.at; }
+
+    // ---- one multiplication ----------------------------------------------------------------------
+
+    static int32_t & id_at(const ggml_tensor * ids, int64_t token, int64_t rank) {
+        return *reinterpret_cast<int32_t *>(static_cast<char *>(ids->data) + token * ids->nb[1] + rank * ids->nb[0]);
+    }
+
+    void provide(group & g, int t, const ggml_tensor * ids) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        stats_.calls++;
+        if (failed_) {
+            broken_ = true;
+            return;
+        }
+        int64_t k = ids->ne[0], n = ids->ne[1];
+        bool first = g.seen == 0 || (g.seen & (1u << t));
+        int64_t row = first_row(g.rows, n);
+        if (first) {
+            visit_++;
+            g.seen = 0;
+            g.turn = visit_;
+            if (recording_) {
+                record_ids(g, ids, row);
+            }
+            g.rows += n;
+        }
+        g.seen |= 1u << t;
+        if (how_ == OFF) {
+            return;
+        }
+        if (how_ == PRIVATE && !g.taken) {
+            take_tensors(g);
+        }
+        needed_.clear();
+        for (int64_t token = 0; token < n; token++) {
+            for (int64_t rank = 0; rank < k; rank++) {
+                int e = id_at(ids, token, rank);
+                if (e < 0 || e >= int(g.experts.size())) {
+                    continue;  // llama.cpp checks; it is not ours to say
+                }
+                auto & x = g.experts[e];
+                if (x.pinned != visit_) {
+                    x.pinned = visit_;
+                    if (how_ == PAGES && x.resident && clock_ - x.last_use > FRESH) {
+                        for (auto & p : x.pieces) {  // the system may have dropped it
+                            p.state = p.state == READY ? ABSENT : p.state;
+                        }
+                    }
+                    x.counted = decoding_ && first;
+                    if (x.counted) {
+                        count(g, x);
+                    }
+                }
+                if (first) {
+                    x.last_use = clock_ + row + token;
+                }
+                if (x.pieces[t].state != READY) {
+                    needed_.push_back(e);
+                }
+            }
+        }
+        if (!needed_.empty()) {
+            std::sort(needed_.begin(), needed_.end());
+            needed_.erase(std::unique(needed_.begin(), needed_.end()), needed_.end());
+            if (!demand(g, t)) {
+                return;
+            }
+        }
+        if (first && how_ == PRIVATE && n * k >= 2 * int64_t(g.experts.size())) {
+            foretell_all(g);  // a large batch needs nearly all of the next layer too
+        }
+        if (!needed_.empty()) {
+            wait(lock, g, t);
+        }
+    }
+
+    // Slots for what is missing, and its pieces to the readers: first what is multiplied first, so
+    // that reading the rest overlaps with computing.
+    bool demand(group & g, int t) {
+        for (int e : needed_) {
+            auto & x = g.experts[e];
+            if (how_ == PRIVATE && !x.resident && !give_memory(g, e, NEEDED)) {
+                fail_locked("the memory for experts is too small for one layer of this batch");
+                broken_ = true;
+                return false;
+            }
+            x.resident = true;
+        }
+        for (size_t i = 0; i < g.tensors.size(); i++) {
+            int tensor = int((t + i) % g.tensors.size());
+            for (int e : needed_) {
+                if (g.experts[e].pieces[tensor].state != READY) {  // a queued one may be far behind: ask again
+                    ask(demand_, g, e, tensor);
+                }
+            }
+        }
+        work_.notify_all();
+        return true;
+    }
+
+    void ask(std::deque<piece> & queue, group & g, int e, int t) {
+        auto & p = g.experts[e].pieces[t];
+        if (p.state == ABSENT) {
+            size_t length = up(size_t(g.tensors[t].offset) % PAGE + g.tensors[t].bytes + PAGE, CHUNK);
+            p.state = QUEUED;
+            p.next  = 0;
+            p.left  = uint16_t(length / CHUNK);
+            p.bad   = false;
+        }
+        queue.push_back({&g, e, t, 0, p.left});
+    }
+
+    void wait(std::unique_lock<std::mutex> & lock, group & g, int t) {
+        auto start = steady::now();
+        auto there = [&] {
+            return std::all_of(needed_.begin(), needed_.end(), [&](int e) { return g.experts[e].pieces[t].state == READY; });
+        };
+        while (!failed_ && !*static_cast<volatile int32_t *>(interrupt_) && !there()) {
+            ready_.wait_for(lock, std::chrono::milliseconds(20));
+        }
+        stats_.stall_s += seconds_since(start);
+        broken_ = !there();
+    }
+
+    void foretell_all(group & g) {
+        size_t next = size_t(&g - groups_.data()) + 1;
+        if (next >= groups_.size()) {
+            return;
+        }
+        group & h = groups_[next];
+        for (size_t e = 0; e < h.experts.size(); e++) {
+            if (!h.experts[e].resident && !foretell(h, int(e), LIKELY)) {
+                return;
+            }
+        }
+    }
+
+    bool foretell(group & g, int e, urgency why) {
+        auto & x = g.experts[e];
+        if (x.resident || (how_ == PRIVATE && !give_memory(g, e, why))) {
+            return false;
+        }
+        x.resident = x.foretold = true;
+        stats_.prefetched++;
+        for (size_t i = 0; i < g.tensors.size(); i++) {
+            ask(foretold_, g, e, int(i));
+        }
+        work_.notify_all();
+        return true;
+    }
+
+    void count(group & g, expert & x) {
+        size_t index = size_t(&g - groups_.data());
+        stats_.lookups++;
+        layer_lookups_[index]++;
+        if (how_ == PRIVATE && !x.resident) {
+            miss(g, x);
+        } else if (x.foretold) {
+            stats_.prefetch_used++;
+        }
+        x.foretold = false;
+    }
+
+    void miss(group & g, expert & x) {
+        stats_.misses++;
+        layer_misses_[size_t(&g - groups_.data())]++;
+        x.counted = false;
+    }
+
+    // ---- readers ---------------------------------------------------------------------------------
+
+    // Takes what is to be read next; false when there is nothing.
+    bool next_piece(piece & p) {
+        for (auto * queue : {&demand_, &foretold_}) {
+            while (!queue->empty()) {
+                p = queue->front();
+                auto & x = p.g->experts[p.expert].pieces[p.tensor];
+                if ((x.state == QUEUED || x.state == READING) && x.next < p.chunks) {
+                    x.state = READING;
+                    p.chunk = x.next++;
+                    return true;
+                }
+                queue->pop_front();  // read already, or evicted meanwhile
+            }
+        }
+        while (!hot_.empty()) {
+            p = hot_.front();
+            hot_.pop_front();
+            if (p.g->resident < p.g->capacity && foretell(*p.g, p.expert, SPARE)) {
+                return next_piece(p);
+            }
+        }
+        return false;
+    }
+
+    void read_loop() {
+        std::vector<char> bounce;
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (!stop_) {
+            if (!dropped_.empty()) {
+                file_range r = dropped_.front();
+                dropped_.pop_front();
+                lock.unlock();
+                posix_fadvise(files_[r.file].fd, r.offset, r.length, POSIX_FADV_DONTNEED);
+                lock.lock();
+                continue;
+            }
+            piece p;
+            if (!next_piece(p)) {
+                work_.wait(lock);
+                continue;
+            }
+            group &  g = *p.g;
+            expert & x = g.experts[p.expert];
+            bool own = x.memory == OWN;
+            lock.unlock();
+            size_t bytes = 0;
+            std::string problem = own ? read_direct(p, bounce, bytes) : read_pages(p, bytes);
+            lock.lock();
+            stats_.bytes_read += bytes;
+            if (how_ == PAGES && bytes && x.counted) {
+                miss(g, x);
+            }
+            auto & done = x.pieces[p.tensor];
+            if (!problem.empty()) {
+                done.bad = true;
+                fail_locked(problem);
+            }
+            if (--done.left == 0) {
+                done.state = done.bad ? ABSENT : READY;
+                ready_.notify_one();
+            }
+        }
+    }
+
+    // Reads whole pages of the file to the same place within pages of memory.
+    std::string read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes) {
+        const tensor_info & t = p.g->tensors[p.tensor];
+        int64_t offset = t.offset + int64_t(t.bytes) * p.expert, end = offset + int64_t(t.bytes);
+        int64_t from   = int64_t(down(size_t(offset), PAGE)) + int64_t(CHUNK) * p.chunk;
+        int64_t to     = std::min(from + int64_t(CHUNK), int64_t(up(size_t(end), PAGE)));
+        if (from >= to) {
+            return "";
+        }
+        char * data   = data_of(*p.g, t, p.expert);  // where `offset` goes
+        char * target = data + (from - offset);
+        if (!p.g->direct) {
+            bounce.resize(CHUNK + PAGE);
+            target = reinterpret_cast<char *>(up(size_t(bounce.data()), PAGE));
+        }
+        int64_t need = std::min(to, end) - from;  // the file may end within the last page
+        for (int64_t done = 0; done < need;) {
+            ssize_t n = pread(files_[t.file].direct, target + done, size_t(to - from - done), from + done);
+            if (n < 0 && errno == EINTR) {
+                continue;
+            }
+            if (n < 0) {
+                return "cannot read " + files_[t.file].path + ": " + strerror(errno);
+            }
+            if (n == 0) {
+                return files_[t.file].path + " has become shorter while it was in use";
+            }
+            done += n;
+            if (done < need) {
+                done = int64_t(down(size_t(done), PAGE));  // direct reads go on at a block
+            }
+        }
+        if (!p.g->direct) {
+            int64_t first = std::max(from, offset);
+            memcpy(data + (first - offset), target + (first - from), size_t(from + need - first));
+        }
+        bytes = size_t(need);
+        return changed(t.file);
+    }
+
+    std::string read_pages(const piece & p, size_t & bytes) {
+        const tensor_info & t = p.g->tensors[p.tensor];
+        char * data = how_ == PRIVATE ? data_of(*p.g, t, p.expert) : static_cast<char *>(t.mapped) + t.bytes * size_t(p.expert);
+        size_t from = down(size_t(data), PAGE) + CHUNK * size_t(p.chunk);
+        size_t to   = std::min(from + CHUNK, up(size_t(data) + t.bytes, PAGE));
+        if (from >= to) {
+            return "";
+        }
+        void * address = reinterpret_cast<void *>(from);
+        std::vector<unsigned char> there((to - from) / PAGE);
+        if (mincore(address, to - from, there.data()) == 0) {
+            bytes = PAGE * size_t(std::count_if(there.begin(), there.end(), [](unsigned char c) { return !(c & 1); }));
+        }
+        if (bytes) {
+            int64_t offset = t.offset + int64_t(t.bytes) * p.expert + (int64_t(from) - int64_t(size_t(data)));
+            posix_fadvise(files_[t.file].fd, offset, int64_t(to - from), POSIX_FADV_WILLNEED);
+        }
+        if (madvise(address, to - from, MADV_POPULATE_READ) != 0 && errno == EFAULT) {
+            return "cannot read " + files_[t.file].path + ": it has become shorter or unreadable";
+        }
+        return changed(t.file);
+    }
+
+    // A file that was rewritten under us would mix two models in one answer.
+    std::string changed(int file) {
+        struct stat now;
+        auto & then = files_[file].then;
+        if (fstat(files_[file].fd, &now) == 0 &&
+            (now.st_size != then.st_size || now.st_mtim.tv_sec != then.st_mtim.tv_sec ||
+             now.st_mtim.tv_nsec != then.st_mtim.tv_nsec)) {
+            return files_[file].path + " was changed while it was in use";
+        }
+        return "";
+    }
+
+    bool fail(const std::string & why) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return fail_locked(why);
+    }
+
+    bool fail_locked(const std::string & why) {
+        if (!failed_) {
+            error_ = why;
+        }
+        failed_ = true;
+        if (!*interrupt_) {
+            *interrupt_ = 2;  // the abort callback looks there too: the graph must not go on
+        }
+        return false;
+    }
+
+    static constexpr int     OPS     = 64;    // of the first operations of enum ggml_op
+    static constexpr int     THREADS = 1024;  // at most, of one computation
+    static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
+    static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
+    static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
+
+    const mode how_;
+    uint64_t   budget_;
+    const int  reader_count_;
+    int32_t *  interrupt_;
+
+    extra_types_fn extra_types_ = nullptr;
+    int            mul_mat_id_ = -1, get_rows_ = -1, mul_ = -1;
+    ggml_backend_buffer_type buffer_type_ = {};
+    bool           installed_ = false;
+
+    std::vector<part>        files_;
+    std::vector<group>       groups_;
+    int                      last_group_ = -1;
+
+    std::mutex               mutex_;
+    std::condition_variable  work_, ready_, go_;
+    std::vector<turn_count>  turns_ = std::vector<turn_count>(THREADS);
+    std::atomic<uint64_t>    done_{0};
+    int                      sleepers_ = 0;
+    std::deque<piece>        demand_, foretold_, hot_;
+    std::vector<std::thread> readers_;
+    bool                     stop_ = false;
+
+    std::deque<file_range>   dropped_;
+    uint64_t                 used_ = 0, own_ = 0;
+
+    int64_t visit_ = 0, clock_ = 0, batch_ = 0, position_ = 0;
+    bool    decoding_ = false;
+    bool    recording_ = false, steering_ = false;
+    float   prefer_ = 0;
+    std::vector<int32_t> imposed_, record_;
+    int64_t imposed_layers_ = 0, imposed_k_ = 0, imposed_prefill_ = 0, imposed_steps_ = 0, step_ = 0, last_ = 0;
+    std::vector<int> needed_;
+    bool    broken_ = false;  // written by thread 0 before the barrier, read by all after it
+    bool    failed_ = false;
+    std::string error_;
+
+    localmoe_expert_stats stats_ = {};
+    std::vector<uint64_t> layer_lookups_, layer_misses_;
+};
+
+}  // namespace
+
+// ---- for Python ----------------------------------------------------------------------------------
+
+// Null when it cannot be: `why` then says so.
+EXPORT void * localmoe_experts_open(const localmoe_symbols * symbols, const void * model, int32_t how, uint64_t budget,
+                                    int32_t readers, int32_t * interrupt, const char * const * paths, int32_t n_paths,
+                                    const localmoe_expert_tensor * tensors, int32_t n_tensors, char * why, int32_t max) {
+    auto get_tensor = reinterpret_cast<get_tensor_fn>(symbols->get_tensor);
+    auto is_host    = reinterpret_cast<is_host_fn>(symbols->is_host);
+    auto * cache    = new expert_cache(*symbols, mode(how), budget, readers, interrupt);
+    bool good = true;
+    for (int32_t i = 0; i < n_paths && good; i++) {
+        good = cache->add_file(paths[i]);
+    }
+    for (int32_t i = 0; i < n_tensors && good; i++) {
+        ggml_tensor * tensor = get_tensor(model, tensors[i].name);
+        if (tensor && tensor->buffer && is_host(tensor->buffer)) {
+            cache->add_tensor(tensors[i], tensor);
+        }
+    }
+    if (!good || !cache->start()) {
+        snprintf(why, size_t(max), "%s", cache->error().c_str());
+        delete cache;
+        return nullptr;
+    }
+    return cache;
+}
+
+EXPORT void localmoe_experts_close(void * cache) { delete static_cast<expert_cache *>(cache); }
+
+EXPORT void localmoe_experts_begin(void * cache, int64_t position, int64_t tokens, int64_t decoded) {
+    static_cast<expert_cache *>(cache)->begin(position, tokens, decoded);
+}
+
+// The length of the reason why the last decode failed; 0 if it did not.
+EXPORT int32_t localmoe_experts_error(void * cache, char * out, int32_t max) {
+    std::string why = static_cast<expert_cache *>(cache)->error();
+    snprintf(out, size_t(max), "%s", why.c_str());
+    return int32_t(why.size());
+}
+
+EXPORT void localmoe_experts_stats(void * cache, localmoe_expert_stats * out) {
+    *out = static_cast<expert_cache *>(cache)->stats();
+}
+
+EXPORT int32_t localmoe_experts_layers(void * cache, uint64_t * lookups, uint64_t * misses, int32_t max) {
+    return static_cast<expert_cache *>(cache)->layer_stats(lookups, misses, max);
+}
+
+EXPORT void localmoe_experts_resize(void * cache, uint64_t budget) { static_cast<expert_cache *>(cache)->resize(budget); }
+
+EXPORT int32_t localmoe_experts_hot(void * cache, int32_t * pairs, int32_t max) {
+    return static_cast<expert_cache *>(cache)->hot(pairs, max);
+}
+
+EXPORT void localmoe_experts_impose(void * cache, const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers,
+                                    int64_t k) {
+    static_cast<expert_cache *>(cache)->impose(ids, prefill, steps, layers, k);
+}
+
+EXPORT void localmoe_experts_prefer(void * cache, float share) { static_cast<expert_cache *>(cache)->prefer(share); }
+
+EXPORT void localmoe_experts_record(void * cache, bool on) { static_cast<expert_cache *>(cache)->record(on); }
+
+EXPORT int64_t localmoe_experts_take(void * cache, int32_t * out, int64_t max) {
+    return static_cast<expert_cache *>(cache)->take(out, max);
+}
+
+EXPORT void localmoe_experts_warm(void * cache, const int32_t * pairs, int32_t n) {
+    static_cast<expert_cache *>(cache)->warm(pairs, n);
+}
+
+#endif  // __linux__

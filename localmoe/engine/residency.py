@@ -1,0 +1,182 @@
+"""The experts of the loaded model while it runs: cache, routing in and out, memory given back.
+
+``experts.py`` has the mechanism; this is its use by the worker. Nothing here is in the path of a
+token that is not told to record.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localmoe import storage
+from localmoe.engine.events import CacheStats, LayerStats
+from localmoe.engine.experts import Counters, ExpertCache, available
+from localmoe.errors import EngineError, LocalmoeError, ModelFileError, StorageError
+from localmoe.facts.hardware import free_memory
+from localmoe.facts.model import Model
+from localmoe.planning.cache import budget_under_pressure, routed_tensors
+from localmoe.planning.memory import EngineSettings
+
+if TYPE_CHECKING:
+    from localmoe.engine.recording import Recording
+
+LOOK = 0.5  # seconds between two looks at the machine's free memory
+HOT_LIMIT = 65536  # experts in a hot set; larger files are not read
+
+
+class Residency:
+    """Opened after the model is loaded, closed before it is freed.
+
+    ``hot``: where the experts in use are noted for the next start, None to leave no trace.
+    """
+
+    def __init__(
+        self,
+        llama_model: Any,
+        model: Model,
+        settings: EngineSettings,
+        interrupt: ctypes.c_int32,
+        hot: Path | None = None,
+    ) -> None:
+        self.regime = settings.cache
+        self.note = ""
+        self._settings = settings
+        self._interrupt = interrupt
+        self._hot = hot if settings.cache == "private" else None
+        self._cache: ExpertCache | None = None
+        self._recording: Recording | None = None
+        self._stop = threading.Event()
+        self._watch: threading.Thread | None = None
+        self._budget = settings.cache_bytes
+        tensors = routed_tensors(model)
+        self._groups = list(dict.fromkeys(tensor.group for tensor in tensors))
+        wanted = settings.cache != "off" or settings.record or settings.replay
+        why_not = available() if wanted else None
+        if not wanted or not tensors:
+            return
+        if why_not is not None:
+            if settings.record or settings.replay:
+                raise EngineError(f"the routing cannot be seen: {why_not}")
+            self.regime, self.note = "off", f"experts are read page by page: {why_not}"
+            return
+        paths = [str(path) for path in model.paths]
+        self._cache = ExpertCache(
+            llama_model, paths, tensors, settings.cache, settings.cache_bytes, interrupt
+        )
+        self._mark = self._cache.counters()
+        self._layer_mark = self._cache.layers(len(self._groups))
+        if settings.prefer_cached:
+            self._cache.prefer(settings.prefer_cached)
+        if settings.record or settings.replay:
+            from localmoe.engine.recording import Recording, imposed
+
+            if settings.replay:
+                self._cache.impose(*imposed(Path(settings.replay), model, settings.experts_used))
+            if settings.record:
+                self._cache.record(True)
+                self._recording = Recording(Path(settings.record), model, settings.experts_used)
+        if self._hot is not None:
+            self._cache.warm(_read_hot(self._hot, len(self._groups)))
+        if settings.cache == "private":
+            self._watch = threading.Thread(target=self._give_back, daemon=True)
+            self._watch.start()
+
+    def begin(self, position: int, tokens: Sequence[int], decoded: int) -> None:
+        """Before each llama_decode of ``tokens``, the first of them at ``position``.
+
+        ``decoded``: the number of the answer's token, −1 while the prompt is read.
+        """
+        if self._cache is not None:
+            self._cache.begin(position, len(tokens), decoded)
+
+    def done(self, tokens: Sequence[int], *, prefill: bool) -> None:
+        """After it."""
+        if self._recording is not None and self._cache is not None:
+            self._recording.add(self._cache.take(), tokens, prefill=prefill)
+
+    def failure(self) -> LocalmoeError | None:
+        """Why the cache ended the last decode; the interrupt flag is then free again."""
+        reason = self._cache.error() if self._cache is not None else ""
+        if not reason:
+            return None
+        if self._recording is not None and self._cache is not None:
+            self._cache.take()
+        if self._interrupt.value == 2:
+            self._interrupt.value = 0
+        if "was changed" in reason or "become shorter" in reason:
+            return ModelFileError(reason, hint="load the model again: /model, or a new start")
+        return EngineError(f"an expert is missing: {reason}")
+
+    def stats(self) -> CacheStats | None:
+        """What happened since the last call; None without a cache."""
+        if self._cache is None or self.regime == "off":
+            return None
+        now, layers = self._cache.counters(), self._cache.layers(len(self._groups))
+        before, layers_before = self._mark, self._layer_mark
+        self._mark, self._layer_mark = now, layers
+        return CacheStats(
+            regime=self.regime,
+            hits=(now.lookups - now.misses) - (before.lookups - before.misses),
+            misses=now.misses - before.misses,
+            bytes_read=now.bytes_read - before.bytes_read,
+            stall_s=now.stall_s - before.stall_s,
+            resident_bytes=now.resident_bytes,
+            budget=self._budget,
+            preferred=now.preferred - before.preferred,
+            layers=tuple(
+                LayerStats(group, seen - seen_before - (missed - missed_before), missed - missed_before)
+                for group, (seen, missed), (seen_before, missed_before) in zip(
+                    self._groups, layers, layers_before, strict=True
+                )
+            ),
+        )
+
+    def counters(self) -> Counters | None:
+        return self._cache.counters() if self._cache is not None else None
+
+    def remember(self) -> None:
+        """Note the experts in memory for the next start."""
+        if self._cache is None or self._hot is None:
+            return
+        document = {"version": 1, "experts": self._cache.hot(HOT_LIMIT)}
+        try:
+            storage.atomic_write(self._hot, json.dumps(document, separators=(",", ":")))
+        except StorageError:
+            self._hot = None  # only a faster start is lost
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._watch is not None:
+            self._watch.join()
+        if self._recording is not None:
+            self._recording.close()
+            self._recording = None
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def _give_back(self) -> None:
+        """Shrink while the machine is short of memory, grow again when it is not."""
+        while not self._stop.wait(LOOK):
+            free, low = free_memory()
+            budget = budget_under_pressure(self._budget, self._settings.cache_bytes, free, low)
+            if budget != self._budget and self._cache is not None:
+                self._budget = budget
+                self._cache.resize(budget)
+
+
+def _read_hot(path: Path, groups: int) -> list[tuple[int, int]]:
+    """(group, expert) pairs; nothing from a file that is not ours."""
+    try:
+        if path.stat().st_size > 32 * HOT_LIMIT:
+            return []
+        document = json.loads(path.read_bytes())
+        pairs = [(int(group), int(expert)) for group, expert in document["experts"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return []
+    return [(g, e) for g, e in pairs[:HOT_LIMIT] if 0 <= g < groups and 0 <= e < 1 << 20]
