@@ -6,6 +6,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from localmoe.cli.options import COMMANDS, build_parser
 from localmoe.errors import UsageError
@@ -31,6 +32,11 @@ class Options:
     gpu_layers: int | None = None  # -1: all
     n_cpu_moe: int | None = None
     batch: int | None = None  # tokens
+    cache: str = "auto"
+    cache_ram: int | None = None  # bytes
+    experts: int | None = None  # per token
+    prefer_cached: float | None = None
+    trace: str | None = None  # path: where the routing is recorded
     experts_on: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()  # tier, spans of layers
     overrides: tuple[tuple[str, str], ...] = ()  # tensor-name regex, device
     remotes: tuple[str, ...] = ()  # "host:port"
@@ -71,6 +77,7 @@ class Options:
     jsonl: bool = False
     yes: bool = False
     quiet: bool = False
+    typed: frozenset[str] = frozenset()  # fields that the command line itself gave
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +91,32 @@ class ModelAndPrompt:
 def parse(argv: Sequence[str]) -> Options:
     """The command line as ``Options``. Raises ``UsageError`` with a hint for anything wrong."""
     before, after = split_at_dashes(argv)
-    parser = build_parser()
-    values, extra = parser.parse_known_intermixed_args(list(before))
-    if extra:
-        raise _unknown_option(extra[0], parser)
-    given = vars(values)
+    given = option_values(before)
     command, *words = given.pop("words", None) or [None]
-    kv_type = given.pop("kv_type", None)
-    if kv_type is not None:
-        given = {"type_k": kv_type, "type_v": kv_type} | given
     if command is not None and command not in COMMANDS:
         raise unknown_command(command)
-    for name in given.keys() & {"files", "stop", "experts_on", "overrides", "remotes"}:
-        given[name] = tuple(given[name])
     if given.get("resume") and given.get("session"):
         raise UsageError(
             "--continue and --session are two ways to say which conversation",
             hint="--continue takes the last one, --session NAME the one of that name",
         )
-    return Options(command=command, words=tuple(words), after_dashes=after, **given)
+    typed = frozenset(given)
+    return Options(command=command, words=tuple(words), after_dashes=after, typed=typed, **given)
+
+
+def option_values(argv: Sequence[str]) -> dict[str, Any]:
+    """Fields of ``Options`` that these words give, and ``words``. Raises ``UsageError``."""
+    parser = build_parser()
+    values, extra = parser.parse_known_intermixed_args(list(argv))
+    if extra:
+        raise _unknown_option(extra[0], parser)
+    given = vars(values)
+    kv_type = given.pop("kv_type", None)
+    if kv_type is not None:
+        given = {"type_k": kv_type, "type_v": kv_type} | given
+    for name in given.keys() & {"files", "stop", "experts_on", "overrides", "remotes"}:
+        given[name] = tuple(given[name])
+    return given
 
 
 def split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...] | None]:

@@ -19,6 +19,7 @@ from localmoe.errors import UsageError
 
 GIB = 1 << 30
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+CACHES = ("auto", "off", "page", "private")
 THINK_LEVELS = ("auto", "off", "low", "medium", "high")
 OVERFLOWS = ("ask", "drop", "summarise", "stop")  # chat/context.py
 MAX_CONTEXT = 10 * 1024 * 1024  # tokens; planning/placement.py asks about no more
@@ -34,6 +35,11 @@ class Command:
     summary: str
     examples: tuple[str, ...]
     groups: tuple[str, ...]  # option groups that change what it does
+
+    @property
+    def model(self) -> bool:
+        """Whether its first word may be a model, so that aliases and settings matter to it."""
+        return "MODEL" in self.usage
 
 
 COMMANDS = {
@@ -130,6 +136,27 @@ COMMANDS = {
             "give this machine's memory to a localmoe on another one (its --remote)",
             ("localmoe worker", "localmoe worker --ram 8", "localmoe worker --host 0.0.0.0"),
             ("worker", "output"),
+        ),
+        Command(
+            "config",
+            "config [set NAME VALUE | unset NAME | explain [NAME] | alias [NAME MODEL] | path]",
+            "settings and aliases that need not be typed: show, set, explain",
+            (
+                "localmoe config set ctx 16k",
+                "localmoe config set temp 0.6 -m qwen3-30b-a3b",
+                "localmoe config alias coder someone/Qwen3-Coder-GGUF:Q4_K_M",
+            ),
+            ("output",),
+        ),
+        Command(
+            "completion",
+            "completion bash|zsh|fish",
+            "the script that lets a shell complete localmoe's words",
+            (
+                'eval "$(localmoe completion bash)"',
+                "localmoe completion fish > ~/.config/fish/completions/localmoe.fish",
+            ),
+            (),
         ),
         Command(
             "doctor",
@@ -244,6 +271,26 @@ def _memory_options(add: Callable[..., object]) -> None:
     )
     add("-b", "--batch", type=_whole(1, MAX_INT), metavar="N", help="tokens per prefill batch")
     add(
+        "--cache",
+        choices=CACHES,
+        metavar="HOW",
+        help="experts that do not fit in RAM: " + ", ".join(CACHES),
+    )
+    add("--cache-ram", type=_ram, metavar="GIB", help="RAM that experts may take at most")
+    add(
+        "--experts",
+        type=_whole(1, 4096),
+        metavar="N",
+        help="experts per token (fewer than the model's own: faster, and worse answers)",
+    )
+    add(
+        "--prefer-cached",
+        type=_number(0, 1),
+        metavar="X",
+        help="take an expert in memory that the router likes up to X (0 to 1) less: faster, and "
+        "other answers",
+    )
+    add(
         "--experts-on",
         action="append",
         type=places.experts_on,
@@ -284,6 +331,7 @@ def _worker_options(add: Callable[..., object]) -> None:
 def _answer_options(add: Callable[..., object]) -> None:
     add("--system", metavar="TEXT", help="system prompt")
     add("--plain", action="store_true", help="no chat template: the model continues the text")
+    add("--trace", metavar="FILE", help="record which experts every token used")
     add(
         "-n",
         "--max-tokens",

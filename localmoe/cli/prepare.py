@@ -181,6 +181,10 @@ def wishes(options: Options) -> Wishes:
         batch=options.batch,
         experts_on=tuple(ExpertsOn(tier, spans) for tier, spans in options.experts_on),
         overrides=options.overrides,
+        cache=options.cache,
+        cache_ram=options.cache_ram,
+        experts=options.experts,
+        prefer_cached=options.prefer_cached,
     )
 
 

@@ -249,8 +249,9 @@ def run_document(
 ) -> documents.Json:
     """``run --json`` of the command line contract; the schema version is added on output.
 
-    Figures of the expert cache are ``null`` while nothing counts them.
+    Figures of the expert cache are ``null`` when all experts are resident.
     """
+    cache = done.finished.cache if done.finished is not None else None
     return {
         "text": done.answer,
         "reasoning": done.reasoning,
@@ -269,10 +270,10 @@ def run_document(
         },
         "cache": {
             "regime": plan.cache.regime,
-            "hits": None,
-            "misses": None,
-            "hit_rate": None,
-            "bytes_read": None,
+            "hits": cache.hits if cache else None,
+            "misses": cache.misses if cache else None,
+            "hit_rate": cache.hit_rate if cache else None,
+            "bytes_read": cache.bytes_read if cache else None,
         },
         "plan": plan_document,
     }

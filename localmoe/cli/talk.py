@@ -101,7 +101,9 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
         plan = prepare.plan_for(model, machine, options, imagined=False)
         if not plan.verdict.fits:
             raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
-        with Engine(model, plan.settings, plan.tiers.ram) as engine:
+        settings = dataclasses.replace(plan.settings, record=options.trace or "")
+        remember = not options.no_history
+        with Engine(model, settings, plan.tiers.ram, remember=remember) as engine:
             if model.chat_template is not None and not options.plain:
                 # A template that cannot be used is told of before a long load, not after it.
                 _ = ChatTemplate(model.chat_template, renderer=renderer).think_control

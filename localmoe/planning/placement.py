@@ -15,8 +15,9 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.advice import Question, advise, explain
 from localmoe.planning.budget import Budget, budget_of
+from localmoe.planning.cache import plan_cache
 from localmoe.planning.layout import layer_homes
-from localmoe.planning.memory import CPU, Measure
+from localmoe.planning.memory import CPU, EngineSettings, Measure
 from localmoe.planning.plan import (
     CachePlan,
     LayerPlacement,
@@ -49,9 +50,10 @@ def make_plan(
     question = Question(
         model, planner.wishes, verdict, best, budget, planner.trials.ram_use(best.memory)
     )
+    settings, cache = _cached(model, best, verdict, planner.wishes)
     return Plan(
         verdict=verdict,
-        settings=dataclasses.replace(best.settings, read_ahead=best.disk == 0),
+        settings=settings,
         memory=best.memory,
         tiers=Tiers(
             gpu=sum(d.total for d in best.memory.devices if d.device != CPU),
@@ -60,7 +62,7 @@ def make_plan(
         ),
         layers=tuple(_place_layers(model, best, planner.tiers)),
         max_context=planner.max_context(best),
-        cache=_cache(best, verdict),
+        cache=cache,
         ram_budget=budget.ram,
         ram_reserve=budget.reserve,
         vram_budget=budget.vram,
@@ -224,16 +226,18 @@ def _place_layers(
         )
 
 
-def _cache(candidate: Candidate, verdict: Verdict) -> CachePlan:
+def _cached(
+    model: Model, candidate: Candidate, verdict: Verdict, wishes: Wishes
+) -> tuple[EngineSettings, CachePlan]:
+    """The settings of a candidate with what serves the experts that RAM cannot keep."""
+    settings = dataclasses.replace(
+        candidate.settings,
+        read_ahead=candidate.disk == 0,
+        experts_used=wishes.experts or 0,
+        prefer_cached=wishes.prefer_cached or 0.0,
+    )
     if not verdict.fits:
-        return CachePlan("none", 0, "the model does not fit")
-    experts = sum(candidate.host_experts.values())
-    if not experts:
-        return CachePlan("resident", 0, "no expert is left to cache")
-    if not candidate.disk:
-        return CachePlan("resident", experts, "all experts fit in memory")
-    return CachePlan(
-        "page",
-        candidate.room,
-        "the system's page cache keeps the experts used most; the others are read when needed",
+        return settings, CachePlan("none", 0, "the model does not fit")
+    return plan_cache(
+        model, settings, candidate.host_experts, candidate.room, wishes.cache, wishes.cache_ram
     )

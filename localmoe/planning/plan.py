@@ -50,6 +50,10 @@ class Wishes:
     batch: int | None = None
     experts_on: tuple[ExpertsOn, ...] = ()
     overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device); before all rules
+    cache: str = "auto"  # experts that do not fit: "auto" | "off" | "page" | "private"
+    cache_ram: int | None = None  # bytes that experts in RAM may take at most
+    experts: int | None = None  # lossy: experts per token
+    prefer_cached: float | None = None  # lossy: how much less probable a resident one may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Tiers:
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    regime: str  # "resident" | "page" | "none"
+    regime: str  # "resident" | "page" | "private" | "off" | "none"
     budget: int  # bytes of RAM in which experts may stay
     why: str
 
