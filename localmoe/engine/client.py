@@ -30,8 +30,8 @@ class Engine:
 
     ``promised_ram``: bytes of RAM that a plan foresees; from the first load until ``close``, other
     localmoe processes plan around them. A crash of the worker is an ``EngineCrashError`` from the
-    call under way; ``load`` then starts a new worker. ``remember``: the experts in use are noted for
-    a faster next start.
+    call under way; ``load`` then starts a new worker. ``remember``: the experts in use are noted
+    for a faster next start.
     """
 
     def __init__(
@@ -70,6 +70,13 @@ class Engine:
         """False when the worker has died; ``load`` brings a new one."""
         return self._worker.alive
 
+    def use(self, settings: EngineSettings, promised_ram: int) -> None:
+        """Load with other settings from now on: another plan for the same model."""
+        self._settings, self._promised_ram = settings, promised_ram
+        if self._promise is not None:
+            self._promise.close()
+            self._promise = None
+
     def load(self) -> Iterator[LoadProgress | Loaded]:
         """Load the model; the last event is ``Loaded``.
 
@@ -84,9 +91,7 @@ class Engine:
             self._promise.enter_context(ledger.promise(self._promised_ram))
         settings = dataclasses.asdict(self._settings)
         hot = str(hot_set_path(Path(self._paths[0]))) if self._remember else ""
-        for message in self._worker.request(
-            "load", paths=self._paths, settings=settings, hot=hot
-        ):
+        for message in self._worker.request("load", paths=self._paths, settings=settings, hot=hot):
             event = protocol.message_to_event(message)
             assert isinstance(event, LoadProgress | Loaded)
             yield event
@@ -141,6 +146,6 @@ class Engine:
 
 
 def hot_set_path(path: Path) -> Path:
-    """Where the experts in use of the model at ``path`` are noted: names of places, not of texts."""
+    """Where the experts in use of the model at ``path`` are noted: their numbers, no texts."""
     digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:20]
     return storage.cache_dir() / "experts" / f"{digest}.json"

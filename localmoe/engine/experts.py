@@ -131,7 +131,9 @@ class ExpertCache:
         self._handle = ctypes.c_void_p(
             self._native.localmoe_experts_open(
                 ctypes.byref(_symbols()),
-                model if isinstance(model, ctypes.c_void_p) else ctypes.cast(model, ctypes.c_void_p),
+                model
+                if isinstance(model, ctypes.c_void_p)
+                else ctypes.cast(model, ctypes.c_void_p),
                 REGIMES[regime],
                 ctypes.c_uint64(budget),
                 READERS,

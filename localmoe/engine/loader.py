@@ -11,12 +11,15 @@ from typing import Any
 
 from localmoe.engine import binding
 from localmoe.engine.binding import llama
-from localmoe.errors import EngineError, ModelFileError
+from localmoe.errors import EngineError, EngineMemoryError, ModelFileError
 from localmoe.planning.memory import CPU, DeviceMemory, EngineSettings, MemoryReport
 
 Progress = Callable[[float], bool]
 """Called with 0…1 while weights are read; returning False stops the load."""
 
+
+SHORT_OF_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory", re.IGNORECASE)
+"""How llama.cpp's log tells that an allocation has failed."""
 
 KV_INTEGER, KV_STRING = 0, 3  # enum llama_model_kv_override_type in llama.h
 
@@ -128,6 +131,8 @@ def open_model(
         raise LoadInterruptedError
     if not model:
         reason = log.reason()
+        if SHORT_OF_MEMORY.search(reason):
+            raise EngineMemoryError(f"the engine did not get the memory for the weights: {reason}")
         hint = "localmoe show FILE says what the file contains"
         if "unknown model architecture" in reason:
             hint = "a newer llama-cpp-python may know it; or choose another model"
@@ -136,7 +141,7 @@ def open_model(
 
 
 def _overridden(architecture: str, settings: EngineSettings, dry_run: DryRun | None) -> Any:
-    """Metadata that is not taken from the file; the last entry, with an empty key, ends the list."""
+    """Metadata that is not taken from the file; an entry with an empty key ends the list."""
     values = (llama.llama_model_kv_override * 4)()
     numbers = []
     if settings.experts_used:
@@ -187,8 +192,11 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog) -> Any:
     log.clear()
     ctx = llama.llama_init_from_model(model, params)
     if not ctx:
+        reason = log.reason()
+        if SHORT_OF_MEMORY.search(reason):
+            raise EngineMemoryError(f"the engine did not get the memory for its context: {reason}")
         raise EngineError(
-            f"the engine cannot make a context of {settings.context} tokens: {log.reason()}",
+            f"the engine cannot make a context of {settings.context} tokens: {reason}",
             hint="a smaller --ctx, or --kv-type f16",
         )
     return ctx

@@ -24,8 +24,8 @@ def read_ahead(
 ) -> bool:
     """Read every chunk that is not in the page cache; False when ``progress`` (0…1) said stop.
 
-    ``ranges``: (index of the path, start, end) in bytes, if not all is wanted. Where the system does
-    not tell what is cached, nothing is read: the pages come when touched.
+    ``ranges``: (index of the path, start, end) in bytes, if not all is wanted. Where the system
+    does not tell what is cached, nothing is read: the pages come when touched.
     """
     if ranges is None:
         ranges = [(i, 0, os.path.getsize(path)) for i, path in enumerate(paths)]  # noqa: PTH202

@@ -48,7 +48,10 @@ class Recording:
             self._writer.append(
                 PREFILL if prefill else DECODE,
                 [_joined(parts, k, np.int32) for parts, k in zip(ids, self._used, strict=True)],
-                [_joined(parts, k, np.float32) for parts, k in zip(weights, self._used, strict=True)],
+                [
+                    _joined(parts, k, np.float32)
+                    for parts, k in zip(weights, self._used, strict=True)
+                ],
                 tokens=tokens,
             )
 
@@ -56,7 +59,9 @@ class Recording:
         self._writer.close()
 
 
-def _joined(parts: list[NDArray[np.generic]], k: int, kind: type[np.generic]) -> NDArray[np.generic]:
+def _joined(
+    parts: list[NDArray[np.generic]], k: int, kind: type[np.generic]
+) -> NDArray[np.generic]:
     return np.concatenate(parts) if parts else np.empty((0, k), kind)
 
 

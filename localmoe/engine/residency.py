@@ -129,7 +129,9 @@ class Residency:
             budget=self._budget,
             preferred=now.preferred - before.preferred,
             layers=tuple(
-                LayerStats(group, seen - seen_before - (missed - missed_before), missed - missed_before)
+                LayerStats(
+                    group, seen - seen_before - (missed - missed_before), missed - missed_before
+                )
                 for group, (seen, missed), (seen_before, missed_before) in zip(
                     self._groups, layers, layers_before, strict=True
                 )
