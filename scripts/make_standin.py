@@ -1,7 +1,9 @@
 """Writes a stand-in for a published model: its real layer sizes and types, random weights.
 
 For benchmarks on machines that cannot download the real one: the bytes per layer and expert, the
-arithmetic and the memory traffic are the model's own; what it says is noise.
+arithmetic and the memory traffic are the model's own; what it says is noise. Its routers prefer
+some experts about as much as trained ones do (``standin_router.py``); to find out how, the model
+is run once.
 
     python scripts/make_standin.py qwen3-30b-a3b --layers 24 -o standin.gguf
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +26,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.archs import others, qwen
+from scripts.standin_router import calibrate, leaning
+from tests.archs import deepseek, others, qwen
 from tests.archs.blocks import Bytes, random_rows, row_bytes
 from tests.archs.families import MXFP4, Q4_K_M, Family
 from tests.archs.recipe import Dims, Recipe, TensorSpec
@@ -70,6 +73,49 @@ MODELS: dict[str, Family] = {
     "olmoe-1b-7b": Family(
         others.olmoe, Dims(16, 2048, 16, 16, 128, 1024, 64, 8, 1024, vocab=50304), Q4_K_M
     ),
+    "glm-4.7-flash": Family(  # DeepSeek's architecture
+        deepseek.deepseek2,
+        Dims(
+            layers=47,
+            embd=2048,
+            heads=20,
+            ff=10240,
+            experts=64,
+            used=4,
+            expert_ff=1536,
+            shared_ff=1536,
+            vocab=154880,
+            context=202752,
+            rope_base=_ROPE,
+            query_rank=768,
+            latent_rank=512,
+            nope_dim=192,
+            value_dim=256,
+        ),
+        Q4_K_M,
+    ),
+    "qwen3-next-80b-a3b": Family(
+        qwen.qwen3next,
+        Dims(
+            layers=48,
+            embd=2048,
+            heads=16,
+            kv_heads=2,
+            head_dim=256,
+            ff=5120,
+            experts=512,
+            used=10,
+            expert_ff=512,
+            shared_ff=512,
+            vocab=151936,
+            context=262144,
+            rope_base=10 * _ROPE,
+            linear_state=128,
+            linear_key_heads=16,
+            linear_value_heads=32,
+        ),
+        Q4_K_M,
+    ),
     "glm-4.5-air": Family(
         others.glm4moe,
         Dims(46, 4096, 96, 8, 128, 10944, 128, 8, 1408, 1408, vocab=151552, context=131072),
@@ -82,7 +128,7 @@ MODELS: dict[str, Family] = {
 class Rolled:
     """A tensor read from a pool of random blocks, from ``start`` on and round again.
 
-    ``silent`` rows are zero.
+    ``silent`` rows are zero in the end.
     """
 
     pool: Bytes  # (blocks, bytes per block)
@@ -90,6 +136,7 @@ class Rolled:
     row_bytes: int
     rows: int
     silent: frozenset[int] = frozenset()
+    change: Callable[[Bytes], None] | None = None  # what is done to the rows, in place
 
     @property
     def nbytes(self) -> int:
@@ -110,6 +157,8 @@ class Rolled:
                 filled += piece.size
                 position = (position + piece.size) % flat.size
             rows = chunk.reshape(count, self.row_bytes)
+            if self.change is not None:
+                self.change(rows)
             rows[[i - first for i in self.silent if first <= i < first + count]] = 0
             yield rows
 
@@ -161,7 +210,8 @@ def pooled_data(recipe: Recipe, seed: int, words: Vocabulary, pool_bytes: int) -
         start = cursors.get((*key, spec.shape), 0)
         cursors[*key, spec.shape] = (start + spec.rows * width // pool.shape[1]) % len(pool)
         silent = frozenset(words.silent) if spec.name == output else frozenset[int]()
-        return Rolled(pool, start, width, spec.rows, silent)
+        change = leaning(spec, rng) if spec.name == "token_embd.weight" else None
+        return Rolled(pool, start, width, spec.rows, silent, change)
 
     return data
 
@@ -183,15 +233,19 @@ def make_standin(
     seed: int = 0,
     pool_bytes: int = POOL_BYTES,
     header_only: bool = False,
+    uniform: bool = False,
 ) -> Path:
-    """Writes ``family`` with ``layers`` of its layers and ``vocab`` tokens (None: its own)."""
+    """Writes ``family`` with ``layers`` of its layers and ``vocab`` tokens (None: its own).
+
+    ``uniform``: routers of random weights, which use all experts alike.
+    """
     dims = replace(
         family.dims, layers=layers or family.dims.layers, vocab=vocab or family.dims.vocab
     )
     family = replace(family, dims=dims)
     recipe = family.recipe()
     words = vocabulary(dims.vocab)
-    return write(
+    path = write(
         recipe,
         path,
         data=hollow_data if header_only else pooled_data(recipe, seed, words, pool_bytes),
@@ -199,6 +253,9 @@ def make_standin(
         file_type=family.storage.file_type,
         name=path.stem,
     )[0]
+    if not (header_only or uniform):
+        calibrate(path, seed=seed)
+    return path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -208,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--vocab", type=int, help="tokens, at least 512 (default: the model's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--header-only", action="store_true", help="a hole for the weights")
+    parser.add_argument("--uniform", action="store_true", help="routers without preferences")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     if (options.layers or 1) < 1 or (options.vocab or 512) < 512:
@@ -221,6 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
             vocab=options.vocab,
             seed=options.seed,
             header_only=options.header_only,
+            uniform=options.uniform,
         )
     except OSError as error:
         print(f"make_standin: {error}", file=sys.stderr)

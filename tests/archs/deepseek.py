@@ -8,7 +8,7 @@ from tests.archs import parts
 from tests.archs.recipe import Dims, Recipe, Types
 
 SOFTMAX, SIGMOID, SQRT_SOFTPLUS = 1, 2, 4  # llama_expert_gating_func_type
-QUERY_RANK, LATENT_RANK, ROPE_DIM, NOPE_DIM, VALUE_DIM = 256, 256, 64, 64, 64
+ROPE_DIM = 64
 
 
 def deepseek(d: Dims, types: Types) -> Recipe:
@@ -68,7 +68,7 @@ def deepseek32(d: Dims, types: Types) -> Recipe:
         r.tensor(f"{b}.indexer.k_norm.bias", INDEXER_DIM)
         r.tensor(f"{b}.indexer.proj.weight", d.embd, INDEXER_HEADS)
         r.tensor(f"{b}.indexer.attn_k.weight", d.embd, INDEXER_DIM)
-        r.tensor(f"{b}.indexer.attn_q_b.weight", QUERY_RANK, INDEXER_HEADS * INDEXER_DIM)
+        r.tensor(f"{b}.indexer.attn_q_b.weight", d.query_rank, INDEXER_HEADS * INDEXER_DIM)
         _feed_forward(r, i, d, probs_bias=True)
     return r
 
@@ -169,12 +169,12 @@ def _latent_attention_keys(r: Recipe, d: Dims) -> None:
             "expert_shared_count": d.shared_ff // d.expert_ff,
             "expert_gating_func": SIGMOID,
             "attention.head_count_kv": 1,
-            "attention.q_lora_rank": QUERY_RANK,
-            "attention.kv_lora_rank": LATENT_RANK,
-            "attention.key_length": LATENT_RANK + ROPE_DIM,
-            "attention.value_length": LATENT_RANK,
-            "attention.key_length_mla": NOPE_DIM + ROPE_DIM,
-            "attention.value_length_mla": VALUE_DIM,
+            "attention.q_lora_rank": d.query_rank,
+            "attention.kv_lora_rank": d.latent_rank,
+            "attention.key_length": d.latent_rank + ROPE_DIM,
+            "attention.value_length": d.latent_rank,
+            "attention.key_length_mla": d.nope_dim + ROPE_DIM,
+            "attention.value_length_mla": d.value_dim,
             "rope.dimension_count": ROPE_DIM,
         }
     )
@@ -182,14 +182,14 @@ def _latent_attention_keys(r: Recipe, d: Dims) -> None:
 
 def _latent_attention(r: Recipe, b: str, d: Dims) -> None:
     r.tensor(f"{b}.attn_norm.weight", d.embd)
-    r.tensor(f"{b}.attn_q_a.weight", d.embd, QUERY_RANK)
-    r.tensor(f"{b}.attn_q_a_norm.weight", QUERY_RANK)
-    r.tensor(f"{b}.attn_q_b.weight", QUERY_RANK, d.heads * (NOPE_DIM + ROPE_DIM))
-    r.tensor(f"{b}.attn_kv_a_mqa.weight", d.embd, LATENT_RANK + ROPE_DIM)
-    r.tensor(f"{b}.attn_kv_a_norm.weight", LATENT_RANK)
-    r.tensor(f"{b}.attn_k_b.weight", NOPE_DIM, LATENT_RANK, d.heads)
-    r.tensor(f"{b}.attn_v_b.weight", LATENT_RANK, VALUE_DIM, d.heads)
-    r.tensor(f"{b}.attn_output.weight", d.heads * VALUE_DIM, d.embd)
+    r.tensor(f"{b}.attn_q_a.weight", d.embd, d.query_rank)
+    r.tensor(f"{b}.attn_q_a_norm.weight", d.query_rank)
+    r.tensor(f"{b}.attn_q_b.weight", d.query_rank, d.heads * (d.nope_dim + ROPE_DIM))
+    r.tensor(f"{b}.attn_kv_a_mqa.weight", d.embd, d.latent_rank + ROPE_DIM)
+    r.tensor(f"{b}.attn_kv_a_norm.weight", d.latent_rank)
+    r.tensor(f"{b}.attn_k_b.weight", d.nope_dim, d.latent_rank, d.heads)
+    r.tensor(f"{b}.attn_v_b.weight", d.latent_rank, d.value_dim, d.heads)
+    r.tensor(f"{b}.attn_output.weight", d.heads * d.value_dim, d.embd)
 
 
 def _feed_forward(r: Recipe, layer: int, d: Dims, *, probs_bias: bool) -> None:

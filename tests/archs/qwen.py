@@ -57,7 +57,7 @@ def qwen35moe(d: Dims, types: Types) -> Recipe:
     return r
 
 
-LINEAR_STATE, LINEAR_KEY_HEADS, LINEAR_VALUE_HEADS, LINEAR_CONV = 64, 2, 4, 4
+LINEAR_CONV = 4
 FULL_ATTENTION_INTERVAL = 4
 
 
@@ -66,8 +66,8 @@ def _hybrid(architecture: str, d: Dims, types: Types) -> Recipe:
     r = Recipe(architecture, types)
     parts.common_keys(r, d)
     parts.expert_keys(r, d)
-    value_width = LINEAR_STATE * LINEAR_VALUE_HEADS
-    mixed_width = 2 * LINEAR_STATE * LINEAR_KEY_HEADS + value_width
+    value_width = d.linear_state * d.linear_value_heads
+    mixed_width = 2 * d.linear_state * d.linear_key_heads + value_width
     r.keys(
         {
             "expert_shared_feed_forward_length": d.shared_ff,
@@ -75,9 +75,9 @@ def _hybrid(architecture: str, d: Dims, types: Types) -> Recipe:
             "rope.dimension_count": d.head_dim // 4,
             "ssm.conv_kernel": LINEAR_CONV,
             "ssm.inner_size": value_width,
-            "ssm.state_size": LINEAR_STATE,
-            "ssm.time_step_rank": LINEAR_VALUE_HEADS,
-            "ssm.group_count": LINEAR_KEY_HEADS,
+            "ssm.state_size": d.linear_state,
+            "ssm.time_step_rank": d.linear_value_heads,
+            "ssm.group_count": d.linear_key_heads,
         }
     )
     parts.embeddings(r, d)
@@ -92,14 +92,14 @@ def _hybrid(architecture: str, d: Dims, types: Types) -> Recipe:
             r.tensor(f"{b}.attn_qkv.weight", d.embd, mixed_width)
             r.tensor(f"{b}.attn_gate.weight", d.embd, value_width)
             r.tensor(f"{b}.ssm_conv1d.weight", LINEAR_CONV, mixed_width)
-            r.tensor(f"{b}.ssm_dt.bias", LINEAR_VALUE_HEADS)
-            r.tensor(f"{b}.ssm_a", LINEAR_VALUE_HEADS, mean=-0.8, deviation=0.1)
+            r.tensor(f"{b}.ssm_dt.bias", d.linear_value_heads)
+            r.tensor(f"{b}.ssm_a", d.linear_value_heads, mean=-0.8, deviation=0.1)
             if architecture == "qwen3next":
-                r.tensor(f"{b}.ssm_ba.weight", d.embd, 2 * LINEAR_VALUE_HEADS)
+                r.tensor(f"{b}.ssm_ba.weight", d.embd, 2 * d.linear_value_heads)
             else:
-                r.tensor(f"{b}.ssm_beta.weight", d.embd, LINEAR_VALUE_HEADS)
-                r.tensor(f"{b}.ssm_alpha.weight", d.embd, LINEAR_VALUE_HEADS)
-            r.tensor(f"{b}.ssm_norm.weight", LINEAR_STATE)
+                r.tensor(f"{b}.ssm_beta.weight", d.embd, d.linear_value_heads)
+                r.tensor(f"{b}.ssm_alpha.weight", d.embd, d.linear_value_heads)
+            r.tensor(f"{b}.ssm_norm.weight", d.linear_state)
             r.tensor(f"{b}.ssm_out.weight", value_width, d.embd)
         parts.routed_experts(r, b, d)
         parts.shared_expert(r, b, d, gated=True)

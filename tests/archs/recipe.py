@@ -30,6 +30,13 @@ class Dims:
     context: int = 8192
     rope_base: float = 10000.0
     window: int = 64  # sliding attention window
+    query_rank: int = 256  # latent attention (DeepSeek)
+    latent_rank: int = 256
+    nope_dim: int = 64
+    value_dim: int = 64
+    linear_state: int = 64  # gated delta nets (Qwen)
+    linear_key_heads: int = 2
+    linear_value_heads: int = 4
 
 
 @dataclass(frozen=True, slots=True)
