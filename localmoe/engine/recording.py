@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +60,7 @@ class Recording:
         self._writer.close()
 
 
-def _joined(
-    parts: list[NDArray[np.generic]], k: int, kind: type[np.generic]
-) -> NDArray[np.generic]:
+def _joined(parts: Sequence[NDArray[Any]], k: int, kind: type[Any]) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.empty((0, k), kind)
 
 
