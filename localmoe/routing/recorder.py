@@ -83,7 +83,7 @@ class TraceWriter:
         n = max(rows) if tokens is None else len(tokens)
         if any(a.shape != (r, layer.used) for a, r, layer in zip(ids, rows, layers, strict=True)):
             raise ValueError("expert ids must be [rows, k] in every layer")
-        if max(rows) > n or n == 0:
+        if max(rows) > n or n == 0 or (max(rows) < n and tokens is None):
             raise ValueError(f"a layer with {max(rows)} rows in a step of {n} tokens")
         flat = np.concatenate([array.reshape(-1) for array in ids])
         if flat.min() < ABSENT or flat.max() >= self._limits.min():

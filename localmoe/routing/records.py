@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from localmoe.errors import TraceFileError
 from localmoe.facts.model import MAX_LAYERS, Model
+from localmoe.routing import gating
 
 PREFILL, DECODE = 0, 1
 MAX_EXPERTS = 32_767  # ids are int16 in memory
@@ -44,7 +45,7 @@ class TraceHeader:
     model: str
     architecture: str
     layers: tuple[TraceLayer, ...]
-    gating: str = ""  # in words, see gating.py
+    gating: str = ""  # in words, see gating.py; "" unknown
     dense_bytes: int = 0  # what every token needs; 0: unknown
     weights: bool = True  # the weights that the experts' outputs are multiplied with
     logits: bool = False  # the router's output before any gating function
@@ -66,9 +67,7 @@ class TraceHeader:
                 )
 
     @classmethod
-    def of_model(
-        cls, model: Model, *, gating: str = "", weights: bool = True, logits: bool = False
-    ) -> TraceHeader:
+    def of_model(cls, model: Model, *, weights: bool = True, logits: bool = False) -> TraceHeader:
         """The header for a recording of ``model``. Raises TraceFileError for a dense model."""
         layers = tuple(
             TraceLayer(
@@ -89,7 +88,7 @@ class TraceHeader:
             model.name,
             model.architecture,
             layers,
-            gating=gating,
+            gating=gating.describe(model),
             dense_bytes=model.dense_bytes,
             weights=weights,
             logits=logits,

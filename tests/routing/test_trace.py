@@ -6,15 +6,20 @@ import gzip
 import random
 import struct
 import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from localmoe.errors import StorageError, TraceFileError
-from localmoe.routing import reader, recorder
+from localmoe.facts.model import read_model
+from localmoe.routing import reader, recorder, rewrite
+from localmoe.routing.pieces import token_texts
 from localmoe.routing.records import TraceHeader, TraceLayer
 from localmoe.routing.trace import DECODE, PREFILL, TraceWriter, read_trace
+from tests.archs.plain import plain_greedy
 from tests.routing import traces
 
 UNEVEN = TraceHeader(
@@ -310,12 +315,60 @@ def test_a_compressed_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         read_trace(tmp_path / "t.gz")
 
 
-def test_a_dense_model_has_no_header(arch_file: object) -> None:
-    """Recording a model without experts is refused; an MTP layer is left out of the header."""
-    from localmoe.facts.model import read_model
+def test_a_step_in_which_only_the_last_token_was_routed(tmp_path: Path) -> None:
+    """A model whose one MoE layer is the last computes no other token of a prompt there."""
+    with TraceWriter(tmp_path / "t.trace", traces.header(1)) as writer:
+        writer.append(PREFILL, [np.array([[3, 4]])], tokens=[7, 8, 9])
+    trace = read_trace(tmp_path / "t.trace")
+    assert trace.ids(0).tolist() == [[-1, -1], [-1, -1], [3, 4]]
+    assert trace.tokens.tolist() == [7, 8, 9]
 
+
+def test_prompts_are_named_afterwards(tmp_path: Path) -> None:
+    """Each prompt begins with its prefill; what it says and what was written stay as they were."""
+    write_uneven(tmp_path / "t.trace")
+    trace = read_trace(tmp_path / "t.trace")
+    with TraceWriter(tmp_path / "two.trace", trace.header) as writer:
+        for phase, n in ((PREFILL, 3), (PREFILL, 2), (DECODE, 1), (DECODE, 1), (PREFILL, 4)):
+            ids = [np.full((n, 4), n), np.full((n, 2), n)]
+            writer.append(phase, ids, tokens=range(n))
+    two = read_trace(tmp_path / "two.trace")
+    named = rewrite.name_prompts(two, [rewrite.Prompt("law", 5), rewrite.Prompt("code", 4)])
+    assert [named.labels[s] for s in named.segment] == ["law"] * 7 + ["code"] * 4
+    rewrite.write_trace(tmp_path / "again.trace", replace(named, pieces={1: "x"}))
+    again = read_trace(tmp_path / "again.trace")
+    assert [again.labels[s] for s in again.segment] == ["law"] * 7 + ["code"] * 4
+    assert again.pieces == {1: "x"} and again.batch.tolist() == two.batch.tolist()
+    assert again.ids(1).tolist() == two.ids(1).tolist()
+
+
+def test_rewriting_changes_nothing(tmp_path: Path) -> None:
+    """The real trace, missing rows and all, is the same in localmoe's format."""
+    trace = read_trace(traces.QWEN3_TRACE)
+    rewrite.write_trace(tmp_path / "t.trace", trace)
+    again = read_trace(tmp_path / "t.trace")
+    assert all((again.ids(layer) == trace.ids(layer)).all() for layer in trace.layers)
+    assert again.header == trace.header and again.labels == trace.labels
+    assert (again.phase == trace.phase).all() and (again.batch == trace.batch).all()
+
+
+def test_texts_of_tokens(arch_file: Callable[..., Path]) -> None:
+    """What the engine's tokenizer cut a prompt into reads as the prompt again.
+
+    A character cut in two is shown as two unknown ones: each token is told by itself.
+    """
+    model = read_model(arch_file("qwen3moe"))
+    text = "Hello, world\nö"
+    ids = plain_greedy(arch_file("qwen3moe"), text, 1).prompt_tokens
+    texts = token_texts(model, ids)
+    assert len(texts) == len(set(ids))
+    assert "".join(texts[i] for i in ids).endswith("Hello, world\n\ufffd\ufffd")
+
+
+def test_a_dense_model_has_no_header(arch_file: Callable[..., Path]) -> None:
+    """Recording a model without experts is refused; an MTP layer is left out of the header."""
     with pytest.raises(TraceFileError, match="no experts"):
-        TraceHeader.of_model(read_model(arch_file("llama-dense")))  # type: ignore[operator]
-    header = TraceHeader.of_model(read_model(arch_file("glm4moe")))  # type: ignore[operator]
+        TraceHeader.of_model(read_model(arch_file("llama-dense")))
+    header = TraceHeader.of_model(read_model(arch_file("glm4moe")))
     assert [layer.index for layer in header.layers] == [1, 2]
     assert all(layer.expert_bytes > 0 for layer in header.layers)
