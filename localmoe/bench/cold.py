@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from localmoe.engine.readahead import CHUNK, missing_chunks
+from localmoe.engine.readahead import missing_chunks
 
 _DROP = Path("/proc/sys/vm/drop_caches")
 
@@ -32,9 +32,16 @@ def forget(paths: Sequence[Path]) -> float:
 
 def cached_share(paths: Sequence[Path]) -> float:
     """How much of the files is in the page cache, counted in chunks that are wholly there."""
-    chunks = sum(-(-path.stat().st_size // CHUNK) for path in paths)
-    missing = sum(len(missing_chunks(str(path))) for path in paths)
-    return (chunks - missing) / max(1, chunks) if sys.platform.startswith("linux") else 0.0
+    if not sys.platform.startswith("linux"):
+        return 0.0
+    sizes = {path: path.stat().st_size for path in paths}
+    missing = sum(
+        end - start
+        for path, size in sizes.items()
+        for start, end in missing_chunks(str(path), [(0, size)])
+    )
+    total = sum(sizes.values())
+    return (total - missing) / total if total else 0.0
 
 
 def _advise(path: Path) -> None:

@@ -8,7 +8,7 @@ would have to fetch ÷ the disk's speed (reading fully hidden behind computing).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from localmoe.bench.records import RESIDENT, Run
@@ -60,6 +60,7 @@ class Summary:
     disk: Spread | None  # bytes per second around the runs
     own_bound: Spread | None  # share of it that was reached
     stretch: Spread | None
+    first_share: Spread | None  # first token: seconds ÷ those of reading what it needs
     anonymous_peak: int
     locked_peak: int
     charged_peak: int | None
@@ -124,14 +125,24 @@ def stretch_share(run: Run, compute_s: float | None, least_read: int | None) -> 
     return max(found.steps * compute_s, least_read / run.disk) / found.seconds
 
 
+def first_share(run: Run, needed: int | None) -> float | None:
+    """How many times longer than reading ``needed`` bytes the first token took."""
+    return run.first_s * run.disk / needed if needed and run.disk else None
+
+
 def summarize(
     runs: Sequence[Run],
     *,
     shared: int,
     compute_s: float | None = None,
-    least_read: int | None = None,
+    least_read: Callable[[int], int | None] = lambda _: None,
+    first_bytes: int | None = None,
 ) -> Summary:
-    """One line of the table. ``runs``: of one regime and one limit; ``shared``: steps."""
+    """One line of the table. ``runs``: of one regime and one limit; ``shared``: steps.
+
+    ``least_read``: what the best cache of so many bytes would have to fetch; ``first_bytes``: what
+    the first token needs from the disk.
+    """
     good = [run for run in runs if not run.error]
     job = runs[0].job
     windows = [w for run in good if (w := window(run, run.job.steps))]
@@ -151,7 +162,10 @@ def summarize(
         bytes_per_token=Spread.of(w.read / w.steps for w in windows),
         disk=Spread.of(run.disk or None for run in good),
         own_bound=Spread.of(own_share(run, compute_s) for run in good),
-        stretch=Spread.of(stretch_share(run, compute_s, least_read) for run in good),
+        stretch=Spread.of(
+            stretch_share(run, compute_s, least_read(run.cache_bytes)) for run in good
+        ),
+        first_share=Spread.of(first_share(run, first_bytes) for run in good),
         anonymous_peak=max((run.anonymous_peak for run in good), default=0),
         locked_peak=max((run.locked_peak for run in good), default=0),
         charged_peak=max(charged, default=None),

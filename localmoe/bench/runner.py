@@ -23,6 +23,7 @@ from localmoe.facts.model import Model, Role
 from localmoe.planning.memory import EngineSettings
 
 DISK_SECONDS = 0.7  # of each measurement; one before and one after a run
+SEED = 1  # of the answer: the same in every run, so that equal logits give equal texts
 _WATCH = 0.1  # seconds between looks at a worker's memory
 
 _PASSAGE = """
@@ -45,12 +46,13 @@ class Start:
 
     settings: EngineSettings
     planned: int = 0  # bytes of RAM that this will take
+    room: int = 0  # bytes of them for experts
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def run(job: Job, model: Model, start: Start) -> Run:
     """Make one run. What goes wrong with the engine is told in the run, not raised."""
-    record = Run(job=job, planned=start.planned)
+    record = Run(job=job, planned=start.planned, cache_bytes=start.room)
     if job.regime != RESIDENT:
         record = dataclasses.replace(record, cold=forget(model.paths) == 0)
     before = disk_speed(model, job.repeat)
@@ -70,7 +72,7 @@ def _measure(record: Run, model: Model, start: Start, box: Box) -> Run:
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         with _environment(start.environment):
-            engine = stack.enter_context(Engine(model, start.settings))
+            engine = stack.enter_context(Engine(model, start.settings, remember=False))
         box.admit(engine.pid)
         watch = stack.enter_context(_Watch(engine.pid))
         *_, loaded = engine.load()
@@ -79,7 +81,9 @@ def _measure(record: Run, model: Model, start: Start, box: Box) -> Run:
         request = Request(
             prompt,
             max_tokens=job.steps + 1,
-            sampling=Sampling(temperature=0),
+            sampling=Sampling(
+                temperature=1, top_k=0, top_p=1, min_p=0, seed=SEED
+            ),  # greedy may loop
             add_bos=False,
             ignore_end=True,
         )
@@ -97,6 +101,7 @@ def _measure(record: Run, model: Model, start: Start, box: Box) -> Run:
                 done = event
         assert done is not None
         watch.look()
+        cache = done.cache
         return dataclasses.replace(
             record,
             load_s=loaded.load_s,
@@ -108,6 +113,11 @@ def _measure(record: Run, model: Model, start: Start, box: Box) -> Run:
             anonymous_peak=watch.anonymous,
             locked_peak=watch.locked,
             digest=text.hexdigest()[:16],
+            regime=cache.regime if cache else loaded.cache,
+            hits=cache.hits if cache else None,
+            misses=cache.misses if cache else None,
+            bytes_read=cache.bytes_read if cache else None,
+            stall_s=cache.stall_s if cache else None,
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from localmoe.bench.best import expert_sizes, first_token_bytes, imposed_part, least_read
 from localmoe.bench.figures import Summary, compute_seconds, ratios, summarize
 from localmoe.bench.records import RESIDENT, Job, Log, Run
 from localmoe.bench.runner import Start, run
@@ -21,6 +22,7 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.budget import PROCESS_BYTES
 from localmoe.planning.plan import Plan, Verdict
+from localmoe.routing.trace import Trace, read_trace
 
 PLAIN, OFF = "plain", "off"
 REGIMES = (PLAIN, "page", "private", "auto")
@@ -38,7 +40,7 @@ class Task:
     model: Model
     jobs: tuple[Job, ...]
     shared: int  # decode steps that all regimes make
-    replay: str = ""  # path
+    routing: Trace | None = None  # what is imposed on the tokens of a run
 
     @property
     def limits(self) -> tuple[int | None, ...]:
@@ -48,7 +50,8 @@ class Task:
 def bench_command(options: Options, output: Output) -> int:
     """Exit code 0 when every regime finished at least once under every limit, else 1."""
     model = prepare.open_model(only_model(options), output, options)
-    task = task_of(options, model, psutil.virtual_memory().available)
+    routing = read_trace(options.replay) if options.replay else None
+    task = task_of(options, model, routing, psutil.virtual_memory().available)
     log = Log(Path(options.log) if options.log else None)
     left = log.missing(task.jobs)
     if options.at_most is not None:
@@ -71,9 +74,14 @@ def bench_command(options: Options, output: Output) -> int:
     return 0 if all(s.decode is not None for s in summaries) else 1
 
 
-def task_of(options: Options, model: Model, free: int) -> Task:
+def task_of(options: Options, model: Model, routing: Trace | None, free: int) -> Task:
     """What to run, limit by limit, the regimes alternating. ``free``: bytes of RAM now."""
     steps, prompt = options.max_tokens or 64, options.prompt_tokens or 32
+    if routing is not None:
+        written = int(routing.decode.sum())
+        steps = min(written, options.max_tokens or written)
+        prompt = options.prompt_tokens or len(routing) - written
+        routing = imposed_part(routing, prompt, steps)
     regimes = options.regimes or (REGIMES if model.is_moe else (PLAIN, "auto"))
     if options.baseline and PLAIN not in regimes:
         regimes = (PLAIN, *regimes)
@@ -89,21 +97,25 @@ def task_of(options: Options, model: Model, free: int) -> Task:
         repeat=0,
         prompt_tokens=prompt,
         steps=steps,
+        replay=Path(options.replay).name if options.replay else "",
     )
-    jobs = [head] if free > model.size + (model.size >> 3) else []
+    roomy = free > model.size + (model.size >> 3)
+    jobs: list[Job] = []
     for limit in limits:
-        jobs += [
-            dataclasses.replace(
-                head,
-                regime=regime,
-                memory=limit_bytes(limit, model),
-                repeat=repeat,
-                steps=plain_steps if regime == PLAIN else steps,
-            )
-            for repeat in range(options.runs or 3)
-            for regime in regimes
-        ]
-    return Task(model, tuple(jobs), plain_steps if PLAIN in regimes else steps)
+        for repeat in range(options.runs or 3):
+            if roomy and limit == limits[0]:
+                jobs.append(dataclasses.replace(head, repeat=repeat))
+            jobs += [
+                dataclasses.replace(
+                    head,
+                    regime=regime,
+                    memory=limit_bytes(limit, model),
+                    repeat=repeat,
+                    steps=plain_steps if regime == PLAIN else steps,
+                )
+                for regime in regimes
+            ]
+    return Task(model, tuple(jobs), plain_steps if PLAIN in regimes else steps, routing)
 
 
 def limit_bytes(limit: float | int | None, model: Model) -> int | None:
@@ -117,19 +129,25 @@ class _Planner:
     def __init__(self, task: Task, options: Options) -> None:
         self._task = task
         tokens = task.jobs[0].prompt_tokens + task.jobs[0].steps + _ROOM
+        used = options.experts
+        if task.routing is not None:
+            used = max(layer.used for layer in task.routing.header.layers)
         self._options = dataclasses.replace(
-            options, context=options.context or max(LEAST_CONTEXT, -(-tokens // 256) * 256)
+            options,
+            context=options.context or max(LEAST_CONTEXT, -(-tokens // 256) * 256),
+            experts=used,
         )
         self.machine: Machine = prepare.find_machine(self._options, imagined=False)
         self._plan = cache(self._make_plan)
 
     def make(self, job: Job) -> Run:
         plan = self._plan(job.regime, job.memory)
-        return run(job, self._task.model, start_of(job.regime, plan))
+        return run(job, self._task.model, start_of(job.regime, plan, self._options.replay or ""))
 
     def _make_plan(self, regime: str, limit: int | None) -> Plan:
         """As ``run`` would plan with so much RAM. Raises DoesNotFitError."""
-        options = dataclasses.replace(self._options, ram=limit or self._options.ram)
+        wish = {PLAIN: OFF, RESIDENT: "auto"}.get(regime, regime)
+        options = dataclasses.replace(self._options, ram=limit or self._options.ram, cache=wish)
         plan = prepare.plan_for(self._task.model, self.machine, options, imagined=False)
         if plan.verdict is Verdict.NO:
             raise DoesNotFitError(
@@ -139,17 +157,16 @@ class _Planner:
         return plan
 
 
-def start_of(regime: str, plan: Plan) -> Start:
-    """How the engine is started in a regime, by the plan that all of them share. Pure."""
-    settings = plan.settings
+def start_of(regime: str, plan: Plan, replay: str) -> Start:
+    """How the engine is started in a regime. Pure."""
+    settings = dataclasses.replace(plan.settings, replay=replay)
     planned = plan.tiers.ram + PROCESS_BYTES
+    room = settings.cache_bytes or plan.cache.budget
     if regime == PLAIN:
         # llama.cpp's own mapping, which reads the whole file first.
-        plain = dataclasses.replace(settings, read_ahead=False)
-        return Start(plain, planned, {"LOCALMOE_NO_NATIVE": "1"})
-    if regime == RESIDENT:
-        return Start(dataclasses.replace(settings, read_ahead=True), planned)
-    return Start(settings, planned)
+        settings = dataclasses.replace(settings, read_ahead=False)
+        return Start(settings, planned, room, {"LOCALMOE_STOCK_MMAP": "1"})
+    return Start(settings, planned, room)
 
 
 def summaries_of(task: Task, runs: Sequence[Run]) -> list[Summary]:
@@ -159,7 +176,17 @@ def summaries_of(task: Task, runs: Sequence[Run]) -> list[Summary]:
         if each.job.regime != RESIDENT:
             groups.setdefault((each.job.memory, each.job.regime), []).append(each)
     compute = compute_seconds(runs, max(job.steps for job in task.jobs))
-    return [summarize(group, shared=task.shared, compute_s=compute) for group in groups.values()]
+    sizes = expert_sizes(task.model)
+
+    @cache
+    def least(budget: int) -> int | None:
+        return None if task.routing is None else least_read(task.routing, sizes, budget)
+
+    first = None if task.routing is None else first_token_bytes(task.routing, task.model)
+    return [
+        summarize(group, shared=task.shared, compute_s=compute, least_read=least, first_bytes=first)
+        for group in groups.values()
+    ]
 
 
 def bench_document(task: Task, machine: Machine, summaries: Sequence[Summary]) -> documents.Json:

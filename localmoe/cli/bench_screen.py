@@ -53,6 +53,7 @@ def _table(group: Sequence[Summary], shared: int) -> Rows:
         f"first {shared}",
         "vs plain",
         "first token",
+        "÷ reading",
         "load",
         "prefill",
         "hits",
@@ -69,6 +70,7 @@ def _table(group: Sequence[Summary], shared: int) -> Rows:
             spread(summary.shared, ".2f"),
             f"{against[summary.regime]:.1f} ×" if summary.regime in against else NOTHING,
             spread(summary.first_s, ".1f", " s"),
+            median(summary.first_share, ".2f"),
             median(summary.load_s, ".1f", " s"),
             median(summary.prefill, ".1f"),
             median(summary.hit_rate, ".3f"),
@@ -86,8 +88,11 @@ def _table(group: Sequence[Summary], shared: int) -> Rows:
 
 
 def _regime(summary: Summary) -> str:
-    other = [name for name in summary.ran if name != summary.regime]
-    return f"{summary.regime} ({', '.join(other)})" if other else summary.regime
+    """The regime, and what it was in fact: what was chosen, or what it stepped down to."""
+    ran = [name for name in summary.ran if name != summary.regime]
+    if summary.regime == "plain" or not ran:
+        return summary.regime
+    return f"{summary.regime} ({', '.join('resident' if n == 'off' else n for n in ran)})"
 
 
 def spread(values: Spread | None, form: str, unit: str = "") -> str:
@@ -141,6 +146,7 @@ def summary_document(summary: Summary) -> Json:
         "disk_bandwidth": _spread(summary.disk),
         "of_own_bound": _spread(summary.own_bound),
         "of_stretch_bound": _spread(summary.stretch),
+        "first_token_over_reading": _spread(summary.first_share),
         "anonymous_peak": summary.anonymous_peak,
         "locked_peak": summary.locked_peak,
         "charged_peak": summary.charged_peak,

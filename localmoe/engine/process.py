@@ -33,10 +33,14 @@ LAST_EVENTS = frozenset(
 
 
 def _worker_environment() -> dict[str, str]:
-    """Ours, with the native helper preloaded where that works: see its ``mmap``."""
+    """Ours, with the native helper preloaded where that works: see its ``mmap``.
+
+    LOCALMOE_STOCK_MMAP leaves llama.cpp's mapping as it is: the baseline of measurements.
+    """
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # or a failed check starts a debugger
     helper = native_path()
-    if sys.platform.startswith("linux") and helper is not None:
+    stock = bool(os.environ.get("LOCALMOE_STOCK_MMAP"))
+    if sys.platform.startswith("linux") and helper is not None and not stock:
         others = environment.get("LD_PRELOAD")
         environment["LD_PRELOAD"] = f"{helper}:{others}" if others else str(helper)
     return environment
