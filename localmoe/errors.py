@@ -9,6 +9,7 @@ LocalmoeError                 code            exit
 ├── ContextOverflowError      context_full    1     prompt longer than the context
 ├── TemplateError             template        1     the chat template cannot be used
 ├── EngineError               engine          1     the engine said no
+│   ├── EngineMemoryError     engine_memory   1     memory that was planned was not to be had
 │   ├── EngineCrashError      engine_crash    1     the worker process died
 │   └── InterruptedLoadError  interrupted     130   a load was cancelled by its caller
 ├── TraceFileError            bad_trace       1     not a routing trace, damaged, too large
@@ -72,6 +73,10 @@ class TemplateError(LocalmoeError):
 
 class EngineError(LocalmoeError):
     code = "engine"
+
+
+class EngineMemoryError(EngineError):
+    code = "engine_memory"
 
 
 class EngineCrashError(EngineError):

@@ -21,11 +21,18 @@ from localmoe.cli import prepare
 from localmoe.cli.arguments import Options
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
+from localmoe.cli.replan import settle
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Loaded, LoadProgress
-from localmoe.errors import DoesNotFitError, EngineError, InterruptedLoadError
+from localmoe.errors import (
+    DoesNotFitError,
+    EngineError,
+    EngineMemoryError,
+    InterruptedLoadError,
+)
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
+from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Plan
 from localmoe.text import clean_line, format_duration
 
@@ -101,13 +108,22 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
         plan = prepare.plan_for(model, machine, options, imagined=False)
         if not plan.verdict.fits:
             raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
-        settings = dataclasses.replace(plan.settings, record=options.trace or "")
         remember = not options.no_history
-        with Engine(model, settings, plan.tiers.ram, remember=remember) as engine:
+        settings = dataclasses.replace(plan.settings, record=options.trace or "")
+
+        def replan(error: EngineMemoryError) -> tuple[EngineSettings, int]:
+            room.machine = prepare.find_machine(options, imagined=False)
+            other = prepare.plan_for(model, room.machine, options, imagined=False)
+            room.plan = settle(error, room.plan, other, output)
+            other_settings = dataclasses.replace(room.plan.settings, record=options.trace or "")
+            return other_settings, room.plan.tiers.ram
+
+        with Engine(model, settings, plan.tiers.ram, remember=remember, replan=replan) as engine:
             if model.chat_template is not None and not options.plain:
                 # A template that cannot be used is told of before a long load, not after it.
                 _ = ChatTemplate(model.chat_template, renderer=renderer).think_control
-            yield Talk(model, machine, plan, engine, renderer, output)
+            room = Talk(model, machine, plan, engine, renderer, output)
+            yield room
 
 
 def settings(options: Options, model: Model) -> Settings:

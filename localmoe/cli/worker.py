@@ -48,7 +48,7 @@ def worker_command(options: Options, output: Output) -> int:
             while True:
                 event = server.next_event()
                 if event == "ended":
-                    output.warn("the server ended, and was started again")
+                    output.warn(f"the server ended and was started again: {server.last_words}")
                 line.show("in use" if event == "connected" else "waiting")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,12 @@ from localmoe.engine.events import (
     Text,
 )
 from localmoe.engine.process import WorkerProcess
+from localmoe.errors import EngineMemoryError
 from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings
+
+Replan = Callable[[EngineMemoryError], tuple[EngineSettings, int]]
+"""What to load instead, and the RAM that it will take, when memory was taken since the plan."""
 
 
 class Engine:
@@ -41,11 +45,13 @@ class Engine:
         promised_ram: int = 0,
         *,
         remember: bool = True,
+        replan: Replan | None = None,
     ) -> None:
         self._paths = [str(path) for path in model.paths]
         self._settings = settings
         self._promised_ram = promised_ram
         self._remember = remember
+        self._replan = replan
         self._promise: ExitStack | None = None
         self._worker = WorkerProcess()
 
@@ -70,19 +76,23 @@ class Engine:
         """False when the worker has died; ``load`` brings a new one."""
         return self._worker.alive
 
-    def use(self, settings: EngineSettings, promised_ram: int) -> None:
-        """Load with other settings from now on: another plan for the same model."""
-        self._settings, self._promised_ram = settings, promised_ram
-        if self._promise is not None:
-            self._promise.close()
-            self._promise = None
-
     def load(self) -> Iterator[LoadProgress | Loaded]:
         """Load the model; the last event is ``Loaded``.
 
+        Where memory that was planned is not to be had, ``replan`` is asked once for other settings.
         Raises ModelFileError, EngineError (code ``interrupted`` after ``cancel``) or
         EngineCrashError.
         """
+        try:
+            yield from self._load()
+        except EngineMemoryError as error:
+            if self._replan is None:
+                raise
+            self.close()  # what it has got already would be missing in the next plan
+            self._settings, self._promised_ram = self._replan(error)
+            yield from self._load()
+
+    def _load(self) -> Iterator[LoadProgress | Loaded]:
         if not self._worker.alive:
             self._worker.close()
             self._worker = WorkerProcess()

@@ -47,6 +47,7 @@ from localmoe.engine.events import (
 from localmoe.errors import (
     ContextOverflowError,
     EngineError,
+    EngineMemoryError,
     InterruptedLoadError,
     LocalmoeError,
     ModelFileError,
@@ -70,6 +71,7 @@ _ERRORS: dict[str, type[LocalmoeError]] = {
         ContextOverflowError,
         ModelFileError,
         InterruptedLoadError,
+        EngineMemoryError,
         EngineError,
         StorageError,
     )

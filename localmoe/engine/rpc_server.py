@@ -13,9 +13,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import sys
 import threading
 from typing import Any
+
+import psutil
 
 from localmoe import ledger
 from localmoe.engine import binding
@@ -33,6 +36,9 @@ def free_ram(limit: int | None) -> tuple[int, int]:
     """
     machine = hardware.detect()
     free = max(0, machine.ram_available - ram_reserve(machine))
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY:  # ulimit -v
+        free = max(0, min(free, allowed - psutil.Process().memory_info().vms))
     if limit is None:
         return free, machine.ram_total
     held = ledger.anonymous_memory(os.getpid())

@@ -18,6 +18,7 @@ from localmoe.engine.rpc import INSTALL, greet
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.errors import EngineError
 
+RESTARTS, RESTART_TIME = 5, 30.0  # that many ends in so many seconds are too many
 START_PATIENCE = 20.0  # seconds until the server must listen
 MODULE = ("-P", "-m", "localmoe.engine.rpc_server")  # -P: no code from the working directory
 
@@ -39,6 +40,8 @@ class Server:
         if find_rpc_library() is None:
             raise EngineError("this engine build has no RPC backend", hint=INSTALL)
         self.endpoint = f"{host}:{port}"
+        self.last_words = ""  # of a server that has ended
+        self._ends: collections.deque[float] = collections.deque(maxlen=RESTARTS)
         # a server on all addresses is greeted on the loopback one
         self._greeting = f"{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
         self._how = {"endpoint": self.endpoint, "threads": threads, "ram": ram}
@@ -68,10 +71,11 @@ class Server:
         """
         event = self._events.get()
         if event == "ended":
-            why = self._last_words()
+            self.last_words = why = self._last_words()
             self.close()
-            if time.monotonic() - self._started < 1:
-                raise EngineError(f"the server ended as soon as it was started: {why}")
+            self._ends.append(time.monotonic())
+            if len(self._ends) == RESTARTS and self._ends[-1] - self._ends[0] < RESTART_TIME:
+                raise EngineError(f"the server ended again and again: {why}")
             self._start()
         return event
 

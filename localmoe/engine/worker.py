@@ -69,7 +69,7 @@ class Worker:
             self._send(protocol.error_to_message(error))
 
     def _do_info(self, message: Message) -> None:
-        self._servers.add(message["remotes"])
+        self._servers.add(message.get("remotes", ()))
         self._send(
             {
                 "event": "info",
