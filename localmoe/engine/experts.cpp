@@ -200,10 +200,6 @@ struct group {
     size_t   weights_at = 0;     // where the record of this visit's weights goes
 };
 
-struct alignas(64) turn_count {
-    uint64_t n = 0;
-};
-
 struct part {
     std::string path;
     int         fd = -1, direct = -1;
@@ -328,8 +324,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         failed_ = false;
         broken_ = false;
         error_.clear();
-        done_ = 0;
-        std::fill(turns_.begin(), turns_.end(), turn_count{});
         position_ = position;
         decoding_ = decoded >= 0;
         step_     = decoding_ ? imposed_prefill_ + decoded : position;
@@ -444,7 +438,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             if (params->ith == 0) {
                 steer(*g, op->src[0], op->src[1]);
             }
-            together(params->ith);
+            together(params);
             return false;
         }
         int     t;
@@ -454,7 +448,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         if (params->ith == 0) {
             provide(*g, t, op->src[2]);
         }
-        together(params->ith);
+        together(params);
         return broken_;
     }
 
@@ -508,26 +502,35 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     // The other threads go on when thread 0 does. They sleep while it waits for the disk: the readers
-    // need the processor.
-    void together(int thread) {
-        uint64_t turn = ++turns_[thread % THREADS].n;
-        if (thread == 0) {
+    // need the processor. The last one closes the gate again; nobody can be at the next one before
+    // that, since ggml has a barrier after each node. How many threads compute may change from graph
+    // to graph, so none counts for itself.
+    void together(const ggml_compute_params * params) {
+        if (params->ith == 0) {
             std::lock_guard<std::mutex> lock(mutex_);
-            done_.store(turn, std::memory_order_release);
+            open_.store(true, std::memory_order_release);
             if (sleepers_) {
                 go_.notify_all();
             }
-            return;
+        } else {
+            pass_gate();
         }
+        if (left_.fetch_add(1, std::memory_order_acq_rel) + 1 == params->nth) {
+            left_.store(0, std::memory_order_relaxed);
+            open_.store(false, std::memory_order_release);
+        }
+    }
+
+    void pass_gate() {
         for (int spin = 0; spin < SPINS; spin++) {
-            if (done_.load(std::memory_order_acquire) >= turn) {
+            if (open_.load(std::memory_order_acquire)) {
                 return;
             }
             pause();
         }
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_++;
-        go_.wait(lock, [&] { return done_.load(std::memory_order_relaxed) >= turn; });
+        go_.wait(lock, [&] { return open_.load(std::memory_order_relaxed); });
         sleepers_--;
     }
 
@@ -811,7 +814,16 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
                 return false;
             }
         }
-        return map_own(g, e);
+        // A prompt streams through, and zeroing fresh memory costs more than the page cache; what a
+        // decoded token needs comes and goes for long, so that memory of our own pays.
+        bool pays = decoding_ && !direct_is_slow();
+        return g.direct && !pays ? map_file(g, e) : map_own(g, e);
+    }
+
+    // Some file systems read past their cache slowly; then the page cache serves all along.
+    bool direct_is_slow() const {
+        return direct_reads_.bytes > ENOUGH && page_reads_.bytes > ENOUGH &&
+               direct_reads_.seconds / double(direct_reads_.bytes) > 1.5 * page_reads_.seconds / double(page_reads_.bytes);
     }
 
     bool gave(group & g, int e, backing memory) {
@@ -1062,9 +1074,16 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             bool own = x.memory == OWN;
             lock.unlock();
             size_t bytes = 0;
+            auto   start = steady::now();
             std::string problem = own ? read_direct(p, bounce, bytes) : read_pages(p, bytes);
+            double took = seconds_since(start);
             lock.lock();
             stats_.bytes_read += bytes;
+            if (bytes == CHUNK) {  // whole chunks, so that the two ways compare
+                auto & way = own ? direct_reads_ : page_reads_;
+                way.bytes += bytes;
+                way.seconds += took;
+            }
             if (how_ == PAGES && bytes && x.counted) {
                 miss(g, x);
             }
@@ -1172,9 +1191,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     static constexpr int     OPS     = 64;    // of the first operations of enum ggml_op
-    static constexpr int     THREADS = 1024;  // at most, of one computation
     static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
+    static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
     static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
 
     const mode how_;
@@ -1193,14 +1212,15 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     std::mutex               mutex_;
     std::condition_variable  work_, ready_, go_;
-    std::vector<turn_count>  turns_ = std::vector<turn_count>(THREADS);
-    std::atomic<uint64_t>    done_{0};
+    std::atomic<bool>        open_{false};
+    std::atomic<int>         left_{0};  // threads that have passed the gate
     int                      sleepers_ = 0;
     std::deque<piece>        demand_, foretold_, hot_;
     std::vector<std::thread> readers_;
     bool                     stop_ = false;
 
     std::deque<file_range>   dropped_;
+    struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, page_reads_;
     uint64_t                 used_ = 0, own_ = 0;
 
     int64_t visit_ = 0, clock_ = 0, batch_ = 0, position_ = 0;
