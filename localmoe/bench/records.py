@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,10 @@ class Log:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.runs: list[Run] = list(read_runs(path)) if path and path.exists() else []
+        self.runs: list[Run] = []
+        if path is not None and path.exists():
+            self.runs = list(read_runs(path))
+            drop_cut_line(path)
 
     def add(self, run: Run) -> None:
         self.runs.append(run)
@@ -120,6 +124,13 @@ def read_runs(path: Path) -> Iterator[Run]:
                 f"{path}:{number} is no run of `localmoe bench`",
                 hint="give --log a file of its own",
             ) from error
+
+
+def drop_cut_line(path: Path) -> None:
+    """Take off what a crash left of a last line."""
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def run_from_json(data: Any) -> Run:

@@ -48,17 +48,15 @@ class Task:
 
 
 def bench_command(options: Options, output: Output) -> int:
-    """Exit code 0 when every regime finished at least once under every limit, else 1."""
+    """Exit code 1 when a regime never reached its end under some limit, else 0."""
     model = prepare.open_model(only_model(options), output, options)
     routing = read_trace(options.replay) if options.replay else None
     task = task_of(options, model, routing, psutil.virtual_memory().available)
     log = Log(Path(options.log) if options.log else None)
-    left = log.missing(task.jobs)
-    if options.at_most is not None:
-        left = left[: options.at_most]
+    waiting = log.missing(task.jobs)
+    left = waiting[: options.at_most]
     planner = _Planner(task, options)
-    done = len(task.jobs) - len(left)
-    for number, job in enumerate(left, start=done + 1):
+    for number, job in enumerate(left, start=len(task.jobs) - len(waiting) + 1):
         made = planner.make(job)
         log.add(made)
         output.note(f"{number}/{len(task.jobs)} {bench_screen.run_line(made, task.model)}")
@@ -66,12 +64,16 @@ def bench_command(options: Options, output: Output) -> int:
             output.json({"event": "run", **dataclasses.asdict(made)})
     runs = log.of(task.jobs)
     summaries = summaries_of(task, runs)
+    to_do = len(waiting) - len(left)
     if output.as_json:
         head = {"event": "done"} if output.lines else {}
-        output.json(head | bench_document(task, planner.machine, summaries))
+        output.json(head | bench_document(task, planner.machine, summaries, to_do))
     else:
         output.print(*bench_screen.screen(model, task.jobs, runs, summaries, task.shared))
-    return 0 if all(s.decode is not None for s in summaries) else 1
+    if to_do:
+        again = "the same command goes on" if options.log else "--log FILE would keep them"
+        output.note(f"{to_do} of {len(task.jobs)} runs are still to be made: {again}")
+    return 0 if all(summary.decode is not None for summary in summaries) else 1
 
 
 def task_of(options: Options, model: Model, routing: Trace | None, free: int) -> Task:
@@ -189,12 +191,15 @@ def summaries_of(task: Task, runs: Sequence[Run]) -> list[Summary]:
     ]
 
 
-def bench_document(task: Task, machine: Machine, summaries: Sequence[Summary]) -> documents.Json:
-    """``bench --json`` of the command line contract."""
+def bench_document(
+    task: Task, machine: Machine, summaries: Sequence[Summary], to_do: int
+) -> documents.Json:
+    """``bench --json`` of the command line contract; ``to_do``: runs that are still missing."""
     by_limit = {limit: [s for s in summaries if s.memory == limit] for limit in task.limits}
     return {
         "machine": documents.machine_document(machine),
         "model": task.model.name,
+        "to_do": to_do,
         "runs": [bench_screen.summary_document(summary) for summary in summaries],
         "ratios": {
             bench_screen.limit_name(limit, task.model): ratios(group)
