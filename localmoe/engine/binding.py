@@ -116,6 +116,15 @@ dev_backend_reg = _function(_BASE, "ggml_backend_dev_backend_reg", _POINTER, _PO
 reg_name = _function(_BASE, "ggml_backend_reg_name", ctypes.c_char_p, _POINTER)
 buft_device = _function(_BASE, "ggml_backend_buft_get_device", _POINTER, _POINTER)
 buft_is_host = _function(_BASE, "ggml_backend_buft_is_host", ctypes.c_bool, _POINTER)
+tensor_get = _function(
+    _BASE,
+    "ggml_backend_tensor_get",
+    None,
+    _POINTER,
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_size_t,
+)
 cpu_buffer_type = _function(_CPU, "ggml_backend_cpu_buffer_type", _POINTER)
 
 

@@ -62,6 +62,7 @@ def identity(paths: Sequence[str], settings: Mapping[str, Any], engine: str) -> 
     they are read and how long the context may get change nothing in what has been read so far.
     """
     names = ("batch", "ubatch", "type_k", "type_v", "flash_attention", "swa_full", "repack")
+    names += ("experts_used", "prefer_cached")
     files: list[object] = []
     for path in map(Path, paths):
         try:

@@ -170,8 +170,11 @@ def _override_array(overrides: Sequence[tuple[str, str]]) -> Any:
     return (_Override * (len(entries) + 1))(*entries, _Override(None, None))
 
 
-def open_context(model: Any, settings: EngineSettings, log: EngineLog) -> Any:
-    """Allocate KV cache and compute buffers and return a ``llama_context *``."""
+def open_context(model: Any, settings: EngineSettings, log: EngineLog, on_node: Any = None) -> Any:
+    """Allocate KV cache and compute buffers and return a ``llama_context *``.
+
+    ``on_node``: llama.cpp's evaluation callback; the caller keeps it alive.
+    """
     params = llama.llama_context_default_params()
     params.n_ctx = settings.context
     params.n_batch = settings.batch
@@ -189,6 +192,8 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog) -> Any:
     if settings.cache == "private":  # a GPU would copy a batch's experts from where they may not be
         params.op_offload = False
     params.no_perf = True
+    if on_node is not None:
+        params.cb_eval = on_node
     log.clear()
     ctx = llama.llama_init_from_model(model, params)
     if not ctx:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from localmoe import storage
 from localmoe.engine.events import CacheStats, LayerStats
 from localmoe.engine.experts import Counters, ExpertCache, available
+from localmoe.engine.portable import PageReader
 from localmoe.errors import EngineError, LocalmoeError, ModelFileError, StorageError
 from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model
@@ -33,6 +34,7 @@ class Residency:
     """Opened after the model is loaded, closed before it is freed.
 
     ``hot``: where the experts in use are noted for the next start, None to leave no trace.
+    ``pages``: what reads them where the cache itself cannot be used.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Residency:
         settings: EngineSettings,
         interrupt: ctypes.c_int32,
         hot: Path | None = None,
+        pages: PageReader | None = None,
     ) -> None:
         self.regime = settings.cache
         self.note = ""
@@ -53,6 +56,7 @@ class Residency:
         self._stop = threading.Event()
         self._watch: threading.Thread | None = None
         self._budget = settings.cache_bytes
+        self._pages: PageReader | None = None
         tensors = routed_tensors(model)
         self._groups = list(dict.fromkeys(tensor.group for tensor in tensors))
         wanted = settings.cache != "off" or settings.record or settings.replay
@@ -62,7 +66,8 @@ class Residency:
         if why_not is not None:
             if settings.record or settings.replay:
                 raise EngineError(f"the routing cannot be seen: {why_not}")
-            self.regime, self.note = "off", f"experts are read page by page: {why_not}"
+            self.regime, self._pages = "page", pages
+            self.note = f"experts are read through the page cache: {why_not}"
             return
         paths = [str(path) for path in model.paths]
         self._cache = ExpertCache(
@@ -91,6 +96,8 @@ class Residency:
 
         ``decoded``: the number of the answer's token, −1 while the prompt is read.
         """
+        if self._pages is not None:
+            self._pages.begin()
         if self._cache is not None:
             self._cache.begin(position, len(tokens), decoded)
 
@@ -101,7 +108,8 @@ class Residency:
 
     def failure(self) -> LocalmoeError | None:
         """Why the cache ended the last decode; the interrupt flag is then free again."""
-        reason = self._cache.error() if self._cache is not None else ""
+        reason = self._pages.error if self._pages is not None else ""
+        reason = self._cache.error() if self._cache is not None else reason
         if not reason:
             return None
         if self._recording is not None and self._cache is not None:
@@ -152,6 +160,9 @@ class Residency:
             self._hot = None  # only a faster start is lost
 
     def close(self) -> None:
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
         self._stop.set()
         if self._watch is not None:
             self._watch.join()
@@ -170,6 +181,11 @@ class Residency:
             if budget != self._budget and self._cache is not None:
                 self._budget = budget
                 self._cache.resize(budget)
+
+
+def needs_pages(settings: EngineSettings, model: Model) -> bool:
+    """Whether experts are to be served and the cache cannot be used here."""
+    return settings.cache != "off" and model.is_moe and available() is not None
 
 
 def _read_hot(path: Path, groups: int) -> list[tuple[int, int]]:

@@ -20,9 +20,10 @@ from localmoe.engine import binding, kv_store, loader, protocol
 from localmoe.engine.binding import llama
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.generation import Generator
+from localmoe.engine.portable import PageReader
 from localmoe.engine.protocol import Message
 from localmoe.engine.readahead import read_ahead
-from localmoe.engine.residency import Residency
+from localmoe.engine.residency import Residency, needs_pages
 from localmoe.engine.rpc import Servers
 from localmoe.errors import EngineError, InterruptedLoadError, LocalmoeError, ModelFileError
 from localmoe.facts.model import Model, read_model
@@ -136,13 +137,20 @@ class Worker:
             )
         except loader.LoadInterruptedError:
             raise InterruptedLoadError("loading was interrupted") from None
-        self._ctx = loader.open_context(self._model, settings, self._log)
+        pages = PageReader(model, self.interrupt) if needs_pages(settings, model) else None
+        try:
+            on_node = pages.callback if pages is not None else None
+            self._ctx = loader.open_context(self._model, settings, self._log, on_node)
+            hot = Path(message["hot"]) if message["hot"] else None
+            self._experts = Residency(self._model, model, settings, self.interrupt, hot, pages)
+        except LocalmoeError:
+            if pages is not None:
+                pages.close()
+            raise
         if self.interrupt.value:  # seen too late for the progress callback
             self._unload()
             raise InterruptedLoadError("loading was interrupted")
         memory = loader.memory_report(self._ctx, self._log)
-        hot = Path(message["hot"]) if message["hot"] else None
-        self._experts = Residency(self._model, model, settings, self.interrupt, hot)
         self._generator = Generator(self._model, self._ctx, self.interrupt, self._experts)
         version = f"{llama.llama_version().decode()} {llama.llama_print_system_info().decode()}"
         self._identity = kv_store.identity(message["paths"], message["settings"], version)
