@@ -41,6 +41,17 @@ def models_dir() -> Path:
     return data_dir() / "models"
 
 
+def user_path(text: str) -> Path:
+    """A path as it was typed; ``~`` is the home folder. Raises StorageError for an unknown user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        user = text.partition("/")[0]
+        raise StorageError(
+            f"{text}: there is no home folder {user}", hint="write the path without ~"
+        ) from None
+
+
 def private_dir(path: Path) -> Path:
     """``path`` as an existing folder; what had to be created is 0700. Raises StorageError."""
     try:
@@ -81,7 +92,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 def _folder(name: str, usual: str) -> Path:
     home = os.environ.get("LOCALMOE_HOME")
-    return Path(home).expanduser() / name if home else Path(usual)
+    return user_path(home or usual) / (name if home else "")
 
 
 def _failed(what: str, path: Path, error: OSError) -> NoReturn:

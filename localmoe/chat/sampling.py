@@ -15,6 +15,7 @@ _LIMITS = {  # GGUF key → (field, lowest, highest); llama.cpp's names, src/lla
     "general.sampling.top_p": ("top_p", 0.0, 1.0),
     "general.sampling.min_p": ("min_p", 0.0, 1.0),
     "general.sampling.penalty_repeat": ("repeat_penalty", 0.01, 100.0),
+    "general.sampling.penalty_last_n": ("repeat_last_n", 0, 2**20),
 }
 
 
@@ -26,5 +27,5 @@ def default_sampling(metadata: Mapping[str, Value]) -> Sampling:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if math.isfinite(value) and low <= value <= high:
-            found[field] = int(value) if field == "top_k" else float(value)
+            found[field] = int(value) if field in ("top_k", "repeat_last_n") else float(value)
     return replace(Sampling(), **found)  # type: ignore[arg-type]

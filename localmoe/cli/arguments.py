@@ -73,6 +73,10 @@ class Options:
     sweep: bool = False
     log: str | None = None  # path
     at_most: int | None = None
+    output: str | None = None  # path
+    domains: bool = False
+    png: str | None = None  # path of a folder
+    resident_tps: float | None = None
     json: bool = False
     jsonl: bool = False
     yes: bool = False

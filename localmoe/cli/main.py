@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from localmoe import __version__
 from localmoe.cli.arguments import Options, help_text, parse
+from localmoe.cli.options import COMMANDS
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, StorageError
 
@@ -37,7 +38,10 @@ HANDLERS = {
     "show": ("localmoe.cli.models", "show_command"),
     "bench": ("localmoe.cli.bench", "bench_command"),
     "engine": ("localmoe.cli.engine", "engine_command"),
+    "experts": ("localmoe.cli.experts", "experts_command"),
     "worker": ("localmoe.cli.worker", "worker_command"),
+    "config": ("localmoe.cli.config", "config_command"),
+    "completion": ("localmoe.cli.completion", "completion_command"),
     "doctor": ("localmoe.cli.doctor", "doctor_command"),
 }
 
@@ -86,6 +90,9 @@ def _run(argv: Sequence[str]) -> int:
         print(help_text(options.command), end="")
         return 0
     output = Output(as_json=options.json, lines=options.jsonl, quiet=options.quiet)
+    if COMMANDS[options.command].model:
+        options = importlib.import_module("localmoe.cli.configured").configured(options)
+        output.quiet = options.quiet
     return _handler(options.command)(options, output)
 
 

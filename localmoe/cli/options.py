@@ -39,7 +39,7 @@ class Command:
     @property
     def model(self) -> bool:
         """Whether its first word may be a model, so that aliases and settings matter to it."""
-        return "MODEL" in self.usage
+        return "MODEL" in self.usage.split()[1]
 
 
 COMMANDS = {
@@ -159,6 +159,19 @@ COMMANDS = {
             (),
         ),
         Command(
+            "experts",
+            "experts record|show|compare|simulate|report … [options]",
+            "routing: record it, see load and specialisation, and what more memory would buy",
+            (
+                "localmoe experts record MODEL --domains -o model.trace",
+                "localmoe experts show model.trace",
+                "localmoe experts compare model.trace",
+                "localmoe experts simulate model.trace --resident-tps 9.5",
+                "localmoe experts report model.trace -o report.html --png pictures",
+            ),
+            ("experts", "memory", "answer", "output", "download"),
+        ),
+        Command(
             "doctor",
             "doctor [options]",
             "hardware, engine and caches; each finding with what to type",
@@ -223,6 +236,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     _answer_options(group("the answer", "answer"))
     _conversation_options(group("the conversation", "conversation"))
     _bench_options(group("the measurement", "bench"))
+    _experts_options(group("the routing", "experts"))
     _output_options(group("output", "output"))
     group("building", "engine")(
         "--dry-run", action="store_true", help="say what would be done, and do nothing"
@@ -423,6 +437,18 @@ def _bench_options(add: Callable[..., object]) -> None:
     add("--sweep", action="store_true", help="eight limits between 0.3x and 1.2x")
     add("--log", metavar="FILE", help="remember runs there, and make only what is missing")
     add("--at-most", type=_whole(0, MAX_INT), metavar="N", help="stop after N runs")
+
+
+def _experts_options(add: Callable[..., object]) -> None:
+    add("-o", "--output", metavar="FILE", help="record: the trace; report: the page")
+    add("--domains", action="store_true", help="record: the bundled prompts, by domain")
+    add("--png", metavar="FOLDER", help="report: the plots as pictures too")
+    add(
+        "--resident-tps",
+        type=_number(0.001, 1e6),
+        metavar="X",
+        help="simulate: tok/s with all experts in RAM, as measured by bench",
+    )
 
 
 def _output_options(add: Callable[..., object]) -> None:

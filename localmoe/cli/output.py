@@ -69,6 +69,12 @@ class Output:
         lines = (line.rstrip() for line in captured.get().splitlines())
         self.stdout.file.write("".join(f"{line}\n" for line in lines))
 
+    def line(self, text: str) -> None:
+        """Show a line of plain text as a result."""
+        from rich.text import Text
+
+        self.print(Text(clean(text)))
+
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
     ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from localmoe import ledger
+from localmoe.cli import configured
 from localmoe.cli.arguments import Options
 from localmoe.cli.documents import machine_from_document
 from localmoe.cli.output import Output
@@ -36,11 +37,11 @@ def open_model(name: str | None, output: Output, options: Options | None = None)
     (with the nearest names), ModelFileError, and for downloads what ``download_model`` does.
     """
     if name is None:
+        name, why = configured.default_model()
         output.note(
-            f"no MODEL given: using {BUNDLED}, the small bundled model "
+            f"no MODEL given: using {clean_line(name)}, {why} "
             "(`localmoe list` shows what else is here)"
         )
-        name = BUNDLED
     try:
         path = catalog.resolve(name)
         to_finish = path.is_relative_to(catalog.hub_cache()) and not catalog.is_whole(path)

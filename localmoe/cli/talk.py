@@ -17,13 +17,13 @@ from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
 from localmoe.chat.thinking import ThinkLevel
-from localmoe.cli import prepare
+from localmoe.cli import configured, prepare
 from localmoe.cli.arguments import Options
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.cli.replan import settle
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.engine.events import Loaded, LoadProgress, Sampling
 from localmoe.errors import (
     DoesNotFitError,
     EngineError,
@@ -109,6 +109,8 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
         if not plan.verdict.fits:
             raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
         remember = not options.no_history
+        if name is not None and remember:
+            configured.remember(name)
         settings = dataclasses.replace(plan.settings, record=options.trace or "")
 
         def replan(error: EngineMemoryError) -> tuple[EngineSettings, int]:
@@ -130,14 +132,15 @@ def settings(options: Options, model: Model) -> Settings:
     """The file's own sampling values, with those of the command line over them. Pure."""
     given = {
         name: getattr(options, name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "seed")
-        if getattr(options, name) is not None
+        for name in Sampling.__dataclass_fields__
+        if getattr(options, name, None) is not None
     }
     return Settings(
         sampling=dataclasses.replace(default_sampling(model.metadata), **given),
         max_tokens=options.max_tokens,
         think=ThinkLevel(options.think),
         plain=options.plain,
+        stop=options.stop,
     )
 
 

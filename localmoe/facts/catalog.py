@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote
 
+from localmoe import storage
 from localmoe.errors import ModelFileError, UnknownModelError
 from localmoe.facts.local_files import (
     DEFAULT_QUANT,
@@ -112,7 +113,7 @@ def resolve(name: str) -> Path:
     """
     url = match_url(name)
     if url is None and is_path(name):
-        path = Path(name).expanduser()
+        path = storage.user_path(name)
         if not os.path.lexists(path):
             message = f"no file {clean_line(name)}"
             raise ModelFileError(message, hint=f"check the path; {LIST_HINT}")

@@ -49,11 +49,11 @@ def hub_cache() -> Path:
     """Where huggingface_hub keeps its files, by its own environment variables."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if stated := os.environ.get(variable):
-            return Path(stated).expanduser()
+            return storage.user_path(stated)
     if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
+        return storage.user_path(home) / "hub"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "hub"
+    return storage.user_path(cache) / "huggingface" / "hub"
 
 
 def model_name(path: PurePath) -> str:

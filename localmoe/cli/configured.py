@@ -1,0 +1,204 @@
+"""What was typed, with what need not be typed: the configuration file and the environment.
+
+Each beats those after it: the command line, ``LOCALMOE_NAME`` variables, the file's ``[models]``
+table for the model, the file's general settings; what none of them says is decided as ever. A name
+is an option's long name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from localmoe import config, storage
+from localmoe.cli.arguments import Options, model_and_prompt, option_values
+from localmoe.cli.options import build_parser
+from localmoe.config import Config, Value
+from localmoe.errors import LocalmoeError, StorageError, UsageError
+from localmoe.facts import catalog
+from localmoe.text import clean_line
+
+# Options of the moment; so are all that name a FILE.
+_NOT_SETTINGS = frozenset({"session", "resume", "json", "jsonl", "dry_run"})
+_GROUPS = ("memory and placement", "the answer", "the conversation", "output")
+_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+ENVIRONMENT = "LOCALMOE_"
+
+
+@cache
+def settings() -> Mapping[str, argparse.Action]:
+    """The options that can be configured, by long name, in the order of the help."""
+    sections = {s.title: s for s in build_parser()._action_groups}
+    found: dict[str, argparse.Action] = {}
+    for title in _GROUPS:
+        for action in sections[title]._group_actions:
+            if action.dest not in _NOT_SETTINGS and action.metavar != "FILE":
+                long = next(f for f in action.option_strings if f.startswith("--"))
+                found[long[2:]] = action
+    return found
+
+
+def configured(options: Options) -> Options:
+    """The options of a command that takes a MODEL, with what is configured. Aliases are resolved.
+
+    Raises UsageError for a configuration that is not as it should be.
+    """
+    read = config.read()
+    name, options = _with_model(options, read)
+    return for_model(options, name, read)
+
+
+def for_model(options: Options, name: str | None, read: Config | None = None) -> Options:
+    """The options for another model: what was typed stays, what is configured is that model's."""
+    read = read or config.read()
+    if name is None and read.models and options.command in ("run", "chat"):
+        name = default_model(read)[0]
+    names = names_of(name, read) if name is not None and read.models else ()
+    bare = Options(typed=options.typed)
+    untyped = {
+        action.dest: getattr(bare, action.dest)
+        for action in settings().values()
+        if hasattr(bare, action.dest)
+    } | {"type_k": bare.type_k, "type_v": bare.type_v}
+    values = untyped | _values(read.for_model(names), str(read.path))
+    values |= _values(environment(os.environ), "the environment")
+    given = {field: value for field, value in values.items() if field not in options.typed}
+    return dataclasses.replace(options, **given)
+
+
+def default_model(read: Config | None = None) -> tuple[str, str]:
+    """The model where none is named, and why that one: configured, else used last, else bundled."""
+    read = read or config.read()
+    if chosen := os.environ.get(f"{ENVIRONMENT}MODEL"):
+        return read.target(chosen), f"{ENVIRONMENT}MODEL"
+    if read.model:
+        return read.target(read.model), "the configured one"
+    last = last_used()
+    if last:
+        return last, "the last one used"
+    return catalog.BUNDLED, "the small bundled model"
+
+
+def last_used() -> str | None:
+    """The model that was run last, if it is still there."""
+    try:
+        text = _last_file().read_bytes()[:65_536]
+        name = json.loads(text)["model"]
+        catalog.resolve(name)
+    except (OSError, ValueError, TypeError, LookupError, LocalmoeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def remember(name: str) -> None:
+    """Note the model that is being run. A folder that cannot be written stops nobody."""
+    if catalog.is_path(name):
+        name = str(storage.user_path(name).absolute())
+    if name == last_used():
+        return
+    try:
+        storage.atomic_write(_last_file(), json.dumps({"model": name}))
+    except StorageError:
+        return
+
+
+def _last_file() -> Path:
+    return storage.state_dir() / "last-model.json"
+
+
+def names_of(name: str, read: Config) -> list[str]:
+    """The names under which the file may have a table for a model, the most particular one last."""
+    target = read.target(name)
+    found = []
+    for given in dict.fromkeys((target, name)):
+        base = catalog.split_name(given)[0]
+        entry = catalog.entry_of(base)
+        found += [entry.repo, entry.alias] if entry else []
+        if catalog.is_path(given):
+            found.append(catalog.model_name(storage.user_path(given)))
+        found += [base, given]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, Value]:
+    """The settings that ``LOCALMOE_…`` variables give."""
+    found: dict[str, Value] = {}
+    for name, action in settings().items():
+        text = variables.get(variable(name))
+        if text is None or (text == "" and action.nargs != 0):
+            continue
+        if action.nargs != 0:
+            found[name] = text
+        elif text.lower() in _ON + _OFF:
+            found[name] = text.lower() in _ON
+        else:
+            raise UsageError(f"{variable(name)} is on or off, not {clean_line(text)!r}")
+    return found
+
+
+def variable(name: str) -> str:
+    """``top-k`` → ``LOCALMOE_TOP_K``."""
+    return ENVIRONMENT + name.upper().replace("-", "_")
+
+
+def check(name: str, value: Value, source: str) -> None:
+    """Raises UsageError for a setting that there is not, or a value that it cannot have."""
+    _values({name: value}, source)
+
+
+def _values(table: Mapping[str, Value], source: str) -> dict[str, Any]:
+    """Settings as the fields of ``Options`` that they are."""
+    words = [word for name, value in table.items() for word in _typed(name, value, source)]
+    try:
+        values = option_values(words)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error.message}", hint=config.HINT) from None
+    values.pop("words", None)
+    off = {settings()[name].dest: False for name, value in table.items() if value is False}
+    return values | off
+
+
+def _typed(name: str, value: Value, source: str) -> Iterator[str]:
+    action = settings().get(name)
+    if action is None:
+        near = difflib.get_close_matches(name, settings(), n=1, cutoff=0.5)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{source}: no setting {clean_line(name)!r}.{meant}", hint=config.HINT)
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"{source}: {name} is true or false", hint=config.HINT)
+        if value:
+            yield f"--{name}"
+        return
+    if isinstance(value, bool):
+        raise UsageError(f"{source}: {name} is {action.help}", hint=config.HINT)
+    for item in value if isinstance(value, list) else [value]:
+        yield f"--{name}={item}"
+
+
+def _with_model(options: Options, read: Config) -> tuple[str | None, Options]:
+    """The name of the model that is meant, and the options with its alias resolved."""
+    if options.command == "run":
+
+        def is_model(word: str) -> bool:
+            return read.target(word) != word or catalog.looks_like_model(word)
+
+        asked = model_and_prompt(options, is_model)
+        if asked.model is None:
+            return None, options
+        words = options.words[1:] if options.model is None else options.words
+        target = read.target(asked.model)
+        return asked.model, dataclasses.replace(options, model=target, words=words)
+    if options.model is not None:
+        return options.model, dataclasses.replace(options, model=read.target(options.model))
+    if not options.words:
+        return None, options
+    first, *rest = options.words
+    return first, dataclasses.replace(options, words=(read.target(first), *rest))

@@ -1,0 +1,216 @@
+"""The configuration file: what it says, and changing one line of it without touching the others.
+
+``config.toml`` in the folder for settings (``storage.config_dir``)::
+
+    model = "qwen3-30b-a3b:Q4_K_M"      # where no MODEL is named
+    ctx = "16k"                         # any option of the command line, by its long name
+    stop = ["END"]                      # a list where an option can be repeated
+
+    [aliases]
+    coder = "someone/Qwen3-Coder-30B-A3B-GGUF:Q4_K_M"
+
+    [models."qwen3-30b-a3b"]            # beats what stands above, for this model
+    temp = 0.6
+
+What the names and values of options may be is the command line's to say; here they are only found.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localmoe import storage
+from localmoe.errors import StorageError, UsageError
+
+SIZE_LIMIT = 1 << 20  # bytes
+HINT = "`localmoe config explain` lists what can be set"
+
+Value = str | int | float | bool | list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration file, read. All empty where there is none."""
+
+    path: Path
+    model: str | None = None
+    settings: Mapping[str, Value] = field(default_factory=dict)  # option name → value
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+
+    def target(self, name: str) -> str:
+        """What a name stands for: an alias its model (``alias:QUANT`` too), else itself."""
+        if name in self.aliases:
+            return self.aliases[name]
+        base, colon, quant = name.partition(":")
+        known = self.aliases.get(base)
+        if known is None or not colon:
+            return name
+        return known if known.endswith(f":{quant}") else f"{known.partition(':')[0]}:{quant}"
+
+    def for_model(self, names: Sequence[str]) -> dict[str, Value]:
+        """The settings for a model that answers to these names, the general ones first."""
+        found = dict(self.settings)
+        for name in names:
+            found |= self.models.get(name, {})
+        return found
+
+
+def path() -> Path:
+    return storage.config_dir() / "config.toml"
+
+
+def read() -> Config:
+    """The configuration. Raises UsageError for a file that is not as it should be."""
+    file = path()
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(SIZE_LIMIT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return Config(file)
+    except OSError as error:
+        raise StorageError(f"cannot read {file}: {(error.strerror or '').lower()}") from error
+    if len(data) > SIZE_LIMIT:
+        raise UsageError(f"{file} is longer than {SIZE_LIMIT >> 20} MiB")
+    return parse(data, file)
+
+
+def parse(data: bytes, file: Path) -> Config:
+    """Raises UsageError."""
+    try:
+        body = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{file} is not TOML: {error}", hint="correct it, or delete it") from None
+    aliases, models = body.pop("aliases", {}), body.pop("models", {})
+    model = body.pop("model", None)
+    if model is not None and not isinstance(model, str):
+        raise UsageError(f"{file}: model is not the name of one", hint='model = "NAME"')
+    if not _all_of(aliases, str):
+        raise UsageError(f"{file}: [aliases] has something else than names", hint='big = "MODEL"')
+    if not _all_of(models, dict):
+        raise UsageError(f"{file}: [models] has something else than tables", hint='[models."NAME"]')
+    for table in (body, *models.values()):
+        for name, value in table.items():
+            if not _is_value(value):
+                raise UsageError(f"{file}: {name} has a value of no use", hint=HINT)
+    return Config(file, model, body, aliases, models)
+
+
+def _all_of(table: object, kind: type) -> bool:
+    return isinstance(table, dict) and all(isinstance(value, kind) for value in table.values())
+
+
+def _is_value(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, str | int | float | bool)
+
+
+def write(text: str) -> None:
+    """Replace the file. Raises StorageError."""
+    storage.atomic_write(path(), text)
+
+
+def text() -> str:
+    """The file as it is; a comment on top where there is none."""
+    try:
+        return path().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "# localmoe: see `localmoe config`\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"cannot read {path()}: {error}") from error
+
+
+def changed(text: str, section: tuple[str, ...], name: str, value: Value | None) -> str:
+    """TOML in which one setting has another value, or is gone; nothing else changes. Pure.
+
+    ``section`` is () for the top, ("models", "NAME") for a table. Raises UsageError where the text
+    is written in a way that a change of one line would not do (an inline table, say).
+    """
+    wanted = _with(tomllib.loads(text), section, name, value)
+    lines = text.splitlines()
+    start, end = _section(lines, section)
+    new = [] if value is None else [f"{_key(name)} = {_literal(value)}"]
+    if start is None:
+        if value is not None:
+            header = f"[{'.'.join(map(_key, section))}]"
+            lines += [*([""] if lines and lines[-1].strip() else []), header, *new]
+    else:
+        at = next((i for i in range(start, end) if _assigned(lines[i]) == name), None)
+        if at is not None:
+            comment = re.search(r"\s+#[^\"']*$", lines[at])
+            lines[at : at + 1] = [line + (comment[0] if comment else "") for line in new]
+        else:
+            while end > start and not lines[end - 1].strip():
+                end -= 1
+            lines[end:end] = new
+    result = "\n".join(lines).strip("\n") + "\n"
+    try:
+        if tomllib.loads(result) == wanted:
+            return result
+    except tomllib.TOMLDecodeError:
+        pass
+    raise UsageError(f"{name} is written in a way that is left alone", hint=f"edit {path()}")
+
+
+def _with(
+    body: dict[str, Any], section: tuple[str, ...], name: str, value: Value | None
+) -> dict[str, Any]:
+    table = body
+    for part in section:
+        if value is None and part not in table:
+            return body
+        table = table.setdefault(part, {})
+    if value is None:
+        table.pop(name, None)
+    else:
+        table[name] = value
+    return body
+
+
+def _section(lines: Sequence[str], section: tuple[str, ...]) -> tuple[int | None, int]:
+    """The lines of a section: after its header, up to the next one. (None, end) without it."""
+    headers = [(i, line.strip()) for i, line in enumerate(lines) if line.lstrip().startswith("[")]
+    starts = {(): 0} if not section else {}
+    for i, line in headers:
+        try:
+            parsed = tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            continue  # a line of an array
+        names = []
+        while parsed:
+            ((part, parsed),) = parsed.items()
+            names.append(part)
+        starts.setdefault(tuple(names), i + 1)
+    start = starts.get(section)
+    if start is None:
+        return None, len(lines)
+    return start, min((i for i, _ in headers if i >= start), default=len(lines))
+
+
+def _assigned(line: str) -> str | None:
+    """The name that a line gives a value to."""
+    try:
+        parsed = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return None
+    return next(iter(parsed), None)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)
+
+
+def _literal(value: Value) -> str:
+    """A TOML value; a JSON string is a TOML string too."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
