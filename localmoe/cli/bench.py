@@ -67,7 +67,7 @@ def bench_command(options: Options, output: Output) -> int:
     to_do = len(waiting) - len(left)
     if output.as_json:
         head = {"event": "done"} if output.lines else {}
-        output.json(head | bench_document(task, planner.machine, summaries, to_do))
+        output.json(head | bench_document(task, planner.machine, runs, summaries, to_do))
     else:
         output.print(*bench_screen.screen(model, task.jobs, runs, summaries, task.shared))
     if to_do:
@@ -192,13 +192,20 @@ def summaries_of(task: Task, runs: Sequence[Run]) -> list[Summary]:
 
 
 def bench_document(
-    task: Task, machine: Machine, summaries: Sequence[Summary], to_do: int
+    task: Task, machine: Machine, runs: Sequence[Run], summaries: Sequence[Summary], to_do: int
 ) -> documents.Json:
     """``bench --json`` of the command line contract; ``to_do``: runs that are still missing."""
+    job = task.jobs[0]
+    compute = compute_seconds(runs, job.steps)
     by_limit = {limit: [s for s in summaries if s.memory == limit] for limit in task.limits}
     return {
         "machine": documents.machine_document(machine),
         "model": task.model.name,
+        "size": task.model.size,
+        "prompt_tokens": job.prompt_tokens,
+        "shared_window": task.shared,
+        "replay": job.replay or None,
+        "resident_tps": 1 / compute if compute else None,
         "to_do": to_do,
         "runs": [bench_screen.summary_document(summary) for summary in summaries],
         "ratios": {
