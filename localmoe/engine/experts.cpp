@@ -333,6 +333,12 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         for (auto & g : groups_) {
             g.seen = g.rows = 0;
         }
+        for (size_t i = 0; i < files_.size(); i++) {
+            std::string problem = changed(int(i));
+            if (!problem.empty()) {
+                fail_locked(problem);
+            }
+        }
     }
 
     std::string error() {
@@ -921,7 +927,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         if (!needed_.empty()) {
             std::sort(needed_.begin(), needed_.end());
             needed_.erase(std::unique(needed_.begin(), needed_.end()), needed_.end());
-            if (!demand(g, t)) {
+            if (!demand(lock, g, t)) {
                 return;
             }
         }
@@ -935,13 +941,18 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     // Slots for what is missing, and its pieces to the readers: first what is multiplied first, so
     // that reading the rest overlaps with computing.
-    bool demand(group & g, int t) {
+    bool demand(std::unique_lock<std::mutex> & lock, group & g, int t) {
         for (int e : needed_) {
             auto & x = g.experts[e];
-            if (how_ == PRIVATE && !x.resident && !give_memory(g, e, NEEDED)) {
-                fail_locked("the memory for experts is too small for one layer of this batch");
-                broken_ = true;
-                return false;
+            while (how_ == PRIVATE && !x.resident && !give_memory(g, e, NEEDED)) {
+                if (!reading()) {
+                    fail_locked("the memory for experts is too small for one layer of this batch");
+                }
+                if (stopped()) {
+                    broken_ = true;
+                    return false;
+                }
+                ready_.wait_for(lock, std::chrono::milliseconds(20));
             }
             x.resident = true;
         }
@@ -971,14 +982,30 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     void wait(std::unique_lock<std::mutex> & lock, group & g, int t) {
         auto start = steady::now();
+        waiting_ = true;
         auto there = [&] {
             return std::all_of(needed_.begin(), needed_.end(), [&](int e) { return g.experts[e].pieces[t].state == READY; });
         };
-        while (!failed_ && !*static_cast<volatile int32_t *>(interrupt_) && !there()) {
+        while (!stopped() && !there()) {
             ready_.wait_for(lock, std::chrono::milliseconds(20));
         }
+        waiting_ = false;
         stats_.stall_s += seconds_since(start);
         broken_ = !there();
+    }
+
+    bool stopped() const { return failed_ || *static_cast<volatile int32_t *>(interrupt_); }
+
+    // Whether memory is held only until a read ends: of an interrupted request, or read ahead.
+    bool reading() const {
+        for (auto & g : groups_) {
+            for (auto & x : g.experts) {
+                if (x.resident && x.pinned != visit_ && !idle(x)) {
+                    return true;
+                }
+            }
+        }
+        return false;
     }
 
     void foretell_all(group & g) {
@@ -1090,7 +1117,10 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             auto & done = x.pieces[p.tensor];
             if (!problem.empty()) {
                 done.bad = true;
-                fail_locked(problem);
+                problem_ = problem;
+            }
+            if (done.bad && waiting_ && x.pinned == visit_) {  // else whoever needs it asks again
+                fail_locked(problem_);
             }
             if (--done.left == 0) {
                 done.state = done.bad ? ABSENT : READY;
@@ -1231,8 +1261,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     int64_t imposed_layers_ = 0, imposed_k_ = 0, imposed_prefill_ = 0, imposed_steps_ = 0, step_ = 0, last_ = 0;
     std::vector<int> needed_;
     bool    broken_ = false;  // written by thread 0 before the barrier, read by all after it
-    bool    failed_ = false;
-    std::string error_;
+    bool    failed_ = false, waiting_ = false;
+    std::string error_, problem_;  // of the decode, and of the last read that went wrong
 
     localmoe_expert_stats stats_ = {};
     std::vector<uint64_t> layer_lookups_, layer_misses_;

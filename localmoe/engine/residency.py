@@ -95,11 +95,15 @@ class Residency:
         """Before each llama_decode of ``tokens``, the first of them at ``position``.
 
         ``decoded``: the number of the answer's token, −1 while the prompt is read.
+        Raises ModelFileError when the file was changed since it was opened.
         """
         if self._pages is not None:
             self._pages.begin()
         if self._cache is not None:
             self._cache.begin(position, len(tokens), decoded)
+            failure = self.failure()
+            if failure is not None:
+                raise failure
 
     def done(self, tokens: Sequence[int], *, prefill: bool) -> None:
         """After it."""

@@ -62,9 +62,23 @@ def _looked_up(tensor: Tensor, tied: bool) -> bool:
 
 
 def slot_bytes(tensors: Iterable[RoutedTensor]) -> int:
-    """Memory of one expert of a layer in the private regime: whole pages, and room to align."""
-    parts = [tensor.nbytes // tensor.experts for tensor in tensors]
-    return -(-sum(parts) // PAGE) * PAGE + 2 * PAGE * (len(parts) + 1)
+    """Memory of one expert of a layer in the private regime, as ``experts.cpp`` lays it out.
+
+    Whole pages. Where direct reads are possible, each tensor keeps its place within a page of the
+    file, and where experts begin within a page, neighbours are kept a page apart.
+    """
+    parts = [(tensor.offset, tensor.nbytes // tensor.experts) for tensor in tensors]
+    rests = {size % PAGE for _, size in parts}
+    direct = len(rests) == 1
+    gap = PAGE if direct and rests != {0} else 0
+    at = gap
+    for offset, size in parts:
+        at = (_up(at, PAGE) + offset % PAGE if direct else _up(at, 64)) + size + gap
+    return _up(at, PAGE) + gap
+
+
+def _up(number: int, to: int) -> int:
+    return -(-number // to) * to
 
 
 def batch_for(model: Model, layers: Iterable[int], budget: int, batch: int) -> int:
