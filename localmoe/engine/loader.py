@@ -180,6 +180,7 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog, on_node: 
     params.n_batch = settings.batch
     params.n_ubatch = settings.ubatch
     params.n_seq_max = 1
+    params.n_outputs_max = 1  # logits of the last token only; 512 rows of a large vocabulary else
     if settings.threads:
         params.n_threads = settings.threads
     if settings.threads_batch or settings.threads:

@@ -141,7 +141,7 @@ class Worker:
         try:
             on_node = pages.callback if pages is not None else None
             self._ctx = loader.open_context(self._model, settings, self._log, on_node)
-            hot = Path(message["hot"]) if message["hot"] else None
+            hot = Path(message["hot"]) if message.get("hot") else None
             self._experts = Residency(self._model, model, settings, self.interrupt, hot, pages)
         except LocalmoeError:
             if pages is not None:
