@@ -19,12 +19,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmoe.errors import LocalmoeError
 from localmoe.facts.model import read_model
 from localmoe.planning.cache import plan_cache
 from localmoe.planning.memory import EngineSettings
+
+if TYPE_CHECKING:
+    from localmoe.engine.experts import Counters
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,13 +36,14 @@ ROOT = Path(__file__).parents[2]
 class Turn:
     """One request.
 
-    ``stop``: (decode, node) of this turn at which the user interrupts; or ``cancel_after`` seconds.
+    ``stop``: where the user interrupts, in the middle of a decode: "prefill" or "decode", which of
+    them, and the node of its graph; or ``cancel_after`` seconds.
     """
 
     prompt: str
     tokens: int = 4
     stable: int = 0  # characters
-    stop: tuple[int, int] | None = None
+    stop: tuple[str, int, int] | None = None
     cancel_after: float | None = None
     resize: int | None = None  # a new budget in bytes, before the turn
 
@@ -56,12 +60,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """``logits``: a digest after each decode. ``answer``: one over those that chose tokens."""
+    """``logits``: a digest after each decode. ``answer``: one over those that chose tokens.
+
+    ``starts``: positions in the prompt where a batch began.
+    """
 
     reason: str  # Finished.reason, or the message of the error
     text: str = ""
     reused: int = 0
     prompt_tokens: int = 0
+    starts: tuple[int, ...] = ()
     logits: tuple[str, ...] = ()
     answer: str = ""
 
@@ -73,11 +81,7 @@ class Ran:
     counters: dict[str, float] = field(default_factory=dict)
     hits: int = 0
     misses: int = 0
-
-
-def private(path: Path, settings: EngineSettings, budget: int) -> EngineSettings:
-    """What the planner makes of the private regime with ``budget`` bytes for experts."""
-    return planned(path, settings, "private", budget)
+    resident: tuple[tuple[int, int], ...] = ()  # group and number of experts in use at the end
 
 
 def planned(path: Path, settings: EngineSettings, wish: str, budget: int) -> EngineSettings:
@@ -103,16 +107,16 @@ def run_cases(path: Path, cases: Sequence[Case], timeout: float = 120.0) -> list
         cwd=ROOT,
     )
     assert child.returncode == 0, f"exit {child.returncode}: {child.stderr[-3000:]}"
-    return [
-        Ran(
-            each["regime"],
-            tuple(Said(**{**said, "logits": tuple(said["logits"])}) for said in each["turns"]),
-            each["counters"],
-            each["hits"],
-            each["misses"],
-        )
-        for each in json.loads(child.stdout)
-    ]
+    return [ran_from_json(each) for each in json.loads(child.stdout)]
+
+
+def ran_from_json(document: dict[str, Any]) -> Ran:
+    turns = tuple(
+        Said(**{**said, "starts": tuple(said["starts"]), "logits": tuple(said["logits"])})
+        for said in document["turns"]
+    )
+    resident = tuple((group, expert) for group, expert in document["resident"])
+    return Ran(**{**document, "turns": turns, "resident": resident})
 
 
 class Conversation:
@@ -146,7 +150,7 @@ class Conversation:
 
     def say(self, turn: Turn) -> Said:
         """The answer, or what went wrong; the conversation can go on."""
-        from localmoe.engine.events import Finished, Request, Sampling, Text
+        from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
 
         self._generator.watch(turn.stop)
         request = Request(
@@ -156,7 +160,7 @@ class Conversation:
             sampling=Sampling(temperature=0),
             ignore_end=True,
         )
-        text = ""
+        text, starts = "", []
         timer = threading.Timer(turn.cancel_after or 0.0, self._cancel)
         if turn.cancel_after is not None:
             timer.start()
@@ -164,6 +168,8 @@ class Conversation:
             for event in self._generator.generate(request):
                 if isinstance(event, Text):
                     text += event.text
+                elif isinstance(event, PrefillProgress):
+                    starts.append(event.done)
         except LocalmoeError as error:
             return Said(f"{type(error).__name__}: {error}")
         finally:
@@ -176,9 +182,15 @@ class Conversation:
             text,
             event.reused_tokens,
             event.prompt_tokens,
+            tuple(starts),
             tuple(logits),
             answer.hexdigest(),
         )
+
+    def counters(self) -> Counters:
+        counters = self.experts.counters()
+        assert counters is not None, "there is no cache"
+        return counters
 
     def _cancel(self) -> None:
         self.flag.value = 1
@@ -197,27 +209,29 @@ def _witness(model: Any, ctx: Any, flag: ctypes.c_int32, experts: Any) -> Any:
     class Witness(Generator):
         """Notes the logits of each decode, and interrupts in the middle of one if told to."""
 
-        def watch(self, stop: tuple[int, int] | None) -> None:
+        def watch(self, stop: tuple[str, int, int] | None) -> None:
             self.seen: list[str] = []
             self.answer = hashlib.sha256()
             self._row = b""
-            self._decodes = self._nodes = 0
-            callback = self._abort
+            self._done = {"prefill": 0, "decode": 0}
+            self._nodes = 0
+            callback: tuple[Any, Any] = self._abort
             if stop is not None:
-                callback = (llama.ggml_abort_callback(lambda _: self._asked(*stop)), None)
+                callback = (llama.ggml_abort_callback(lambda _: self._asked(stop)), None)
                 self._keep = callback
             llama.llama_set_abort_callback(ctx, *callback)
 
-        def _asked(self, decode: int, node: int) -> bool:
+        def _asked(self, stop: tuple[str, int, int]) -> bool:
             self._nodes += 1
-            if (self._decodes, self._nodes) == (decode, node):
+            if (self._phase, self._done[self._phase], self._nodes) == stop:
                 flag.value = 1
             return flag.value != 0
 
         def _decode(self, tokens: list[int], number: int) -> None:
             self._nodes = 0
+            self._phase = "prefill" if number == PROMPT else "decode"
             super()._decode(tokens, number)
-            self._decodes += 1
+            self._done[self._phase] += 1
             logits = llama.llama_get_logits_ith(ctx, -1)
             size = 4 * int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
             row = ctypes.string_at(ctypes.cast(logits, ctypes.c_void_p), size)
@@ -238,23 +252,21 @@ def run(path: Path, case: Case) -> Ran:
     with Conversation(path, case.settings, case.hot) as conversation:
         experts, said = conversation.experts, []
         if case.warm:
-            conversation.wait_until(
-                lambda: (counters := experts.counters()) is not None
-                and counters.prefetched >= case.warm
-            )
+            conversation.wait_until(lambda: conversation.counters().prefetched >= case.warm)
         for turn in case.turns:
             if turn.resize is not None:
                 assert experts._cache is not None
                 experts._cache.resize(turn.resize)
             said.append(conversation.say(turn))
         experts.remember()
-        counters, stats = experts.counters(), experts.stats()
+        counters, stats, cache = experts.counters(), experts.stats(), experts._cache
         return Ran(
             experts.regime,
             tuple(said),
             dataclasses.asdict(counters) if counters is not None else {},
             stats.hits if stats else 0,
             stats.misses if stats else 0,
+            tuple(cache.hot(65536)) if cache is not None else (),
         )
 
 
