@@ -40,8 +40,10 @@
 #if defined(__linux__)
 #include <cerrno>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -216,6 +218,71 @@ struct piece {  // of one expert's part of one tensor
     int     expert;
     int     tensor;
     int     chunk, chunks;
+};
+
+// Direct reads that thread 0 starts itself, so that no thread has to wait for them (io_submit(2)):
+// handing a small read to a sleeping reader and back takes about as long as reading it.
+class direct_queue {
+  public:
+    direct_queue() { working_ = syscall(SYS_io_setup, DEPTH, &context_) == 0; }
+
+    ~direct_queue() {
+        if (working_) {
+            syscall(SYS_io_destroy, context_);  // returns when nothing is under way
+        }
+    }
+
+    bool room() const { return working_ && under_way_ < DEPTH; }
+    int  under_way() const { return under_way_; }
+
+    bool start(int fd, void * target, size_t length, int64_t offset, const piece & p) {
+        int free = 0;
+        while (slots_[free].used) {
+            free++;
+        }
+        slot & s = slots_[free];
+        memset(&s.block, 0, sizeof s.block);
+        s.block.aio_fildes     = uint32_t(fd);
+        s.block.aio_lio_opcode = IOCB_CMD_PREAD;
+        s.block.aio_buf        = uint64_t(target);
+        s.block.aio_nbytes     = length;
+        s.block.aio_offset     = offset;
+        s.block.aio_data       = uint64_t(free);
+        iocb * list[] = {&s.block};
+        if (syscall(SYS_io_submit, context_, 1, list) != 1) {
+            return false;
+        }
+        s.used = true;
+        s.what = p;
+        under_way_++;
+        return true;
+    }
+
+    // Calls done(piece, bytes or -errno) for each read that has ended; `patience` nanoseconds are
+    // waited for the first.
+    template <typename F> void reap(long patience, F done) {
+        io_event events[DEPTH];
+        timespec timeout = {0, patience};
+        long n = under_way_ ? syscall(SYS_io_getevents, context_, patience ? 1 : 0, DEPTH, events, &timeout) : 0;
+        for (long i = 0; i < n; i++) {
+            slot & s = slots_[events[i].data];
+            s.used = false;
+            under_way_--;
+            done(s.what, int64_t(events[i].res));
+        }
+    }
+
+  private:
+    static constexpr int DEPTH = 64;
+    struct slot {
+        iocb  block;
+        piece what;
+        bool  used = false;
+    };
+    aio_context_t context_ = 0;
+    bool          working_ = false;
+    int           under_way_ = 0;
+    slot          slots_[DEPTH];
 };
 
 class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::extra_buffer_type {
@@ -877,6 +944,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             broken_ = true;
             return;
         }
+        reap(0);
         int64_t k = ids->ne[0], n = ids->ne[1];
         bool first = g.seen == 0 || (g.seen & (1u << t));
         int64_t row = first_row(g.rows, n);
@@ -956,16 +1024,54 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             }
             x.resident = true;
         }
+        bool handed = false;
         for (size_t i = 0; i < g.tensors.size(); i++) {
             int tensor = int((t + i) % g.tensors.size());
             for (int e : needed_) {
-                if (g.experts[e].pieces[tensor].state != READY) {  // a queued one may be far behind: ask again
+                auto & x = g.experts[e];
+                if (x.pieces[tensor].state == ABSENT && x.memory == OWN && g.direct && read_async(g, e, tensor)) {
+                    continue;
+                }
+                if (x.pieces[tensor].state != READY) {  // a queued one may be far behind: ask again
                     ask(demand_, g, e, tensor);
+                    handed = true;
                 }
             }
         }
-        work_.notify_all();
+        if (handed) {
+            work_.notify_all();
+        }
         return true;
+    }
+
+    bool read_async(group & g, int e, int tensor) {
+        if (!queue_.room()) {
+            return false;
+        }
+        const tensor_info & t = g.tensors[tensor];
+        int64_t offset = t.offset + int64_t(t.bytes) * e, from = int64_t(down(size_t(offset), PAGE));
+        size_t  length = up(size_t(offset - from) + t.bytes, PAGE);
+        if (!queue_.start(files_[t.file].direct, data_of(g, t, e) - (offset - from), length, from, {&g, e, tensor, 0, 1})) {
+            return false;
+        }
+        auto & p = g.experts[e].pieces[tensor];
+        p.state = READING;
+        p.next  = p.left = 1;
+        p.bad   = false;
+        return true;
+    }
+
+    // Takes in what asynchronous reads have brought so far.
+    void reap(long patience) {
+        queue_.reap(patience, [&](const piece & p, int64_t n) {
+            const tensor_info & t = p.g->tensors[p.tensor];
+            int64_t need = int64_t(t.bytes) + (t.offset + int64_t(t.bytes) * p.expert) % int64_t(PAGE);
+            std::string problem = n >= need ? changed(t.file)
+                                  : n < 0   ? "cannot read " + files_[t.file].path + ": " + strerror(int(-n))
+                                            : files_[t.file].path + " has become shorter while it was in use";
+            stats_.bytes_read += n >= need ? t.bytes : 0;
+            ended(p, problem);
+        });
     }
 
     void ask(std::deque<piece> & queue, group & g, int e, int t) {
@@ -987,7 +1093,18 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             return std::all_of(needed_.begin(), needed_.end(), [&](int e) { return g.experts[e].pieces[t].state == READY; });
         };
         while (!stopped() && !there()) {
-            ready_.wait_for(lock, std::chrono::milliseconds(20));
+            if (!queue_.under_way()) {
+                ready_.wait_for(lock, std::chrono::milliseconds(20));
+                continue;
+            }
+            // Waking a sleeping processor takes a good part of a read: at first, look again.
+            bool look = seconds_since(start) < SPIN_S;
+            lock.unlock();
+            if (look) {
+                pause();
+            }
+            lock.lock();
+            reap(look ? 0 : 1000000);
         }
         waiting_ = false;
         stats_.stall_s += seconds_since(start);
@@ -1114,18 +1231,23 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             if (how_ == PAGES && bytes && x.counted) {
                 miss(g, x);
             }
-            auto & done = x.pieces[p.tensor];
-            if (!problem.empty()) {
-                done.bad = true;
-                problem_ = problem;
-            }
-            if (done.bad && waiting_ && x.pinned == visit_) {  // else whoever needs it asks again
-                fail_locked(problem_);
-            }
-            if (--done.left == 0) {
-                done.state = done.bad ? ABSENT : READY;
-                ready_.notify_one();
-            }
+            ended(p, problem);
+        }
+    }
+
+    void ended(const piece & p, const std::string & problem) {
+        auto & x    = p.g->experts[p.expert];
+        auto & done = x.pieces[p.tensor];
+        if (!problem.empty()) {
+            done.bad = true;
+            problem_ = problem;
+        }
+        if (done.bad && waiting_ && x.pinned == visit_) {  // else whoever needs it asks again
+            fail_locked(problem_);
+        }
+        if (--done.left == 0) {
+            done.state = done.bad ? ABSENT : READY;
+            ready_.notify_one();
         }
     }
 
@@ -1223,6 +1345,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     static constexpr int     OPS     = 64;    // of the first operations of enum ggml_op
     static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
+    static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
     static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
 
@@ -1249,6 +1372,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::vector<std::thread> readers_;
     bool                     stop_ = false;
 
+    direct_queue             queue_;  // for thread 0 alone
     std::deque<file_range>   dropped_;
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, page_reads_;
     uint64_t                 used_ = 0, own_ = 0;
