@@ -71,11 +71,17 @@ def questions_of(prompt: str, files: Sequence[str], domains: bool) -> list[Quest
         path = Path(name)
         try:
             if path.stat().st_size > MAX_FILE:
-                raise UsageError(f"{clean_line(name)} is longer than {MAX_FILE >> 20} MiB")
+                raise UsageError(
+                    f"{clean_line(name)} is longer than {MAX_FILE >> 20} MiB",
+                    hint="a part of it will do: a few thousand words show the load",
+                )
             text = path.read_text(encoding="utf-8-sig", errors="strict")
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else "not text"
-            raise UsageError(f"cannot read {clean_line(name)}: {why.lower()}") from error
+            raise UsageError(
+                f"cannot read {clean_line(name)}: {why.lower()}",
+                hint="-f takes text files in UTF-8",
+            ) from error
         paragraphs = [part.strip() for part in text.replace("\r\n", "\n").split("\n\n")]
         questions += [Question(path.stem, part) for part in paragraphs if part]
     if domains:
