@@ -43,7 +43,8 @@ COLUMNS = (
     "prefill tok/s",
     "hits",
     "read per token",
-    "peak",
+    "anonymous peak",
+    "plan",
 )
 
 
@@ -84,6 +85,7 @@ def _rows(runs: Sequence[Document], size: int) -> Iterator[str]:
                     _median(run["hit_rate"], 3),
                     format_bytes(int(read["median"])) if read else "–",
                     format_bytes(run["anonymous_peak"] + run["locked_peak"]),
+                    format_bytes(run["planned"]),
                 )
             )
             + " |"

@@ -27,6 +27,7 @@ class Job:
     prompt_tokens: int
     steps: int  # decode steps after the first token
     replay: str = ""  # name of the trace that routes, "" for the model's own router
+    asked: str = ""  # other options that change what is measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,22 @@ KNOWN = (*REGIMES, OFF)
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.2)  # shares of the model's size
 LEAST_CONTEXT = 2048  # tokens
 _ROOM = 64  # tokens of the context beyond prompt and answer
-_MIB = 1 << 20
+_CHANGING = (
+    "context",
+    "threads",
+    "type_k",
+    "type_v",
+    "ram",
+    "vram",
+    "gpu_layers",
+    "n_cpu_moe",
+    "batch",
+    "cache_ram",
+    "experts",
+    "prefer_cached",
+    "experts_on",
+    "overrides",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,7 @@ def task_of(options: Options, model: Model, routing: Trace | None, free: int) ->
         prompt_tokens=prompt,
         steps=steps,
         replay=Path(options.replay).name if options.replay else "",
+        asked=asked(options),
     )
     roomy = free > model.size + (model.size >> 3)
     jobs: list[Job] = []
@@ -118,6 +134,15 @@ def task_of(options: Options, model: Model, routing: Trace | None, free: int) ->
                 for regime in regimes
             ]
     return Task(model, tuple(jobs), plain_steps if PLAIN in regimes else steps, routing)
+
+
+def asked(options: Options) -> str:
+    """The options that change what is measured, so that a log keeps such runs apart."""
+    default = Options()
+    changed = {name: getattr(options, name) for name in _CHANGING}
+    return " ".join(
+        f"{name}={value}" for name, value in changed.items() if value != getattr(default, name)
+    )
 
 
 def limit_bytes(limit: float | int | None, model: Model) -> int | None:

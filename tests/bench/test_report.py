@@ -35,6 +35,7 @@ def run(regime: str, memory: int | None, tps: float | None, **facts: Any) -> dic
         "errors": [],
         "anonymous_peak": 1 << 20,
         "locked_peak": 0,
+        "planned": 2 << 20,
         **dict.fromkeys(names),
         **facts,
     }

@@ -68,6 +68,8 @@ def test_goes_on_from_its_log(localmoe: Localmoe, model: Path, tmp_path: Path) -
     done = log.read_text()
     assert document(localmoe, *wanted)["runs"] == rest["runs"]
     assert log.read_text() == done
+    other = document(localmoe, *wanted, "--ctx", "4096", "--at-most", "0")
+    assert other["to_do"] == 5  # another context is another measurement
 
 
 def test_imposed_routing(localmoe: Localmoe, model: Path, tmp_path: Path) -> None:
