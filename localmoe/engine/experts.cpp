@@ -408,6 +408,13 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         }
     }
 
+    // After each llama_decode: nothing is needed any more.
+    void end() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        visit_++;
+        keep_budget();
+    }
+
     std::string error() {
         std::lock_guard<std::mutex> lock(mutex_);
         return error_;
@@ -434,8 +441,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         std::unique_lock<std::mutex> lock(mutex_);
         budget_ = budget;
         share_budget();
-        while (used_ > budget_ && release_one(nullptr)) {
-        }
+        keep_budget();
         work_.notify_all();
     }
 
@@ -830,6 +836,12 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         mmap(place(g, e), g.slot, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     }
 
+    // What was in use when the budget shrank goes as soon as it is not.
+    void keep_budget() {
+        while (used_ > budget_ && release_one(nullptr)) {
+        }
+    }
+
     bool release_one(const group * except) {
         group * from = donor(except, true);
         int     e    = from ? oldest(*from) : -1;
@@ -861,6 +873,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     // Memory at an expert's place.
     bool give_memory(group & g, int e, urgency why) {
+        keep_budget();
         if (used_ + g.slot <= budget_) {
             return g.direct ? map_file(g, e) : map_own(g, e);
         }
@@ -1426,6 +1439,8 @@ EXPORT void localmoe_experts_close(void * cache) { delete static_cast<expert_cac
 EXPORT void localmoe_experts_begin(void * cache, int64_t position, int64_t tokens, int64_t decoded) {
     static_cast<expert_cache *>(cache)->begin(position, tokens, decoded);
 }
+
+EXPORT void localmoe_experts_end(void * cache) { static_cast<expert_cache *>(cache)->end(); }
 
 // The length of the reason why the last decode failed; 0 if it did not.
 EXPORT int32_t localmoe_experts_error(void * cache, char * out, int32_t max) {

@@ -167,6 +167,10 @@ class ExpertCache:
             ctypes.c_int64(decoded),
         )
 
+    def end(self) -> None:
+        """To be called after each llama_decode: what it needed may be evicted again."""
+        self._native.localmoe_experts_end(self._handle)
+
     def error(self) -> str:
         """Why the last decode failed, "" if the cache is not to blame."""
         out = ctypes.create_string_buffer(2048)

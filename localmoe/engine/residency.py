@@ -20,7 +20,7 @@ from localmoe.engine.portable import PageReader
 from localmoe.errors import EngineError, LocalmoeError, ModelFileError, StorageError
 from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model
-from localmoe.planning.cache import budget_under_pressure, routed_tensors
+from localmoe.planning.cache import budget_under_pressure, needed_budget, routed_tensors
 from localmoe.planning.memory import EngineSettings
 
 if TYPE_CHECKING:
@@ -75,21 +75,31 @@ class Residency:
         )
         self._mark = self._cache.counters()
         self._layer_mark = self._cache.layers(len(self._groups))
+        try:
+            self._steer(self._cache, model)
+        except BaseException:
+            self.close()  # or the cache would look at the next model's tensors
+            raise
+        if self._hot is not None:
+            self._cache.warm(_read_hot(self._hot, len(self._groups)))
+        if settings.cache == "private":
+            layers = range(len(model.layers))
+            self._least = needed_budget(model, layers, settings.ubatch, settings.experts_used)
+            self._watch = threading.Thread(target=self._give_back, daemon=True)
+            self._watch.start()
+
+    def _steer(self, cache: ExpertCache, model: Model) -> None:
+        settings = self._settings
         if settings.prefer_cached:
-            self._cache.prefer(settings.prefer_cached)
+            cache.prefer(settings.prefer_cached)
         if settings.record or settings.replay:
             from localmoe.engine.recording import Recording, imposed
 
             if settings.replay:
-                self._cache.impose(*imposed(Path(settings.replay), model, settings.experts_used))
+                cache.impose(*imposed(Path(settings.replay), model, settings.experts_used))
             if settings.record:
-                self._cache.record(True)
+                cache.record(True)
                 self._recording = Recording(Path(settings.record), model, settings.experts_used)
-        if self._hot is not None:
-            self._cache.warm(_read_hot(self._hot, len(self._groups)))
-        if settings.cache == "private":
-            self._watch = threading.Thread(target=self._give_back, daemon=True)
-            self._watch.start()
 
     def begin(self, position: int, tokens: Sequence[int], decoded: int) -> None:
         """Before each llama_decode of ``tokens``, the first of them at ``position``.
@@ -101,17 +111,22 @@ class Residency:
             self._pages.begin()
         if self._cache is not None:
             self._cache.begin(position, len(tokens), decoded)
-            failure = self.failure()
+            failure = self._blame()
             if failure is not None:
                 raise failure
 
     def done(self, tokens: Sequence[int], *, prefill: bool) -> None:
-        """After it."""
+        """After one that went well."""
         if self._recording is not None and self._cache is not None:
             self._recording.add(self._cache.take(), tokens, prefill=prefill)
 
     def failure(self) -> LocalmoeError | None:
-        """Why the cache ended the last decode; the interrupt flag is then free again."""
+        """After it: why the cache ended the decode; the interrupt flag is then free again."""
+        if self._cache is not None:
+            self._cache.end()
+        return self._blame()
+
+    def _blame(self) -> LocalmoeError | None:
         reason = self._pages.error if self._pages is not None else ""
         reason = self._cache.error() if self._cache is not None else reason
         if not reason:
@@ -181,7 +196,9 @@ class Residency:
         """Shrink while the machine is short of memory, grow again when it is not."""
         while not self._stop.wait(LOOK):
             free, low = free_memory()
-            budget = budget_under_pressure(self._budget, self._settings.cache_bytes, free, low)
+            budget = budget_under_pressure(
+                self._budget, self._settings.cache_bytes, free, low, self._least
+            )
             if budget != self._budget and self._cache is not None:
                 self._budget = budget
                 self._cache.resize(budget)

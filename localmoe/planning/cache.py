@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from localmoe.facts.model import Model, Role, Tensor
 from localmoe.planning.memory import EngineSettings, RoutedTensor
@@ -81,40 +81,41 @@ def _up(number: int, to: int) -> int:
     return -(-number // to) * to
 
 
-def batch_for(model: Model, layers: Iterable[int], budget: int, batch: int) -> int:
+def batch_for(model: Model, layers: Iterable[int], budget: int, batch: int, used: int = 0) -> int:
     """The largest prefill batch, at most ``batch``, that leaves half of the budget free.
 
     A batch needs all experts of a layer that its tokens choose at the same time: in the worst case
     a token's top-k each, or all. The free half is where the next layer is read meanwhile. When
-    even one token takes more than half, 1: it is the smallest there is.
+    even one token takes more than half, 1: it is the smallest there is. ``used``: experts per
+    token, 0 for the model's own.
     """
-    groups: dict[int, list[RoutedTensor]] = {}
-    for tensor in routed_tensors(model):
-        groups.setdefault(tensor.group, []).append(tensor)
-    for index in layers:
-        layer = model.layers[index]
-        tensors = groups.get(index)
-        if not tensors:
-            continue
+    for tensors, own in _routed_groups(model, layers):
         slots = budget // 2 // slot_bytes(tensors)
-        if slots < layer.expert_count:
-            batch = min(batch, max(1, slots // max(1, layer.expert_used)))
+        if slots < tensors[0].experts:
+            batch = min(batch, max(1, slots // max(1, used or own)))
     return batch
 
 
-def smallest_budget(model: Model, layers: Iterable[int]) -> int:
-    """Bytes without which not even one token can be computed by the private regime."""
-    groups: dict[int, list[RoutedTensor]] = {}
-    for tensor in routed_tensors(model):
-        groups.setdefault(tensor.group, []).append(tensor)
+def needed_budget(model: Model, layers: Iterable[int], batch: int, used: int = 0) -> int:
+    """Bytes without which the private regime cannot compute a batch of that many tokens."""
     return max(
         (
-            slot_bytes(groups[index]) * model.layers[index].expert_used
-            for index in layers
-            if index in groups
+            slot_bytes(tensors) * min(tensors[0].experts, batch * (used or own))
+            for tensors, own in _routed_groups(model, layers)
         ),
         default=0,
     )
+
+
+def _routed_groups(model: Model, layers: Iterable[int]) -> Iterator[tuple[list[RoutedTensor], int]]:
+    """Tensors that share their ids, and the experts that a token chooses there."""
+    groups: dict[int, list[RoutedTensor]] = {}
+    for tensor in routed_tensors(model):
+        groups.setdefault(tensor.group, []).append(tensor)
+    wanted = set(layers)
+    for group, tensors in groups.items():
+        if group % _CHUNK_EXPERTS in wanted:
+            yield tensors, model.layers[group % _CHUNK_EXPERTS].expert_used
 
 
 def plan_cache(
@@ -151,10 +152,10 @@ def plan_cache(
             dataclasses.replace(settings, cache="page"),
             CachePlan("page", room, "asked for: the system's page cache decides what stays"),
         )
-    if room < smallest_budget(model, layers):
+    if room < needed_budget(model, layers, 1, settings.experts_used):
         why = f"{format_bytes(room)} hold less than one layer's experts of one token"
         return dataclasses.replace(settings, cache="page"), CachePlan("page", room, why)
-    batch = batch_for(model, layers, room, settings.ubatch)
+    batch = batch_for(model, layers, room, settings.ubatch, settings.experts_used)
     why = (
         f"{format_bytes(experts)} of experts, {format_bytes(room)} for them: "
         "the ones used last stay, the others are read when a token needs them"
@@ -171,14 +172,15 @@ def plan_cache(
     )
 
 
-def budget_under_pressure(budget: int, planned: int, free: int, low: int) -> int:
+def budget_under_pressure(budget: int, planned: int, free: int, low: int, least: int) -> int:
     """The budget of the private memory, in bytes, when ``free`` bytes of the machine are left.
 
-    Below ``low`` the cache gives up what is missing to twice that; above four times ``low`` it
-    takes half of the surplus back, up to what was planned.
+    Below ``low`` the cache gives up what is missing to twice that, but never what it cannot run
+    without (``least``); above four times ``low`` it takes half of the surplus back, up to what was
+    planned.
     """
     if free < low:
-        return max(0, budget - (2 * low - free))
+        return min(budget, max(least, budget - (2 * low - free)))
     if free > 4 * low and budget < planned:
         return min(planned, budget + (free - 4 * low) // 2)
     return budget

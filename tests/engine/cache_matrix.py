@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.facts.model import Model, read_model
-from localmoe.planning.cache import routed_tensors, slot_bytes, smallest_budget
+from localmoe.planning.cache import needed_budget, routed_tensors, slot_bytes
 from localmoe.planning.memory import EngineSettings, RoutedTensor
 from tests.archs.plain import plain_greedy
 from tests.engine.cached import Case, Ran, Turn, planned, run_cases
@@ -71,7 +71,7 @@ def variants(path: Path) -> Iterator[tuple[str, EngineSettings]]:
     """The regimes; the private one with the smallest budget, a middle one, and room for all."""
     model = read_model(path)
     layers = [layer.index for layer in model.layers if layer.expert_count]
-    least, whole = smallest_budget(model, layers), whole_budget(model)
+    least, whole = needed_budget(model, layers, 1), whole_budget(model)
     yield "page", planned(path, BASE, "page", 0)
     yield "private, least", planned(path, BASE, "private", least)
     middle = planned(path, BASE, "private", max(least, whole // 2))

@@ -11,15 +11,17 @@ import ctypes
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from localmoe.errors import LocalmoeError
 from localmoe.facts.model import read_model
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from localmoe.engine.experts import Counters
 
 ROOT = Path(__file__).parents[2]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,13 @@ def run_cases(path: Path, cases: Sequence[Case], timeout: float = 120.0) -> list
     )
     assert child.returncode == 0, f"exit {child.returncode}: {child.stderr[-3000:]}"
     return [ran_from_json(each) for each in json.loads(child.stdout)]
+
+
+def in_child(function: Callable[..., Result], *arguments: Any) -> Result:
+    """``function(*arguments)`` in a fresh process, so that what it breaks is its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def ran_from_json(document: dict[str, Any]) -> Ran:

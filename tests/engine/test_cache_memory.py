@@ -1,0 +1,165 @@
+"""What an evicted expert's place is, and what memory the cache takes and gives back."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localmoe.planning.memory import RoutedTensor
+from tests.engine.cache_matrix import BASE, FIRST, groups_of, variants
+from tests.engine.cached import Conversation, Turn, in_child, planned
+
+pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+MIB = 1 << 20
+
+
+class _Tensor(ctypes.Structure):
+    """The start of ``struct ggml_tensor`` (ggml.h)."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+    )
+
+
+def where(conversation: Conversation, tensor: RoutedTensor, expert: int) -> tuple[int, int]:
+    """First address and bytes of one expert's part of a tensor, as the engine computes them."""
+    from localmoe.engine.binding import llama
+
+    get = llama._lib["_ZNK11llama_model10get_tensorEPKc"]
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
+    handle = ctypes.cast(conversation.handle, ctypes.c_void_p)
+    found = _Tensor.from_address(get(handle, tensor.name.encode()))
+    assert found.data is not None
+    return found.data + expert * found.nb[2], tensor.nbytes // tensor.experts
+
+
+def readable() -> list[tuple[int, int]]:
+    """Ranges of this process's address space that can be read, neighbours joined."""
+    ranges: list[tuple[int, int]] = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
+        if match is None:
+            continue
+        start, end = (int(number, 16) for number in match.groups())
+        if ranges and ranges[-1][1] == start:
+            start = ranges.pop()[0]
+        ranges.append((start, end))
+    return ranges
+
+
+def survives_a_look(address: int) -> bool:
+    """Whether a process that reads this byte lives on; a child tries it."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        ctypes.string_at(address, 1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGSEGV
+    return os.WIFEXITED(status)
+
+
+def check_places(conversation: Conversation, path: Path) -> tuple[int, int]:
+    """Every expert is wholly there, with the file's bytes, or not at all; how many of each."""
+    cache = conversation.experts._cache
+    assert cache is not None
+    assert conversation.counters().prefetched == 0, "hot() does not list what was not used"
+    resident, ranges = set(cache.hot(65536)), readable()
+    seen: set[bool] = set()
+    groups, experts = groups_of(conversation.model), 0
+    for index, tensors in enumerate(groups.values()):
+        for tensor, expert in itertools.product(tensors, range(tensors[0].experts)):
+            start, size = where(conversation, tensor, expert)
+            there = (index, expert) in resident
+            experts += tensor is tensors[0]
+            if there:
+                with path.open("rb") as file:
+                    file.seek(tensor.offset + expert * size)
+                    assert ctypes.string_at(start, size) == file.read(size)
+            else:
+                assert not any(a < start + size and start < b for a, b in ranges)
+            if there not in seen:
+                seen.add(there)
+                assert survives_a_look(start) == survives_a_look(start + size - 1) == there
+    return len(resident), experts - len(resident)
+
+
+def look_at_places(path: Path, name: str) -> None:
+    settings = dict(variants(path))[name]
+    with Conversation(path, settings) as conversation:
+        cache = conversation.experts._cache
+        assert cache is not None
+        assert conversation.say(Turn(FIRST)).reason == "length"
+        resident, evicted = check_places(conversation, path)
+        assert resident > 0
+        assert evicted > 0
+        cache.resize(settings.cache_bytes // 2)
+        fewer, _ = check_places(conversation, path)
+        assert 0 < fewer < resident
+        assert conversation.counters().resident_bytes <= settings.cache_bytes // 2
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "gemma4", "phimoe"])
+@pytest.mark.parametrize("budget", ["private, least", "private, half"])
+def test_an_evicted_expert_cannot_be_read(
+    architecture: str, budget: str, arch_file: Callable[[str], Path]
+) -> None:
+    """A forgotten read crashes; it does not compute with zeros. What is there is the file's."""
+    in_child(look_at_places, arch_file(architecture), budget)
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def shrink_and_grow(path: Path) -> None:
+    turns = [Turn(FIRST + str(number), 16) for number in range(4)]
+    budget, smaller = 120 * MIB, 72 * MIB  # a layer has 58 MiB
+    settings = planned(path, BASE, "private", budget)
+    uncached = dataclasses.replace(settings, cache="off")
+    with Conversation(path, uncached) as plain:
+        expected = [plain.say(turn).answer for turn in turns]
+    with Conversation(path, settings) as conversation:
+        cache, said = conversation.experts._cache, []
+        assert cache is not None
+        said.append(conversation.say(turns[0]).answer)
+        said.append(conversation.say(turns[1]).answer)
+        before, own = anonymous(), conversation.counters().own_bytes
+        assert own > budget // 2
+        cache.resize(smaller)
+        after, less = anonymous(), conversation.counters().own_bytes
+        assert less <= smaller
+        assert before - after > 0.9 * (own - less)
+        said.append(conversation.say(turns[2]).answer)
+        assert anonymous() < after - less + smaller + 2 * MIB
+        cache.resize(budget)
+        said.append(conversation.say(turns[3]).answer)
+        assert conversation.counters().resident_bytes > budget // 2
+    assert said == expected
+
+
+def test_memory_is_really_given_back(medium_file: Path) -> None:
+    """A smaller budget frees anonymous memory at once, and changes no token; so does a larger."""
+    in_child(shrink_and_grow, medium_file)
