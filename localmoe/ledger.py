@@ -12,8 +12,10 @@ promise is a file of its own, written atomically, so no lock is needed::
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ _DAMAGED = (  # what reading a file of unexpected content can raise
     AttributeError,
     RecursionError,
 )
+PATIENCE = 10.0  # seconds; a plan takes one
 _SAME_START = 10.0  # seconds; start times move when the clock is set
 
 
@@ -46,6 +49,37 @@ class Promise:
     started: float  # seconds since the epoch; with the pid, it names one process for good
     ram: int  # bytes promised
     outstanding_ram: int  # bytes of ``ram`` that the kernel still calls available
+
+
+@contextlib.contextmanager
+def planning(patience: float = PATIENCE) -> Iterator[None]:
+    """One process at a time, from its look at what is free to its promise.
+
+    Whoever stays in there longer than ``patience`` seconds (a stopped process) is passed by. The
+    folder is locked itself, so no file is left behind; the kernel frees the lock of the dead.
+    """
+    try:
+        folder = os.open(storage.private_dir(_ledger()), os.O_RDONLY | os.O_CLOEXEC)
+    except (StorageError, OSError):  # a read-only home stops nobody
+        yield
+        return
+    try:
+        deadline = time.monotonic() + patience
+        while not _locked(folder) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 @contextlib.contextmanager

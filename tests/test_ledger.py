@@ -173,3 +173,48 @@ def test_a_ledger_that_cannot_be_written_stops_nobody(home: Path) -> None:
         ran = True
     assert ran
     assert ledger.promises() == []
+
+
+_PLANS = """
+import sys, time
+from localmoe import ledger
+print("ready", flush=True)
+sys.stdin.readline()
+with ledger.planning():
+    seen = sum(promise.outstanding_ram for promise in ledger.promises())
+    time.sleep(0.1)
+    promise = ledger.promise(1 << 30)
+    promise.__enter__()
+print(round(seen / 2**30), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_plans_made_at_the_same_instant_see_each_other() -> None:
+    """Of four that start at once one finds nothing promised, one a promise, one two, one three."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", _PLANS]
+    others = [subprocess.Popen(command, **pipes) for _ in range(4)]  # type: ignore[call-overload]
+    try:
+        for other in others:
+            assert other.stdout.readline() == "ready\n"
+        for other in others:
+            other.stdin.write("\n")
+            other.stdin.flush()
+        assert sorted(int(other.stdout.readline()) for other in others) == [0, 1, 2, 3]
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
+def test_a_plan_waits_for_no_process_that_stopped(home: Path) -> None:
+    """Patience ends, the dead hold nothing, and no file is left behind by the lock."""
+    with ledger.planning():
+        before = time.monotonic()
+        with ledger.planning(patience=0.2):
+            assert 0.2 <= time.monotonic() - before < 5
+    before = time.monotonic()
+    with ledger.planning():
+        assert time.monotonic() - before < 0.15
+    assert [path for path in home.rglob("*") if path.is_file()] == []

@@ -32,7 +32,7 @@ Replan = Callable[[EngineMemoryError], tuple[EngineSettings, int]]
 class Engine:
     """A worker process with one model in it.
 
-    ``promised_ram``: bytes of RAM that a plan foresees; from the first load until ``close``, other
+    ``promised_ram``: bytes of RAM that a plan foresees; from ``promise`` until ``close``, other
     localmoe processes plan around them. A crash of the worker is an ``EngineCrashError`` from the
     call under way; ``load`` then starts a new worker. ``remember``: the experts in use are noted
     for a faster next start.
@@ -76,6 +76,12 @@ class Engine:
         """False when the worker has died; ``load`` brings a new one."""
         return self._worker.alive
 
+    def promise(self) -> None:
+        """Tell other processes of the RAM that the model will take; ``load`` does, if need be."""
+        if self._promised_ram and self._promise is None:
+            self._promise = ExitStack()
+            self._promise.enter_context(ledger.promise(self._promised_ram))
+
     def load(self) -> Iterator[LoadProgress | Loaded]:
         """Load the model; the last event is ``Loaded``.
 
@@ -96,9 +102,7 @@ class Engine:
         if not self._worker.alive:
             self._worker.close()
             self._worker = WorkerProcess()
-        if self._promised_ram and self._promise is None:
-            self._promise = ExitStack()
-            self._promise.enter_context(ledger.promise(self._promised_ram))
+        self.promise()
         settings = dataclasses.asdict(self._settings)
         hot = str(hot_set_path(Path(self._paths[0]))) if self._remember else ""
         for message in self._worker.request("load", paths=self._paths, settings=settings, hot=hot):

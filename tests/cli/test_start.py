@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 
@@ -137,3 +138,30 @@ def test_internal_errors_are_one_line(localmoe: Localmoe) -> None:
 
     assert_clear_error(run(), 1, "internal error: ModuleNotFoundError", "please report it")
     assert "Traceback" in run(LOCALMOE_DEBUG="1").stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "code"), [("localmoe.cli.options", -signal.SIGINT), ("localmoe.cli.config", 130)]
+)
+def test_ctrl_c_while_imports_last(localmoe: Localmoe, module: str, code: int) -> None:
+    """However early it comes, there is no traceback."""
+    script = f"""
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["localmoe", "config"]
+runpy.run_module("localmoe", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(localmoe.home),
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
