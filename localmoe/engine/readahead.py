@@ -11,10 +11,13 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 CHUNK = 8 * 1024 * 1024  # bytes per read
-AHEAD = 4  # chunks that the kernel is told of in advance
+AT_ONCE = 3  # chunks read at the same time
 
 
 def read_ahead(
@@ -35,19 +38,30 @@ def read_ahead(
         for chunk in missing_chunks(paths[part], [(a, b) for p, a, b in ranges if p == part])
     ]
     total, done = sum(end - start for _, (start, end) in missing), 0
-    buffer = memoryview(bytearray(CHUNK))
-    for at, (path, (start, end)) in enumerate(missing):
-        if not progress(done / total):
-            return False
+    local = threading.local()
+
+    def read(job: tuple[str, tuple[int, int]]) -> int:
+        path, (start, end) = job
+        if not hasattr(local, "buffer"):
+            local.buffer = memoryview(bytearray(CHUNK))
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor is all we need
             # The kernel's own guess of what comes next would read between the ranges.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            for other, (next_start, next_end) in missing[at : at + AHEAD]:
-                if other == path:
-                    length = next_end - next_start
-                    os.posix_fadvise(file.fileno(), next_start, length, os.POSIX_FADV_WILLNEED)
-            os.preadv(file.fileno(), [buffer[: end - start]], start)
-        done += end - start
+            os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+            os.preadv(file.fileno(), [local.buffer[: end - start]], start)
+        return end - start
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        under_way: deque[Future[int]] = deque()
+        for job in missing:
+            if not progress(done / total):
+                pool.shutdown(cancel_futures=True)
+                return False
+            under_way.append(pool.submit(read, job))
+            if len(under_way) > AT_ONCE:
+                done += under_way.popleft().result()
+        for last in under_way:
+            last.result()
     return True
 
 
