@@ -1,7 +1,7 @@
 """Slash commands: what was typed → which command, with which argument. No terminal in here.
 
-A command is a record in a registry; ``standard_commands`` has those of every chat, and a caller
-may add its own. A handler gets the chat and the argument, and returns text to show.
+A command is a record in a registry; ``localmoe.chat.builtin`` has those of every chat, and a caller
+may add its own. A handler gets the chat and the argument, and returns text to show, or what to do.
 """
 
 from __future__ import annotations
@@ -11,32 +11,34 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from localmoe.chat import settings as settings_module
-from localmoe.chat.conversation import Conversation, TurnDone
-from localmoe.chat.settings import SETTINGS
+from localmoe.chat.state import Chat
 from localmoe.errors import UsageError
-from localmoe.text import format_duration
-
-
-@dataclass(slots=True)
-class Chat:
-    """What commands act on."""
-
-    conversation: Conversation
-    context: int  # tokens
-    about: str = ""  # one line: the model and where it is
-    last: TurnDone | None = None
 
 
 class ExitChat(Exception):  # noqa: N818 - leaving is no error
     """The user wants to leave."""
 
 
-Handler = Callable[[Chat, str], str]
-Completion = Callable[[str], Iterable[str]]
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send this to the model, as if it had been typed; with ``replace``, for the last turn."""
+
+    text: str
+    replace: bool = False
 
 
-def _nothing(argument: str) -> Iterable[str]:
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Ask the last question again."""
+
+
+Result = str | Ask | Again
+Handler = Callable[[Chat, str], Result]
+Completion = Callable[[Chat, str], Iterable[str]]
+"""What the whole argument could become, given its beginning."""
+
+
+def _nothing(chat: Chat, argument: str) -> Iterable[str]:
     return ()
 
 
@@ -80,6 +82,11 @@ class Registry:
         for command in commands:
             self.commands[command.name] = command
 
+    def sort(self, order: Sequence[str]) -> None:
+        """Commands in this order first; the others stay behind them as they were added."""
+        first = {name: self.commands[name] for name in order if name in self.commands}
+        self.commands = first | self.commands
+
     def find(self, name: str) -> Command:
         """By name or alias. Raises ``UsageError`` with the nearest name."""
         for command in self.commands.values():
@@ -91,11 +98,14 @@ class Registry:
         meant = f" Did you mean /{names[near[0]]}?" if near else ""
         raise UsageError(f"no command /{name}.{meant}", hint="/help lists the commands")
 
-    def dispatch(self, chat: Chat, invocation: Invocation) -> str:
-        """Run a command. Raises ``UsageError`` or ``ExitChat``."""
-        return self.find(invocation.name).run(chat, invocation.argument)
+    def dispatch(self, chat: Chat, invocation: Invocation) -> Result:
+        """Run a command. Raises ``UsageError``, ``ExitChat`` and what the command raises."""
+        command = self.find(invocation.name)
+        if invocation.argument and not command.usage:
+            raise UsageError(f"/{command.name} takes no argument", hint=command.summary)
+        return command.run(chat, invocation.argument)
 
-    def complete(self, text: str) -> Sequence[tuple[str, int]]:
+    def complete(self, chat: Chat, text: str) -> Sequence[tuple[str, int]]:
         """Proposals for a line typed so far: (text, how many characters it replaces)."""
         if not text.startswith("/") or "\n" in text:
             return []
@@ -106,8 +116,9 @@ class Registry:
             command = self.find(name.lower())
         except UsageError:
             return []
-        last = argument.rpartition(" ")[2]
-        return [(word, len(last)) for word in command.complete(argument) if word.startswith(last)]
+        argument = argument.lstrip(" ")
+        found = command.complete(chat, argument)
+        return [(word, len(argument)) for word in found if word.startswith(argument)]
 
     def help(self, name: str = "") -> str:
         """All commands, or one. Raises ``UsageError`` for a name that is none."""
@@ -126,97 +137,6 @@ def _typed(command: Command) -> str:
 
 
 KEYS = """
-Enter sends, Alt-Enter starts a new line, pasted lines stay together.
-Ctrl-C stops an answer (what is there is kept), Ctrl-D leaves."""
-
-
-def standard_commands() -> Registry:
-    """The commands of every chat."""
-    registry = Registry()
-
-    def help_(chat: Chat, argument: str) -> str:
-        return registry.help(argument) if argument else registry.help() + "\n" + KEYS
-
-    def names(argument: str) -> Iterable[str]:
-        return registry.commands
-
-    registry.add(
-        Command("help", "[COMMAND]", "this list", help_, names, aliases=("?", "h", "")),
-        Command("set", "[NAME VALUE]", "show or change settings", _set, _complete_set),
-        Command("system", "[TEXT]", "show or change the system prompt", _system),
-        Command("stats", "", "speed and context of the last turn", _stats),
-        Command("clear", "", "forget the conversation, keep the system prompt", _clear),
-        Command("exit", "", "leave (Ctrl-D does too)", _exit, aliases=("quit", "bye", "q")),
-    )
-    return registry
-
-
-def _set(chat: Chat, argument: str) -> str:
-    conversation = chat.conversation
-    if not argument:
-        width = max(map(len, SETTINGS))
-        return "\n".join(
-            f"{name:<{width}}  {settings_module.show(conversation.settings, name):<8}"
-            f"  {setting.wanted}"
-            for name, setting in SETTINGS.items()
-        )
-    name, _, value = argument.replace("=", " ", 1).partition(" ")
-    if not value.strip():
-        return f"{name} {settings_module.show(conversation.settings, name)}"
-    conversation.settings = settings_module.change(conversation.settings, name, value.strip())
-    shown = f"{name} {settings_module.show(conversation.settings, name)}"
-    note = conversation.think_note() if name == "think" else None
-    return f"{shown} ({note})" if note else shown
-
-
-def _complete_set(argument: str) -> Iterable[str]:
-    name, space, _ = argument.partition(" ")
-    if not space:
-        return SETTINGS
-    return SETTINGS[name].choices if name in SETTINGS else ()
-
-
-def _system(chat: Chat, argument: str) -> str:
-    session = chat.conversation.session
-    if not argument:
-        return session.system or "no system prompt; /system TEXT sets one, /system - removes it"
-    session.system = "" if argument == "-" else argument
-    if not session.system:
-        return "no system prompt from now on"
-    return "system prompt changed; the conversation so far stays"
-
-
-def _stats(chat: Chat, argument: str) -> str:
-    lines = [chat.about] if chat.about else []
-    done = chat.last
-    if done is None:
-        return "\n".join([*lines, f"nothing asked yet · context of {chat.context} tokens"])
-    usage, timings = done.usage, done.timings
-    lines.append(f"answer   {usage.completion_tokens} tokens{_speed(timings.decode_tps)}")
-    lines.append(
-        f"prompt   {usage.prompt_tokens} tokens{_speed(timings.prefill_tps)}"
-        f" ({usage.reused_tokens} kept from the turn before)"
-    )
-    lines.append(f"first    token after {format_duration(timings.ttft_s)}")
-    lines.append(f"context  {context_meter(done, chat.context)}")
-    lines.append(f"turns    {chat.conversation.session.turns}")
-    return "\n".join(lines)
-
-
-def _speed(tps: float | None) -> str:
-    return f" at {tps:.1f} tok/s" if tps is not None else ""
-
-
-def context_meter(done: TurnDone, context: int) -> str:
-    """``1234/8192 (15 %)``: tokens in the context after a turn."""
-    return f"{done.usage.total}/{context} ({100 * done.usage.total / context:.0f} %)"
-
-
-def _clear(chat: Chat, argument: str) -> str:
-    chat.conversation.session.clear()
-    chat.last = None
-    return "the conversation is forgotten"
-
-
-def _exit(chat: Chat, argument: str) -> str:
-    raise ExitChat
+Enter sends · Alt-Enter or \\ at the end breaks the line · \"\"\" … \"\"\" takes many lines
+Tab completes · ↑ ↓ earlier messages, Ctrl-R searches them · Ctrl-X Ctrl-E opens $EDITOR
+Ctrl-C stops an answer (what is there is kept), twice leaves · Ctrl-D leaves"""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+import datetime
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from localmoe.chat.attachments import Attachment
+from localmoe.chat.constraint import grammar_for
 from localmoe.chat.reasoning import Answer, Piece
-from localmoe.chat.session import Message, Session
+from localmoe.chat.session import Message, Session, Turn
 from localmoe.chat.settings import Settings
-from localmoe.chat.template import ChatTemplate
-from localmoe.engine.events import Finished, PrefillProgress, Request, Text
+from localmoe.chat.template import ChatTemplate, Rendered
+from localmoe.chat.thinking import ThinkLevel
+from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
 from localmoe.errors import EngineError
+
+SUMMARY_REQUEST = (
+    "Summarise our conversation so far for your own later use, in at most {words} words. Keep "
+    "names, numbers, decisions, open questions and what I asked for. Write the summary only."
+)
 
 
 class TextEngine(Protocol):
@@ -19,6 +28,9 @@ class TextEngine(Protocol):
 
     def generate(self, request: Request) -> Iterator[PrefillProgress | Text | Finished]:
         """Raises ``ContextOverflowError``, ``EngineError``, ``EngineCrashError``."""
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of ``text``, without a beginning token. Raises what ``generate`` does."""
 
     def cancel(self) -> None:
         """Make ``generate`` end early. May be called from any thread or signal handler."""
@@ -64,6 +76,7 @@ class TurnDone:
     reasoning: str
     usage: Usage
     timings: Timings
+    finished: Finished | None = None  # what the engine itself said
 
 
 PLAIN = ChatTemplate(None)
@@ -91,10 +104,9 @@ class Conversation:
 
         Raises ``TemplateError``.
         """
-        template = PLAIN if self.settings.plain else self.template
-        return template.think_control.note(self.settings.think)
+        return self._template.think_control.note(self.settings.think)
 
-    def ask(self, text: str) -> Generator[ChatEvent, None, None]:
+    def ask(self, text: str, files: Sequence[Attachment] = ()) -> Generator[ChatEvent, None, None]:
         """One turn. Ends with ``TurnDone``, an interrupted one too.
 
         What the model said is kept and marked as interrupted when the turn was cancelled, broke
@@ -102,34 +114,97 @@ class Conversation:
         leaves the session as it was. Raises ``TemplateError``, ``ContextOverflowError``,
         ``EngineError``.
         """
-        self.session.append(Message("user", text))
-        turn = _Turn()
+        question = Message("user", text, files=tuple(files))
+        said = _Said()
         try:
-            done = yield from self._answer(turn)
+            done = yield from self._answer(self.session.prompt_messages(question), said)
         except GeneratorExit:
             self.engine.cancel()
-            self.session.append(turn.message(interrupted=True))
+            self.session.add(self._turn(question, said, interrupted=True))
             raise
         except BaseException:
-            if turn.is_empty:
-                self.session.undo()
-            else:
-                self.session.append(turn.message(interrupted=True))
+            if not said.is_empty:
+                self.session.add(self._turn(question, said, interrupted=True))
             raise
         interrupted = done.finish_reason == "interrupted"
-        self.session.append(turn.message(interrupted=interrupted))
+        self.session.add(self._turn(question, said, interrupted, done.usage))
         yield done
 
-    def _answer(self, turn: _Turn) -> Generator[ChatEvent, None, TurnDone]:
-        settings = self.settings
-        template = PLAIN if settings.plain else self.template
-        rendered = template.render(self.session.prompt_messages(), think=settings.think)
-        splitter = template.splitter(rendered)
+    def regenerate(self) -> Generator[ChatEvent, None, None]:
+        """Ask the last question again; its answer is replaced once a new one has begun.
+
+        There must be a turn. Raises what ``ask`` does, and then the old answer is still there.
+        """
+        last = self.session.undo()
+        assert last is not None
+        before = len(self.session.turns)
+        try:
+            yield from self.ask(last.question.content, last.question.files)
+        finally:
+            if len(self.session.turns) == before:
+                self.session.add(last)
+
+    def prompt_tokens(self, question: Message | None = None, *, skip: int = 0) -> int:
+        """Tokens of the prompt for that question, as if ``skip`` turns were not sent any more.
+
+        Raises ``TemplateError``, ``EngineError``.
+        """
+        messages = self.session.prompt_messages(question, skip=skip)
+        if not messages:
+            return 0
+        rendered = self._render(messages)
+        return self.engine.count_tokens(rendered.prompt) + (not rendered.has_bos)
+
+    def summarise(self, turns: int, max_tokens: int) -> Generator[ChatEvent, None, None]:
+        """Let the model sum up the oldest ``turns``, which are then not sent any more.
+
+        Nothing changes unless a summary was written to its end. Raises what ``ask`` does.
+        """
+        kept = self.session.turns[:turns]
+        request = SUMMARY_REQUEST.format(words=max(30, max_tokens // 2))
+        older = Session(self.session.system)
+        for turn in kept:
+            older.add(turn)
+        older.shorten(self.session.skipped, self.session.summary)
+        messages = older.prompt_messages(Message("user", request))
+        settings = replace(
+            self.settings,
+            max_tokens=max_tokens,
+            think=ThinkLevel.OFF,
+            sampling=Sampling(temperature=0.0),
+            stop=(),
+            grammar=None,
+        )
+        said = _Said()
+        done = yield from self._answer(messages, said, settings)
+        summary = done.answer.strip()
+        if summary and done.finish_reason != "interrupted":
+            self.session.shorten(turns, summary)
+        yield done
+
+    @property
+    def _template(self) -> ChatTemplate:
+        return PLAIN if self.settings.plain else self.template
+
+    def _render(self, messages: Sequence[Message]) -> Rendered:
+        return self._template.render(messages, think=self.settings.think)
+
+    def _answer(
+        self, messages: Sequence[Message], said: _Said, settings: Settings | None = None
+    ) -> Generator[ChatEvent, None, TurnDone]:
+        settings = settings or self.settings
+        rendered = self._template.render(messages, think=settings.think)
+        splitter = self._template.splitter(rendered)
+        grammar = settings.grammar
+        if grammar is not None:
+            grammar = grammar_for(grammar, rendered, self._template.source or "")
         request = Request(
             prompt=rendered.prompt,
             stable_chars=rendered.stable_chars,
             max_tokens=settings.max_tokens,
             sampling=settings.sampling,
+            stop=settings.stop,
+            grammar=grammar,
             add_bos=not rendered.has_bos,
         )
         for event in self.engine.generate(request):
@@ -137,15 +212,29 @@ class Conversation:
                 yield event
             elif isinstance(event, Text):
                 for piece in splitter.feed(event.text):
-                    yield turn.take(piece)
+                    yield said.take(piece)
             else:
                 for piece in splitter.finish():
-                    yield turn.take(piece)
-                return turn.done(event)
+                    yield said.take(piece)
+                return said.done(event)
         raise EngineError("the engine ended a turn without saying why")
 
+    def _turn(
+        self, question: Message, said: _Said, interrupted: bool, usage: Usage | None = None
+    ) -> Turn:
+        usage = usage or Usage(0, 0)
+        model = self.session.model
+        return Turn(
+            question,
+            Message("assistant", said.answer, said.reasoning, interrupted),
+            model=model.name if model else "",
+            at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
 
-class _Turn:
+
+class _Said:
     """What the model has said in the turn that is running."""
 
     def __init__(self) -> None:
@@ -156,6 +245,14 @@ class _Turn:
     def is_empty(self) -> bool:
         return not self._answer and not self._reasoning
 
+    @property
+    def answer(self) -> str:
+        return "".join(self._answer)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
     def take(self, piece: Piece) -> ReasoningDelta | AnswerDelta:
         if isinstance(piece, Answer):
             self._answer.append(piece.text)
@@ -163,15 +260,12 @@ class _Turn:
         self._reasoning.append(piece.text)
         return ReasoningDelta(piece.text)
 
-    def message(self, *, interrupted: bool) -> Message:
-        answer, reasoning = "".join(self._answer), "".join(self._reasoning)
-        return Message("assistant", answer, reasoning, interrupted)
-
     def done(self, finished: Finished) -> TurnDone:
         return TurnDone(
             finish_reason=finished.reason,
-            answer="".join(self._answer),
-            reasoning="".join(self._reasoning),
+            answer=self.answer,
+            reasoning=self.reasoning,
             usage=Usage(finished.prompt_tokens, finished.completion_tokens, finished.reused_tokens),
             timings=Timings(finished.ttft_s, finished.prefill_tps, finished.decode_tps),
+            finished=finished,
         )

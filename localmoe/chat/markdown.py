@@ -1,119 +1,289 @@
-"""Cut a stream of markdown into blocks that will not change any more.
+"""Markdown as it arrives → what can be shown now and will not change any more.
 
-A block can be shown as soon as it is here, and never has to be shown again: paragraphs, tables
-and quotes end at a blank line, list items where the next begins, headings and lines of code at
-their own end. All blocks together are the text, character for character.
+What a line is (heading, list item, code …) is known from its first characters, so text is given
+out word by word while its line is still being written. Two things wait: a line of code for its
+end, since its colours depend on all of it, and a table for its last row, since its columns do.
+Line breaks of the source are kept: models mean them. The pieces do not depend on how the text
+was cut.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
 
+from localmoe.chat.inline import InlineStream, Span
 
-class Kind(Enum):
-    TEXT = "text"  # markdown that stands alone: a paragraph, heading, table, list item …
-    FENCE = "fence"  # the line that opens or closes a code block
-    CODE = "code"  # one line inside a code block
+TAB = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    kind: Kind
-    text: str  # with its newlines
-    language: str = ""  # of FENCE and CODE, as written after the fence
+class LineStart:
+    """A line of text begins. Its spans follow, then ``LineEnd``."""
+
+    marker: str = ""  # "•", "3." …
+    indent: int = 0  # cells before the marker
+    quotes: int = 0  # how deep in quotations
+    heading: int = 0  # level; 0 for text
 
 
-_FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})(?P<info>[^\n]*)")
-_HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
-_ITEM = re.compile(r" {0,1}(?:[-*+]|(?P<number>\d{1,9})[.)])(?:\s|$)")
+@dataclass(frozen=True, slots=True)
+class LineEnd:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """Empty lines, any number of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class CodeStart:
+    language: str
+    indent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CodeLine:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CodeEnd:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All rows, the first is the header; ``aligns`` are "left", "center" or "right"."""
+
+    rows: tuple[tuple[str, ...], ...]
+    aligns: tuple[str, ...]
+
+
+Piece = LineStart | Span | LineEnd | Blank | Rule | CodeStart | CodeLine | CodeEnd | Table
+
+_INDENT = re.compile(r"\A[ \t]+")
+_FENCE = re.compile(r"(?P<indent> *)(?P<mark>`{3,}|~{3,})(?P<info>[^\n]*)")
+_HEADING = re.compile(r" {0,3}(?P<marks>#{1,6})(?:[ \t]+|$)")
+_RULE = re.compile(r" {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})")
+_RULE_BEGUN = re.compile(r" {0,3}(?:[* \t]*|[- \t]*|[_ \t]*)")
+_ITEM = re.compile(r"(?P<indent> *)(?P<mark>[-*+]|\d{1,9}[.)])(?P<gap>[ \t]+)")
+_ITEM_BEGUN = re.compile(r" *(?:[-*+]|\d{1,9}[.)]?)?[ \t]*")
+_TASK = re.compile(r"\[(?P<done>[ xX])\][ \t]+")
+_TASK_BEGUN = re.compile(r"\[(?:[ xX](?:\][ \t]*)?)?")
+_QUOTE = re.compile(r" {0,3}(?:>[ ]?)+")
+_QUOTE_BEGUN = re.compile(r" {0,3}(?:>[ ]?)*")
+_DELIMITER_ROW = re.compile(r"\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*")
+_BULLETS = "•◦▪"
 
 
 class MarkdownStream:
-    """Feed text in any pieces; take finished blocks."""
+    """Feed text in any pieces; take what is final."""
 
     def __init__(self) -> None:
-        self._partial = ""  # a line that has not ended
-        self._block: list[str] = []
-        self._in_item = False
-        self._after_blank = False
-        self._fence = ""  # what opened the code block we are in
-        self._language = ""
-        self._inner_fence = ""  # a code block within a list item
+        self._line = ""  # what is held of a line that has not ended
+        self._inline: InlineStream | None = None  # of a text line whose start is given out
+        self._code: _Code | None = None
+        self._rows: list[str] = []  # of a table that may go on
+        self._blank = False
 
     @property
-    def pending(self) -> str:
-        """Text that is in no finished block yet."""
-        return "".join(self._block) + self._partial
+    def held(self) -> str:
+        """The end of the text, as far as it is in no piece yet."""
+        if self._inline is not None:
+            return self._inline.held
+        return self._line
 
-    def feed(self, text: str) -> list[Block]:
-        *lines, self._partial = (self._partial + text).split("\n")
-        return [block for line in lines for block in self._line(line + "\n")]
+    @property
+    def in_text(self) -> bool:
+        """In a line of text whose start is given out."""
+        return self._inline is not None
 
-    def finish(self) -> list[Block]:
-        """What is left, finished or not."""
-        line, self._partial = self._partial, ""
-        blocks = self._line(line) if line else []
-        return blocks + self._flush()
+    @property
+    def in_code(self) -> bool:
+        return self._code is not None
 
-    def _line(self, line: str) -> list[Block]:
-        if self._fence:
-            return self._code_line(line)
-        if self._inner_fence:
-            self._block.append(line)
-            if _closes(line.strip(), self._inner_fence):
-                self._inner_fence = ""
-            return []
-        if not line.strip():
-            self._block.append(line)
-            self._after_blank = True
-            return [] if self._in_item else self._flush()
-        if self._in_item and self._continues_item(line):
-            self._block.append(line)
-            self._after_blank = False
-            fence = _FENCE.match(line.lstrip())
-            self._inner_fence = fence["mark"] if fence else ""
-            return []
-        return self._begin(line)
+    @property
+    def table_rows(self) -> int:
+        """Rows of the table that is being written."""
+        return len(self._rows) + bool(self._rows and self._line)
 
-    def _continues_item(self, line: str) -> bool:
-        if line.startswith(("  ", "\t")):
-            return True
-        lazy = not (_ITEM.match(line) or _FENCE.match(line) or _HEADING.match(line))
-        return lazy and not self._after_blank
+    def feed(self, text: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        *lines, last = text.split("\n")
+        for line in lines:
+            self._more(line, pieces)
+            self._end_line(pieces)
+        if last:
+            self._more(last, pieces)
+        return pieces
 
-    def _begin(self, line: str) -> list[Block]:
-        """A line outside code and outside a list item."""
-        fence = _FENCE.match(line)
-        if fence and not (fence["mark"][0] == "`" and "`" in fence["info"]):
-            self._fence, self._language = fence["mark"], fence["info"].strip()
-            return [*self._flush(), Block(Kind.FENCE, line, self._language)]
-        if _HEADING.match(line):
-            return [*self._flush(), Block(Kind.TEXT, line)]
-        item = _ITEM.match(line)
-        # Inside a paragraph a number at a line's start may be part of the sentence.
-        if item and (self._in_item or not self._block or item["number"] in (None, "1")):
-            done = self._flush()
-            self._block, self._in_item = [line], True
-            return done
-        done = self._flush() if self._in_item else []
-        self._block.append(line)
-        return done
+    def finish(self) -> list[Piece]:
+        """What is left. A code block that was left open is closed."""
+        pieces: list[Piece] = []
+        if self._inline is not None or self._line:
+            self._end_line(pieces)
+        self._end_table(pieces)
+        if self._code is not None:
+            self._code = None
+            pieces.append(CodeEnd())
+        return pieces
 
-    def _code_line(self, line: str) -> list[Block]:
-        if _closes(line.strip(), self._fence) and len(line) - len(line.lstrip(" ")) < 4:
-            block = Block(Kind.FENCE, line, self._language)
-            self._fence = self._language = ""
-            return [block]
-        return [Block(Kind.CODE, line, self._language)]
+    def _more(self, text: str, pieces: list[Piece]) -> None:
+        """More of the current line."""
+        if self._inline is not None:
+            pieces += self._inline.feed(text)
+            return
+        self._line += text
+        if self._code is None and not self._line.lstrip(" ").startswith("|"):
+            self._try_text(pieces, final=False)
 
-    def _flush(self) -> list[Block]:
-        text = "".join(self._block)
-        self._block, self._in_item, self._after_blank = [], False, False
-        self._inner_fence = ""
-        return [Block(Kind.TEXT, text)] if text else []
+    def _end_line(self, pieces: list[Piece]) -> None:
+        if self._inline is not None:
+            pieces += self._inline.finish()
+            pieces.append(LineEnd())
+            self._inline = None
+            return
+        line, self._line = self._line, ""
+        if self._code is not None:
+            self._code_line(line, self._code, pieces)
+        elif line.lstrip(" ").startswith("|"):
+            self._rows.append(line)
+        elif not line.strip():
+            self._end_table(pieces)
+            if not self._blank:
+                pieces.append(Blank())
+            self._blank = True
+        else:
+            self._end_table(pieces)
+            self._whole_line(line, pieces)
+
+    def _whole_line(self, line: str, pieces: list[Piece]) -> None:
+        fence = _fence(line)
+        if fence:
+            self._blank = False
+            indent = len(fence["indent"])
+            self._code = _Code(fence["mark"], indent)
+            pieces.append(CodeStart(fence["info"].strip(), indent))
+        elif _RULE.fullmatch(line):
+            self._blank = False
+            pieces.append(Rule())
+        else:
+            self._line = line
+            self._try_text(pieces, final=True)
+            assert self._inline is not None
+            self._end_line(pieces)
+
+    def _try_text(self, pieces: list[Piece], *, final: bool) -> None:
+        """Give out the start of a text line if it is certain what line it is."""
+        line = _INDENT.sub(lambda found: found.group().expandtabs(TAB), self._line, count=1)
+        if not final and _undecided(line):
+            return
+        start, rest = _line_start(line)
+        self._end_table(pieces)
+        self._blank = False
+        self._line = ""
+        pieces.append(start)
+        self._inline = InlineStream()
+        pieces += self._inline.feed(rest)
+
+    def _code_line(self, line: str, code: _Code, pieces: list[Piece]) -> None:
+        stripped = line.strip()
+        closes = len(stripped) >= len(code.mark) and set(stripped) == {code.mark[0]}
+        if closes and len(line) - len(line.lstrip(" ")) < code.indent + 4:
+            self._code = None
+            pieces.append(CodeEnd())
+            return
+        inner = len(line) - len(line.lstrip(" "))
+        pieces.append(CodeLine(line[min(inner, code.indent) :]))
+
+    def _end_table(self, pieces: list[Piece]) -> None:
+        """Rows were a table, or only lines with bars in them."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        self._blank = False
+        if len(rows) > 1 and "-" in rows[1] and _DELIMITER_ROW.fullmatch(rows[1].strip()):
+            pieces.append(_table(rows))
+            return
+        for row in rows:
+            inline = InlineStream()
+            pieces += [LineStart(), *inline.feed(row), *inline.finish(), LineEnd()]
 
 
-def _closes(stripped: str, fence: str) -> bool:
-    return len(stripped) >= len(fence) and set(stripped) == {fence[0]}
+@dataclass(frozen=True, slots=True)
+class _Code:
+    mark: str
+    indent: int
+
+
+def _fence(line: str) -> re.Match[str] | None:
+    found = _FENCE.fullmatch(line)
+    if found and found["mark"][0] == "`" and "`" in found["info"]:
+        return None  # code within a sentence
+    return found
+
+
+def _undecided(line: str) -> bool:
+    """Whether what may follow could make this another kind of line."""
+    stripped = line.lstrip(" ")
+    if not stripped or _RULE_BEGUN.fullmatch(line) or _QUOTE_BEGUN.fullmatch(line):
+        return True
+    if _ITEM_BEGUN.fullmatch(line):
+        return True
+    if stripped[0] in "`~" and (_fence(line) or set(stripped) == {stripped[0]}):
+        return True
+    if stripped[0] == "#" and len(line) - len(stripped) < 4:
+        heading = _HEADING.match(line)
+        return set(stripped) == {"#"} or bool(heading and heading.end() == len(line))
+    item = _ITEM.match(line)
+    return bool(item and _TASK_BEGUN.fullmatch(line, item.end()))
+
+
+def _line_start(line: str) -> tuple[LineStart, str]:
+    """How a line of text begins, and its text."""
+    quote = _QUOTE.match(line)
+    if quote:
+        return LineStart(quotes=quote.group().count(">")), line[quote.end() :]
+    heading = _HEADING.match(line)
+    if heading:
+        return LineStart(heading=len(heading["marks"])), line[heading.end() :]
+    item = _ITEM.match(line)
+    if item:
+        indent = len(item["indent"])
+        task = _TASK.match(line, item.end())
+        if task:
+            marker = "☐" if task["done"] == " " else "☑"
+        elif item["mark"] in "-*+":
+            marker = _BULLETS[min(indent // 2, len(_BULLETS) - 1)]
+        else:
+            marker = item["mark"]
+        return LineStart(marker, indent), line[(task or item).end() :]
+    text = line.lstrip(" ")
+    return LineStart(indent=len(line) - len(text)), text
+
+
+def _table(rows: list[str]) -> Table:
+    aligns = tuple(
+        "center" if cell[:1] == cell[-1:] == ":" else "right" if cell[-1:] == ":" else "left"
+        for cell in _cells(rows[1])
+    )
+    header = _cells(rows[0])
+    width = max(len(header), len(aligns))
+    body = [header, *(_cells(row) for row in rows[2:])]
+    padded = tuple((*row, *[""] * (width - len(row)))[:width] for row in body)
+    return Table(padded, (*aligns, *["left"] * (width - len(aligns)))[:width])
+
+
+def _cells(row: str) -> tuple[str, ...]:
+    inner = row.strip().removeprefix("|")
+    cells = re.split(r"(?<!\\)\|", inner)
+    if len(cells) > 1 and not cells[-1].strip():
+        cells.pop()
+    return tuple(cell.strip().replace("\\|", "|") for cell in cells)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from localmoe.chat.context import Overflow
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import Sampling
 from localmoe.errors import UsageError
@@ -21,6 +22,9 @@ class Settings:
     max_tokens: int | None = None
     think: ThinkLevel = ThinkLevel.AUTO
     plain: bool = False  # leave the chat template out
+    stop: tuple[str, ...] = ()  # texts that end an answer
+    grammar: str | None = None  # GBNF that every answer follows
+    overflow: Overflow = Overflow.ASK  # when the next turn does not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,21 @@ def _on_off(text: str) -> bool:
     return {"on": True, "off": False}[text]
 
 
+def _overflow(text: str) -> Overflow:
+    return Overflow("summarise" if text == "summarize" else text)
+
+
 LEVELS = tuple(level.value for level in ThinkLevel)
+OVERFLOWS = tuple(choice.value for choice in Overflow)
 SETTINGS: Mapping[str, Setting] = {
     "temp": Setting("temperature", "a number from 0 (greedy) to 100", _number(0, 100)),
     "top_k": Setting("top_k", "a whole number, 0 for all", _whole(0, 2**31 - 1)),
     "top_p": Setting("top_p", "a number from 0 to 1", _number(0, 1)),
     "min_p": Setting("min_p", "a number from 0 to 1", _number(0, 1)),
     "repeat_penalty": Setting("repeat_penalty", "a number, 1 for none", _number(0.01, 100)),
+    "repeat_last_n": Setting("repeat_last_n", "a whole number, 0 for none", _whole(0, 2**20)),
+    "presence_penalty": Setting("presence_penalty", "a number from -2 to 2", _number(-2, 2)),
+    "frequency_penalty": Setting("frequency_penalty", "a number from -2 to 2", _number(-2, 2)),
     "seed": Setting(
         "seed", "a whole number, or random", _or_none("random", _whole(0, 2**32 - 1)), ("random",)
     ),
@@ -76,6 +88,7 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "think": Setting("think", ", ".join(LEVELS), ThinkLevel, LEVELS),
     "plain": Setting("plain", "on or off", _on_off, ("on", "off")),
+    "overflow": Setting("overflow", ", ".join(OVERFLOWS), _overflow, OVERFLOWS),
 }
 
 

@@ -1,28 +1,23 @@
-"""``chat``: the loop that reads a line, asks the model or runs a command, and shows what comes."""
+"""``chat``: how it begins. The model comes while the first message is being typed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-from localmoe.chat.commands import (
-    Chat,
-    ExitChat,
-    Registry,
-    context_meter,
-    parse,
-    standard_commands,
-)
-from localmoe.chat.conversation import TurnDone
-from localmoe.cli import talk
+from localmoe.chat.attachments import read_attachment
+from localmoe.chat.store import Log, Store
+from localmoe.cli import chat_terminal, prepare, talk
 from localmoe.cli.arguments import Options, only_model
-from localmoe.cli.chat_screen import MarkdownScreen, PlainScreen, Screen
-from localmoe.cli.lines import Lines, PipedLines, TerminalLines
+from localmoe.cli.chat_loop import ChatLoop
+from localmoe.cli.lines import Lines, Notices, PipedLines, TerminalLines
 from localmoe.cli.output import Output
-from localmoe.errors import ContextOverflowError, EngineCrashError, LocalmoeError, UsageError
-from localmoe.text import clean
-
-INTERRUPTED = 130
+from localmoe.errors import UnknownModelError, UsageError
+from localmoe.facts import catalog
+from localmoe.text import clean_line
 
 
 def chat_command(options: Options, output: Output) -> int:
@@ -31,115 +26,99 @@ def chat_command(options: Options, output: Output) -> int:
 
 
 def open_chat(name: str | None, options: Options, output: Output) -> int:
-    """A chat with the model of that name (the default one without a name)."""
+    """A chat with the model of that name; without one, that of its session or the default one."""
     if output.as_json:
         raise UsageError(
             "a chat has no JSON form", hint="localmoe run PROMPT… --json answers one prompt"
         )
-    with talk.open_talk(name, options, output) as room:
-        loaded = room.load()
-        conversation = room.conversation(options)
-        about = talk.about(room.model, room.plan, loaded.context)
-        chat = Chat(conversation, loaded.context, about)
-        commands = standard_commands()
-        lines = _line_reader(commands)
-        output.note(about)
-        if lines.interactive:
-            output.note("/help lists the commands, Ctrl-D leaves")
-        return ChatLoop(room, chat, commands, lines, output).run()
+    store, log = open_session(options)
+    files = [read_attachment(path) for path in options.files]
+    if name is None and log is not None:
+        name = model_of(log, output)
+    bring_here(name, options, output)
+    notices = Notices()
+    queued = QueuedOutput(output, notices)
+
+    @contextlib.contextmanager
+    def open_room(model: str | None) -> Iterator[talk.Talk]:
+        with talk.open_talk(model, options, queued) as room:
+            import localmoe.cli.chat_screen  # noqa: F401 - the first answer need not wait for it
+
+            yield room
+
+    loop = ChatLoop(open_room, options, output, notices, store=store, log=log)
+    loop.chat.files += files
+    with chat_terminal.kept():
+        lines = line_reader(loop, notices, private=options.no_history)
+        queued.lines_of_input = lines
+        return loop.run(name, lines)
 
 
-class ChatLoop:
-    """Turns until the end of input."""
+def open_session(options: Options) -> tuple[Store | None, Log | None]:
+    """Where the chat is written, as the options want it.
 
-    def __init__(
-        self, room: talk.Talk, chat: Chat, commands: Registry, lines: Lines, output: Output
-    ) -> None:
-        self._room = room
-        self._chat = chat
-        self._commands = commands
-        self._lines = lines
-        self._output = output
-        self._interrupted = False  # by the Ctrl-C before this one, at the empty prompt
+    Raises ``UsageError`` for a wrong name, or a conversation that is not there or in use.
+    """
+    if options.no_history:
+        if options.resume or options.session:
+            raise UsageError("--no-history neither reads nor writes conversations")
+        return None, None
+    store = Store()
+    if options.resume:
+        return store, store.open(store.latest())
+    return store, store.open(options.session or store.new_name())
 
-    def run(self) -> int:
-        while True:
-            try:
-                line = self._lines.read()
-            except EOFError:
-                return 0
-            except KeyboardInterrupt:
-                if self._interrupted or not self._lines.interactive:
-                    return INTERRUPTED
-                self._interrupted = True
-                self._output.note("Ctrl-C once more leaves; so does Ctrl-D")
-                continue
-            self._interrupted = False
-            try:
-                self._handle(line)
-            except ExitChat:
-                return 0
-            except LocalmoeError as error:
-                self._output.error(error)
 
-    def _handle(self, line: str) -> None:
-        if not line.strip():
+def model_of(log: Log, output: Output) -> str | None:
+    """The model that a conversation was led with, if it is still here."""
+    model = log.session.model
+    if model is None:
+        return None
+    if Path(model.source).exists():
+        return model.source
+    output.note(f"{clean_line(model.name)}, the model of this conversation, is not here any more")
+    return None
+
+
+def bring_here(name: str | None, options: Options, output: Output) -> None:
+    """Ask and download before the input line appears, if the model is not on this machine.
+
+    Raises what ``prepare.open_model`` does.
+    """
+    if name is None:
+        return
+    try:
+        path = catalog.resolve(name)
+        if catalog.is_path(name) or catalog.is_whole(path):
             return
-        invocation = parse(line)
-        if invocation is None:
-            self._turn(line)
-            return
-        shown = self._commands.dispatch(self._chat, invocation)
-        if shown:
-            self._output.stderr.print(clean(shown), style="dim", soft_wrap=True)
-
-    def _turn(self, text: str) -> None:
-        if not self._room.engine.alive:
-            self._output.note("starting the engine again")
-            self._room.load()
-        screen = self._screen()
-        events = self._chat.conversation.ask(text)
-        try:
-            with talk.interrupts(self._room.engine) as pressed, screen:
-                for event in events:
-                    if pressed.pressed:
-                        self._room.engine.cancel()
-                    screen.show(event)
-                    if isinstance(event, TurnDone):
-                        self._chat.last = event
-                        self._status(event)
-        except KeyboardInterrupt:
-            self._output.note("interrupted; what is there is kept")
-        except ContextOverflowError as error:
-            self._output.error(error)
-            if self._chat.conversation.session.messages:
-                self._output.note("/clear forgets the conversation and makes room")
-        except EngineCrashError as error:
-            self._output.error(error)
-            self._output.note("the conversation is kept; your next message starts the engine again")
-        finally:
-            events.close()
-
-    def _screen(self) -> Screen:
-        kind = MarkdownScreen if self._output.stdout.is_terminal else PlainScreen
-        return kind(self._output)
-
-    def _status(self, done: TurnDone) -> None:
-        context = self._chat.context
-        why = talk.why_it_ended(done, context)
-        if why:
-            self._output.note(why)
-        parts = [*talk.figures(done), f"context {context_meter(done, context)}"]
-        self._output.note(" · ".join(parts))
-        if self._lines.interactive and not self._output.quiet:
-            self._output.stderr.print()
+    except UnknownModelError:
+        pass  # perhaps the Hub has it
+    prepare.open_model(name, output, options)
 
 
-def _line_reader(commands: Registry) -> Lines:
+class QueuedOutput(Output):
+    """Notes of other threads: they are shown when the input line is not in the way."""
+
+    def __init__(self, output: Output, notices: Notices) -> None:
+        super().__init__(quiet=output.quiet)
+        self.lines_of_input: Lines | None = None
+        self._to = output
+        self._notices = notices
+
+    def _say(self, text: str, *, label: str = "", style: str = "") -> None:
+        self._notices.post(lambda: self._to._say(text, label=label, style=style))
+        if self.lines_of_input is not None:
+            self.lines_of_input.news()
+
+
+def line_reader(loop: ChatLoop, notices: Notices, *, private: bool) -> Lines:
+    """An editor on a terminal that can move its cursor; else line by line."""
     if not sys.stdin.isatty():
         return PipedLines(sys.stdin)
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return TerminalLines(sys.stdin, sys.stderr)
+    from localmoe.cli.chat_history import PrivateHistory
     from localmoe.cli.editor import EditedLines
 
-    return EditedLines(commands)
+    history = None if private else PrivateHistory()
+    return EditedLines(loop.propose, notices, lambda: loop.seat.loading, history)

@@ -1,7 +1,7 @@
 """How a turn looks while it happens: plain text for pipes, markdown for terminals.
 
-Both only ever append. What a terminal shows of an unfinished block is one line that changes in
-place until the block is whole. Thinking is folded to a count.
+Both only ever append. Reading the prompt and folded thinking are one line each that changes in
+place and then goes away.
 """
 
 from __future__ import annotations
@@ -9,38 +9,31 @@ from __future__ import annotations
 import contextlib
 import time
 from types import TracebackType
-from typing import ClassVar, Self
-
-from rich.console import JustifyMethod
-from rich.markdown import Heading, Markdown, MarkdownElement
-from rich.segment import Segment, SegmentLines
-from rich.syntax import Syntax
-from rich.text import Text
+from typing import Self
 
 from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta
-from localmoe.chat.markdown import Block, Kind, MarkdownStream
+from localmoe.cli.chat_answer import AnswerWriter, ReasoningWriter
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.engine.events import PrefillProgress
-from localmoe.text import Sanitizer, clean, format_duration
-
-CODE_THEME = "ansi_dark"  # the terminal's own colours
-HIGHLIGHT_LINES = 400  # longer code is shown without colours: each line colours all before it
+from localmoe.text import Sanitizer, format_duration
 
 
 class Screen:
     """What both screens do the same way. A context manager: its end tidies the terminal."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
         self._output = output
         self._line = LiveLine(output.stderr)
+        self._show_reasoning = show_reasoning and not output.quiet
+        self._reasoning: ReasoningWriter | None = None
         self._words = 0
+        self._began = time.monotonic()
         self._thinking_since: float | None = None
 
     def show(self, event: ChatEvent) -> None:
         if isinstance(event, PrefillProgress):
-            if event.done < event.total:
-                self._live(f"reading · {event.done}/{event.total} tokens")
+            self._read(event)
         elif isinstance(event, ReasoningDelta):
             self._think(event.text)
         else:
@@ -75,25 +68,47 @@ class Screen:
         if not self._output.quiet:
             self._line.show(text)
 
+    def _read(self, event: PrefillProgress) -> None:
+        if event.done >= event.total:
+            return
+        fresh, took = event.done - event.reused, time.monotonic() - self._began
+        left = (event.total - event.done) * took / fresh if fresh > 0 else 0.0
+        rest = f" · {left:.0f} s left" if left >= 1 else ""
+        self._live(f"reading · {event.done:,} of {event.total:,} tokens{rest}")
+
     def _think(self, text: str) -> None:
         if self._thinking_since is None:
             self._thinking_since = time.monotonic()
+            if self._show_reasoning:
+                self._line.clear()
+                self._reasoning = ReasoningWriter(self._output.stderr)
         self._words += len(text.split())
-        self._live(f"thinking · {self._words} words")
+        if self._reasoning is not None:
+            with contextlib.suppress(OSError):  # nobody reads it: the answer is what counts
+                self._reasoning.feed(text)
+            return
+        seconds = time.monotonic() - self._thinking_since
+        self._live(f"thinking · {self._words:,} words · {seconds:.0f} s")
 
     def _end_thinking(self) -> None:
         self._line.clear()
-        if self._thinking_since is not None:
-            seconds = time.monotonic() - self._thinking_since
-            self._thinking_since = None
-            self._output.note(f"thought {self._words} words in {format_duration(seconds)}")
+        if self._thinking_since is None:
+            return
+        if self._reasoning is not None:
+            with contextlib.suppress(OSError):
+                self._reasoning.finish()
+            self._reasoning = None
+        seconds = time.monotonic() - self._thinking_since
+        self._thinking_since = None
+        words = "1 word" if self._words == 1 else f"{self._words:,} words"
+        self._output.note(f"thought {words} in {format_duration(seconds)}")
 
 
 class PlainScreen(Screen):
     """The answer as it arrives, cleaned and otherwise untouched, and a newline at its end."""
 
-    def __init__(self, output: Output) -> None:
-        super().__init__(output)
+    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
+        super().__init__(output, show_reasoning=show_reasoning)
         self._sanitizer = Sanitizer()
         self._last = "\n"
 
@@ -114,93 +129,20 @@ class PlainScreen(Screen):
 
 
 class MarkdownScreen(Screen):
-    """Finished blocks as rich text; of the unfinished one, its end in one changing line."""
+    """The answer as rich text, word by word."""
 
-    def __init__(self, output: Output) -> None:
-        super().__init__(output)
-        self._stream = MarkdownStream()
-        self._tail = LiveLine(output.stdout)
-        self._code: list[str] = []
-        self._blank_due = False  # a blank line in the source, shown once something follows
+    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
+        super().__init__(output, show_reasoning=show_reasoning)
+        self._writer = AnswerWriter(output.stdout)
 
     def answer(self, text: str) -> None:
-        blocks = self._stream.feed(text)
-        if blocks:
-            self._tail.clear()
-        for block in blocks:
-            self._show(block)
-        lines = self._stream.pending.rstrip().rsplit("\n", 1)
-        self._tail.show(clean(lines[-1]))
+        self._writer.feed(text)
 
     def finish(self) -> None:
-        self._tail.clear()
-        for block in self._stream.finish():
-            self._show(block)
-
-    def _show(self, block: Block) -> None:
-        text = clean(block.text)
-        if block.kind is Kind.TEXT and not text.strip():
-            self._blank_due = True
-            return
-        if self._blank_due:
-            self._output.stdout.print()
-            self._blank_due = False
-        if block.kind is Kind.FENCE:
-            self._code.clear()
-            self._output.stdout.print(Text(text.rstrip("\n"), style="dim"), soft_wrap=True)
-        elif block.kind is Kind.CODE:
-            self._code.append(text.rstrip("\n"))
-            self._output.stdout.print(self._code_line(block.language), soft_wrap=True)
-        else:
-            self._print_markdown(text)
-            self._blank_due = text.rstrip(" \t").endswith("\n\n")
-
-    def _print_markdown(self, text: str) -> None:
-        """Without the blank lines that rich puts around some constructs: the source decides."""
-        console = self._output.stdout
-        rendered = console.render_lines(AnswerMarkdown(text), pad=False)
-        lines = [_trimmed(line) for line in rendered]
-        while lines and not lines[0]:
-            lines.pop(0)
-        while lines and not lines[-1]:
-            lines.pop()
-        console.print(SegmentLines(lines, new_lines=True), end="")
-
-    def _code_line(self, language: str) -> Text:
-        """The last line of the code so far, coloured as part of the whole."""
-        lexer = language.split()[0] if language else ""
-        if not lexer or len(self._code) > HIGHLIGHT_LINES:
-            return Text(self._code[-1])
-        coloured = Syntax("", lexer, theme=CODE_THEME, background_color="default").highlight(
-            "\n".join(self._code)
-        )
-        lines = coloured.split("\n", allow_blank=True)
-        return lines[len(self._code) - 1] if len(lines) >= len(self._code) else Text(self._code[-1])
+        self._writer.finish()
 
 
-def _trimmed(line: list[Segment]) -> list[Segment]:
-    """Without the blanks at its end, which nobody wants in a copy of it."""
-    kept = list(line)
-    while kept and not kept[-1].text.strip():
-        kept.pop()
-    if kept:
-        kept[-1] = Segment(kept[-1].text.rstrip(), kept[-1].style)
-    return kept
-
-
-class LeftHeading(Heading):
-    """rich centres the largest headings, away from the text they belong to."""
-
-    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}
-
-
-class AnswerMarkdown(Markdown):
-    """Markdown whose links are written out: a hidden address is the model's to choose."""
-
-    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-        **Markdown.elements,
-        "heading_open": LeftHeading,
-    }
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, code_theme=CODE_THEME, hyperlinks=False)
+def screen_for(output: Output, *, show_reasoning: bool) -> Screen:
+    """Markdown on a terminal that can show it, else plain text."""
+    kind = MarkdownScreen if output.stdout.is_terminal else PlainScreen
+    return kind(output, show_reasoning=show_reasoning)

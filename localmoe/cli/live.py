@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -12,23 +13,30 @@ from localmoe.text import clean_line
 
 ERASE = "\r\x1b[K"
 DIM, RESET = "\x1b[2m", "\x1b[0m"
+INTERVAL = 0.05  # seconds between two changes: more cannot be read
 
 
 class LiveLine:
-    """``show`` replaces the line, ``clear`` takes it away; both do nothing without a terminal."""
+    """``show`` replaces the line, ``clear`` takes it away; both do nothing without a terminal.
+
+    A terminal that has gone away is no error: nothing of this line is meant to last.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._shown = ""
+        self._at = 0.0
+        self._gone = False
 
     def show(self, text: str) -> None:
         """The end of ``text`` is what fits; control characters are cleaned away."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or (self._shown and self._too_soon()):
             return
         line = fit_tail(clean_line(text), self._console.width - 1)
         if line != self._shown:
             self._write(f"{ERASE}{DIM}{line}{RESET}")
             self._shown = line
+            self._at = time.monotonic()
 
     def clear(self) -> None:
         if self._shown:
@@ -46,13 +54,28 @@ class LiveLine:
     ) -> None:
         self.clear()
 
+    def _too_soon(self) -> bool:
+        return time.monotonic() - self._at < INTERVAL
+
     def _write(self, text: str) -> None:
-        self._console.file.write(text)
-        self._console.file.flush()
+        if self._gone:
+            return
+        try:
+            self._console.file.write(text)
+            self._console.file.flush()
+        except OSError:
+            self._gone = True
 
 
 def fit_tail(text: str, width: int) -> str:
     """The last part of ``text`` that fits into ``width`` terminal cells."""
     while cell_len(text) > width:
         text = text[max(1, (cell_len(text) - width) // 2) :]
+    return text
+
+
+def fit_head(text: str, width: int) -> str:
+    """The first part of ``text`` that fits into ``width`` terminal cells."""
+    while cell_len(text) > width:
+        text = text[: len(text) - max(1, (cell_len(text) - width) // 2)]
     return text

@@ -7,6 +7,7 @@ so that commands which print nothing styled start fast.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -120,8 +121,9 @@ class Output:
         if label:
             line.append(label, style=style)
         line.append(clean(text), style="" if label else style)
-        # Wrapped words would break a grep; only a terminal has a width.
-        self.stderr.print(line, soft_wrap=not self.stderr.is_terminal)
+        with contextlib.suppress(OSError):  # nobody to tell is no reason to lose an answer
+            # Wrapped words would break a grep; only a terminal has a width.
+            self.stderr.print(line, soft_wrap=not self.stderr.is_terminal)
 
 
 def make_console(stream: TextIO) -> Console:
@@ -131,8 +133,13 @@ def make_console(stream: TextIO) -> Console:
     """
     from rich.console import Console
 
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """rich would end the program, and give stdout up though it may be stderr that broke."""
+            raise BrokenPipeError(32, "Broken pipe")
+
     styled = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Console(
+    return PlainConsole(
         file=stream,
         force_terminal=styled,
         color_system="auto" if styled else None,

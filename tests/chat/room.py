@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from localmoe.chat.commands import Chat, standard_commands
 from localmoe.chat.template import Renderer
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat import ChatLoop
-from localmoe.cli.lines import Lines
+from localmoe.cli.chat import QueuedOutput
+from localmoe.cli.chat_loop import ChatLoop
+from localmoe.cli.lines import Lines, Notices
 from localmoe.cli.output import Output
-from localmoe.cli.talk import Talk, about
+from localmoe.cli.talk import Talk
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings, MemoryReport
@@ -62,9 +63,28 @@ def talk(engine: ScriptedEngine, output: Output) -> Iterator[Talk]:
         yield Talk(MODEL, MACHINE, plan("ram"), engine, renderer, output)
 
 
-def run_chat(engine: ScriptedEngine, lines: Lines, output: Output) -> int:
-    """The chat, from the loaded model to its exit code."""
-    with talk(engine, output) as room:
-        conversation = room.conversation(Options(command="chat"))
-        chat = Chat(conversation, CONTEXT, about(room.model, room.plan, CONTEXT))
-        return ChatLoop(room, chat, standard_commands(), lines, output).run()
+def run_chat(
+    engine: ScriptedEngine,
+    lines: Lines,
+    output: Output,
+    options: Options | None = None,
+    **how: Any,
+) -> int:
+    """The chat over a scripted engine, to its exit code."""
+    loop, _ = make_loop(engine, output, options, **how)
+    return loop.run("tiny", lines)
+
+
+def make_loop(
+    engine: ScriptedEngine, output: Output, options: Options | None = None, **how: Any
+) -> tuple[ChatLoop, Notices]:
+    """A loop that brings up the scripted engine, and where its threads leave their notes."""
+    notices = Notices()
+
+    @contextmanager
+    def open_room(name: str | None) -> Iterator[Talk]:
+        with talk(engine, QueuedOutput(output, notices)) as room:
+            yield room
+
+    options = options or Options(command="chat")
+    return ChatLoop(open_room, options, output, notices, **how), notices

@@ -35,6 +35,8 @@ class ScriptedEngine:
     alive: bool = True
     loads: int = 0
     requests: list[Request] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)  # slots that were written to disk
+    resumed: list[str] = field(default_factory=list)  # and read from it
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def load(self) -> Iterator[LoadProgress | Loaded]:
@@ -67,9 +69,20 @@ class ScriptedEngine:
             yield Text(chunk, tokens)
         yield Finished(reason, prompt_tokens, 0, tokens, 0.1, 50.0, 10.0 if tokens > 1 else None)
 
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
     def close(self) -> None:
         self.alive = False
         self.cancelled.set()
+
+    def keep(self, slot: str) -> int:
+        self.kept.append(slot)
+        return 1
+
+    def resume(self, slot: str) -> int:
+        self.resumed.append(slot)
+        return 1
 
     def cancel(self) -> None:
         self.cancelled.set()

@@ -7,13 +7,16 @@ argument is the number of seconds before each chunk.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
-from localmoe.chat.commands import standard_commands
-from localmoe.cli.chat import _line_reader
+from localmoe.cli.arguments import parse
+from localmoe.cli.chat import line_reader, open_session
+from localmoe.cli.chat_terminal import kept
+from localmoe.cli.main import _terminate
 from localmoe.cli.output import Output
 from localmoe.errors import EngineCrashError
-from tests.chat.room import run_chat
+from tests.chat.room import make_loop
 from tests.chat.scripted import ScriptedEngine
 
 
@@ -23,7 +26,13 @@ def main() -> int:
         for reply in json.loads(sys.argv[1])
     ]
     engine = ScriptedEngine(replies, delay=float(sys.argv[2]))
-    return run_chat(engine, _line_reader(standard_commands()), Output())
+    output = Output()
+    options = parse(["chat", *sys.argv[3:]])
+    store, log = open_session(options)
+    loop, notices = make_loop(engine, output, options, store=store, log=log)
+    signal.signal(signal.SIGTERM, _terminate)
+    with kept():
+        return loop.run("tiny", line_reader(loop, notices, private=options.no_history))
 
 
 if __name__ == "__main__":

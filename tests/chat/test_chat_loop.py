@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import json
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from localmoe.chat.conversation import TurnDone
-from localmoe.cli import run as run_module
+from localmoe.chat.store import Store
+from localmoe.cli import run_printers
 from localmoe.cli.arguments import Options
+from localmoe.cli.chat import open_session
 from localmoe.cli.lines import PipedLines, TerminalLines
 from localmoe.cli.output import Output
+from localmoe.cli.piped import compose
 from localmoe.cli.talk import about, experts_home, settings
-from localmoe.engine.events import PrefillProgress, Request
-from localmoe.errors import ContextOverflowError, EngineCrashError, UsageError
+from localmoe.engine.events import LoadProgress, PrefillProgress, Request
+from localmoe.errors import ContextOverflowError, EngineCrashError, ModelFileError, UsageError
 from localmoe.text import format_duration
 from tests.chat import room
 from tests.chat.scripted import Reply, ScriptedEngine
@@ -44,10 +49,10 @@ def test_each_line_is_a_turn_and_the_answers_alone_are_on_stdout() -> None:
     done = chat("one\n\ntwo", ["a", "b"], ["c\n"])
     assert done.code == 0
     assert done.out == "ab\nc\n"
-    first = (
-        f"2 tokens written · 10.0 tok/s · first after {format_duration(0.1)} · context 5/100 (5 %)"
-    )
-    assert done.err.splitlines()[0] == first
+    first, second = (line for line in done.err.splitlines() if "TTFT" in line)
+    assert first.startswith(f"10.0 tok/s · 2 tokens · TTFT {format_duration(0.1)} · context ")
+    assert first.endswith(" 5/100 (5 %) · experts in RAM")
+    assert second.startswith("1 token · ")
     assert len(done.engine.requests) == 2
 
 
@@ -114,6 +119,7 @@ def test_quiet_leaves_the_answers() -> None:
     done = chat("hi\n/nonsense\n", ["x"], quiet=True)
     assert done.out == "x\n"
     assert done.err.startswith("error: no command /nonsense")
+    assert "tiny" not in done.err and "tok/s" not in done.err
 
 
 class PressesCtrlC(ScriptedEngine):
@@ -154,40 +160,230 @@ class IsStuck(ScriptedEngine):
         """It does not hear."""
 
 
-def test_ctrl_c_twice_in_an_answer_ends_the_engine() -> None:
-    """An engine that does not stop is ended; the chat goes on with a new one."""
+def test_ctrl_c_twice_in_an_answer_leaves() -> None:
+    """An engine that does not hear is ended, and the chat with it: exit 130."""
     out, err = io.StringIO(), io.StringIO()
     engine = IsStuck([["fine"]])
     lines = PipedLines(io.StringIO("a\nb\n"))
-    assert room.run_chat(engine, lines, Output(out=out, err=err)) == 0
-    assert out.getvalue() == "fine\n"
-    assert "starting the engine again" in err.getvalue()
-    assert engine.loads == 2
+    assert room.run_chat(engine, lines, Output(out=out, err=err)) == 130
+    assert not engine.alive
+    assert out.getvalue() == ""
 
 
 class Keys(TerminalLines):
-    """A terminal at which these keys are pressed: a line, or an exception for Ctrl-C."""
+    """A terminal at which these keys are pressed: a line, or an exception for Ctrl-C.
 
-    def __init__(self, *keys: str | type[BaseException]) -> None:
+    What is asked in between is answered with ``answer``; ``drafts`` is what lay on the input line.
+    """
+
+    def __init__(self, *keys: str | type[BaseException], answer: str = "") -> None:
         super().__init__(io.StringIO(), io.StringIO())
         self._keys = list(keys)
+        self._answer = answer
+        self.questions: list[str] = []
+        self.drafts: list[str] = []
 
-    def read(self) -> str:
+    def read(self, default: str = "") -> str:
+        self.drafts.append(default)
+        if not self._keys:
+            raise EOFError
         key = self._keys.pop(0)
         if isinstance(key, str):
             return key
         raise key
 
+    def choose(self, question: str) -> str:
+        self.questions.append(question)
+        return self._answer
+
+
+def type_in(
+    engine: ScriptedEngine, keys: Keys, options: Options | None = None, **how: Any
+) -> Streams:
+    """The chat with these keys."""
+    out, err = io.StringIO(), io.StringIO()
+    code = room.run_chat(engine, keys, Output(out=out, err=err), options, **how)
+    return Streams(code, out.getvalue(), err.getvalue(), engine)
+
 
 def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
     """Once warns, a message in between forgives, twice is exit 130."""
     interrupt = KeyboardInterrupt
-    engine = ScriptedEngine([["x"]])
-    out, err = io.StringIO(), io.StringIO()
-    keys = Keys(interrupt, "hi", interrupt, interrupt)
-    assert room.run_chat(engine, keys, Output(out=out, err=err)) == 130
-    assert out.getvalue() == "x\n"
-    assert err.getvalue().count("once more") == 2
+    done = type_in(ScriptedEngine([["x"]]), Keys(interrupt, "hi", interrupt, interrupt))
+    assert done.code == 130
+    assert done.out == "x\n"
+    assert done.err.count("once more") == 2
+
+
+def test_regen_replaces_and_undo_takes_back() -> None:
+    """Both change what the next prompt has."""
+    keys = Keys("count", "/regen", "more", "/undo", "else")
+    done = type_in(ScriptedEngine([["one"], ["two"], ["three"], ["four"]]), keys)
+    prompts = [request.prompt for request in done.engine.requests]
+    assert prompts[0] == prompts[1]
+    assert "assistant\ntwo" in prompts[2] and "one" not in prompts[2]
+    assert "more" not in prompts[3] and "assistant\ntwo" in prompts[3]
+
+
+def test_files_go_with_one_message(tmp_path: Path) -> None:
+    """``-f`` and ``/read``: in the next prompt once; kept when that could not be sent."""
+    (tmp_path / "n.txt").write_text("the notes")
+    crash = EngineCrashError("gone")
+    keys = Keys(f"/read {tmp_path}/n.txt", "sum up", "sum up", "thanks")
+    done = type_in(ScriptedEngine([[crash], ["ok"], ["bye"]]), keys)
+    first, second, third = (request.prompt for request in done.engine.requests)
+    assert "n.txt:\n```\nthe notes\n```\n\nsum up" in first
+    assert first == second
+    assert third.count("the notes") == 1
+    assert "n.txt · 5 tokens" in done.err
+
+
+def test_edit_asks_the_changed_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last message in $EDITOR replaces its turn; ``new`` writes one; no change, no turn."""
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf "%s, edited" "$(cat "$1")" > "$1"\n')
+    editor.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(editor))
+    done = type_in(ScriptedEngine([["1"], ["2"], ["3"]]), Keys("hello", "/edit", "/edit new"))
+    prompts = [request.prompt for request in done.engine.requests]
+    assert "hello, edited<|im_end|>" in prompts[1] and "assistant\n1" not in prompts[1]
+    assert "user\n, edited<|im_end|>" in prompts[2]
+    monkeypatch.setenv("VISUAL", "true")
+    assert "nothing is sent" in type_in(ScriptedEngine([["1"]]), Keys("hello", "/edit")).err
+    monkeypatch.setenv("VISUAL", "false")
+    assert "ended with 1" in type_in(ScriptedEngine([["1"]]), Keys("hello", "/edit")).err
+
+
+LONG = "word " * 30
+
+
+class TestFull:
+    """A context of 100 tokens, 32 of them for the answer."""
+
+    def full(self, *keys: str, answer: str = "", overflow: str | None = None) -> Streams:
+        engine = ScriptedEngine([["a"], ["b"], ["c"], ["d"], ["e"]])
+        lines = Keys(LONG, LONG, *keys, answer=answer)
+        options = Options(command="chat", overflow=overflow)
+        done = type_in(engine, lines, options)
+        self.lines = lines
+        return done
+
+    def test_dropping(self) -> None:
+        """Asked, with the numbers; the oldest turns go, are told of, and are not sent."""
+        done = self.full("next " * 30, answer="d")
+        assert "the next turn does not fit: 10" in done.err
+        assert self.lines.questions == [
+            "the 2 oldest turns: [d]rop, [s]ummarise, or [Enter] to stop? "
+        ]
+        assert "the 2 oldest turns are not sent any more" in done.err
+        assert "word" not in done.engine.requests[2].prompt
+
+    def test_stopping(self) -> None:
+        """Enter stops: nothing is sent or lost, the message is back on the input line."""
+        done = self.full("next " * 30)
+        assert len(done.engine.requests) == 2
+        assert "not sent" in done.err
+        assert self.lines.drafts[-1] == "next " * 30
+
+    def test_summarising(self) -> None:
+        """The model sums up, and its words are sent in place of the turns."""
+        done = self.full("next " * 30, answer="s")
+        assert "Summarise our conversation" in done.engine.requests[2].prompt
+        prompt = done.engine.requests[3].prompt
+        assert "word" not in prompt and "Summary of the conversation so far:\nc" in prompt
+
+    def test_a_stated_choice_is_not_asked_for(self) -> None:
+        """``--overflow drop`` and ``/set overflow drop``."""
+        for done in (
+            self.full("next " * 30, overflow="drop"),
+            self.full("/set overflow drop", "next " * 30),
+        ):
+            assert self.lines.questions == []
+            assert "oldest turns are not sent any more" in done.err
+            assert len(done.engine.requests) == 3
+
+    def test_a_pipe_stops(self) -> None:
+        """Nobody can be asked: refused with the numbers, and the next line is answered."""
+        done = chat(f"{LONG}\n{LONG}\n{'next ' * 30}\n/clear\nhi\n", ["a"], ["b"], ["c"])
+        assert "does not fit" in done.err and "not sent" in done.err
+        assert done.out == "a\nb\nc\n"
+
+    def test_too_long_by_itself(self) -> None:
+        """No turn is given up for a message that would not fit anyway."""
+        done = self.full("next " * 200, answer="d")
+        assert "even alone it is too long" in done.err
+        assert self.lines.questions == []
+
+
+class TestSessions:
+    def test_a_conversation_goes_on(self, tmp_path: Path) -> None:
+        """What was said before is in the prompt, with the system text of that time."""
+        store = Store(tmp_path)
+        first = Keys("/system be brief", "first")
+        type_in(ScriptedEngine([["a"]]), first, store=store, log=store.open("s"))
+        done = type_in(ScriptedEngine([["b"]]), Keys("second"), store=store, log=store.open("s"))
+        assert "system\nbe brief" in done.engine.requests[0].prompt
+        assert "user\nfirst" in done.engine.requests[0].prompt
+        assert "s · 1 turn · tiny\n> first\n  a" in done.err
+
+    def test_what_was_read_is_kept_and_taken_up(self, tmp_path: Path) -> None:
+        """On leaving and on switching sessions, under the session's name; not for a word or two."""
+        store = Store(tmp_path)
+
+        def keeping(*keys: str, log: str) -> ScriptedEngine:
+            engine = ScriptedEngine([["x"]] * 3)
+            type_in(engine, Keys(*keys), store=store, log=store.open(log))
+            return engine
+
+        assert keeping("hi", log="short").kept == []
+        assert keeping("word " * 62, log="long").kept == ["long"]
+        assert keeping("/load long", "again", log="short").resumed == ["short", "long"]
+        switched = keeping("word " * 62, "/load long", log="other")
+        assert switched.kept == ["other"]
+
+    def test_no_history_leaves_no_trace(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No file at all, and no conversation to go on with."""
+        monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path / "home"))
+        options = Options(command="chat", no_history=True)
+        store, log = open_session(options)
+        type_in(ScriptedEngine([["x"]]), Keys("secret", "/clear"), options, store=store, log=log)
+        assert not (tmp_path / "home").exists()
+        for more in ({"resume": True}, {"session": "x"}):
+            with pytest.raises(UsageError, match="--no-history"):
+                open_session(replace(options, **more))
+
+
+class FailsToLoad(ScriptedEngine):
+    """A model that is found out to be broken when it is loaded."""
+
+    def load(self):  # type: ignore[no-untyped-def]
+        yield LoadProgress(0.5)
+        raise ModelFileError("the file is damaged")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_chat() -> None:
+    """With its own error, for a pipe and for a terminal."""
+    for lines in (PipedLines(io.StringIO("hi\n")), Keys("hi")):
+        with pytest.raises(ModelFileError, match="damaged"):
+            room.run_chat(FailsToLoad([]), lines, Output(out=io.StringIO(), err=io.StringIO()))
+
+
+class Broken(io.StringIO):
+    """A stream that takes nothing."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+def test_an_unwritable_stderr_costs_no_answer() -> None:
+    """Notes and figures are lost, the answer and the exit code are not."""
+    out = io.StringIO()
+    engine = ScriptedEngine([["<think>hm</think>", "fine"]])
+    lines = PipedLines(io.StringIO("hi\n/stats\n/nonsense\n"))
+    assert room.run_chat(engine, lines, Output(out=out, err=Broken())) == 0
+    assert out.getvalue() == "fine\n"
 
 
 class TestRun:
@@ -197,7 +393,7 @@ class TestRun:
             *_, done = talk.conversation(Options()).ask("hi")
             assert isinstance(done, TurnDone)
             assert talk.loaded
-            return run_module.run_document("tiny", done, talk.loaded, talk.plan, {"layers": []})
+            return run_printers.run_document("tiny", done, talk.loaded, talk.plan, {"layers": []})
 
     def test_document(self) -> None:
         """The names of the command line contract; text is there as the model wrote it."""
@@ -226,7 +422,7 @@ class TestRun:
         with room.talk(ScriptedEngine([["<think>hm</think>", "a", "\x1b[31mb"]]), output) as talk:
             conversation = talk.conversation(Options())
             assert talk.loaded
-            with run_module.TextPrinter(talk, talk.loaded, output) as printer:
+            with run_printers.TextPrinter(talk, talk.loaded, output) as printer:
                 for event in conversation.ask("hi"):
                     printer.show(event)
         assert out.getvalue() == "ab\n"
@@ -240,7 +436,7 @@ class TestRun:
         with room.talk(ScriptedEngine([["<think>hm</think>", "a"]]), output) as talk:
             conversation = talk.conversation(Options())
             assert talk.loaded
-            with run_module.EventPrinter(talk, talk.loaded, output) as printer:
+            with run_printers.EventPrinter(talk, talk.loaded, output) as printer:
                 for event in conversation.ask("hi"):
                     printer.show(event)
         lines = [json.loads(line) for line in out.getvalue().splitlines()]
@@ -271,14 +467,14 @@ def test_prompt_and_stdin_are_joined(
     words: tuple[str, ...], piped: str | None, prompt: str
 ) -> None:
     """Words first, stdin after them or where ``-`` stands; the last newline is not part of it."""
-    assert run_module.compose(words, piped, Output(err=io.StringIO())) == prompt
+    assert compose(words, piped, Output(err=io.StringIO())) == prompt
 
 
 @pytest.mark.parametrize(("words", "piped"), [((), ""), ((), None), (("-",), " \n"), ((" ",), "")])
 def test_no_prompt_is_a_usage_error(words: tuple[str, ...], piped: str | None) -> None:
     """Exit 2 with what to type, not an empty request."""
     with pytest.raises(UsageError, match="no prompt"):
-        run_module.compose(words, piped, Output(err=io.StringIO()))
+        compose(words, piped, Output(err=io.StringIO()))
 
 
 def test_where_the_experts_live() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from localmoe.chat.attachments import Attachment
 from localmoe.chat.conversation import (
     AnswerDelta,
     Conversation,
@@ -13,7 +14,7 @@ from localmoe.chat.conversation import (
     TurnDone,
 )
 from localmoe.chat.sampling import default_sampling
-from localmoe.chat.session import Message, Session
+from localmoe.chat.session import Message, Session, Shortened, Turn
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
 from localmoe.chat.thinking import ThinkLevel
@@ -182,23 +183,112 @@ def test_think_level_reaches_the_prompt(renderer: Renderer) -> None:
     assert "</think>" in engine.requests[0].prompt
 
 
+def test_regenerating_replaces_the_answer(renderer: Renderer) -> None:
+    """The same question again, with the same prompt; one turn stays one turn."""
+    chat, engine = conversation(renderer, ["one"], ["two"])
+    list(chat.ask("count", [Attachment("a.txt", "attached")]))
+    assert collect(chat.regenerate(), AnswerDelta) == "two"
+    assert engine.requests[0].prompt == engine.requests[1].prompt
+    assert "attached" in engine.requests[1].prompt
+    assert [m.content for m in chat.session.messages] == ["count", "two"]
+
+
+def test_regenerating_in_vain_keeps_the_answer(renderer: Renderer) -> None:
+    """An error before the first word leaves the old answer where it was."""
+    chat, _ = conversation(renderer, ["one"], [EngineCrashError("gone")])
+    list(chat.ask("count"))
+    with pytest.raises(EngineCrashError):
+        list(chat.regenerate())
+    assert [m.content for m in chat.session.messages] == ["count", "one"]
+
+
+def test_a_summary_takes_the_place_of_the_oldest_turns(renderer: Renderer) -> None:
+    """The model is asked about those turns alone; the next prompt has its words in their place."""
+    chat, engine = conversation(renderer, ["1"], ["2"], ["3"], ["they counted"], ["4"], system="S")
+    for text in ("a", "b", "c"):
+        list(chat.ask(text))
+    list(chat.summarise(2, 50))
+    asked = engine.requests[3]
+    assert "a<|im_end|>" in asked.prompt and "c<|im_end|>" not in asked.prompt
+    assert asked.max_tokens == 50
+    list(chat.ask("d"))
+    prompt = engine.requests[4].prompt
+    assert "they counted" in prompt and "S" in prompt
+    assert "user\na<" not in prompt and "user\nc<" in prompt
+    assert len(chat.session.turns) == 4  # nothing is lost
+
+
+def test_an_interrupted_summary_changes_nothing(renderer: Renderer) -> None:
+    """Half a summary is no summary."""
+    chat, engine = conversation(renderer, ["1"], ["2"], ["they ", "counted"])
+    list(chat.ask("a"))
+    list(chat.ask("b"))
+    for event in chat.summarise(1, 50):
+        if isinstance(event, AnswerDelta):
+            engine.cancel()
+    assert (chat.session.skipped, chat.session.summary) == (0, "")
+
+
+def test_tokens_of_the_next_prompt(renderer: Renderer) -> None:
+    """What is counted is the rendered prompt, with as many turns left out as asked."""
+    chat, _ = conversation(renderer, ["1"], ["2"])
+    list(chat.ask("a b c"))
+    list(chat.ask("d"))
+    question = Message("user", "next")
+    all_, one, none = (chat.prompt_tokens(question, skip=skip) for skip in range(3))
+    assert all_ > one > none > 0
+
+
+def make_turn(question: str, answer: str) -> Turn:
+    return Turn(Message("user", question), Message("assistant", answer))
+
+
 class TestSession:
     def test_undo(self) -> None:
         """Undo takes the last question and its answer, then the one before, then nothing."""
-        session = Session("s")
-        for role, text in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]:
-            session.append(Message(role, text))
-        assert [m.content for m in session.undo()] == ["c", "d"]
-        assert [m.content for m in session.undo()] == ["a", "b"]
-        assert session.undo() == ()
+        first, second = make_turn("a", "b"), make_turn("c", "d")
+        session = Session("s", [first, second])
+        assert session.undo() == second
+        assert session.undo() == first
+        assert session.undo() is None
         assert session.prompt_messages() == (Message("system", "s"),)
 
     def test_clear_keeps_the_system_text(self) -> None:
         """Clearing forgets the talk only."""
-        session = Session("s", [Message("user", "a")])
+        session = Session("s", [make_turn("a", "b")])
         session.clear()
         assert session.system == "s"
-        assert session.turns == 0
+        assert session.turns == ()
+
+    def test_shortened(self) -> None:
+        """Skipped turns are kept, but not sent; their summary is part of the system text."""
+        session = Session("s", [make_turn("a", "b"), make_turn("c", "d")])
+        session.shorten(1, "they spoke of a")
+        contents = [m.content for m in session.prompt_messages(Message("user", "e"))]
+        assert contents[0].startswith("s\n\n") and contents[0].endswith("they spoke of a")
+        assert contents[1:] == ["c", "d", "e"]
+        assert len(session.turns) == 2
+
+    def test_undo_reaches_into_what_is_skipped(self) -> None:
+        """Taking back more than what is sent leaves nothing skipped that is not there."""
+        session = Session("", [make_turn("a", "b"), Shortened(1)])
+        session.undo()
+        assert session.skipped == 0
+
+    def test_its_changes_make_it_again(self) -> None:
+        """The fewest changes give the same session."""
+        session = Session("s", [make_turn("a", "b"), make_turn("c", "d"), Shortened(1, "x")])
+        again = Session(changes=session.changes())
+        assert again.prompt_messages() == session.prompt_messages()
+        assert again.turns == session.turns
+
+    def test_files_are_a_part_of_the_prompt_only(self) -> None:
+        """The message stays what was typed; the model gets the file in front of it, fenced."""
+        file = Attachment("a.md", "```\ncode\n```\n")
+        question = Message("user", "what?", files=(file,))
+        (sent,) = Session().prompt_messages(question)
+        assert sent.content == "a.md:\n````\n```\ncode\n```\n````\n\nwhat?"
+        assert question.content == "what?"
 
 
 class TestSampling:

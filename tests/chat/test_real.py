@@ -218,7 +218,7 @@ def test_ctrl_c_in_an_answer_of_chat(running: Callable[..., Running], model: Pat
     code, _, err = command.end()
     assert code == 0
     assert "interrupted; what is there is kept" in err
-    assert "3 tokens written" in err
+    assert "· 3 tokens ·" in err
 
 
 def test_sigterm_leaves_nothing_behind(running: Callable[..., Running], model: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_killed_engine_does_not_end_the_chat(
     assert code == 0
     assert "error: the engine process died: killed" in err
     assert "starting the engine again" in err
-    assert "3 tokens written" in err
+    assert "· 3 tokens ·" in err
     assert "turns    2" in err
     assert out.count("\n") >= 2
 

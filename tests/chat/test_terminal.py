@@ -1,120 +1,29 @@
-"""The chat in a real pseudo-terminal, seen through a terminal emulator."""
+"""The chat in a real pseudo-terminal: keys, streaming, interrupts, and how it leaves."""
 
 from __future__ import annotations
 
-import json
-import sys
+import re
+import signal
+import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pexpect
-import pyte
 import pytest
 
 from tests.chat import templates
-from tests.cli.command import environment
-
-COLUMNS, ROWS = 80, 40
-ALT_ENTER, CTRL_C, CTRL_D, TAB, UP = "\x1b\r", "\x03", "\x04", "\t", "\x1b[A"
-
-
-class Terminal:
-    """A program in a terminal: keys in, the screen out."""
-
-    def __init__(self, child: pexpect.spawn[str]) -> None:
-        self.child = child
-        self.raw = ""
-        self._screen = pyte.Screen(COLUMNS, ROWS)
-        self._stream = pyte.Stream(self._screen)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
-
-    def wait(self, found: Callable[[str], bool] | str, seconds: float = 20) -> str:
-        """The screen, once it shows this."""
-        check = found if callable(found) else lambda text: found in text
-        end = time.monotonic() + seconds
-        while not check(self.text):
-            assert time.monotonic() < end, f"waited for {found!r}, got:\n{self.text}"
-            self._read()
-        return self.text
-
-    def prompt(self) -> str:
-        """Wait for an empty input line at the end of the screen."""
-        return self.wait(lambda text: text.endswith("\n>") or text == ">")
-
-    def type(self, keys: str) -> None:
-        self.child.send(keys)
-
-    def exit_code(self) -> int:
-        while self.child.isalive() and self._read():
-            pass
-        self.child.wait() if self.child.isalive() else None
-        self.child.close()
-        assert self.child.exitstatus is not None
-        return self.child.exitstatus
-
-    def _read(self) -> bool:
-        try:
-            data = self.child.read_nonblocking(4096, timeout=0.2)
-        except pexpect.TIMEOUT:
-            return True
-        except pexpect.EOF:
-            return False
-        self.raw += data
-        self._stream.feed(data)
-        return True
-
-
-Spawn = Callable[..., Terminal]
-Start = Callable[..., Terminal]
-
-
-@pytest.fixture
-def spawn(tmp_path: Path) -> Iterator[Spawn]:
-    """``spawn("-m", "localmoe", …)`` → Python in a terminal, at the chat's first prompt."""
-    children: list[pexpect.spawn[str]] = []
-
-    def begin(*args: str, **env: str) -> Terminal:
-        child: pexpect.spawn[str] = pexpect.spawn(
-            sys.executable,
-            list(args),
-            cwd=str(tmp_path),
-            dimensions=(ROWS, COLUMNS),
-            encoding="utf-8",
-            env=environment(
-                tmp_path, **({"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"} | env)
-            ),
-        )
-        children.append(child)
-        terminal = Terminal(child)
-        terminal.prompt()
-        return terminal
-
-    yield begin
-    for child in children:
-        child.close(force=True)
-
-
-@pytest.fixture
-def start(spawn: Spawn) -> Start:
-    """``start(["chunk", …], …)`` → the chat over a scripted engine, at its first prompt."""
-
-    def begin(*replies: list[str], delay: float = 0, **env: str) -> Terminal:
-        return spawn("-m", "tests.chat.scripted_chat", json.dumps(replies), str(delay), **env)
-
-    return begin
+from tests.chat.conftest import Spawn, Start
+from tests.chat.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB, UP
 
 
 def test_a_turn(start: Start) -> None:
-    """The answer, the status line, the next prompt; Ctrl-D leaves with 0."""
+    """The card, the answer, the status line, the next prompt; Ctrl-D leaves with 0."""
     terminal = start(["Hello", " there", "."])
     terminal.type("hi\r")
-    text = terminal.wait("context")
-    assert "> hi\nHello there.\n3 tokens written · 10.0 tok/s" in text
-    terminal.prompt()
+    text = terminal.turns(1)
+    assert text.startswith("tiny · Q8_0")
+    assert "> hi\nHello there.\n10.0 tok/s · 3 tokens · TTFT 0.10 s · context " in text
+    assert " 6/100 (6 %) · experts in RAM\n\n>" in text
     terminal.type(CTRL_D)
     assert terminal.exit_code() == 0
 
@@ -142,40 +51,43 @@ def f():
 """
 
 
-def test_markdown(start: Start) -> None:
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_markdown(start: Start, columns: int) -> None:
     """Every construct is shown once, in order, without its marks; links show their address."""
-    terminal = start(list(MARKDOWN))
+    terminal = start(list(MARKDOWN), columns=columns)
     terminal.type("go\r")
-    text = terminal.wait("context")
-    assert "\nTitle\n\nSome bold and code.\n" in text
-    assert " • one\n • two\n" in text
-    assert "def f():\n    return 1\n" in text
-    assert "3 third" in text
-    assert "4 link (https://example.org/x)" in text
+    text = terminal.turns(1)
+    assert "\nTitle\n\nSome bold and code.\n\n• one\n• two\n  ◦ nested\n\n── python ─" in text
+    assert "def f():\n    return 1\n────" in text
+    assert re.search(r"\na +b\n─+\n1 +2\n", text)
+    assert "3. third\n4. link" in text
+    assert "(https://example.org/x)" in text
     assert text.count("return 1") == 1
     assert text.count("Title") == 1
-    assert "\x1b[1m" in terminal.raw  # bold
+    assert "\x1b[1m" in terminal.raw or "\x1b[1;" in terminal.raw  # bold
 
 
-def test_finished_lines_are_never_rewritten(start: Start) -> None:
-    """The cursor never goes up while an answer is shown."""
-    terminal = start(list(MARKDOWN))
+@pytest.mark.parametrize(("columns", "rows"), [(40, 8), (80, 12), (160, 40)])
+def test_what_is_printed_is_never_repainted(start: Start, columns: int, rows: int) -> None:
+    """Whatever the window: the cursor never goes up, no line above is written to again."""
+    terminal = start(list(MARKDOWN * 3), columns=columns, rows=rows)
     terminal.prompt()
     before = len(terminal.raw)
     terminal.type("go\r")
-    terminal.wait("context")
-    answer = terminal.raw[before:].split("Title", 1)[1].split("tok/s")[0]
-    assert "\x1b[A" not in answer
-    assert "\x1b[H" not in answer
-    assert "\x1b[2J" not in answer
+    text = terminal.turns(1)
+    answer = terminal.raw[before:].split("tok/s", 1)[0].rsplit("\x1b[?2004l", 1)[1]
+    assert len(answer) > 3 * len(MARKDOWN)
+    assert not re.search(r"\x1b\[\d*[AFHJ]|\x1b\[\d*;\d*[Hf]|\x1bM|\x1b\[\d*[LMST]", answer)
+    assert text.count("Title") == 3
+    assert text.count("return 1") == 3
 
 
-def test_an_unfinished_paragraph_is_visible(start: Start) -> None:
-    """Words appear while the block is open, before its last word is there."""
-    terminal = start(["word ", "by ", "word ", "until ", "the ", "end."], delay=0.3)
+def test_words_appear_as_they_come(start: Start) -> None:
+    """A paragraph is readable long before it ends."""
+    terminal = start(["word ", "by ", "wo", "rd ", "until ", "the ", "end."], delay=0.3)
     terminal.type("go\r")
-    terminal.wait(lambda text: "word by" in text and "end." not in text)
-    text = terminal.wait("context")
+    terminal.wait(lambda text: "word by wo" in text and "end." not in text)
+    text = terminal.turns(1)
     assert text.count("word by word until the end.") == 1
 
 
@@ -183,45 +95,68 @@ def test_hostile_text_does_nothing(start: Start) -> None:
     """No clipboard, no title, no colour, no markup from the model."""
     terminal = start(["[red]a[/red] \x1b]52;c;", "eA==\x07\x1b]0;t\x07\x1b[2Jb\x9b31mc"])
     terminal.type("go\r")
-    text = terminal.wait("context")
+    text = terminal.turns(1)
     assert "[red]a[/red] bc" in text
     assert "\x1b]" not in terminal.raw
 
 
 def test_thinking_is_one_line(start: Start) -> None:
-    """A counter while it lasts, a line afterwards."""
+    """A counter while it lasts, a line afterwards; ``/reasoning`` tells what it was."""
     terminal = start(["<think>", "so ", "then ", "hm", "</think>", "\n\nyes"], delay=0.2)
     terminal.type("go\r")
     terminal.wait("thinking ·")
-    text = terminal.wait("context")
+    text = terminal.turns(1)
     assert "thought 3 words in" in text
     assert "thinking" not in text
     assert "\nyes\n" in text
+    assert "so then hm" not in text
+    terminal.say("/reasoning")
+    terminal.wait("so then hm")
+
+
+def test_thinking_can_be_shown(start: Start) -> None:
+    """``/reasoning show``: behind a bar, before the answer."""
+    terminal = start(["<think>", "so ", "then\nhm", "</think>", "\n\nyes"])
+    terminal.type("/reasoning show\r")
+    terminal.wait("reasoning is shown")
+    terminal.say("go")
+    text = terminal.turns(1)
+    assert "│ so then\n│ hm\n" in text
+    assert text.index("│ hm") < text.index("\nyes\n")
 
 
 def test_several_lines_and_paste(start: Start) -> None:
-    """Alt-Enter and pasted newlines stay in one message."""
-    terminal = start(["a"], ["b"])
+    """Alt-Enter, a final backslash, three quotes and pasted newlines stay in one message."""
+    terminal = start(["a"], ["b"], ["c"], ["d"])
     terminal.type(f"one{ALT_ENTER}two")
     terminal.wait("two")
     terminal.type("\r")
-    terminal.wait("context")
-    terminal.prompt()
+    terminal.turns(1)
     terminal.type("\x1b[200~x\ny\x1b[201~")
     terminal.wait("y")
     terminal.type("\r")
-    terminal.wait(lambda text: text.count("context") == 2)
-    terminal.prompt()
-    terminal.type("/stats\r")
-    assert "turns    2" in terminal.wait("turns")
+    terminal.turns(2)
+    terminal.type("back\\\rslash\r")
+    terminal.turns(3)
+    terminal.type('"""\rquoted\rlines"""\r')
+    terminal.turns(4)
+    terminal.say("/stats")
+    assert "turns    4" in terminal.wait("turns  ")
+    terminal.say("/copy all")  # the messages as they were sent
+    terminal.wait("copied")
+    copied = terminal.raw.rsplit("\x1b]52;c;", 1)[1].split("\x07")[0]
+    import base64
+
+    text = base64.b64decode(copied).decode()
+    for message in ("one\ntwo", "x\ny", "back\nslash", "quoted\nlines"):
+        assert f"> {message}\n" in text
 
 
-def test_history_and_completion(start: Start) -> None:
-    """Up brings the last message back; Tab completes a command."""
+def test_history_search_and_completion(start: Start) -> None:
+    """Up and Ctrl-R bring messages back, also in the next chat; Tab completes."""
     terminal = start(["a"], ["b"])
     terminal.type("remember me\r")
-    terminal.wait("context")
-    terminal.prompt()
+    terminal.turns(1)
     terminal.type(UP)
     terminal.wait(lambda text: text.endswith("> remember me"))
     terminal.type(CTRL_C)  # empties the line, does not leave
@@ -230,20 +165,47 @@ def test_history_and_completion(start: Start) -> None:
     terminal.wait(lambda text: text.endswith("> /stats"))
     terminal.type("\r")
     terminal.wait("turns    1")
+    terminal.prompt()
+    terminal.type(CTRL_D)
+    assert terminal.exit_code() == 0
+    again = start()
+    again.type(CTRL_R + "member")
+    again.wait("remember me")
+
+
+def test_completion_of_arguments(start: Start, tmp_path: Path) -> None:
+    """Settings and their values, files with blanks in their names, sessions."""
+    (tmp_path / "my notes.txt").write_text("hello world")
+    terminal = start(["a"])
+    for typed, completed in (
+        ("/set over", "/set overflow"),
+        ("/set overflow dr", "/set overflow drop"),
+        ("/think h", "/think high"),
+        ("/reasoning s", "/reasoning show"),
+        ("/read my", "/read my notes.txt"),
+        ("/help cont", "/help context"),
+    ):
+        terminal.type(typed + TAB)
+        terminal.wait(lambda text, line=completed: text.endswith(f"> {line}"))  # type: ignore[misc]
+        terminal.type(CTRL_C)
+        terminal.prompt()
 
 
 def test_ctrl_c_stops_the_answer_only(start: Start) -> None:
-    """What was said stays on the screen, the prompt comes back, the chat goes on."""
+    """The prompt is back within 0.3 s, what was said stays, the chat goes on."""
     terminal = start(["one ", "two ", "three ", *["more "] * 50], ["fine"], delay=0.1)
     terminal.type("count\r")
     terminal.wait("two")
+    began = time.monotonic()
     terminal.type(CTRL_C)
     text = terminal.wait("interrupted; what is there is kept")
-    assert "one two" in text
     terminal.prompt()
+    assert time.monotonic() - began < 0.3 + 0.2  # the emulator reads every 0.2 s
+    assert "one two" in text
+    time.sleep(2)  # longer than the two presses that leave may be apart
     terminal.type("and now?\r")
     terminal.wait("fine")
-    terminal.wait(lambda text: text.count("context") == 2)
+    terminal.turns(2)
 
 
 def test_ctrl_c_twice_leaves(start: Start) -> None:
@@ -256,6 +218,57 @@ def test_ctrl_c_twice_leaves(start: Start) -> None:
     assert terminal.raw.rfind("\x1b[?2004l") > terminal.raw.rfind("\x1b[?2004h")
 
 
+def test_ctrl_c_twice_in_an_answer_leaves(start: Start, tmp_path: Path) -> None:
+    """Exit 130; what was said is kept in the session."""
+    terminal = start(["one ", "two ", *["more "] * 50], delay=0.1, options=("--session", "s"))
+    terminal.type("count\r")
+    terminal.wait("two")
+    terminal.type(CTRL_C)
+    terminal.type(CTRL_C)
+    assert terminal.exit_code() == 130
+    (file,) = tmp_path.rglob("s.jsonl")
+    assert '"answer":"one two' in file.read_text()
+    assert '"interrupted":true' in file.read_text()
+
+
+def local_modes(terminal_fd: int) -> int:
+    return int(termios.tcgetattr(terminal_fd)[3])
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_at_the_prompt_restores_the_terminal(start: Start, number: int) -> None:
+    """The mode of the terminal and bracketed paste; the exit code names the signal."""
+    terminal = start()
+    fd = terminal.child.child_fd
+    assert not local_modes(fd) & termios.ICANON  # raw, while the editor runs
+    terminal.child.kill(number)
+    deadline = time.monotonic() + 10
+    while not local_modes(fd) & termios.ICANON:
+        assert time.monotonic() < deadline
+        terminal._read()
+    assert local_modes(fd) & termios.ECHO
+    assert terminal.exit_code() == 128 + number
+    assert "Traceback" not in terminal.raw
+    assert terminal.raw.rfind("\x1b[?2004l") > terminal.raw.rfind("\x1b[?2004h")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    ["\x1b[31mred", "\x1b[<0;1;1M", "\x1b[M !!", "\x1b[200~\x1b[31m\x1b[201~", "\x1b[99;99R"],
+)
+def test_pasted_sequences_are_survived(start: Start, keys: str) -> None:
+    """Colour codes and reports of a mouse that nobody asked for end no chat."""
+    terminal = start(["fine"])
+    terminal.type(keys)
+    time.sleep(0.3)
+    terminal.type("\r")
+    time.sleep(0.3)
+    terminal.type(CTRL_C)
+    terminal.say("hello")
+    text = terminal.wait("fine")
+    assert "Traceback" not in text and "exception" not in text.lower()
+
+
 def test_a_crash_does_not_end_the_chat(start: Start) -> None:
     """The cause, a note, and the next answer."""
     terminal = start(["ha", "!"], ["fine"])
@@ -263,18 +276,19 @@ def test_a_crash_does_not_end_the_chat(start: Start) -> None:
     text = terminal.wait("starts the engine again")
     assert "error: the engine process died" in text
     assert "\nha\n" in text
-    terminal.prompt()
-    terminal.type("b\r")
+    terminal.say("b")
     terminal.wait("fine")
-    terminal.wait("context")
+    terminal.turns(1)
 
 
 def test_a_dumb_terminal_gets_plain_lines(start: Start) -> None:
     """``TERM=dumb``: no escape code at all, and the same chat."""
-    terminal = start(["**b**"], TERM="dumb")
+    terminal = start(["**b**"], ["c"], TERM="dumb")
     terminal.type("hi\r")
-    text = terminal.wait("context")
+    text = terminal.turns(1)
     assert "**b**" in text
+    terminal.type("two\\\rlines\r")
+    terminal.turns(2)
     assert "\x1b" not in terminal.raw
     terminal.type(CTRL_D)
     assert terminal.exit_code() == 0
@@ -284,24 +298,23 @@ def test_no_color(start: Start) -> None:
     """``NO_COLOR``: the answer is plain text, without escape codes."""
     terminal = start(["**b**\n\n", "`c`"], NO_COLOR="1")
     terminal.type("hi\r")
-    text = terminal.wait("context")
-    assert "**b**\n\n`c`\n" in text
+    assert "**b**\n\n`c`\n" in terminal.turns(1)
 
 
 def test_run_without_a_prompt_opens_the_chat(spawn: Spawn, arch_file: Callable[..., Path]) -> None:
-    """On a terminal: the model, its experts and the context first; answers from a real engine."""
+    """On a terminal: the model, its place and the context first; answers from a real engine."""
     model = arch_file("qwen3moe", template=templates.CHATML)
     terminal = spawn("-m", "localmoe", "run", str(model), "-n", "5", "--ctx", "512")
-    assert f"{model.stem} · experts in RAM · context of 512 tokens" in terminal.text
-    terminal.type("hello\r")
-    terminal.wait("5 tokens written")
+    text = terminal.wait("context 512")
+    assert model.stem in text
+    terminal.say("hello")
+    terminal.wait("5 tokens")
     terminal.wait("/512 (")
-    terminal.prompt()
-    terminal.type("word " * 1000 + "\r")
-    terminal.wait("tokens, the context 512")
-    terminal.prompt()
-    terminal.type("/stats\r")
+    terminal.say("word " * 1000)
+    text = terminal.wait("does not fit")
+    assert "the context has 512" in text.replace("\n", " ")
+    terminal.type(CTRL_C)  # the message is back on the input line
+    terminal.say("/stats")
     terminal.wait("turns    1")
-    terminal.prompt()
-    terminal.type("/exit\r")
+    terminal.say("/exit")
     assert terminal.exit_code() == 0

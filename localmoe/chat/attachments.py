@@ -1,0 +1,60 @@
+"""Text files that go along with a message: read within bounds, shown to the model as text."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from localmoe.errors import UsageError
+from localmoe.text import clean_line
+
+FILE_LIMIT = 16 << 20  # bytes; several million tokens, more than any context takes
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A text file as it was when it was read."""
+
+    name: str  # without folders
+    text: str
+
+
+def read_attachment(path: str) -> Attachment:
+    """The text file at ``path`` (``~`` is the home folder).
+
+    Bytes that are not UTF-8 become ``\ufffd``. Raises ``UsageError`` for what is missing, too
+    large, no regular file or no text.
+    """
+    file = Path(path).expanduser()
+    shown = clean_line(path)
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise UsageError(f"{shown} is {kind}", hint="name a text file")
+        with file.open("rb") as stream:
+            data = stream.read(FILE_LIMIT + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UsageError(f"cannot read {shown}: {(reason or str(error)).lower()}") from error
+    if len(data) > FILE_LIMIT:
+        raise UsageError(f"{shown} is longer than {FILE_LIMIT >> 20} MiB")
+    if b"\0" in data:
+        raise UsageError(f"{shown} is not text: it has NUL bytes", hint="only text can be attached")
+    text = data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
+    return Attachment(clean_line(file.name), text)
+
+
+def with_files(text: str, files: Sequence[Attachment]) -> str:
+    """What the model gets: the files, each fenced and under its name, then the text."""
+    return "\n\n".join((*map(_fenced, files), text)) if files else text
+
+
+def _fenced(file: Attachment) -> str:
+    longest = max((len(run) for run in re.findall(r"`{3,}", file.text)), default=2)
+    fence = "`" * (longest + 1)
+    end = "" if file.text.endswith("\n") else "\n"
+    return f"{file.name}:\n{fence}\n{file.text}{end}{fence}"

@@ -1,0 +1,279 @@
+"""Chats on disk: one file per conversation, one JSON line per change, private, only ever appended.
+
+A line is whole or it is not there: what a crash cut off is skipped when the file is read, and the
+next line begins on a line of its own. Files are 0600 below folders that are 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from localmoe import storage
+from localmoe.chat.attachments import Attachment
+from localmoe.chat.session import (
+    Change,
+    Cleared,
+    Message,
+    ModelUsed,
+    Session,
+    Shortened,
+    SystemText,
+    Turn,
+    Undone,
+)
+from localmoe.errors import StorageError, UsageError
+from localmoe.text import clean_line
+
+SUFFIX = ".jsonl"
+READ_LIMIT = 256 << 20  # bytes of one conversation
+AUTOMATIC = re.compile(r"\d{4}-\d\d-\d\d-\d{4}(?:-\d+)?")  # the names that ``new_name`` gives
+_NAME = re.compile(r"[\w][\w.+-]{0,79}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One conversation in a list."""
+
+    name: str
+    modified: float  # seconds since the epoch
+    turns: int
+    title: str  # the first line of the first question
+    model: str
+
+
+class Store:
+    """The conversations in one folder, which need not exist yet."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or storage.data_dir() / "sessions"
+
+    def names(self) -> list[str]:
+        """Newest first."""
+        dated = []
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            with contextlib.suppress(OSError):
+                dated.append((path.stat().st_mtime, path.name.removesuffix(SUFFIX)))
+        return [name for _, name in sorted(dated, reverse=True)]
+
+    def entries(self, limit: int = 30) -> list[Entry]:
+        """The newest conversations; what cannot be read is left out."""
+        found = []
+        for name in self.names()[:limit]:
+            with contextlib.suppress(StorageError, OSError):
+                path = self.path(name)
+                session, _ = read(path)
+                first = session.turns[0].question.content if session.turns else ""
+                model = session.model.name if session.model else ""
+                title = clean_line(first.strip().partition("\n")[0])
+                turns = len(session.turns)
+                found.append(Entry(name, path.stat().st_mtime, turns, title, model))
+        return found
+
+    def latest(self) -> str:
+        """The name of the newest. Raises ``UsageError`` when there is none."""
+        names = self.names()
+        if not names:
+            raise UsageError("there is no earlier conversation", hint="localmoe chat begins one")
+        return names[0]
+
+    def path(self, name: str) -> Path:
+        """Where a conversation is. Raises ``UsageError`` for a name that cannot be one."""
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f'"{clean_line(name)}" cannot be the name of a conversation',
+                hint="letters, digits, . _ + -, at most 80 of them",
+            )
+        return self.folder / f"{name}{SUFFIX}"
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def open(self, name: str) -> Log:
+        """A conversation to go on with, or a new one of that name.
+
+        Raises ``UsageError`` when another process has it open, ``StorageError``.
+        """
+        return Log(name, self.path(name))
+
+    def new_name(self) -> str:
+        """A name that is free: the time, to the minute."""
+        stem = time.strftime("%Y-%m-%d-%H%M")
+        names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, 10_000))
+        return next(name for name in names if not self.exists(name))
+
+    def delete(self, name: str) -> None:
+        """Raises ``UsageError`` when there is none of that name."""
+        try:
+            self.path(name).unlink()
+        except FileNotFoundError:
+            raise self.unknown(name) from None
+        except OSError as error:
+            raise StorageError(f"cannot delete {name}: {error.strerror}") from error
+
+    def unknown(self, name: str) -> UsageError:
+        """The error for a name that no conversation has, with the nearest."""
+        import difflib
+
+        near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.5)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        return UsageError(
+            f'no conversation "{clean_line(name)}".{meant}', hint="/sessions lists them"
+        )
+
+
+class Log:
+    """One open conversation: what it holds, and the file that takes what comes.
+
+    The file is created by the first ``write``, so a chat in which nothing was said leaves none.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        self.session = Session()
+        self.damaged = 0  # lines that could not be read
+        self._file: int | None = None
+        if path.exists():
+            self._file = self._open(os.O_APPEND | os.O_RDWR)
+            self.session, self.damaged = read(path)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was written."""
+        return self._file is not None
+
+    def write(self, change: Change) -> None:
+        """Append one line. Raises ``StorageError``."""
+        line = json.dumps(to_json(change), separators=(",", ":")).encode() + b"\n"
+        try:
+            if self._file is None:
+                storage.private_dir(self.path.parent)
+                self._file = self._open(os.O_APPEND | os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                line = b"\n" + line  # a crash cut the last line off
+            written = os.write(self._file, line)
+            if written < len(line):
+                os.ftruncate(self._file, size)
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self, flags: int) -> int:
+        try:
+            file = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise UsageError(
+                f"the conversation {self.name} is open in another localmoe",
+                hint="--session NAME takes another one",
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        return file
+
+
+def read(path: Path) -> tuple[Session, int]:
+    """A conversation, and how many of its lines could not be read. Raises ``StorageError``."""
+    try:
+        if path.stat().st_size > READ_LIMIT:
+            raise StorageError(f"{path} is longer than {READ_LIMIT >> 20} MiB")
+        data = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    damaged = 0
+
+    def changes() -> Iterator[Change]:
+        nonlocal damaged
+        for line in data.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                yield from_json(json.loads(line))
+            except (ValueError, TypeError, LookupError, RecursionError):
+                damaged += 1
+
+    session = Session(changes=changes())
+    return session, damaged
+
+
+_KINDS: Mapping[str, type[Any]] = {
+    "turn": Turn,
+    "undo": Undone,
+    "clear": Cleared,
+    "system": SystemText,
+    "shorten": Shortened,
+    "model": ModelUsed,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def to_json(change: Change) -> dict[str, Any]:
+    """One line of a log."""
+    if not isinstance(change, Turn):
+        return {"kind": _NAMES[type(change)], **asdict(change)}
+    files = [asdict(file) for file in change.question.files]
+    return {
+        "kind": "turn",
+        "question": change.question.content,
+        **({"files": files} if files else {}),
+        "answer": change.answer.content,
+        **({"reasoning": change.answer.reasoning} if change.answer.reasoning else {}),
+        **({"interrupted": True} if change.answer.interrupted else {}),
+        "model": change.model,
+        "at": change.at,
+        "prompt_tokens": change.prompt_tokens,
+        "completion_tokens": change.completion_tokens,
+    }
+
+
+def from_json(line: Mapping[str, Any]) -> Change:
+    """Raises ValueError, TypeError or LookupError for what ``to_json`` did not write."""
+    kind = _KINDS[line["kind"]]
+    if kind is not Turn:
+        fields = {name: value for name, value in line.items() if name != "kind"}
+        for name, value in fields.items():
+            if not isinstance(value, int if name == "turns" else str):
+                raise TypeError(name)
+        change: Change = kind(**fields)
+        return change
+    files = tuple(Attachment(_text(f, "name"), _text(f, "text")) for f in line.get("files", ()))
+    answer = Message(
+        "assistant",
+        _text(line, "answer"),
+        _text(line, "reasoning", ""),
+        bool(line.get("interrupted")),
+    )
+    return Turn(
+        Message("user", _text(line, "question"), files=files),
+        answer,
+        _text(line, "model", ""),
+        _text(line, "at", ""),
+        int(line.get("prompt_tokens", 0)),
+        int(line.get("completion_tokens", 0)),
+    )
+
+
+def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = fields[name] if default is None else fields.get(name, default)
+    if not isinstance(value, str):
+        raise TypeError(name)
+    return value

@@ -1,0 +1,184 @@
+"""The model of a chat: brought up behind the input line, replaced, loaded again after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.session import ModelUsed
+from localmoe.chat.state import Chat
+from localmoe.cli.arguments import Options
+from localmoe.cli.chat_load import ModelLoad, interrupts
+from localmoe.cli.lines import Lines, Notices
+from localmoe.cli.live import LiveLine
+from localmoe.cli.output import Output
+from localmoe.cli.talk import Talk
+from localmoe.errors import InterruptedLoadError, LocalmoeError
+from localmoe.planning.plan import Plan
+
+KEEP_FROM = 64  # tokens in the context from which keeping them is worth it
+
+OpenRoom = Callable[[str | None], AbstractContextManager[Talk]]
+"""Plans the model of a name; called on a thread."""
+
+
+class Seat:
+    """Where the model sits that the chat talks to. ``chat`` and ``lines`` are set by its owner."""
+
+    chat: Chat
+    lines: Lines
+
+    def __init__(
+        self, open_room: OpenRoom, options: Options, output: Output, notices: Notices
+    ) -> None:
+        self._open_room = open_room
+        self._options = options
+        self._output = output
+        self._notices = notices
+        self._name: str | None = None  # as it was typed
+        self._load: ModelLoad | None = None
+        self._conversation: Conversation | None = None
+        self.taken = False  # by a model that was loaded, at least once
+
+    @property
+    def load(self) -> ModelLoad:
+        assert self._load is not None
+        return self._load
+
+    @property
+    def loading(self) -> str:
+        """What is under way; "" when nothing is."""
+        return self._load.state if self._load is not None else ""
+
+    @property
+    def plan(self) -> Plan | None:
+        return self._load.room.plan if self._load and self._load.room else None
+
+    def begin(self, name: str | None) -> None:
+        """Bring up the model of that name; returns at once."""
+        self._name, self._conversation = name, None
+        self._load = self._new_load(name)
+        self._load.start()
+
+    def close(self) -> None:
+        if self._load is not None:
+            self._load.close()
+
+    def wait_for_plan(self) -> None:
+        """Raises what planning raises."""
+        self.load.wait_for_plan(self._line(), self._notices)
+
+    def room(self) -> Talk:
+        """The loaded model; waits, or loads it again. Raises what loading raises."""
+        load = self.load
+        if not load.ready and not load.busy:
+            if load.changed():
+                self._output.note("the model's file was replaced: it is read anew")
+                load.forget()
+            elif self.taken:
+                self._output.note("starting the engine again")
+            load.start()
+        room = load.wait(self._line(), self._notices)
+        self.taken = True
+        return room
+
+    def ready(self) -> Conversation:
+        """The conversation as it is now, with a loaded model. Raises what ``room`` does."""
+        room, chat = self.room(), self.chat
+        assert room.loaded is not None
+        if self._conversation is None or self._conversation.engine is not room.engine:
+            self._conversation = room.conversation(self._options)
+            self._notices.show()
+            chat.model_settings(self._conversation.settings)
+            chat.context = room.loaded.context
+            source = str(room.model.paths[0].absolute())
+            chat.session.use(ModelUsed(room.model.name, source))
+        self._conversation.session = chat.session
+        self._conversation.settings = chat.settings
+        return self._conversation
+
+    def switch(self, name: str) -> str:
+        """Go on with another model, if it fits; else the one before stays, and it raises."""
+        from localmoe.cli.chat import bring_here
+
+        bring_here(name, self._options, self._output)
+        new = self._new_load(name)
+        new.start(plan_only=True)
+        try:
+            new.wait_for_plan(self._line(), self._notices)
+        except BaseException:
+            new.close()
+            raise
+        self.keep(self.chat.name)
+        self.load.close()
+        old_name, self._name = self._name, name
+        self._load, self._conversation = new, None
+        try:
+            self.ready()
+        except LocalmoeError:
+            new.close()
+            self.begin(old_name)
+            raise
+        self.chat.last = None
+        turns = len(self.chat.session.turns)
+        return f"the conversation goes on, {turns} turns so far" if turns else ""
+
+    def keep(self, name: str) -> None:
+        """What was read of a session, on disk, so that the next time it need not be read again."""
+        load, last = self._load, self.chat.last
+        if not name or load is None or not load.ready or load.room is None:
+            return
+        if last is None or last.usage.total < KEEP_FROM:
+            return
+        engine = load.room.engine
+        with interrupts(engine.cancel, engine.close), self._line() as line:
+            line.show("keeping what was read, for the next time")
+            with contextlib.suppress(LocalmoeError, KeyboardInterrupt):
+                engine.keep(name)
+
+    def resume(self, name: str) -> None:
+        """Take up what was kept of a session that was opened."""
+        load = self._load
+        if load is not None and load.ready and load.room is not None:
+            self._came(load.room)
+
+    def _new_load(self, name: str | None) -> ModelLoad:
+        return ModelLoad(lambda: self._open_room(name), self._news, self._planned, self._came)
+
+    def _line(self) -> LiveLine:
+        return LiveLine(self._output.stderr)
+
+    # On the loading thread.
+
+    def _news(self) -> None:
+        error = self._load.error if self._load is not None else None
+        if isinstance(error, LocalmoeError) and not isinstance(error, InterruptedLoadError):
+            self.lines.stop(error)
+        else:
+            self.lines.news()
+
+    def _planned(self, room: Talk) -> None:
+        self._notices.post(lambda: self._card(room))
+
+    def _came(self, room: Talk) -> None:
+        """The model is loaded, and nobody else talks to it."""
+        if self.chat.session.turns and self.chat.name:
+            with contextlib.suppress(LocalmoeError):
+                room.engine.resume(self.chat.name)
+
+    # Elsewhere.
+
+    def _card(self, room: Talk) -> None:
+        from localmoe.cli.chat_status import card
+
+        texts = card(room.model, room.plan, room.plan.settings.context)
+        self.chat.about = "\n".join(text.plain for text in texts)
+        if self._output.quiet:
+            return
+        with contextlib.suppress(OSError):
+            for text in texts:
+                self._output.stderr.print(text, soft_wrap=not self._output.stderr.is_terminal)
+        if self.lines.interactive and not self.taken:
+            self._output.note("/help lists the commands, Ctrl-D leaves")

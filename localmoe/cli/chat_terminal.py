@@ -1,0 +1,133 @@
+"""The terminal around a chat: as it was before, however the chat ends; $EDITOR; the clipboard."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+
+from localmoe.errors import UsageError
+
+HUNG_UP = 128 + signal.SIGHUP
+OSC52_LIMIT = 74_994  # bytes of text; what xterm and tmux take at once
+# Bracketed paste off, cursor shown, plain text.
+AS_USUAL = "\x1b[?2004l\x1b[?25h\x1b[0m"
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """The terminal's settings come back when the block ends, by a signal too.
+
+    A hang-up ends the program in order (exit code 129), as SIGTERM does, unless it is ignored.
+    """
+    before = None
+    with contextlib.suppress(termios.error, ValueError, OSError):
+        before = termios.tcgetattr(sys.stdin.fileno())
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    if not ignored:
+        signal.signal(signal.SIGHUP, _hang_up)
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            _write_to_terminal(AS_USUAL)
+        raise
+    finally:
+        if before is not None:
+            with contextlib.suppress(termios.error, ValueError, OSError):
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
+
+
+def _hang_up(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(HUNG_UP)
+
+
+def _write_to_terminal(text: str) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+            with contextlib.suppress(OSError):
+                stream.write(text)
+                stream.flush()
+            return
+
+
+def edit(text: str) -> str:
+    """``text`` after the user has changed it in $VISUAL or $EDITOR.
+
+    The file is private and deleted afterwards. Raises ``UsageError`` when there is no editor, or
+    when it fails.
+    """
+    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
+    if not command:
+        command = [name for name in ("nano", "vim", "vi") if shutil.which(name)][:1]
+    if not command:
+        raise UsageError("no editor is known", hint="set EDITOR, such as: export EDITOR=nano")
+    with tempfile.TemporaryDirectory(prefix="localmoe-") as folder:
+        path = Path(folder) / "message.md"
+        path.write_text(text, encoding="utf-8", errors="replace")
+        try:
+            status = subprocess.run([*command, str(path)], check=False).returncode
+        except OSError as error:
+            raise UsageError(
+                f"cannot start the editor {command[0]}: {error.strerror}", hint="set EDITOR"
+            ) from error
+        if status:
+            raise UsageError(f"the editor {command[0]} ended with {status}; nothing is changed")
+        return path.read_text(encoding="utf-8", errors="replace").strip("\n")
+
+
+CLIPBOARDS = (  # (what must be set, command)
+    ("WAYLAND_DISPLAY", ("wl-copy",)),
+    ("DISPLAY", ("xclip", "-selection", "clipboard")),
+    ("DISPLAY", ("xsel", "--clipboard", "--input")),
+    ("", ("pbcopy",)),
+    ("WSL_DISTRO_NAME", ("clip.exe",)),
+)
+
+
+def copy(text: str, terminal: IO[str]) -> str:
+    """Put ``text``, which must be clean, into the clipboard; returns how.
+
+    Without a program for it, the terminal itself is asked (OSC 52), which works over ssh too.
+    Raises ``UsageError`` when there is no way.
+    """
+    remote = bool(os.environ.get("SSH_CONNECTION"))
+    for variable, command in CLIPBOARDS:
+        if remote or (variable and not os.environ.get(variable)) or not shutil.which(command[0]):
+            continue
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                command,
+                input=text.encode(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=3,
+                check=True,
+            )
+            return f"by {command[0]}"
+    data = text.encode()
+    if not terminal.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        raise UsageError("there is no clipboard here", hint="/save FILE.md writes it to a file")
+    if len(data) > OSC52_LIMIT:
+        raise UsageError(
+            f"too long for the terminal's clipboard: {len(data):,} bytes",
+            hint="/save FILE.md writes it to a file",
+        )
+    sequence = f"\x1b]52;c;{base64.b64encode(data).decode()}\x07"
+    if os.environ.get("TMUX"):
+        inner = sequence.replace("\x1b", "\x1b\x1b")
+        sequence = f"\x1bPtmux;{inner}\x1b\\"
+    terminal.write(sequence)
+    terminal.flush()
+    return "by the terminal"
