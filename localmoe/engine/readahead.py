@@ -65,14 +65,16 @@ def read_ahead(
     return True
 
 
-def missing_chunks(path: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Chunks (start, end) of these ranges of which some page is not in the page cache."""
+def missing_chunks(
+    path: str, ranges: Sequence[tuple[int, int]] | None = None
+) -> list[tuple[int, int]]:
+    """Chunks (start, end) of these ranges (None: the file) with a page that is not in memory."""
     if not sys.platform.startswith("linux"):
         return []
     size = os.path.getsize(path)  # noqa: PTH202
     resident = _resident_pages(path, size)
     chunks = []
-    for start, end in ranges:
+    for start, end in ((0, size),) if ranges is None else ranges:
         for at in range(start, min(end, size), CHUNK):
             stop = min(at + CHUNK, end, size)
             first, last = at // mmap.PAGESIZE, -(-stop // mmap.PAGESIZE)
