@@ -140,7 +140,8 @@ def _install(name: str, options: Options, output: Output) -> int:
         output.json(build_document(build) | {"seconds": round(seconds, 1), **document(info)})
     else:
         devices = ", ".join(gpu.name for gpu in info.gpus) or "the processor"
-        output.print(Text(f"built for {name} in {format_duration(seconds)}: {devices}"))
+        done = "installed" if build.kept else "built and installed"
+        output.print(Text(f"{done} for {name} in {format_duration(seconds)}: {devices}"))
     return 0
 
 

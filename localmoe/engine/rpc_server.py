@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
@@ -62,13 +63,18 @@ def served_devices(limit: int | None) -> list[dict[str, Any]]:
     return [{"name": "CPU", "description": f"RAM, {name}", "free": free, "total": total}]
 
 
-def serve(endpoint: str, threads: int, limit: int | None) -> None:
-    """Serve until the process ends; returns only if the address cannot be used."""
+def serve(
+    endpoint: str, threads: int, names: Sequence[str], ram: Callable[[], tuple[int, int]]
+) -> None:
+    """Serve the devices called ``names``; returns only if the address cannot be used.
+
+    ``ram`` is asked for the (free, total) bytes of the processor's device.
+    """
     path = find_rpc_library()
     if path is None:
         sys.exit("this engine build has no RPC backend")
-    handles = [binding.device_named(d["name"]) for d in served_devices(limit)]
-    report = _MEMORY_REPORT(lambda _, free, total: _answer(limit, free, total))
+    handles = [binding.device_named(name) for name in names]
+    report = _MEMORY_REPORT(lambda _, free, total: _answer(ram, free, total))
     cpu = binding.device_named("CPU")
     ctypes.cast(cpu, ctypes.POINTER(ctypes.c_void_p))[_GET_MEMORY] = ctypes.cast(
         report, ctypes.c_void_p
@@ -91,9 +97,9 @@ _MEMORY_REPORT = ctypes.CFUNCTYPE(
 )
 
 
-def _answer(limit: int | None, free: Any, total: Any) -> None:
+def _answer(ram: Callable[[], tuple[int, int]], free: Any, total: Any) -> None:
     try:
-        free[0], total[0] = free_ram(limit)
+        free[0], total[0] = ram()
     except Exception:  # an exception cannot pass through C: then there is nothing to give
         free[0] = total[0] = 0
 
@@ -110,7 +116,9 @@ def main() -> None:
         print(json.dumps(served_devices(how["ram"])))
         return
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    serve(how["endpoint"], how["threads"], how["ram"])
+    limit: int | None = how["ram"]
+    names = [device["name"] for device in served_devices(limit)]
+    serve(how["endpoint"], how["threads"], names, lambda: free_ram(limit))
     sys.exit(1)
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from itertools import combinations
 
-from localmoe.planning.budget import MIB
+from localmoe.planning.dealing import fillings, proportional, redealt
 from localmoe.planning.layout import (
     expert_parts,
     experts_to_host,
@@ -95,7 +94,7 @@ class Search:
         settings = dataclasses.replace(
             settings,
             devices=tuple(self._budgets),
-            tensor_split=_shares(list(self._budgets.values())),
+            tensor_split=proportional(list(self._budgets.values())),
             gpu_layers=-1,
         )
         off = [index for index in self._moe if self._tiers.get(index) in ("ram", "disk")]
@@ -111,7 +110,15 @@ class Search:
         if not dense.gpus_fit:
             wished = any(tier == "gpu" for tier in self._tiers.values())
             return dense if wished else self._fewer_layers(settings, host)
-        filled = self._filled(dense, [index for index in host if index not in off], off)
+        free = [index for index in host if index not in off]
+        filled = self._filled(dense, free, off)
+        shares = redealt(self._model, dense, self._budgets, free)
+        if shares != dense.settings.tensor_split:
+            # Layers dealt so that less is left over on each device.
+            other = self._try(dataclasses.replace(dense.settings, tensor_split=shares), host)
+            if other.gpus_fit:
+                other = self._filled(other, free, off)
+                filled = other if faster(other, filled) else filled
         return filled if filled.fits or not dense.fits else dense
 
     # -- several devices ---------------------------------------------------------------------
@@ -126,7 +133,7 @@ class Search:
             settings = dataclasses.replace(
                 settings,
                 devices=tuple(self._budgets),
-                tensor_split=_shares(list(self._budgets.values())),
+                tensor_split=proportional(list(self._budgets.values())),
             )
         return self._trials.try_out(dataclasses.replace(settings, overrides=overrides))
 
@@ -170,7 +177,7 @@ class Search:
             fewer = dataclasses.replace(
                 settings,
                 devices=devices,
-                tensor_split=_shares([self._budgets[device] for device in devices]),
+                tensor_split=proportional([self._budgets[device] for device in devices]),
             )
             candidate = self._balanced(fewer, host)
         return candidate if candidate.gpus_fit else first
@@ -239,17 +246,14 @@ class Search:
     def _with_parts(
         self, best: Candidate, waiting: dict[str, list[int]], off: list[int]
     ) -> Candidate:
-        """Single tensors of one more layer per device, where a whole layer has no room."""
+        """Single tensors of one more layer per device, or a smaller layer, in what is left."""
         parts = expert_parts(self._model)
         more: tuple[tuple[str, str], ...] = ()
         for device, layers in waiting.items():
-            if not layers:
-                continue
-            layer = layers[-1]
             room = self._budgets[device] - best.memory.on(device).total
-            for chosen in _subsets(parts.get(layer, {}), room):
+            for layer, chosen in fillings(parts, layers, room)[:2]:
                 rest = projections_to_host(layer, parts[layer].keys() - chosen)
-                others = {**waiting, device: layers[:-1]}
+                others = {**waiting, device: [index for index in layers if index != layer]}
                 candidate = self._try(best.settings, _all(others, off), (*more, *rest))
                 if not self._full(candidate):
                     best, more, waiting = candidate, (*more, *rest), others
@@ -274,20 +278,3 @@ def faster(candidate: Candidate, other: Candidate) -> bool:
 def _all(waiting: Mapping[str, list[int]], off: list[int]) -> list[int]:
     """Every layer whose experts are in host memory, in order."""
     return sorted({*off, *(index for layers in waiting.values() for index in layers)})
-
-
-def _subsets(parts: Mapping[str, int], room: int) -> list[frozenset[str]]:
-    """Proper subsets of a layer's tensors that fit, the largest two first."""
-    names = sorted(parts)
-    found = [
-        frozenset(some)
-        for count in range(1, len(names))
-        for some in combinations(names, count)
-        if sum(parts[name] for name in some) <= room
-    ]
-    return sorted(found, key=lambda some: (-sum(parts[n] for n in some), sorted(some)))[:2]
-
-
-def _shares(budgets: list[int]) -> tuple[float, ...]:
-    """Proportions of several devices, in MiB: readable, and the same wherever they are used."""
-    return tuple(float(max(1, budget // MIB)) for budget in budgets) if len(budgets) > 1 else ()
