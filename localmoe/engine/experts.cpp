@@ -368,6 +368,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             }
         }
         share_budget();
+        share_mappings();
         for (int i = 0; i < reader_count_; i++) {
             readers_.emplace_back([this] { read_loop(); });
         }
@@ -788,6 +789,25 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         }
     }
 
+    // The system bounds a process's mappings. Memory of our own takes two per expert (it, and the gap
+    // after it), the file's pages two per tensor: so many experts may have those.
+    void share_mappings() {
+        long most = 65530;  // Linux' default
+        if (FILE * file = fopen("/proc/sys/vm/max_map_count", "re")) {
+            if (fscanf(file, "%ld", &most) != 1) {
+                most = 65530;
+            }
+            fclose(file);
+        }
+        most -= most / 8;  // libraries, threads, the allocator
+        long more = 1;
+        for (auto & g : groups_) {
+            most -= 2 * long(g.experts.size());
+            more = std::max(more, 2 * long(g.tensors.size()) - 2);
+        }
+        most_file_backed_ = most / more;
+    }
+
     // Whether an expert may be evicted now: not needed by this visit, no reader in it.
     bool idle(const expert & x) const {
         if (!x.resident || x.pinned == visit_) {
@@ -821,6 +841,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         g.resident--;
         used_ -= g.slot;
         own_ -= x.memory == OWN ? g.slot : 0;
+        file_backed_ -= x.memory == FILE_PAGES;
         x.memory = NOTHING;
         stats_.evictions++;
     }
@@ -833,6 +854,10 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             }
         }
         forget(g, e);
+        hide(g, e);
+    }
+
+    void hide(group & g, int e) {
         mmap(place(g, e), g.slot, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     }
 
@@ -875,7 +900,10 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool give_memory(group & g, int e, urgency why) {
         keep_budget();
         if (used_ + g.slot <= budget_) {
-            return g.direct ? map_file(g, e) : map_own(g, e);
+            if (g.direct ? map_file(g, e) : map_own(g, e)) {
+                return true;
+            }
+            budget_ = used_;  // the system gives no more
         }
         group * from = why == NEEDED && g.resident >= g.capacity && oldest(g) >= 0 ? &g : donor(&g, why != SPARE);
         if (!from && why == NEEDED && oldest(g) >= 0) {
@@ -919,6 +947,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         g.resident++;
         used_ += g.slot;
         own_ += memory == OWN ? g.slot : 0;
+        file_backed_ += memory == FILE_PAGES;
         return true;
     }
 
@@ -929,12 +958,16 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     bool map_file(group & g, int e) {
+        if (file_backed_ >= most_file_backed_) {
+            return map_own(g, e);
+        }
         for (auto & t : g.tensors) {
             int64_t offset = t.offset + int64_t(t.bytes) * e;
             int64_t from   = int64_t(down(size_t(offset), PAGE));
             char *  target = data_of(g, t, e) - (offset - from);
             size_t  length = up(size_t(offset - from) + t.bytes, PAGE);
             if (mmap(target, length, PROT_READ, MAP_FIXED | MAP_SHARED, files_[t.file].fd, from) == MAP_FAILED) {
+                hide(g, e);
                 return map_own(g, e);
             }
             madvise(target, length, MADV_RANDOM);  // no window around a fault: all is read by us
@@ -1389,6 +1422,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::deque<file_range>   dropped_;
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, page_reads_;
     uint64_t                 used_ = 0, own_ = 0;
+    long                     file_backed_ = 0, most_file_backed_ = 0;  // experts
 
     int64_t visit_ = 0, clock_ = 0, batch_ = 0, position_ = 0;
     bool    decoding_ = false;

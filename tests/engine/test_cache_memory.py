@@ -13,9 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from localmoe.facts.model import read_model
 from localmoe.planning.memory import RoutedTensor
-from tests.engine.cache_matrix import BASE, FIRST, groups_of, variants
-from tests.engine.cached import Conversation, Turn, in_child, planned
+from scripts.make_standin import make_standin
+from tests.archs import qwen
+from tests.archs.families import Q8_0, Family
+from tests.archs.recipe import Dims
+from tests.engine.cache_matrix import BASE, FIRST, groups_of, variants, whole_budget
+from tests.engine.cached import Case, Conversation, Turn, in_child, planned, run_cases
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
 MIB = 1 << 20
@@ -163,3 +168,19 @@ def shrink_and_grow(path: Path) -> None:
 def test_memory_is_really_given_back(medium_file: Path) -> None:
     """A smaller budget frees anonymous memory at once, and changes no token; so does a larger."""
     in_child(shrink_and_grow, medium_file)
+
+
+def test_more_experts_than_mappings(tmp_path: Path) -> None:
+    """16,384 experts in memory at once: a process may have some 65,000 mappings, and six for each
+    would be more."""
+    dims = Dims(
+        layers=16, embd=64, heads=2, head_dim=32, experts=1024, used=8, expert_ff=32, context=1024
+    )
+    path = make_standin(Family(qwen.qwen3moe, dims, Q8_0), tmp_path / "many.gguf", uniform=True)
+    base = dataclasses.replace(BASE, context=1024, batch=300, ubatch=300)
+    whole = whole_budget(read_model(path))
+    everything = dataclasses.replace(base, cache="private", cache_bytes=whole)
+    turns = (Turn(FIRST * 6, 2),)
+    plain, cached = run_cases(path, [Case(base, turns), Case(everything, turns)])
+    assert cached.turns == plain.turns
+    assert cached.counters["resident_bytes"] > 0.9 * whole
