@@ -15,6 +15,7 @@ from localmoe.errors import UsageError
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.facts.model import LongArray, Model, Role, Value
 from localmoe.planning.llama_args import llama_args
+from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Plan
 
 Json = dict[str, object]
@@ -171,11 +172,24 @@ def plan_document(model: Model, machine: Machine, plan: Plan) -> Json:
         "kv_type": _kv_type(plan),
         "exact": plan.memory.exact,
         **fit_file(model, plan),
+        "devices": devices(plan),
         "layers": [asdict(layer) for layer in plan.layers],
         "cache": asdict(plan.cache),
         "engine": asdict(plan.settings),
         "llama_cpp_args": ["-m", str(model.paths[0].absolute()), *llama_args(plan.settings)],
     }
+
+
+def devices(plan: Plan) -> list[Json]:
+    """Planned bytes per device, by the engine's names; ``CPU`` is host memory with the disk's part.
+
+    ``budget``: bytes that the plan may use there.
+    """
+    budgets = dict(plan.gpu_budgets) | {CPU: plan.ram_budget}
+    return [
+        {**asdict(entry), "total": entry.total, "budget": budgets.get(entry.device)}
+        for entry in plan.memory.devices
+    ]
 
 
 def list_entry(model: Model, program: str, problem: str | None) -> Json:

@@ -134,6 +134,8 @@ def _answer(
         _note_devices(machine, only.plan, output)
     else:
         output.print(fit_screens.quantizations(search.reference.repo, found, best, why))
+        for gpu in idle_gpus(machine):
+            output.note(idle_line(gpu))
     if search is not None and search.traffic.requests:
         output.note(fit_screens.cost(*traffic, seconds))
 
@@ -180,6 +182,8 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
         for reason, entries in groupby(unknown, key=lambda entry: entry.reason):
             names = ", ".join(entry.name for entry in entries)
             output.note(f"{names}: {reason}")
+        for gpu in idle_gpus(machine):
+            output.note(idle_line(gpu))
     return 0 if best is not None else DOES_NOT_FIT
 
 

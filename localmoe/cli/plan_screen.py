@@ -28,7 +28,7 @@ def plan_screen(model: Model, plan: Plan) -> RenderableType:
     return Group(
         fit_screen(model, plan),
         Text(),
-        LayerMap(plan.layers, len(plan.settings.devices) > 1),
+        LayerMap(plan.layers, len(plan.settings.devices) > 1 or bool(plan.settings.remotes)),
         Text(),
         pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"),)),
         Text(),

@@ -219,17 +219,23 @@ class _Tiers:
         grid = Table.grid(padding=(0, 2, 0, 0))
         for numbers in (False, True, False, False):
             grid.add_column(justify="right" if numbers else "left")
+        gpus = [("gpu", TIER_NAME["gpu"], plan.tiers.gpu, plan.vram_budget)]
+        if len(plan.gpu_budgets) > 1 or plan.settings.remotes:
+            gpus = [
+                ("gpu", clean_line(device), plan.memory.on(device).total, budget)
+                for device, budget in plan.gpu_budgets
+            ]
         tiers = (
-            ("gpu", plan.tiers.gpu, plan.vram_budget),
-            ("ram", plan.tiers.ram, plan.ram_budget),
-            ("disk", plan.tiers.disk, 0),
+            *gpus,
+            ("ram", TIER_NAME["ram"], plan.tiers.ram, plan.ram_budget),
+            ("disk", TIER_NAME["disk"], plan.tiers.disk, 0),
         )
-        for tier, used, budget in tiers:
+        for tier, label, used, budget in tiers:
             if not used and not budget:
                 continue
             of = f"of {format_bytes(budget)} to use" if tier != "disk" else "read as needed"
             bar = _bar(used, budget, TIER_STYLE[tier]) if bars and budget else Text()
-            name = Text(TIER_NAME[tier], style=TIER_STYLE[tier])
+            name = Text(label, style=TIER_STYLE[tier])
             grid.add_row(name, Text(format_bytes(used)), Text(of, "dim"), bar)
         yield grid
 

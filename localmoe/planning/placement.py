@@ -68,6 +68,7 @@ def make_plan(
         vram_budget=budget.vram,
         reason=explain(question),
         advice=tuple(advise(question, planner)),
+        gpu_budgets=tuple(budget.gpus.items()),
     )
 
 

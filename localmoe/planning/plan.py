@@ -103,3 +103,4 @@ class Plan:
     vram_budget: int
     reason: str  # one sentence: why this verdict
     advice: tuple[str, ...]  # what would change it, most useful first
+    gpu_budgets: tuple[tuple[str, int], ...] = ()  # bytes allowed on each GPU, of ``vram_budget``

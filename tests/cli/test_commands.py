@@ -26,7 +26,7 @@ FILE = {
 FITTED = FILE | {"download", "with_gpu_build"}
 PLAN = FILE | {
     "schema_version", "model", "machine", "kv_type", "exact", "layers", "cache", "engine",
-    "llama_cpp_args",
+    "llama_cpp_args", "devices",
 }  # fmt: skip
 RUN = {
     "schema_version", "text", "reasoning", "finish_reason", "model", "usage", "timings", "cache",

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from localmoe.cli.plan_screen import LayerMap
+from localmoe.cli.render import fit_screen
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
 from tests.planning.invented import engine, machine, moe_model
@@ -87,3 +88,13 @@ def test_a_tier_with_a_little_is_seen() -> None:
     )
     (_, line) = drawn(dataclasses.replace(THREE_TIERS, layers=(row,)), 100, 50)
     assert "█▓▓▓▓▓▓░" in line
+
+
+def test_each_of_several_devices_has_a_row() -> None:
+    """Bytes and budget per device; a worker's device is never just "GPU"."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, color_system=None)
+    console.print(fit_screen(moe_model(layers=24, parts=3), plan(24, 32, 6, 4)))
+    text = stream.getvalue()
+    assert re.search(r"GPU0 +5\.\d GiB +of 5\.8 GiB to use", text)
+    assert re.search(r"GPU1 +3\.\d GiB +of 3\.8 GiB to use", text)

@@ -81,7 +81,7 @@ def test_experts_partly_on_disk() -> None:
     assert result.tiers.ram <= result.ram_budget
     assert {p.dense for p in result.layers} == {"ram"}
     assert {p.experts for p in result.layers} == {"ram", "disk"}
-    assert result.cache.regime == "page"
+    assert result.cache.regime in ("page", "private")
     assert any("nothing needs the disk" in line or "more RAM" in line for line in result.advice)
 
 
