@@ -10,7 +10,7 @@ from pathlib import Path
 
 from localmoe.chat.attachments import read_attachment
 from localmoe.chat.store import Log, Store
-from localmoe.cli import chat_terminal, prepare, talk
+from localmoe.cli import chat_terminal, configured, prepare, talk
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.chat_loop import ChatLoop
 from localmoe.cli.lines import Lines, Notices, PipedLines, TerminalLines
@@ -33,25 +33,36 @@ def open_chat(name: str | None, options: Options, output: Output) -> int:
         )
     store, log = open_session(options)
     files = [read_attachment(path) for path in options.files]
+    grammar = _grammar(options.schema) if options.schema else None
     if name is None and log is not None:
         name = model_of(log, output)
-    bring_here(name, options, output)
+        if name is not None:
+            options = configured.for_model(options, name)
+    bring_here(name or configured.default_model()[0], options, output)
     notices = Notices()
     queued = QueuedOutput(output, notices)
 
     @contextlib.contextmanager
-    def open_room(model: str | None) -> Iterator[talk.Talk]:
+    def open_room(model: str | None, options: Options) -> Iterator[talk.Talk]:
         with talk.open_talk(model, options, queued) as room:
             import localmoe.cli.chat_screen  # noqa: F401 - the first answer need not wait for it
 
             yield room
 
-    loop = ChatLoop(open_room, options, output, notices, store=store, log=log)
+    loop = ChatLoop(open_room, options, output, notices, store=store, log=log, grammar=grammar)
     loop.chat.files += files
     with chat_terminal.kept():
         lines = line_reader(loop, notices, private=options.no_history)
         queued.lines_of_input = lines
         return loop.run(name, lines)
+
+
+def _grammar(path: str) -> str:
+    """The grammar of a JSON schema. Raises ``UsageError``."""
+    from localmoe.cli.run import read_schema
+    from localmoe.engine.grammar import schema_to_gbnf
+
+    return schema_to_gbnf(read_schema(path))
 
 
 def open_session(options: Options) -> tuple[Store | None, Log | None]:
@@ -80,13 +91,11 @@ def model_of(log: Log, output: Output) -> str | None:
     return None
 
 
-def bring_here(name: str | None, options: Options, output: Output) -> None:
+def bring_here(name: str, options: Options, output: Output) -> None:
     """Ask and download before the input line appears, if the model is not on this machine.
 
     Raises what ``prepare.open_model`` does.
     """
-    if name is None:
-        return
     try:
         path = catalog.resolve(name)
         if catalog.is_path(name) or catalog.is_whole(path):

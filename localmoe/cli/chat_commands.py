@@ -11,11 +11,12 @@ from localmoe.chat.state import Chat
 from localmoe.cli import chat_terminal
 from localmoe.cli.chat_seat import Seat
 from localmoe.cli.output import Output
-from localmoe.engine.events import Finished
+from localmoe.engine.events import CacheStats, Finished
 from localmoe.errors import UsageError
 from localmoe.planning.plan import LayerPlacement, Plan
 from localmoe.text import clean, clean_line, format_bytes, format_duration
 
+WORST = 5  # layers that are named
 TIERS = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
 
 
@@ -118,22 +119,34 @@ def experts_text(plan: Plan, finished: Finished | None) -> str:
     for _, run in groupby(layers, key=lambda layer: layer.experts):
         lines.append(_home(list(run)))
     lines.append(f"cache: {clean_line(plan.cache.regime)}: {clean_line(plan.cache.why)}")
-    cache = getattr(finished, "cache", None)
-    if cache is None:
-        lines.append(
-            "no figures of the last answer: nothing had to be cached"
-            if finished
-            else "ask something to see where its experts come from"
+    if finished is None:
+        return "\n".join([*lines, "ask something to see where its experts come from"])
+    if finished.cache is None:
+        return "\n".join([*lines, "last answer: all its experts were in memory"])
+    return "\n".join([*lines, *_came_from(finished.cache)])
+
+
+def _came_from(cache: CacheStats) -> list[str]:
+    """Hits and reads of the last answer, as a whole and where the disk was needed most."""
+    wanted, rate = cache.hits + cache.misses, cache.hit_rate
+    shown = f"{100 * rate:.1f} %" if rate is not None else "–"
+    lines = [
+        f"last answer: {wanted:,} experts wanted, {shown} were in memory",
+        f"  read from disk  {cache.misses:,} experts; {format_bytes(cache.bytes_read)} with the "
+        f"prompt; computing waited {format_duration(cache.stall_s)}",
+        f"  in memory now   {format_bytes(cache.resident_bytes)} of {format_bytes(cache.budget)}",
+    ]
+    if cache.preferred:
+        lines.append(f"  taken over      {cache.preferred:,} choices by experts in memory (lossy)")
+    missing = [layer for layer in cache.layers if layer.misses]
+    worst = sorted(missing, key=lambda layer: -layer.misses)[:WORST]
+    if worst:
+        rates = (
+            f"{layer.layer} ({100 * layer.hits / (layer.hits + layer.misses):.0f} %)"
+            for layer in worst
         )
-        return "\n".join(lines)
-    wanted = cache.hits + cache.misses
-    rate = f"{100 * cache.hits / wanted:.1f} %" if wanted else "–"
-    lines.append(f"last answer: {wanted:,} experts wanted, {rate} were in memory")
-    lines.append(
-        f"  {cache.misses:,} read from the disk: {format_bytes(cache.bytes_read)}, "
-        f"waited {format_duration(cache.stall_s)}"
-    )
-    return "\n".join(lines)
+        lines.append(f"  layers that read most, and their hit rate: {', '.join(rates)}")
+    return lines
 
 
 def _home(run: list[LayerPlacement]) -> str:

@@ -53,12 +53,13 @@ class ChatLoop:
         *,
         store: Store | None = None,
         log: Log | None = None,
+        grammar: str | None = None,
     ) -> None:
         self._output = output
         self._notices = notices
         self._draft = ""  # for the next input line
         self._pressed = NEVER  # when Ctrl-C was pressed last
-        self.seat = Seat(open_room, options, output, notices)
+        self.seat = Seat(open_room, options, output, notices, grammar)
         self.chat = Chat(
             ready=self.seat.ready,
             store=store,

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from localmoe import config
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.session import ModelUsed
 from localmoe.chat.state import Chat
+from localmoe.cli import configured
 from localmoe.cli.arguments import Options
 from localmoe.cli.chat_load import ModelLoad, interrupts
 from localmoe.cli.lines import Lines, Notices
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.cli.talk import Talk
-from localmoe.errors import InterruptedLoadError, LocalmoeError
+from localmoe.errors import DoesNotFitError, InterruptedLoadError, LocalmoeError
 from localmoe.planning.plan import Plan
 
 KEEP_FROM = 64  # tokens in the context from which keeping them is worth it
 
-OpenRoom = Callable[[str | None], AbstractContextManager[Talk]]
-"""Plans the model of a name; called on a thread."""
+OpenRoom = Callable[[str | None, Options], AbstractContextManager[Talk]]
+"""Plans the model of a name, as the options want it; called on a thread."""
 
 
 class Seat:
@@ -31,12 +34,18 @@ class Seat:
     lines: Lines
 
     def __init__(
-        self, open_room: OpenRoom, options: Options, output: Output, notices: Notices
+        self,
+        open_room: OpenRoom,
+        options: Options,
+        output: Output,
+        notices: Notices,
+        grammar: str | None = None,
     ) -> None:
         self._open_room = open_room
         self._options = options
         self._output = output
         self._notices = notices
+        self._grammar = grammar  # GBNF that every answer follows
         self._name: str | None = None  # as it was typed
         self._load: ModelLoad | None = None
         self._conversation: Conversation | None = None
@@ -56,10 +65,11 @@ class Seat:
     def plan(self) -> Plan | None:
         return self._load.room.plan if self._load and self._load.room else None
 
-    def begin(self, name: str | None) -> None:
+    def begin(self, name: str | None, options: Options | None = None) -> None:
         """Bring up the model of that name; returns at once."""
+        self._options = options or self._options
         self._name, self._conversation = name, None
-        self._load = self._new_load(name)
+        self._load = self._new_load(name, self._options)
         self._load.start()
 
     def close(self) -> None:
@@ -73,11 +83,13 @@ class Seat:
     def room(self) -> Talk:
         """The loaded model; waits, or loads it again. Raises what loading raises."""
         load = self.load
-        if not load.ready and not load.busy:
-            if load.changed():
-                self._output.note("the model's file was replaced: it is read anew")
-                load.forget()
-            elif self.taken:
+        if not load.busy and load.changed():
+            self._output.note("the model's file was replaced: it is read anew")
+            load.forget()
+            self.chat.last = None
+            load.start()
+        elif not load.busy and not load.ready:
+            if self.taken:
                 self._output.note("starting the engine again")
             load.start()
         room = load.wait(self._line(), self._notices)
@@ -91,7 +103,8 @@ class Seat:
         if self._conversation is None or self._conversation.engine is not room.engine:
             self._conversation = room.conversation(self._options)
             self._notices.show()
-            chat.model_settings(self._conversation.settings)
+            settings = dataclasses.replace(self._conversation.settings, grammar=self._grammar)
+            chat.model_settings(settings)
             chat.context = room.loaded.context
             source = str(room.model.paths[0].absolute())
             chat.session.use(ModelUsed(room.model.name, source))
@@ -103,27 +116,49 @@ class Seat:
         """Go on with another model, if it fits; else the one before stays, and it raises."""
         from localmoe.cli.chat import bring_here
 
-        bring_here(name, self._options, self._output)
-        new = self._new_load(name)
-        new.start(plan_only=True)
-        try:
-            new.wait_for_plan(self._line(), self._notices)
-        except BaseException:
-            new.close()
-            raise
+        read = config.read()
+        options = configured.for_model(self._options, name, read)
+        target = read.target(name)
+        bring_here(target, options, self._output)
+        new, tight = self._try_plan(target, options), False
+        if new is None or _may_be_better_alone(new.room, self.load.room):
+            tight = True
         self.keep(self.chat.name)
         self.load.close()
-        old_name, self._name = self._name, name
-        self._load, self._conversation = new, None
+        before = self._name, self._options
         try:
+            if tight:
+                if new is not None:
+                    new.close()
+                new = self._new_load(target, options)
+                new.start(plan_only=True)
+                new.wait_for_plan(self._line(), self._notices)
+            assert new is not None
+            self._name, self._options = target, options
+            self._load, self._conversation = new, None
             self.ready()
         except LocalmoeError:
-            new.close()
-            self.begin(old_name)
+            if new is not None:
+                new.close()
+            self.begin(*before)
             raise
         self.chat.last = None
         turns = len(self.chat.session.turns)
         return f"the conversation goes on, {turns} turns so far" if turns else ""
+
+    def _try_plan(self, name: str, options: Options) -> ModelLoad | None:
+        """The plan beside the model that is loaded; ``None`` when both together do not fit."""
+        new = self._new_load(name, options)
+        new.start(plan_only=True)
+        try:
+            new.wait_for_plan(self._line(), self._notices)
+        except DoesNotFitError:
+            new.close()
+            return None
+        except BaseException:
+            new.close()
+            raise
+        return new
 
     def keep(self, name: str) -> None:
         """What was read of a session, on disk, so that the next time it need not be read again."""
@@ -144,8 +179,11 @@ class Seat:
         if load is not None and load.ready and load.room is not None:
             self._came(load.room)
 
-    def _new_load(self, name: str | None) -> ModelLoad:
-        return ModelLoad(lambda: self._open_room(name), self._news, self._planned, self._came)
+    def _new_load(self, name: str | None, options: Options) -> ModelLoad:
+        def open_room() -> AbstractContextManager[Talk]:
+            return self._open_room(name, options)
+
+        return ModelLoad(open_room, self._news, self._planned, self._came)
 
     def _line(self) -> LiveLine:
         return LiveLine(self._output.stderr)
@@ -182,3 +220,10 @@ class Seat:
                 self._output.stderr.print(text, soft_wrap=not self._output.stderr.is_terminal)
         if self.lines.interactive and not self.taken:
             self._output.note("/help lists the commands, Ctrl-D leaves")
+
+
+def _may_be_better_alone(new: Talk | None, old: Talk | None) -> bool:
+    """Whether a plan could gain from the memory that the loaded model still holds."""
+    if new is None or old is None:
+        return True
+    return old.plan.tiers.gpu > 0 or new.plan.tiers.disk > 0

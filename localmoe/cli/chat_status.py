@@ -105,11 +105,9 @@ def meter_style(meter: Meter) -> str:
 
 
 def hit_rate(done: TurnDone) -> float | None:
-    """Of the experts that this turn wanted, the part that was in the cache; None: not counted."""
-    cache = getattr(done.finished, "cache", None)
-    if cache is None or not cache.hits + cache.misses:
-        return None
-    return float(cache.hits / (cache.hits + cache.misses))
+    """Of the experts that this turn wanted, the part that was in memory; None: not counted."""
+    cache = done.finished.cache if done.finished else None
+    return cache.hit_rate if cache else None
 
 
 def why_it_ended(done: TurnDone, context: int) -> str | None:

@@ -82,7 +82,7 @@ def make_loop(
     notices = Notices()
 
     @contextmanager
-    def open_room(name: str | None) -> Iterator[Talk]:
+    def open_room(name: str | None, options: Options) -> Iterator[Talk]:
         with talk(engine, QueuedOutput(output, notices)) as room:
             yield room
 
