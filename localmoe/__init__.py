@@ -1,3 +1,37 @@
-"""localmoe: the runtime for Mixture-of-Experts language models on ordinary machines."""
+"""localmoe: the runtime for Mixture-of-Experts language models on ordinary machines.
+
+``localmoe.load`` brings up a model; see ``localmoe.api``. The names below are imported on first
+use, so that ``import localmoe`` costs nothing; ``__init__.pyi`` tells type checkers of them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "load": "localmoe.api",
+    "result": "localmoe.api",
+    "LoadedModel": "localmoe.api",
+    "Stream": "localmoe.api",
+    "Conversation": "localmoe.chat.conversation",
+    "AnswerDelta": "localmoe.chat.conversation",
+    "ReasoningDelta": "localmoe.chat.conversation",
+    "TurnDone": "localmoe.chat.conversation",
+    "PrefillProgress": "localmoe.engine.events",
+    "Attachment": "localmoe.chat.attachments",
+    "Wishes": "localmoe.planning.plan",
+    "LocalmoeError": "localmoe.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

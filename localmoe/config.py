@@ -177,7 +177,7 @@ def _with(
 def _section(lines: Sequence[str], section: tuple[str, ...]) -> tuple[int | None, int]:
     """The lines of a section: after its header, up to the next one. (None, end) without it."""
     headers = [(i, line.strip()) for i, line in enumerate(lines) if line.lstrip().startswith("[")]
-    starts = {(): 0} if not section else {}
+    starts: dict[tuple[str, ...], int] = {} if section else {(): 0}
     for i, line in headers:
         try:
             parsed = tomllib.loads(line)

@@ -60,16 +60,24 @@ class Renderer:
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """One request, one reply. Raises ``RenderError`` for a refusal, a timeout or a crash."""
+        line = json.dumps({**request, "seconds": RENDER_SECONDS}).encode()
         with self._lock:
-            process = self._start()
-            if not self._ready:
-                self._exchange(process, None, START_SECONDS)
-                self._ready = True
-            line = json.dumps({**request, "seconds": RENDER_SECONDS}).encode()
-            reply = self._exchange(process, line, RENDER_SECONDS)
+            try:
+                reply = self._answer(line)
+            except RenderError as error:
+                if error.kind != "crash":
+                    raise
+                reply = self._answer(line)  # killed from outside? a template's crash repeats itself
         if "error" in reply:
             raise RenderError(reply["kind"], clean(reply["error"]))
         return reply
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        process = self._start()
+        if not self._ready:
+            self._exchange(process, None, START_SECONDS)
+            self._ready = True
+        return self._exchange(process, line, RENDER_SECONDS)
 
     def close(self) -> None:
         with self._lock:
@@ -87,6 +95,8 @@ class Renderer:
         self.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()  # it was killed while nobody asked it
         if self._process is None:
             worker = Path(__file__).with_name("render_worker.py")
             # -P: the worker's folder has modules that must not shadow others.
@@ -174,8 +184,11 @@ class ChatTemplate:
     def from_model(
         cls, source: str | None, bos: str, eos: str, *, renderer: Renderer | None = None
     ) -> ChatTemplate:
-        """``source`` is the file's ``tokenizer.chat_template``; ``bos`` and ``eos`` are texts."""
-        return cls(source, bos, eos, renderer=renderer)
+        """``source`` is the file's ``tokenizer.chat_template``; ``bos`` and ``eos`` are texts.
+
+        A blank one is none.
+        """
+        return cls(source if source and source.strip() else None, bos, eos, renderer=renderer)
 
     @property
     def is_plain(self) -> bool:
@@ -274,6 +287,8 @@ class ChatTemplate:
 
     def _read(self, reply: Mapping[str, Any]) -> Rendered:
         prompt: str = reply["prompt"]
+        if not prompt.strip():
+            raise RenderError("empty", "it writes nothing")
         reasoning = find_format(self.source or "", prompt)
         return Rendered(
             prompt=prompt,

@@ -90,10 +90,13 @@ def _run(argv: Sequence[str]) -> int:
         print(help_text(options.command), end="")
         return 0
     output = Output(as_json=options.json, lines=options.jsonl, quiet=options.quiet)
+    handler = _handler(options.command)
     if COMMANDS[options.command].model:
-        options = importlib.import_module("localmoe.cli.configured").configured(options)
+        from localmoe.cli.configured import configured
+
+        options = configured(options)
         output.quiet = options.quiet
-    return _handler(options.command)(options, output)
+    return handler(options, output)
 
 
 def _handler(command: str) -> Handler:

@@ -1,25 +1,9 @@
-"""When memory that was planned is gone at load: one new plan with what is really free. Pure."""
+"""What a new plan changed, when memory that was planned is gone at load. Pure."""
 
 from __future__ import annotations
 
-from localmoe.cli.output import Output
-from localmoe.errors import DoesNotFitError, EngineMemoryError
 from localmoe.planning.plan import Plan
 from localmoe.text import format_bytes
-
-
-def settle(error: EngineMemoryError, plan: Plan, other: Plan, output: Output) -> Plan:
-    """The plan to load after ``plan`` met with ``error``: ``other``, made with what is free now.
-
-    Raises ``error`` where both are the same, and DoesNotFitError where nothing fits any more.
-    """
-    if not other.verdict.fits:
-        hint = other.advice[0] if other.advice else None
-        raise DoesNotFitError(f"memory was taken meanwhile: {other.reason}", hint=hint) from error
-    if other.settings == plan.settings:
-        raise error
-    output.note(f"{error.message}; planned anew with what is free now: {moved(plan, other)}")
-    return other
 
 
 def moved(before: Plan, after: Plan) -> str:

@@ -3,62 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
 
-from localmoe.chat.conversation import Conversation, TextEngine, TurnDone
-from localmoe.chat.sampling import default_sampling
+from localmoe import api
+from localmoe.api import LoadableEngine, LoadedModel
+from localmoe.chat.conversation import Conversation, TurnDone
 from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
-from localmoe.chat.thinking import ThinkLevel
 from localmoe.cli import configured, prepare
 from localmoe.cli.arguments import Options
+from localmoe.cli.idle import idle_gpus, idle_line
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
-from localmoe.cli.replan import settle
-from localmoe.engine.client import Engine
+from localmoe.cli.replan import moved
 from localmoe.engine.events import Loaded, LoadProgress, Sampling
-from localmoe.errors import (
-    DoesNotFitError,
-    EngineError,
-    EngineMemoryError,
-    InterruptedLoadError,
-)
-from localmoe.facts.hardware import Machine
+from localmoe.errors import EngineError, EngineMemoryError, InterruptedLoadError
 from localmoe.facts.model import Model
-from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Plan
 from localmoe.text import clean_line, format_duration
 
 
-class LoadableEngine(TextEngine, Protocol):
-    """The part of ``localmoe.engine.client.Engine`` that a talk needs."""
-
-    @property
-    def alive(self) -> bool: ...
-
-    def load(self) -> Iterator[LoadProgress | Loaded]: ...
-
-    def close(self) -> None: ...
-
-
 @dataclass(slots=True)
-class Talk:
-    """A planned model and its engine."""
+class Talk(LoadedModel):
+    """A model that a command talks to; what it has to say on the way goes to ``output``."""
 
-    model: Model
-    machine: Machine
-    plan: Plan
-    engine: LoadableEngine
-    renderer: Renderer
     output: Output
-    loaded: Loaded | None = None
 
     def load(self) -> Loaded:
         """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
@@ -66,28 +41,26 @@ class Talk:
         with LiveLine(self.output.stderr) as line, interrupts(self.engine) as seen:
             if not self.output.quiet:
                 line.show(what)
-            for event in self.engine.load():
+            for event in self.bring_in():
                 if self.output.lines:
                     self.output.json(load_document(event))
                 if isinstance(event, Loaded):
                     if seen.pressed:
                         raise InterruptedLoadError("loading was interrupted")
-                    self.loaded = event
                     return event
                 if not self.output.quiet:
                     line.show(f"{what} · {100 * event.fraction:.0f} %")
         raise EngineError("the engine ended loading without a word")
 
-    def conversation(self, options: Options) -> Conversation:
-        """A new conversation, as the options want it. Loads the model if needed."""
-        loaded = self.loaded or self.load()
-        template = ChatTemplate.from_model(
-            self.model.chat_template, loaded.bos, loaded.eos, renderer=self.renderer
-        )
-        if template.is_plain:
+    def conversation(self, options: Options, session: Session | None = None) -> Conversation:
+        """A conversation, as the options want it. Loads the model if needed."""
+        if self.loaded is None:
+            self.load()
+        if session is None:
+            session = Session(options.system or "")
+        conversation = self.conversation_of(session, settings(options, self.model))
+        if conversation.template.is_plain:
             self.output.note("this model has no chat template: it continues the text")
-        session = Session(options.system or "")
-        conversation = Conversation(self.engine, template, session, settings(options, self.model))
         note = conversation.think_note()
         if note:
             self.output.note(note)
@@ -101,30 +74,33 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
     Raises ``DoesNotFitError`` when the plan says no, ``TemplateError`` for a template that does
     not compile, and what the steps raise.
     """
+
+    def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
+        chosen = api.settle(error, plan, other)
+        output.note(f"{error.message}; planned anew with what is free now: {moved(plan, chosen)}")
+        return chosen
+
+    remember = not options.no_history
     with Renderer() as renderer:
         renderer.start()
         model = prepare.open_model(name, output, options)
-        machine = prepare.find_machine(options, imagined=False)
-        plan = prepare.plan_for(model, machine, options, imagined=False)
-        if not plan.verdict.fits:
-            raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
-        remember = not options.no_history
-        if name is not None and remember:
-            configured.remember(name)
-        settings = dataclasses.replace(plan.settings, record=options.trace or "")
-
-        def replan(error: EngineMemoryError) -> tuple[EngineSettings, int]:
-            room.machine = prepare.find_machine(options, imagined=False)
-            other = prepare.plan_for(model, room.machine, options, imagined=False)
-            room.plan = settle(error, room.plan, other, output)
-            other_settings = dataclasses.replace(room.plan.settings, record=options.trace or "")
-            return other_settings, room.plan.tiers.ram
-
-        with Engine(model, settings, plan.tiers.ram, remember=remember, replan=replan) as engine:
+        with api.planned(
+            model,
+            lambda: prepare.find_machine(options, imagined=False),
+            prepare.wishes(options),
+            renderer,
+            make=functools.partial(Talk, output=output),
+            record=options.trace or "",
+            remember=remember,
+            settle=settle,
+        ) as room:
+            for gpu in idle_gpus(room.machine):
+                output.note(idle_line(gpu))
+            if name is not None and remember:
+                configured.remember(name)
             if model.chat_template is not None and not options.plain:
                 # A template that cannot be used is told of before a long load, not after it.
                 _ = ChatTemplate(model.chat_template, renderer=renderer).think_control
-            room = Talk(model, machine, plan, engine, renderer, output)
             yield room
 
 
@@ -135,11 +111,12 @@ def settings(options: Options, model: Model) -> Settings:
         for name in Sampling.__dataclass_fields__
         if getattr(options, name, None) is not None
     }
-    return Settings(
-        sampling=dataclasses.replace(default_sampling(model.metadata), **given),
-        max_tokens=options.max_tokens,
-        think=ThinkLevel(options.think),
+    return api.settings_for(
+        model.metadata,
+        given,
+        think=options.think,
         plain=options.plain,
+        max_tokens=options.max_tokens,
         stop=options.stop,
     )
 

@@ -140,6 +140,7 @@ class Generator:
             end = min(at + self._n_batch, len(prompt))
             if at < stable < end:
                 end = stable
+            self.kv.checkpoint_if_due()
             self._decode(prompt[at:end], PROMPT)
             at = end
             if at == stable:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 from localmoe.engine import binding, kv_store
 from localmoe.engine.binding import llama
 from localmoe.planning.budget import CHECKPOINT_BYTES
+
+CHECKPOINT_SECONDS = 1.0  # between those of a long prompt: copying one takes some 50 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class KvState:
     ctx: Any
     tokens: list[int] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    _checked: float = field(default=0.0, init=False)  # when the last checkpoint was taken
 
     def __post_init__(self) -> None:
         model = llama.llama_get_model(self.ctx)
@@ -88,23 +93,28 @@ class KvState:
         return bool(0 <= first <= max(0, length - self._window))
 
     def checkpoint(self) -> None:
-        """Remember the state here; the oldest ones are dropped when they take too much."""
+        """Remember the state here; where checkpoints take too much, the least useful ones go."""
         length = len(self.tokens)
+        self._checked = time.monotonic()
         if any(c.length == length for c in self.checkpoints):
             return
         size = llama.llama_state_seq_get_size_ext(self.ctx, 0, binding.PARTIAL_ONLY)
-        while self.checkpoints and size + sum(len(c.data) for c in self.checkpoints) > (
-            CHECKPOINT_BYTES
-        ):
-            del self.checkpoints[0]
         if not 0 < size <= CHECKPOINT_BYTES:
             return
+        while size + sum(len(c.data) for c in self.checkpoints) > CHECKPOINT_BYTES:
+            del self.checkpoints[least_useful([c.length for c in self.checkpoints], length)]
         buffer = (ctypes.c_uint8 * size)()
         written = llama.llama_state_seq_get_data_ext(
             self.ctx, buffer, size, 0, binding.PARTIAL_ONLY
         )
         if written == size:
             self.checkpoints.append(Checkpoint(length, buffer))
+
+    def checkpoint_if_due(self) -> None:
+        """While a long prompt is read: what an interrupt then costs stays small."""
+        due = time.monotonic() - self._checked >= CHECKPOINT_SECONDS
+        if self.needs_checkpoints and self.tokens and due:
+            self.checkpoint()
 
     def save(self, path: Path, who: str, interrupted: Callable[[], bool]) -> int:
         """Keep all of it on disk (``kv_store``); return the bytes written, 0 if not worth it.
@@ -162,6 +172,22 @@ class KvState:
         del self.tokens[length:]
         self.checkpoints = [c for c in self.checkpoints if c.length <= length]
         return length
+
+
+def least_useful(lengths: Sequence[int], now: int) -> int:
+    """Which of the checkpoints at these lengths (ascending) to give up when at ``now``.
+
+    The one that saves the fewest tokens, if ways back of any order of length are equally likely:
+    so they lie the closer the nearer.
+    """
+
+    def saves(i: int) -> float:
+        before = lengths[i - 1] if i else 0
+        after = lengths[i + 1] if i + 1 < len(lengths) else now
+        chance = math.log((now - lengths[i] + 1) / (now - after + 1))
+        return (lengths[i] - before) * chance
+
+    return min(range(len(lengths)), key=saves)
 
 
 def _bytes_at(address: int) -> Any:

@@ -61,8 +61,8 @@ def identity(paths: Sequence[str], settings: Mapping[str, Any], engine: str) -> 
     Of the settings these are the ones that shape the state or its values; where weights live, how
     they are read and how long the context may get change nothing in what has been read so far.
     """
-    names = ("batch", "ubatch", "type_k", "type_v", "flash_attention", "swa_full", "repack")
-    names += ("experts_used", "prefer_cached")
+    names = ("batch", "ubatch", "type_k", "type_v", "flash_attention", "swa_full", "repack",
+             "experts_used", "prefer_cached")  # fmt: skip
     files: list[object] = []
     for path in map(Path, paths):
         try:

@@ -163,8 +163,8 @@ def test_set_show_unset(localmoe: Localmoe) -> None:
     said = [(s["name"], s["source"], s["model"]) for s in document["settings"]]
     assert said == [("ctx", "environment", None), ("stop", "file", None), ("temp", "file", "mine")]
     assert "mine" in localmoe("config").stdout
-    for words in (("unset", "ctx"), ("unset", "mine"), ("unset", "temp", "-m", "mine")):
-        assert localmoe("config", *words).returncode == 0
+    for line in ("unset ctx", "unset mine", "unset temp -m mine"):
+        assert localmoe("config", *line.split()).returncode == 0
     assert localmoe.document("config")["aliases"] == {}
     assert_clear_error(localmoe("config", "unset", "ctx"), 2, "ctx is not set")
 

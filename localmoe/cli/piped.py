@@ -1,0 +1,84 @@
+"""What comes through stdin, read in the background, and put together with the typed words."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from localmoe.cli.output import Output
+from localmoe.errors import UsageError
+
+STDIN_LIMIT = 64 << 20  # bytes; far more than any context takes
+SILENT_STDIN = 5.0  # seconds, after which a prompt no longer waits for an open, silent pipe
+
+
+class PipedInput:
+    """Reads stdin to its end in the background.
+
+    The file descriptor is read directly: a thread that still waits in a Python stream when the
+    interpreter ends would crash it.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = sys.stdin.fileno() if fd is None else fd
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._error: OSError | None = None
+        self._first = threading.Event()
+        self._ended = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def text(self, patience: float | None = None) -> str | None:
+        """All of it; ``None`` when nothing came within ``patience`` seconds.
+
+        Once something has come, the end is waited for. Raises ``UsageError`` for what is no text.
+        """
+        if not self._first.wait(patience):
+            return None
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        if self._size > STDIN_LIMIT:
+            raise UsageError(f"stdin is longer than {STDIN_LIMIT >> 20} MiB")
+        data = b"".join(self._chunks)
+        if b"\0" in data:
+            raise UsageError(
+                "stdin is not text: it has NUL bytes", hint="pipe text, or none: < /dev/null"
+            )
+        return data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
+
+    def _read(self) -> None:
+        try:
+            while self._size <= STDIN_LIMIT:
+                chunk = os.read(self._fd, 1 << 16)
+                if not chunk:
+                    break
+                self._chunks.append(chunk)
+                self._size += len(chunk)
+                self._first.set()
+        except OSError as error:
+            self._error = error
+        finally:
+            self._ended.set()
+            self._first.set()
+
+
+def compose(words: Sequence[str], piped: str | None, output: Output) -> str:
+    """The prompt: the words, with stdin where ``-`` stands, else after them.
+
+    Raises ``UsageError`` when nothing is left to ask.
+    """
+    given = (piped or "").removesuffix("\n")
+    if "\ufffd" in given:
+        output.warn("stdin is not UTF-8 throughout; the rest is marked �")
+    if "-" in words:
+        prompt = " ".join(given if word == "-" else word for word in words)
+    else:
+        prompt = "\n\n".join(filter(None, (" ".join(words), given)))
+    if not prompt.strip():
+        raise UsageError(
+            "no prompt", hint='localmoe run "What is a mixture of experts?", or pipe one in'
+        )
+    return prompt

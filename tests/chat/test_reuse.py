@@ -1,0 +1,144 @@
+"""What has been read is not read again: on real engines, of every kind of memory that models have.
+
+Plain attention (qwen3moe), sliding windows (gpt-oss, gemma4), recurrent and convolutional layers
+(qwen3next, qwen35moe, nemotron_h_moe, granitehybrid, lfm2moe), compressed caches (deepseek4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import localmoe
+from localmoe import AnswerDelta, Conversation, PrefillProgress, ReasoningDelta, TurnDone
+from localmoe.engine.kv import least_useful
+from tests.chat import templates
+
+ARCHITECTURES = (
+    "qwen3moe", "gpt-oss", "gemma4", "qwen3next", "qwen35moe", "nemotron_h_moe", "granitehybrid",
+    "lfm2moe", "deepseek4",
+)  # fmt: skip
+STRIPPING = """\
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+"""Opens a thought, and leaves the thoughts of earlier turns out."""
+LONG = "A mixture of experts has many small networks and a router. " * 8
+NEAR = 60  # tokens: a question, an answer and the marks around them; the long part has over 200
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+Begin = Callable[[str], Conversation]
+
+
+@pytest.fixture
+def begin(architecture: str, arch_file: Callable[..., Path]) -> Iterator[Begin]:
+    """``begin(template)`` → a conversation with a real engine."""
+    open_models = []
+
+    def make(template: str) -> Conversation:
+        path = arch_file(architecture, template=template)
+        model = localmoe.load(str(path), context=2048, wishes=localmoe.Wishes(threads=1, batch=64))
+        open_models.append(model)
+        return model.begin(temperature=0, max_tokens=8)
+
+    yield make
+    for model in open_models:
+        model.close()
+
+
+def ask(conversation: Conversation, text: str) -> TurnDone:
+    return localmoe.result(conversation.ask(text))
+
+
+def fresh(done: TurnDone) -> int:
+    """Tokens of the prompt that had to be read."""
+    return done.usage.prompt_tokens - done.usage.reused_tokens
+
+
+def test_next_turns_regenerating_and_undoing(begin: Begin) -> None:
+    """The long first question is read once, whatever follows it."""
+    talk = begin(templates.CHATML)
+    assert fresh(ask(talk, LONG)) > 200
+    assert fresh(ask(talk, "Why?")) < NEAR
+    again = localmoe.result(talk.regenerate())
+    assert fresh(again) < NEAR
+    talk.session.undo()
+    assert fresh(ask(talk, "And how?")) < NEAR
+    talk.session.undo()
+    talk.session.undo()
+    assert talk.session.turns == ()
+    assert fresh(ask(talk, LONG + "Really?")) < 200  # the first question itself is another one
+
+
+def test_templates_that_strip_old_reasoning(begin: Begin) -> None:
+    """The thoughts of a turn are gone in the next prompt; what stood before them is kept."""
+    talk = begin(STRIPPING)
+    first = ask(talk, LONG)
+    assert first.reasoning and fresh(first) > 200
+    second = ask(talk, "Why?")
+    assert first.reasoning not in talk.template.render(talk.session.prompt_messages()).prompt
+    assert fresh(second) < NEAR
+    assert fresh(localmoe.result(talk.regenerate())) < NEAR
+    assert fresh(ask(talk, "And how?")) < NEAR
+
+
+@pytest.mark.parametrize("kind", [AnswerDelta, PrefillProgress])
+def test_ctrl_c(begin: Begin, kind: type[AnswerDelta | PrefillProgress]) -> None:
+    """In an answer the turn is kept, in a prefill what was read so far: both are built on."""
+    talk = begin(templates.CHATML)
+    ask(talk, LONG)
+    short, talk.settings = talk.settings, dataclasses.replace(talk.settings, max_tokens=1000)
+    seen = 0
+    for event in talk.ask("Why? " * 60):
+        seen += isinstance(event, kind | ReasoningDelta if kind is AnswerDelta else kind)
+        if seen == 2:
+            talk.engine.cancel()
+    assert isinstance(event, TurnDone) and event.finish_reason == "interrupted"
+    talk.session.undo()
+    talk.settings = short
+    assert fresh(ask(talk, "Why?")) < NEAR
+
+
+def test_a_first_prefill_that_was_interrupted_is_gone_on_with(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first long prompt, stopped in the middle: half of it need not be read again."""
+    talk = begin(templates.CHATML)
+    events = talk.ask(LONG * 3)
+    for event in events:
+        if isinstance(event, PrefillProgress) and event.done > event.total // 2:
+            talk.engine.cancel()
+    assert isinstance(event, TurnDone) and event.finish_reason == "interrupted"
+    talk.session.undo()
+    done = ask(talk, LONG * 3)
+    assert done.usage.reused_tokens >= 64
+
+
+@pytest.mark.parametrize(("room", "factor"), [(8, 10), (16, 4)])
+def test_checkpoints_lie_closer_the_nearer(room: int, factor: int) -> None:
+    """While 20,000 tokens come, every way back is at most ``factor`` times as far as it had to be,
+    or leads to the beginning."""
+    kept: list[int] = []
+    for now in range(100, 20_000, 100):
+        if len(kept) == room:
+            del kept[least_useful(kept, now)]
+        kept.append(now)
+        assert kept == sorted(kept)
+        for wanted in range(100, now, 100):
+            reached = max((length for length in kept if length <= wanted), default=0)
+            assert reached == 0 or now - reached <= factor * (now - wanted), (now, wanted, kept)
