@@ -20,9 +20,9 @@ from localmoe.routing.policies import belady, lfu, lru
 from localmoe.routing.records import Trace
 from localmoe.routing.simulate import Outcome, simulate, tokens_per_second
 
-SHIPPED = "LRU"
-FADING = "LFU, half-life 32"
-BY_GAIN = "LRU, room by gain"
+SHIPPED = "LFU, half-life 32"  # the engine's, localmoe/engine/experts.cpp
+RECENCY = "LRU"
+BY_GAIN = "room by gain"  # the shipped policy, other shares per layer
 OPTIMUM = "optimum"
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0)
 
@@ -85,15 +85,16 @@ def outlook(
     whole = budget_bytes(trace, 1.0)
     everything = np.ones((len(used), max(layer.experts for layer in trace.header.layers)), bool)
     least = max(layer.used / layer.experts for layer in trace.header.layers)
+    fading = partial(lfu, half_life=32)
     rows = []
     for share in (share for share in shares if share >= least):
         even = even_capacities(trace, share)
         gained = capacities_by_gain(curves, sizes, int(whole * share), used)
         start = everything if share >= 1 else None
         outcomes = {
-            SHIPPED: simulate(trace, even, lru, SHIPPED, start=start),
-            FADING: simulate(trace, even, partial(lfu, half_life=32), FADING, start=start),
-            BY_GAIN: simulate(trace, gained, lru, BY_GAIN, start=start),
+            SHIPPED: simulate(trace, even, fading, SHIPPED, start=start),
+            RECENCY: simulate(trace, even, lru, RECENCY, start=start),
+            BY_GAIN: simulate(trace, gained, fading, BY_GAIN, start=start),
             OPTIMUM: simulate(trace, even, belady, OPTIMUM, start=start),
         }
         read = outcomes[SHIPPED].bytes_per_token
