@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localmoe.chat.attachments import read_attachment
 from localmoe.chat.store import Log, Store
-from localmoe.cli import chat_terminal, configured, prepare, talk
+from localmoe.cli import chat_terminal, configured
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.chat_loop import ChatLoop
 from localmoe.cli.lines import Lines, Notices, PipedLines, TerminalLines
@@ -18,6 +19,9 @@ from localmoe.cli.output import Output
 from localmoe.errors import UnknownModelError, UsageError
 from localmoe.facts import catalog
 from localmoe.text import clean_line
+
+if TYPE_CHECKING:
+    from localmoe.cli.talk import Talk
 
 
 def chat_command(options: Options, output: Output) -> int:
@@ -43,7 +47,9 @@ def open_chat(name: str | None, options: Options, output: Output) -> int:
     queued = QueuedOutput(output, notices)
 
     @contextlib.contextmanager
-    def open_room(model: str | None, options: Options) -> Iterator[talk.Talk]:
+    def open_room(model: str | None, options: Options) -> Iterator[Talk]:
+        from localmoe.cli import talk  # on the loading thread: the input line does not wait for it
+
         with talk.open_talk(model, options, queued) as room:
             import localmoe.cli.chat_screen  # noqa: F401 - the first answer need not wait for it
 
@@ -102,6 +108,8 @@ def bring_here(name: str, options: Options, output: Output) -> None:
             return
     except UnknownModelError:
         pass  # perhaps the Hub has it
+    from localmoe.cli import prepare
+
     prepare.open_model(name, output, options)
 
 

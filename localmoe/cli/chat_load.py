@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from localmoe.cli.lines import Notices
 from localmoe.cli.live import LiveLine
-from localmoe.cli.talk import Talk
 from localmoe.engine.events import Loaded
 from localmoe.errors import EngineError, InterruptedLoadError
 from localmoe.facts.model import Model
+
+if TYPE_CHECKING:  # the input line need not wait for what it imports
+    from localmoe.cli.talk import Talk
 
 PATIENCE = 5.0  # seconds that a thread may take to end
 

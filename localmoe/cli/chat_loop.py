@@ -207,8 +207,7 @@ class ChatLoop:
                             engine.cancel()
                         screen.show(event)
                         if isinstance(event, TurnDone):
-                            self.chat.last = event
-                            self._status(event)
+                            self._done(event)
             except KeyboardInterrupt:
                 raise Quit from None
             except ContextOverflowError as error:
@@ -222,6 +221,17 @@ class ChatLoop:
                 events.close()
         if pressed.count:
             self._pressed = time.monotonic()
+
+    def _done(self, done: TurnDone) -> None:
+        """Remember and show the figures of a turn. One that ended before its first word has none:
+        how much of its prompt is in the context is not known, and the next turn counts anew.
+        """
+        begun = done.usage.completion_tokens > 0 or done.finish_reason != "interrupted"
+        self.chat.last = done if begun else None
+        if begun:
+            self._status(done)
+        else:
+            self._output.note("interrupted before the first word")
 
     def _status(self, done: TurnDone) -> None:
         from localmoe.cli.chat_status import status_line, why_it_ended

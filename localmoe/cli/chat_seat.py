@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from localmoe import config
 from localmoe.chat.conversation import Conversation
@@ -17,13 +18,15 @@ from localmoe.cli.chat_load import ModelLoad, interrupts
 from localmoe.cli.lines import Lines, Notices
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
-from localmoe.cli.talk import Talk
 from localmoe.errors import DoesNotFitError, InterruptedLoadError, LocalmoeError
 from localmoe.planning.plan import Plan
 
+if TYPE_CHECKING:  # the input line need not wait for what it imports
+    from localmoe.cli.talk import Talk
+
 KEEP_FROM = 64  # tokens in the context from which keeping them is worth it
 
-OpenRoom = Callable[[str | None, Options], AbstractContextManager[Talk]]
+OpenRoom = Callable[[str | None, Options], AbstractContextManager["Talk"]]
 """Plans the model of a name, as the options want it; called on a thread."""
 
 
