@@ -18,7 +18,7 @@ from localmoe.planning.memory import EngineSettings, RoutedTensor
 from tests.archs.plain import plain_greedy
 from tests.engine.cached import Case, Ran, Turn, planned, run_cases
 
-BASE = EngineSettings(context=256, batch=24, ubatch=24, threads=2, threads_batch=2)
+BASE = EngineSettings(context=256, batch=24, ubatch=24, threads=1, threads_batch=1)
 FIRST = "A mixture of experts has many small networks and a router. " * 2
 MORE = FIRST + "And what does it cost?"
 TURNS = (
@@ -67,28 +67,29 @@ def whole_budget(model: Model) -> int:
     return sum(slot_bytes(group) * group[0].experts for group in groups_of(model).values())
 
 
-def variants(path: Path) -> Iterator[tuple[str, EngineSettings]]:
+def variants(path: Path, base: EngineSettings = BASE) -> Iterator[tuple[str, EngineSettings]]:
     """The regimes; the private one with the smallest budget, a middle one, and room for all."""
     model = read_model(path)
     layers = [layer.index for layer in model.layers if layer.expert_count]
     least, whole = needed_budget(model, layers, 1), whole_budget(model)
-    yield "page", planned(path, BASE, "page", 0)
-    yield "private, least", planned(path, BASE, "private", least)
-    middle = planned(path, BASE, "private", max(least, whole // 2))
+    yield "page", planned(path, base, "page", 0)
+    yield "private, least", planned(path, base, "private", least)
+    middle = planned(path, base, "private", max(least, whole // 2))
     yield "private, half", middle
-    everything = planned(path, BASE, "private", 2 * whole)
+    everything = planned(path, base, "private", 2 * whole)
     yield "private, all", dataclasses.replace(everything, cache_bytes=whole)
 
 
-def compare(path: Path, hot: Path) -> Matrix:
+def compare(path: Path, hot: Path, threads: int = 1) -> Matrix:
     """Run all of it; the hot set of the middle budget is kept in ``hot`` and warmed in one more."""
-    runs = {name: Case(settings, TURNS) for name, settings in variants(path)}
+    base = dataclasses.replace(BASE, threads=threads, threads_batch=threads)
+    runs = {name: Case(settings, TURNS) for name, settings in variants(path, base)}
     middle = runs["private, half"]
     runs["private, half"] = dataclasses.replace(middle, hot=str(hot))
     runs["private, half, warmed"] = dataclasses.replace(middle, hot=str(hot), warm=WARMED)
     batches = sorted({(case.settings.batch, case.settings.ubatch) for case in runs.values()})
     references = [
-        Case(dataclasses.replace(BASE, batch=batch, ubatch=ubatch), TURNS)
+        Case(dataclasses.replace(base, batch=batch, ubatch=ubatch), TURNS)
         for batch, ubatch in batches
     ]
     ran = run_cases(path, [*references, *runs.values()])
@@ -98,10 +99,10 @@ def compare(path: Path, hot: Path) -> Matrix:
         for (name, case), done in zip(runs.items(), ran[len(references) :], strict=True)
     )
     batch = next(batch for batch, _ in batches if batch > 1)
-    return Matrix(cells, as_plain(path, batch, by_batch[batch, batch]))
+    return Matrix(cells, as_plain(path, batch, threads, by_batch[batch, batch]))
 
 
-def as_plain(path: Path, batch: int, reference: Ran) -> bool:
+def as_plain(path: Path, batch: int, threads: int, reference: Ran) -> bool:
     """The second turn beside the plain loop's, which gets the same batches at once."""
     interrupted, whole = reference.turns[:2]
     edges = [*(b for b in interrupted.starts if b < whole.reused), *whole.starts]
@@ -111,7 +112,7 @@ def as_plain(path: Path, batch: int, reference: Ran) -> bool:
         TURNS[1].tokens,
         n_ctx=BASE.context,
         n_batch=batch,
-        threads=BASE.threads,
+        threads=threads,
         splits=sorted({b for b in edges if 0 < b < whole.prompt_tokens}),
     )
     return (plain.text, plain.digest) == (whole.text, whole.answer)

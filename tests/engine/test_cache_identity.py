@@ -10,7 +10,8 @@ import pytest
 from localmoe.facts.model import read_model
 from localmoe.planning.cache import slot_bytes
 from tests.archs import ARCHITECTURES
-from tests.engine.cache_matrix import TURNS, WARMED, Matrix, compare, groups_of
+from tests.engine.cache_matrix import BASE, TURNS, WARMED, Matrix, compare, groups_of
+from tests.engine.cached import Case, Turn, planned, run_cases
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
 WITH_EXPERTS = [name for name in ARCHITECTURES if name not in ("llama-dense", "qwen3")]
@@ -49,6 +50,15 @@ def test_every_regime_and_budget(
     check(compare(path, tmp_path / "hot.json"), path)
 
 
+@pytest.mark.parametrize("threads", [2, 4])
+def test_with_several_threads(
+    threads: int, arch_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The same when threads wait for each other, more of them than cores too."""
+    path = arch_file("qwen3next")
+    check(compare(path, tmp_path / "hot.json", threads), path)
+
+
 @pytest.mark.parametrize("architecture", ["qwen3moe", "gemma4"])
 def test_a_file_in_parts(architecture: str, arch_file: Callable[..., Path], tmp_path: Path) -> None:
     """Separate and fused projections are found in whichever part they are."""
@@ -62,9 +72,6 @@ def test_without_experts_there_is_no_cache(
     architecture: str, arch_file: Callable[[str], Path]
 ) -> None:
     """A dense model runs as if nothing had been asked for."""
-    from tests.engine.cache_matrix import BASE
-    from tests.engine.cached import Case, Turn, planned, run_cases
-
     path = arch_file(architecture)
     (ran,) = run_cases(path, [Case(planned(path, BASE, "private", 1 << 20), (Turn("Hello."),))])
     assert ran.turns[0].reason == "length"
