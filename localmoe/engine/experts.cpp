@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -171,6 +172,7 @@ struct expert {
         uint16_t    left  = 0;      // chunks not there yet
     } pieces[MAX_TENSORS];
     int64_t last_use = -1;     // number of the token that used it
+    double  worth    = -1e300; // how often it was used, old uses fading; see `used`
     int64_t pinned   = -1;     // the visit that needs it
 };
 
@@ -825,7 +827,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         int best = -1;
         for (size_t e = 0; e < g.experts.size(); e++) {
             auto & x = g.experts[e];
-            if (idle(x) && (best < 0 || x.last_use < g.experts[best].last_use)) {
+            if (idle(x) && (best < 0 || x.worth < g.experts[best].worth)) {
                 best = int(e);
             }
         }
@@ -1032,6 +1034,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
                 }
                 if (first) {
                     x.last_use = clock_ + row + token;
+                    used(x, double(x.last_use) / HALF_LIFE);
                 }
                 if (x.pieces[t].state != READY) {
                     needed_.push_back(e);
@@ -1052,6 +1055,11 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             wait(lock, g, t);
         }
     }
+
+    // Least frequently used with fading: a use counts half after HALF_LIFE tokens. Kept as the
+    // logarithm of the count at time 0, so that it need not be touched while time passes.
+    // docs/policies.md compares it with others.
+    static void used(expert & x, double now) { x.worth = now + std::log2(std::exp2(x.worth - now) + 1); }
 
     // Slots for what is missing, and its pieces to the readers: first what is multiplied first, so
     // that reading the rest overlaps with computing.
@@ -1190,6 +1198,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             return false;
         }
         x.resident = x.foretold = true;
+        x.worth = std::max(x.worth, double(clock_) / HALF_LIFE);  // as if used now: not the next victim
         stats_.prefetched++;
         for (size_t i = 0; i < g.tensors.size(); i++) {
             ask(foretold_, g, e, int(i));
@@ -1392,6 +1401,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
     static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
+    static constexpr double  HALF_LIFE = 32;  // tokens
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
     static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
 
