@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from localmoe.cli.chat_terminal import hushed
 from localmoe.cli.lines import Notices
 from localmoe.cli.live import LiveLine
 from localmoe.engine.events import Loaded
@@ -126,7 +127,7 @@ class ModelLoad:
         return self.room
 
     def _wait(self, line: LiveLine, notices: Notices, enough: Callable[[], bool]) -> None:
-        with interrupts(self.cancel, self.cancel), line:
+        with hushed(), interrupts(self.cancel, self.cancel), line:
             while self.busy and not enough():
                 if notices.waiting:
                     line.clear()

@@ -17,6 +17,7 @@ from localmoe.cli.arguments import Options
 from localmoe.cli.chat_load import interrupts
 from localmoe.cli.chat_overflow import Overflowing
 from localmoe.cli.chat_seat import OpenRoom, Seat
+from localmoe.cli.chat_terminal import hushed
 from localmoe.cli.lines import Lines, Notices
 from localmoe.cli.output import Output
 from localmoe.errors import (
@@ -199,7 +200,7 @@ class ChatLoop:
 
         engine = self.seat.room().engine
         screen = screen_for(self._output, show_reasoning=self.chat.show_reasoning)
-        with interrupts(engine.cancel, engine.close) as pressed:
+        with hushed(), interrupts(engine.cancel, engine.close) as pressed:
             try:
                 with screen:
                     for event in events:

@@ -49,6 +49,31 @@ def kept() -> Iterator[None]:
                 termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
 
 
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """What is typed meanwhile is not echoed into the answer, and waits for the input line.
+
+    Ctrl-C works as ever. Nothing is done where there is no editor to take the keys afterwards.
+    """
+    before = None
+    if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        with contextlib.suppress(termios.error, ValueError, OSError):
+            before = termios.tcgetattr(sys.stdin.fileno())
+    if before is None:
+        yield
+        return
+    quiet = [*before]
+    quiet[0] &= ~termios.ICRNL  # Enter stays what the editor knows as Enter
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    with contextlib.suppress(termios.error, OSError):
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error, OSError):
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
+
+
 def _hang_up(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(HUNG_UP)
 

@@ -191,6 +191,18 @@ def test_completion_of_arguments(start: Start, tmp_path: Path) -> None:
         terminal.prompt()
 
 
+def test_keys_typed_during_an_answer_wait(start: Start) -> None:
+    """They do not get into the answer; each line is a message of its own afterwards."""
+    terminal = start(["one ", "two ", "three ", "four"], ["second"], delay=0.3)
+    terminal.type("count\r")
+    terminal.wait("one")
+    terminal.type("next\r/stats\r")
+    text = terminal.turns(2)
+    assert "one two three four\n" in text
+    assert "> next\nsecond\n" in text
+    terminal.wait("turns    2")
+
+
 def test_ctrl_c_stops_the_answer_only(start: Start) -> None:
     """The prompt is back within 0.3 s, what was said stays, the chat goes on."""
     terminal = start(["one ", "two ", "three ", *["more "] * 50], ["fine"], delay=0.1)
