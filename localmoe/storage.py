@@ -47,9 +47,11 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         user = text.partition("/")[0]
-        raise StorageError(
-            f"{text}: there is no home folder {user}", hint="write the path without ~"
-        ) from None
+        if user == "~":
+            message, hint = "it is not known where your home folder is", "set HOME to its path"
+        else:
+            message, hint = f"{text}: there is no home folder {user}", "write the path without ~"
+        raise StorageError(message, hint=hint) from None
 
 
 def private_dir(path: Path) -> Path:

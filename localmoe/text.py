@@ -98,6 +98,11 @@ def clean_line(text: str) -> str:
     return " ".join(clean(re.sub(r"[\r\v\f\x85\u2028\u2029]", "\n", text)).split())
 
 
+def shortened(text: str, length: int) -> str:
+    """``text``, cut to ``length`` characters with a mark where more would follow."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def format_bytes(count: int | float) -> str:
     """``9878424780`` → ``"9.2 GiB"``; three significant digits, powers of 1024."""
     if count < 0:

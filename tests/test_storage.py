@@ -93,3 +93,15 @@ def test_a_failed_write_changes_nothing(home: Path) -> None:
     assert done.stdout.strip() == f"cannot write {path}: {os.strerror(errno.EFBIG).lower()}"
     assert path.read_text() == "old"
     assert list(home.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("variable", ["HOME", "LOCALMOE_HOME"])
+def test_a_home_that_is_not_there(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typed error that says what to set, not an accident of the library's."""
+    monkeypatch.setenv(variable, "~nosuch")
+    with pytest.raises(StorageError) as caught:
+        storage.user_path("~/models" if variable == "HOME" else "~nosuch/models")
+    assert caught.value.hint
+    if variable == "LOCALMOE_HOME":
+        with pytest.raises(StorageError, match="there is no home folder ~nosuch"):
+            storage.data_dir()

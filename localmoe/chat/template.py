@@ -28,10 +28,11 @@ from localmoe.chat.reasoning import (
 from localmoe.chat.session import Message
 from localmoe.chat.thinking import ThinkControl, ThinkLevel
 from localmoe.errors import TemplateError
-from localmoe.text import clean
+from localmoe.text import clean, shortened
 
 RENDER_SECONDS = 1.5  # a refusal must be there within 2 s
 START_SECONDS = 30.0  # Python and Jinja start in 0.1 s, unless the machine is very busy
+MESSAGE_LENGTH = 300  # characters of what a template says when it refuses
 NOTHING_SAID = "…"  # stands for an answer that was interrupted at once: many templates refuse ""
 
 PLAIN_HINT = "--plain (in a chat: /set plain on) leaves the template out: bare text is continued"
@@ -41,7 +42,8 @@ class RenderError(TemplateError):
     """A refusal by the child. ``kind`` is ``raised`` when the template itself refused."""
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(f"the model's chat template cannot be used: {message}", hint=PLAIN_HINT)
+        said = shortened(message, MESSAGE_LENGTH)
+        super().__init__(f"the model's chat template cannot be used: {said}", hint=PLAIN_HINT)
         self.kind = kind
 
 

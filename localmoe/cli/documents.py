@@ -17,10 +17,12 @@ from localmoe.facts.model import LongArray, Model, Role, Value
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Plan
+from localmoe.text import shortened
 
 Json = dict[str, object]
 
 SHOWN_OF_LONG_ARRAY = 8  # elements
+MOST = 1 << 60  # bytes of memory, or anything else that a machine has
 
 
 def machine_summary(machine: Machine) -> Json:
@@ -278,7 +280,7 @@ def machine_from_document(document: object, source: str) -> Machine:
         cores_physical=read.whole("cores_physical", 1),
         cores_logical=read.whole("cores_logical", 1),
         ram_total=total,
-        ram_available=read.whole("ram_available", total),
+        ram_available=read.free_of("ram_available", total),
         ram_limited_by=None,
         gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]"), i) for i, gpu in enumerate(gpus)),
         disk_free=read.whole("disk_free", 0),
@@ -293,7 +295,7 @@ def _gpu(read: _Reader, number: int) -> Gpu:
     return Gpu(
         name=read.text("name", "GPU"),
         total=total,
-        free=read.whole("free", total),
+        free=read.free_of("free", total),
         in_engine=in_engine,
         device=read.text("device", f"GPU{number}" if in_engine else "") or None,
         backend=read.text("backend", "") or None,
@@ -309,20 +311,28 @@ class _Reader:
         self.source = source
 
     def wrong(self, key: str, wanted: str) -> UsageError:
-        return UsageError(f"{self.source}: {key} is {self.body.get(key)!r}, not {wanted}")
+        shown = shortened(repr(self.body.get(key)), 40)
+        return UsageError(f"{self.source}: {key} is {shown}, not {wanted}")
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self.wrong(key, "a whole number of at least 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise self.wrong(key, f"a whole number from 0 to {MOST}")
+        return value
+
+    def free_of(self, key: str, total: int) -> int:
+        """What is free of ``total`` bytes; all of it where the document does not say."""
+        value = self.whole(key, total)
+        if value > total:
+            raise self.wrong(key, f"at most the total, {total}")
         return value
 
     def number_or_none(self, key: str) -> float | None:
         value = self.body.get(key)
         if value is None:
             return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-            raise self.wrong(key, "a number of at least 0")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise self.wrong(key, f"a number from 0 to {MOST}")
         return float(value)
 
     def text(self, key: str, default: str) -> str:

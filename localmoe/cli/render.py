@@ -18,7 +18,7 @@ from rich.text import Text
 from localmoe.cli import documents
 from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
-from localmoe.text import clean_line, format_bytes, format_count
+from localmoe.text import clean_line, format_bytes, format_count, shortened
 
 TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
 TIER_NAME = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
@@ -158,7 +158,7 @@ def show_screen(model: Model) -> RenderableType:
         ("parameters", f"{format_count(model.parameters)}, {active} active per token"),
         ("context", context),
         ("chat template", "yes" if model.chat_template else "no"),
-        ("tokenizer", str(tokenizer)),
+        ("tokenizer", shortened(clean_line(str(tokenizer)), 60)),
     ]
     by_role = documents.bytes_by_role(model)
     rows += [(names[role], format_bytes(count)) for role, count in by_role.items() if count]
@@ -234,6 +234,8 @@ class _Tiers:
             if not used and not budget:
                 continue
             of = f"of {format_bytes(budget)} to use" if tier != "disk" else "read as needed"
+            if tier == "ram" and not budget:
+                of = f"none to use: {format_bytes(plan.ram_reserve)} are kept for the system"
             bar = _bar(used, budget, TIER_STYLE[tier]) if bars and budget else Text()
             name = Text(label, style=TIER_STYLE[tier])
             grid.add_row(name, Text(format_bytes(used)), Text(of, "dim"), bar)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localmoe import storage
 from localmoe.facts.local_files import model_name, models_below, quant_of
 
 MAX_MANIFESTS = 1000
@@ -70,7 +71,7 @@ def other_named(name: str, quant: str = "") -> list[OtherFile]:
 
 def _lm_studio() -> Iterator[OtherFile]:
     for folder in ("~/.lmstudio/models", "~/.cache/lm-studio/models"):
-        root = Path(folder).expanduser()
+        root = storage.user_path(folder)
         for path in models_below(root):
             parts = path.relative_to(root).parts
             name = f"{parts[0]}/{parts[1]}" if len(parts) >= 3 else model_name(path)
@@ -80,7 +81,7 @@ def _lm_studio() -> Iterator[OtherFile]:
 
 def _llama_cpp() -> Iterator[OtherFile]:
     folder = os.environ.get("LLAMA_CACHE") or "~/.cache/llama.cpp"
-    for path in models_below(Path(folder).expanduser()):
+    for path in models_below(storage.user_path(folder)):
         yield OtherFile("llama.cpp", model_name(path), path)
 
 
@@ -88,7 +89,7 @@ def _ollama() -> Iterator[OtherFile]:
     stated = os.environ.get("OLLAMA_MODELS")
     folders = (stated,) if stated else ("~/.ollama/models", "/usr/share/ollama/.ollama/models")
     for folder in folders:
-        root = Path(folder).expanduser()
+        root = storage.user_path(folder)
         try:
             manifests = sorted((root / "manifests").glob("*/*/*/*"))[:MAX_MANIFESTS]
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +78,6 @@ class FileSource:
 def _unreadable(path: Path, error: OSError) -> ModelFileError:
     hint = "check the path; `localmoe list` shows the models that are here"
     if isinstance(error, PermissionError):
-        hint = f"allow it with: chmod u+r {clean_line(path.name)}"
+        hint = f"allow it with: chmod u+r {shlex.quote(clean_line(str(path)))}"
     reason = (error.strerror or "cannot be read").lower()
     return ModelFileError(f"{clean_line(str(path))}: {reason}", hint=hint)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from localmoe.facts.model import Model
 from localmoe.planning.budget import Budget
+from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Verdict, Wishes
 from localmoe.planning.trial import Candidate
 from localmoe.text import format_bytes
@@ -95,7 +96,10 @@ def _why_not(asked: Question) -> str:
     fixed = asked.need - host
     what = "weights that every token needs, KV cache and buffers" if model.is_moe else "it"
     verb = "take" if model.is_moe else "takes"
-    return f"{what} {verb} {format_bytes(max(fixed, 0))}; RAM can give {format_bytes(budget.ram)}"
+    gives = f"RAM can give {format_bytes(budget.ram)}"
+    if not budget.ram and budget.reserve:
+        gives = f"less RAM is free than the {format_bytes(budget.reserve)} kept for the system"
+    return f"{what} {verb} {format_bytes(max(fixed, 0))}; {gives}"
 
 
 def advise(asked: Question, planner: Alternatives) -> Iterator[str]:
@@ -117,7 +121,8 @@ def advise(asked: Question, planner: Alternatives) -> Iterator[str]:
             yield (f"with {format_bytes(host)} more GPU memory all experts would be on the GPU")
     if asked.wishes.gpu_layers and not asked.budget.gpus:
         yield "--gpu-layers changes nothing: there is no GPU to use in this engine build"
-    if asked.best.settings.remotes:
+    sent = any(device != CPU for _, device in asked.wishes.overrides)
+    if asked.best.settings.remotes and not sent:
         here = planner.without_remotes(context)
         if here.fits and not here.disk:
             yield "without --remote everything fits in this machine's memory, most likely faster"

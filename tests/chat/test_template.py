@@ -235,3 +235,10 @@ def test_a_template_that_writes_nothing(source: str) -> None:
         template(source, own).render((HELLO,))
     assert "--plain" in (caught.value.hint or "")
     assert ChatTemplate.from_model(" \n", "", "").is_plain
+
+
+def test_what_a_template_says_is_bounded(renderer: Renderer) -> None:
+    """A refusal of 100,000 characters is one line on the screen."""
+    with pytest.raises(TemplateError) as caught:
+        template("{{ raise_exception('x' * 100000) }}", renderer).render((HELLO,))
+    assert len(caught.value.message) < 500

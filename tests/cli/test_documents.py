@@ -55,6 +55,10 @@ def test_the_machine_of_fit_is_enough() -> None:
         {"machine": {"ram_total": 1, "gpus": [1]}},
         {"machine": {"ram_total": 1, "gpus": [{"name": 3, "total": 1}]}},
         {"machine": {"ram_total": 1, "disk_read_bandwidth": "fast"}},
+        {"machine": {"ram_total": 1, "disk_read_bandwidth": float("inf")}},
+        {"machine": {"ram_total": 1, "ram_available": 2}},
+        {"machine": {"ram_total": 10**30}},
+        {"machine": {"ram_total": 1, "gpus": [{"total": 1, "free": 2}]}},
     ],
 )
 def test_other_documents_are_refused(document: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from localmoe.errors import ModelFileError
 from localmoe.facts.model import Role, read_model
 from localmoe.facts.roles import layer_of, role_of
+from localmoe.facts.source import _unreadable
 from tests.facts.files import EXPERTS, Shape, write_model
 
 F32 = 4  # bytes
@@ -332,3 +334,9 @@ def test_no_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(ModelFileError, match="permission denied"):
         read_model(path)
+
+
+def test_the_hint_for_no_permission_can_be_pasted() -> None:
+    """Into a shell, whatever the file is called."""
+    error = _unreadable(Path("/m/a b'c.gguf"), PermissionError(13, "Permission denied"))
+    assert shlex.split((error.hint or "").partition(": ")[2]) == ["chmod", "u+r", "/m/a b'c.gguf"]
