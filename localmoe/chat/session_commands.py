@@ -11,6 +11,7 @@ from localmoe.chat.commands import Command, Registry
 from localmoe.chat.export import to_document, to_markdown
 from localmoe.chat.state import Chat
 from localmoe.chat.store import Entry
+from localmoe.engine import kv_store
 from localmoe.errors import StorageError, UsageError
 from localmoe.text import clean, clean_line
 
@@ -88,6 +89,7 @@ def _sessions(chat: Chat, argument: str) -> str:
         if name == chat.name:
             raise UsageError("this conversation is open", hint="/clear begins another one first")
         store.delete(name)
+        kv_store.forget(name)
         return f"{name} is deleted"
     if argument:
         raise UsageError("/sessions lists them, /sessions delete NAME deletes one")
