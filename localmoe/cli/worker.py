@@ -27,7 +27,10 @@ def worker_command(options: Options, output: Output) -> int:
     if warning:
         output.warn(warning)
     threads = options.threads or hardware.detect().cores_physical
-    with Server(host, port, threads, options.ram) as server:
+    with (
+        contextlib.suppress(KeyboardInterrupt),  # the way to end it
+        Server(host, port, threads, options.ram) as server,
+    ):
         if output.as_json:
             output.json(
                 {
@@ -44,7 +47,7 @@ def worker_command(options: Options, output: Output) -> int:
             output.print(f"at {server.endpoint}, one client at a time; Ctrl-C ends it")
             for how in how_to_connect(host, port):
                 output.print(f"  {how}")
-        with LiveLine(output.stderr) as line, contextlib.suppress(KeyboardInterrupt):
+        with LiveLine(output.stderr) as line:
             while True:
                 event = server.next_event()
                 if event == "ended":

@@ -21,7 +21,8 @@ from localmoe.errors import EngineError, LocalmoeError, ModelFileError, StorageE
 from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model
 from localmoe.planning.cache import budget_under_pressure, needed_budget, routed_tensors
-from localmoe.planning.memory import EngineSettings
+from localmoe.planning.layout import home_of, layer_homes
+from localmoe.planning.memory import CPU, EngineSettings
 
 if TYPE_CHECKING:
     from localmoe.engine.recording import Recording
@@ -57,7 +58,10 @@ class Residency:
         self._watch: threading.Thread | None = None
         self._budget = settings.cache_bytes
         self._pages: PageReader | None = None
-        tensors = routed_tensors(model)
+        homes = layer_homes(model, settings)
+        here = {t.name for t in model.tensors if home_of(t, settings, homes) == CPU}
+        # Those on a GPU are not ours to serve, and the native side does not count them.
+        tensors = [tensor for tensor in routed_tensors(model) if tensor.name in here]
         self._groups = list(dict.fromkeys(tensor.group for tensor in tensors))
         wanted = settings.cache != "off" or settings.record or settings.replay
         why_not = available() if wanted else None

@@ -51,13 +51,16 @@ def make_plan(
         model, planner.wishes, verdict, best, budget, planner.trials.ram_use(best.memory)
     )
     settings, cache = _cached(model, best, verdict, planner.wishes)
+    memory = best.memory
+    if settings.ubatch != best.settings.ubatch:  # a cache may want smaller batches
+        memory = planner.trials.measure(settings)
     return Plan(
         verdict=verdict,
         settings=settings,
-        memory=best.memory,
+        memory=memory,
         tiers=Tiers(
-            gpu=sum(d.total for d in best.memory.devices if d.device != CPU),
-            ram=best.memory.on(CPU).total - best.disk,
+            gpu=sum(d.total for d in memory.devices if d.device != CPU),
+            ram=memory.on(CPU).total - best.disk + max(0, settings.cache_bytes - best.room),
             disk=best.disk,
         ),
         layers=tuple(_place_layers(model, best, planner.tiers)),
@@ -239,6 +242,8 @@ def _cached(
     )
     if not verdict.fits:
         return settings, CachePlan("none", 0, "the model does not fit")
-    return plan_cache(
-        model, settings, candidate.host_experts, candidate.room, wishes.cache, wishes.cache_ram
-    )
+    wish = wishes.cache
+    if wish == "auto" and candidate.cache_room > candidate.room:
+        wish = "private"  # on the disk by wish: not kept like the others, but not read in vain
+    room = candidate.cache_room
+    return plan_cache(model, settings, candidate.host_experts, room, wish, wishes.cache_ram)

@@ -25,11 +25,19 @@ class Candidate:
     gpus_fit: bool
     fits: bool  # on the GPUs and in RAM, with room for at least one token's experts
     one_token: int  # bytes of the host experts that one token reads
+    spare: int  # bytes of RAM for experts, once all that every token needs is in it
 
     @property
     def room(self) -> int:
-        """RAM in which experts may stay."""
+        """Bytes of experts that stay in RAM by the plan."""
         return sum(self.host_experts.values()) - self.disk
+
+    @property
+    def cache_room(self) -> int:
+        """RAM in which experts may be kept: where some are on the disk by wish, more than
+        ``room``, since a cache in front of them may use what is free.
+        """
+        return min(self.spare, sum(self.host_experts.values())) if self.disk else self.room
 
 
 class Trials:
@@ -75,7 +83,6 @@ class Trials:
         everything = sum(experts.values())
         to_disk = sum(count for layer, count in experts.items() if self._on(layer, "disk"))
         to_ram = sum(count for layer, count in experts.items() if self._on(layer, "ram"))
-        # RAM that is left for experts once all that every token needs is in it.
         spare = self.budget.ram - (self.ram_use(memory) - everything)
         over = max(0, everything - to_disk - spare)
         disk = to_disk + min(over, everything - to_disk - to_ram)
@@ -92,9 +99,8 @@ class Trials:
         in_ram = everything - disk
         ram_fits = in_ram <= spare and (disk == 0 or spare >= one_token)
         wished = not any(self._on(layer, "gpu") for layer in experts)
-        return Candidate(
-            settings, memory, experts, disk, gpus_fit, gpus_fit and ram_fits and wished, one_token
-        )
+        fits = gpus_fit and ram_fits and wished
+        return Candidate(settings, memory, experts, disk, gpus_fit, fits, one_token, spare)
 
     def ram_use(self, memory: MemoryReport) -> int:
         """Bytes of the machine's RAM: the host's, and those of GPUs that have none of their own."""

@@ -22,7 +22,7 @@ from localmoe.cli.output import Output
 from localmoe.cli.talk import open_talk
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
-from localmoe.engine.events import Loaded, Request, Sampling, Text
+from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
 from localmoe.engine.rpc import greet
 from localmoe.engine.serving import Server
 from localmoe.errors import EngineCrashError, EngineError, EngineMemoryError
@@ -264,3 +264,46 @@ def test_the_chat_outlives_its_worker(
     assert "a remote worker went away" in err
     assert "turns    1" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        ("--experts-on", "ram"),
+        ("--experts-on", "disk", "--cache", "page"),
+        ("--experts-on", "disk", "--cache", "private"),
+        ("--experts-on", "disk:2-3", "--cache", "private"),
+        ("--experts-on", "ram:0", "--experts-on", "disk:2-3", "--cache", "private"),
+        ("--experts-on", "disk", "-ot", r"blk\.2\.ffn_up_exps=RPC0", "--cache", "private"),
+    ],
+)
+def test_dense_on_a_device_and_experts_in_ram_and_on_disk(
+    wish: tuple[str, ...], arch_file: Callable[..., Path], server: Server
+) -> None:
+    """The layout of a small GPU, with each way to serve the experts: planned bytes, and the tokens
+    of the run without a second device, to the end of the context.
+    """
+    path = arch_file("qwen3moe")
+    model = read_model(path)
+    options = parse(["run", "x", "--remote", server.endpoint, "--ctx", "256", "-t", "1", *wish])
+    plan = prepare.plan_for(
+        model, prepare.find_machine(options, imagined=False), options, imagined=False
+    )
+    assert {row.dense for row in plan.layers} == {"gpu"}
+    regime = wish[-1] if "--cache" in wish else "resident"
+    assert plan.cache.regime == regime
+    with Engine(model, plan.settings, remember=False) as engine:
+        loaded = list(engine.load())[-1]
+        assert isinstance(loaded, Loaded)
+        assert loaded.memory.on("RPC0") == plan.memory.on("RPC0")
+        request = Request("The first question is", max_tokens=None, sampling=GREEDY)
+        *events, last = engine.generate(request)
+        there = "".join(event.text for event in events if isinstance(event, Text))
+        assert isinstance(last, Finished)
+        assert last.prompt_tokens + last.completion_tokens == 256
+    alone = EngineSettings(
+        256, batch=plan.settings.batch, ubatch=plan.settings.ubatch, threads=1, threads_batch=1
+    )
+    with Engine(model, alone, remember=False) as engine:
+        list(engine.load())
+        assert text_of(engine, "The first question is", 300) == there

@@ -132,12 +132,13 @@ def test_experts_on_is_obeyed_layer_by_layer() -> None:
 
 
 def test_experts_on_disk_leaves_ram_free() -> None:
-    """Experts that shall be read from the disk are not counted in RAM."""
-    free, asked = (
-        plan(moe_model(), machine(16), experts_on=wish) for wish in ((), (ExpertsOn("disk"),))
-    )
+    """Experts that shall be read from the disk take only the RAM of their cache."""
+    wish = {"experts_on": (ExpertsOn("disk"),), "cache_ram": 2 * GIB}
+    free, asked = plan(moe_model(), machine(16)), plan(moe_model(), machine(16), **wish)
     assert (free.verdict, asked.verdict) == (Verdict.RAM, Verdict.RAM_DISK)
-    assert free.tiers.ram - asked.tiers.ram == moe_model().expert_bytes
+    assert (asked.cache.regime, asked.cache.budget) == ("private", 2 * GIB)
+    saved = free.memory.compute - asked.memory.compute  # a small cache wants small batches
+    assert free.tiers.ram - asked.tiers.ram == moe_model().expert_bytes - 2 * GIB + saved
 
 
 @pytest.mark.parametrize(
