@@ -230,6 +230,7 @@ def main() -> int:
         "| model | cards, GiB | on the GPUs | experts there | dense in RAM | RAM read per token |"
     )
     print(f"{head} over target |\n|---|---|---|---|---|---|---|")
+    lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in MODELS:
             path = Path(folder) / f"{name}.gguf"
@@ -238,8 +239,25 @@ def main() -> int:
             model = read_model(path)
             for sizes in CARDS:
                 theirs, ours = compare(program, model, sizes)
-                print(row(name, sizes, theirs, ours), flush=True)
+                lines.append(row(name, sizes, theirs, ours))
+                print(lines[-1], flush=True)
+    print("\n" + "\n".join(summary(lines)))
     return 0
+
+
+def summary(lines: Sequence[str]) -> Iterator[str]:
+    """How often either is better, of the table's rows as they are printed."""
+    columns = {4: ("experts on the GPUs", 1), 6: ("RAM read per token", -1)}
+    for column, (name, better) in columns.items():
+        ours = theirs = 0
+        for line in lines:
+            cell = line.split("|")[column].strip()
+            if "→" in cell and "gives up" not in cell:
+                first, second = (float(part) for part in cell.split("→"))
+                ours += (second - first) * better > 0
+                theirs += (second - first) * better < 0
+        same = len(lines) - ours - theirs
+        yield f"- {name}: ours better on {ours}, theirs on {theirs}, equal on {same} machines"
 
 
 def row(name: str, sizes: Sequence[float], theirs: Choice | None, ours: Choice) -> str:
