@@ -73,7 +73,19 @@ def test_the_command_line_says_the_same(
     done = model.chat("Hello there", system="Be brief.", **options).result()
     word = done.answer.split()[2]
     stopped = model.chat("Hello there", system="Be brief.", stop=[word], **options).result()
-    arguments: tuple[str | Path, ...] = ("run", "-m", path, "-c", "1024", "-t", "1", "--temp", "0", "-n", "30")
+    arguments: tuple[str | Path, ...] = (
+        "run",
+        "-m",
+        path,
+        "-c",
+        "1024",
+        "-t",
+        "1",
+        "--temp",
+        "0",
+        "-n",
+        "30",
+    )
     arguments += ("--repeat-penalty", "1.3", "--system", "Be brief.", "Hello there")
     document = Localmoe(tmp_path).document(*arguments)
     assert document["text"] == done.answer

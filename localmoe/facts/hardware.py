@@ -74,7 +74,7 @@ def detect(
 def free_memory(root: Path = ROOT) -> tuple[int, int]:
     """Bytes that can still be taken now, and how few of them mean that memory is short.
 
-    The bound is a fiftieth of the machine's memory, or of the group's where that is the tighter one.
+    The bound is a fiftieth of the machine's memory, or of the group's where that is tighter.
     """
     total, available = _memory(root)
     limit = cgroup.memory_limit(root)
