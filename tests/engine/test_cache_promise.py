@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -95,7 +96,7 @@ def drop(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def run_in(box: Unlimited, path: Path, plan: Plan) -> tuple[int, list[dict[str, float | str]]]:
+def run_in(box: Unlimited, path: Path, plan: Plan) -> tuple[int, list[dict[str, Any]]]:
     """The most that was held at any look, and the cache's figures of each answer."""
     code = f"from {__name__} import run; import sys; run(*sys.argv[1:])"
     settings = json.dumps(dataclasses.asdict(plan.settings))
