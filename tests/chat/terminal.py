@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ class Terminal:
             cwd=str(home),
             dimensions=(rows, columns),
             encoding="utf-8",
+            # A test run that outlives its terminal (nohup) hands on that hang-ups are ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             env=environment(
                 home, **({"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"} | env)
             ),
