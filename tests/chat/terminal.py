@@ -17,6 +17,11 @@ ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB = "\x1b\r", "\x03", "\x04", "\x12", "\t"
 UP, DOWN = "\x1b[A", "\x1b[B"
 
 
+def _heed_hang_ups() -> None:
+    """A test run that outlives its terminal (nohup) hands on that they are ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Terminal:
     """Keys in, the screen out, at any size."""
 
@@ -27,8 +32,7 @@ class Terminal:
             cwd=str(home),
             dimensions=(rows, columns),
             encoding="utf-8",
-            # A test run that outlives its terminal (nohup) hands on that hang-ups are ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+            preexec_fn=_heed_hang_ups,
             env=environment(
                 home, **({"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"} | env)
             ),
