@@ -7,17 +7,19 @@ what happened as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,12 +55,16 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One loaded model. ``hot``: file of the hot set, warmed at load and written at the end."""
+    """One loaded model. ``hot``: file of the hot set, warmed at load and written at the end.
+
+    ``shaken``: least and greatest budget between which another thread changes it all the time.
+    """
 
     settings: EngineSettings
     turns: tuple[Turn, ...]
     hot: str = ""
     warm: int = 0  # experts of the hot set that are waited for before the first turn
+    shaken: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,11 +270,12 @@ def run(path: Path, case: Case) -> Ran:
         experts, said = conversation.experts, []
         if case.warm:
             conversation.wait_until(lambda: conversation.counters().prefetched >= case.warm)
-        for turn in case.turns:
-            if turn.resize is not None:
-                assert experts._cache is not None
-                experts._cache.resize(turn.resize)
-            said.append(conversation.say(turn))
+        with shaking(conversation, case.shaken):
+            for turn in case.turns:
+                if turn.resize is not None:
+                    assert experts._cache is not None
+                    experts._cache.resize(turn.resize)
+                said.append(conversation.say(turn))
         experts.remember()
         counters, stats, cache = experts.counters(), experts.stats(), experts._cache
         return Ran(
@@ -281,6 +288,29 @@ def run(path: Path, case: Case) -> Ran:
         )
 
 
+@contextlib.contextmanager
+def shaking(conversation: Conversation, budgets: tuple[int, int] | None) -> Iterator[None]:
+    """Another budget every few milliseconds, as if memory came and went."""
+    stop = threading.Event()
+
+    def shake() -> None:
+        assert budgets is not None
+        cache, rng = conversation.experts._cache, random.Random(1)
+        assert cache is not None
+        while not stop.wait(rng.uniform(0.0, 0.004)):
+            cache.resize(rng.randint(*budgets))
+
+    thread = threading.Thread(target=shake)
+    if budgets is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if budgets is not None:
+            thread.join()
+
+
 def case_from_json(document: dict[str, Any]) -> Case:
     from localmoe.engine.protocol import settings_from_json
 
@@ -289,7 +319,8 @@ def case_from_json(document: dict[str, Any]) -> Case:
         for turn in document["turns"]
     )
     settings = settings_from_json(document["settings"])
-    return Case(settings, turns, document["hot"], document["warm"])
+    shaken = tuple(document["shaken"]) if document["shaken"] else None
+    return Case(settings, turns, document["hot"], document["warm"], shaken)
 
 
 def main() -> None:

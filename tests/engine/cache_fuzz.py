@@ -1,0 +1,114 @@
+"""Random budgets, batches, threads, prompts and interrupts: what must never go wrong, does not.
+
+Prompts begin with different tokens, so that whatever an interrupt left behind, the logits of a
+whole answer depend on nothing but its prompt and batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from localmoe.facts.model import read_model
+from localmoe.planning.cache import needed_budget
+from localmoe.planning.memory import EngineSettings
+from tests.engine.cache_matrix import whole_budget
+from tests.engine.cached import Case, Turn, run_cases
+
+ARCHITECTURES = ("qwen3moe", "gpt-oss", "gemma4", "qwen3next", "deepseek4", "llama4", "phimoe")
+UBATCHES = (1, 2, 3, 7, 16, 33, 64, 512)
+WORDS = (
+    *[
+        "a",
+        "mixture",
+        "of",
+        "experts",
+        "has",
+        "many",
+        "networks",
+        "and",
+        "one",
+        "router",
+        "zebra",
+        "12",
+        "code",
+    ],
+    "\n",
+    "{ }",
+)
+TURNS = 8
+DEADLOCK = 120.0  # seconds; a case takes one or two
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What was tried, and what came of it: answers compared, experts evicted."""
+
+    title: str
+    answers: int
+    evictions: int
+    wrong: tuple[int, ...]  # turns
+
+
+def play(rng: random.Random, model_file: Callable[[str], Path]) -> Round:
+    """One round in a child process. Raises AssertionError when it dies or hangs."""
+    name = rng.choice(ARCHITECTURES)
+    path = model_file(name)
+    settings, shaken = _settings(rng, path)
+    turns = tuple(_turn(rng, number) for number in range(TURNS))
+    title = (
+        f"{name}, {settings.threads} and {settings.threads_batch} threads, "
+        f"batch {settings.batch}/{settings.ubatch}, {settings.cache} "
+        f"{settings.cache_bytes}{', shaken' if shaken else ''}"
+    )
+    plain = dataclasses.replace(settings, cache="off", cache_bytes=0)
+    whole = [number for number, turn in enumerate(turns) if turn.cancel_after is None]
+    reference, cached = run_cases(
+        path,
+        [
+            Case(plain, tuple(turns[number] for number in whole)),
+            Case(settings, turns, shaken=shaken),
+        ],
+        timeout=DEADLOCK,
+    )
+    wrong = tuple(
+        number
+        for number, expected in zip(whole, reference.turns, strict=True)
+        if cached.turns[number] != expected
+    )
+    bad = tuple(
+        number
+        for number, said in enumerate(cached.turns)
+        if number not in whole and said.reason not in ("interrupted", "length")
+    )
+    return Round(title, len(whole), int(cached.counters["evictions"]), wrong + bad)
+
+
+def _settings(rng: random.Random, path: Path) -> tuple[EngineSettings, tuple[int, int] | None]:
+    model = read_model(path)
+    ubatch = rng.choice(UBATCHES)
+    threads = rng.choice((1, 1, 2, 4))
+    settings = EngineSettings(
+        context=640,
+        batch=ubatch * rng.choice((1, 1, 2)),
+        ubatch=ubatch,
+        threads=threads,
+        threads_batch=rng.choice((threads, threads, 1, 2)),
+        cache=rng.choice(("private", "private", "private", "page")),
+    )
+    if settings.cache == "page":
+        return settings, None
+    least, whole = needed_budget(model, range(len(model.layers)), ubatch), whole_budget(model)
+    budget = rng.choice((least, rng.randint(least, max(least, whole)), max(least, whole)))
+    shaken = (least, max(least, whole)) if rng.random() < 0.4 else None
+    return dataclasses.replace(settings, cache_bytes=budget), shaken
+
+
+def _turn(rng: random.Random, number: int) -> Turn:
+    words = [rng.choice(WORDS) for _ in range(rng.choice((1, 10, 40, 70)))]
+    prompt = f"{chr(ord('A') + number)} {' '.join(words)}"
+    cancel = rng.uniform(0.0, 0.05) if rng.random() < 0.4 else None
+    return Turn(prompt, rng.randint(1, 8), cancel_after=cancel)
