@@ -19,16 +19,13 @@ NEARLY_FULL, FILLING = 0.9, 0.75  # fractions of the context from which the mete
 
 
 def card(model: Model, plan: Plan, context: int) -> list[Text]:
-    """The first lines: which model, where it lives, how long the talk may get, how fast."""
+    """The first lines: which model, where it lives, how long the talk may get."""
     name = Text(clean_line(model.name), "bold")
     facts = [model.quantization, format_bytes(model.size)]
     if model.is_moe:
         facts.append(f"{experts_short(model)} experts")
     first = Text(" · ", "dim").join([name, *(Text(clean_line(f), "dim") for f in facts)])
     second = [*homes(plan), Text(f"context {context:,}")]
-    speed = expected_speed(plan)
-    if speed:
-        second.append(Text(speed))
     return [first, Text(" · ", "dim").join(second)]
 
 
@@ -44,14 +41,6 @@ def homes(plan: Plan) -> list[Text]:
         text = Text(f"{TIER_NAME[tier]} ", style=TIER_STYLE[tier])
         found.append(text.append(f"{format_bytes(count)}{what}", "default"))
     return found
-
-
-def expected_speed(plan: Plan) -> str:
-    """``~9 tok/s (7–12)`` where the planner predicts one."""
-    speed = getattr(plan, "decode_tps", None)
-    if speed is None:
-        return ""
-    return f"~{speed.expected:.3g} tok/s ({speed.low:.3g}–{speed.high:.3g})"
 
 
 def expert_homes(plan: Plan) -> str:

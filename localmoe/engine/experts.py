@@ -81,7 +81,7 @@ class Counters:
 def available() -> str | None:
     """None if the cache can be used with this engine, else why not."""
     if binding.native is None:
-        return "the native helper was not built (no C++ compiler at installation)"
+        return "the native helper was not built (no C++ compiler?), or is switched off"
     if not hasattr(binding.native, "localmoe_experts_open"):
         return "reading experts ourselves is made for Linux"
     try:

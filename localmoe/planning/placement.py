@@ -43,6 +43,7 @@ def make_plan(
 
     Raises UsageError for a wish that names what is not there: a device, a layer.
     """
+    _check_experts(model, wishes)
     budget = budget_of(model, machine, wishes, promised_ram)
     planner = _Planner(model, machine, _known(wishes, budget), measure, budget)
     best = planner.search.best()
@@ -164,6 +165,18 @@ class _Planner:
         if growth <= 0:
             return MAX_CONTEXT
         return context + CONTEXT_STEP + int(1.25 * room / growth)
+
+
+def _check_experts(model: Model, wishes: Wishes) -> None:
+    """llama.cpp ends the process when a token is to use more experts than there are."""
+    counts = [layer.expert_count for layer in model.layers if layer.expert_count]
+    if wishes.experts is None or (counts and wishes.experts <= min(counts)):
+        return
+    most = f"its layers have {min(counts)} experts" if counts else "it has no experts"
+    raise UsageError(
+        f"--experts {wishes.experts}: {most}",
+        hint="leave it out: the model's own number is what it was trained with",
+    )
 
 
 def _known(wishes: Wishes, budget: Budget) -> Wishes:

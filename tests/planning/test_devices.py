@@ -194,6 +194,14 @@ def test_wishes_for_what_is_not_there() -> None:
     assert caught.value.hint == "layers with experts: 0 to 23"
 
 
+def test_more_experts_than_there_are() -> None:
+    """Refused with their number: llama.cpp would end the process and the file be blamed."""
+    model = moe_model(experts=16, used=2)
+    with pytest.raises(UsageError, match="16 experts"):
+        make_plan(model, machine(32), Wishes(experts=17), engine(model))
+    assert make_plan(model, machine(32), Wishes(experts=16), engine(model)).verdict.fits
+
+
 def test_gpu_layers_without_a_gpu_changes_nothing_and_says_so() -> None:
     """People type -ngl 99 by habit; it is no reason to refuse."""
     result = plan(moe_model(), machine(32), gpu_layers=99)
