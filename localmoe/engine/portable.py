@@ -30,7 +30,7 @@ FRESH = 16  # tokens for which an expert just read is taken to be in the page ca
 NODE = b"ffn_moe_topk-"
 
 
-class _Tensor(ctypes.Structure):
+class GgmlTensor(ctypes.Structure):
     """``struct ggml_tensor`` of ggml.h, as far as it is read here."""
 
     _fields_ = (
@@ -101,14 +101,14 @@ class PageReader:
         return True
 
     def _layer_of(self, address: int) -> int:
-        name = _Tensor.from_address(address).name
+        name = GgmlTensor.from_address(address).name
         if not name.startswith(NODE):
             return -1
         layer = int(name[len(NODE) :].split(b" ")[0])
         return layer if layer in self._layers else -1
 
     def _ids(self, address: int) -> set[int]:
-        node = _Tensor.from_address(address)
+        node = GgmlTensor.from_address(address)
         k, tokens, stride = node.ne[0], node.ne[1], node.nb[1]
         size = (tokens - 1) * stride + k * 4
         raw = ctypes.create_string_buffer(size)

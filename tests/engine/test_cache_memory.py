@@ -26,32 +26,15 @@ pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is 
 MIB = 1 << 20
 
 
-class _Tensor(ctypes.Structure):
-    """The start of ``struct ggml_tensor`` (ggml.h)."""
-
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-    )
-
-
 def where(conversation: Conversation, tensor: RoutedTensor, expert: int) -> tuple[int, int]:
     """First address and bytes of one expert's part of a tensor, as the engine computes them."""
     from localmoe.engine.binding import llama
+    from localmoe.engine.portable import GgmlTensor
 
     get = llama._lib["_ZNK11llama_model10get_tensorEPKc"]
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
     handle = ctypes.cast(conversation.handle, ctypes.c_void_p)
-    found = _Tensor.from_address(get(handle, tensor.name.encode()))
+    found = GgmlTensor.from_address(get(handle, tensor.name.encode()))
     assert found.data is not None
     return found.data + expert * found.nb[2], tensor.nbytes // tensor.experts
 
