@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localmoe.cli.options import COMMANDS, build_parser
+from localmoe.cli.commands import COMMANDS
+from localmoe.cli.options import build_parser
 from localmoe.errors import UsageError
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from localmoe import config
 from localmoe.cli import configured
 from localmoe.cli.arguments import Options
+from localmoe.cli.commands import COMMANDS
 from localmoe.cli.config import VERBS
-from localmoe.cli.options import COMMANDS, build_parser
+from localmoe.cli.options import build_parser
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.facts import catalog

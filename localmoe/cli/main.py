@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from localmoe import __version__
 from localmoe.cli.arguments import Options, help_text, parse
-from localmoe.cli.options import COMMANDS
+from localmoe.cli.commands import COMMANDS
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, StorageError
 

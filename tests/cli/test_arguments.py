@@ -14,7 +14,7 @@ from localmoe.cli.arguments import (
     only_model,
     parse,
 )
-from localmoe.cli.options import COMMANDS
+from localmoe.cli.commands import COMMANDS
 from localmoe.errors import UsageError
 
 GIB = 1 << 30

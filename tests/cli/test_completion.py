@@ -10,8 +10,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from localmoe.cli.commands import COMMANDS
 from localmoe.cli.completion import FILES, candidates
-from localmoe.cli.options import COMMANDS
 from tests.cli.command import Localmoe, assert_clear_error, environment
 
 
