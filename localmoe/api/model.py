@@ -1,38 +1,14 @@
-"""The Python API: a model as an object that answers in typed events.
-
-::
-
-    import localmoe
-
-    with localmoe.load("qwen3-30b-a3b:Q4_K_M") as model:
-        for event in model.chat("What is a mixture of experts?"):
-            if isinstance(event, localmoe.AnswerDelta):
-                print(event.text, end="", flush=True)
-
-        reply = model.chat("Three rivers of Europe?", schema=SCHEMA).result()
-        json.loads(reply.answer)
-
-        talk = model.begin(system="Be brief.")          # remembers what was said
-        first = localmoe.result(talk.ask("Who wrote Faust?"))
-        second = localmoe.result(talk.ask("When was he born?"))
-
-        for event in model.generate("Once upon a time", max_tokens=100):   # no chat template
-            ...
-
-The command line stands on the same functions. What goes wrong is a ``LocalmoeError``
-(``localmoe.errors``); nothing is downloaded here (``localmoe pull NAME`` does that).
-"""
+"""A loaded model: asked, it answers in typed events."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Protocol, Self, TypedDict, Unpack
 
-from localmoe import config, ledger
 from localmoe.chat.attachments import Attachment
 from localmoe.chat.conversation import ChatEvent, Conversation, TextEngine, TurnDone
 from localmoe.chat.sampling import default_sampling
@@ -40,23 +16,12 @@ from localmoe.chat.session import Message, Session, Turn
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
 from localmoe.chat.thinking import ThinkLevel
-from localmoe.engine.client import Engine
-from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.grammar import schema_to_gbnf
-from localmoe.engine.oracle import Oracle
-from localmoe.errors import (
-    DoesNotFitError,
-    EngineError,
-    EngineMemoryError,
-    UsageError,
-)
-from localmoe.facts import catalog, hardware
+from localmoe.errors import EngineError, UsageError
 from localmoe.facts.hardware import Machine
-from localmoe.facts.model import Model, Value, read_model
-from localmoe.planning.memory import EngineSettings
-from localmoe.planning.placement import make_plan
-from localmoe.planning.plan import Plan, Wishes
+from localmoe.facts.model import Model, Value
+from localmoe.planning.plan import Plan
 
 
 class LoadableEngine(TextEngine, Protocol):
@@ -135,7 +100,7 @@ class LoadedModel:
     engine: LoadableEngine
     renderer: Renderer
     loaded: Loaded | None = field(default=None, init=False)
-    _owned: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
+    owned: ExitStack = field(default_factory=ExitStack, init=False, repr=False)  # ends with it
 
     def chat(
         self,
@@ -239,7 +204,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """Give back its memory."""
-        self._owned.close()
+        self.owned.close()
 
     def __enter__(self) -> Self:
         return self
@@ -251,119 +216,6 @@ class LoadedModel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def load(
-    name: str | None = None,
-    *,
-    context: int | None = None,
-    wishes: Wishes | None = None,
-    remember: bool = True,
-    progress: Callable[[float], None] = lambda fraction: None,
-) -> LoadedModel:
-    """A model on this machine, planned for what is free and loaded; a context manager.
-
-    ``name`` is what the command line takes: a path, a name of the catalog or of a Hub repository
-    that has been pulled, an alias; None is the bundled nano. ``context`` is in tokens; ``wishes``
-    has the rest of what the planner can be told. ``progress`` is called with 0…1. ``remember``:
-    what speeds up the next start may be noted.
-    Raises UnknownModelError, ModelFileError, DoesNotFitError, EngineError.
-    """
-    path = catalog.resolve(config.read().target(name) if name else catalog.BUNDLED)
-    wanted = wishes or Wishes()
-    if context is not None:
-        wanted = dataclasses.replace(wanted, context=context)
-    stack = ExitStack()
-    try:
-        renderer = stack.enter_context(Renderer())
-        renderer.start()
-        model = read_model(path)
-        up = stack.enter_context(
-            planned(
-                model,
-                lambda: hardware.detect(engine_info().gpus),
-                wanted,
-                renderer,
-                make=LoadedModel,
-                remember=remember,
-            )
-        )
-        for event in up.bring_in():
-            if isinstance(event, LoadProgress):
-                progress(event.fraction)
-    except BaseException:
-        stack.close()
-        raise
-    up._owned = stack
-    return up
-
-
-Up = TypeVar("Up", bound=LoadedModel)
-
-
-def plan_for(model: Model, machine: Machine, wishes: Wishes) -> Plan:
-    """The plan for running a model here, beside what other localmoe processes will still take.
-
-    Raises ModelFileError, EngineError.
-    """
-    promised = sum(promise.outstanding_ram for promise in ledger.promises())
-    with Oracle(model) as measure:
-        return make_plan(model, machine, wishes, measure, promised)
-
-
-Settle = Callable[[EngineMemoryError, Plan, Plan], Plan]
-"""Which plan to load when memory was taken since the first one; see ``settle``."""
-
-
-def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
-    """``other``, made with what is free now, after ``plan`` met with ``error``.
-
-    Raises ``error`` where both are the same, and DoesNotFitError where nothing fits any more.
-    """
-    if not other.verdict.fits:
-        hint = other.advice[0] if other.advice else None
-        raise DoesNotFitError(f"memory was taken meanwhile: {other.reason}", hint=hint) from error
-    if other.settings == plan.settings:
-        raise error
-    return other
-
-
-@contextmanager
-def planned(
-    model: Model,
-    find_machine: Callable[[], Machine],
-    wishes: Wishes,
-    renderer: Renderer,
-    *,
-    make: Callable[[Model, Machine, Plan, Engine, Renderer], Up],
-    record: str = "",
-    remember: bool = True,
-    settle: Settle = settle,
-) -> Iterator[Up]:
-    """A model planned for this machine, with its engine, not loaded yet: what ``make`` makes of it.
-
-    ``record``: a path for the trace of what the router chooses. Raises DoesNotFitError when the
-    plan says no, ModelFileError, EngineError.
-    """
-
-    def settings(plan: Plan) -> EngineSettings:
-        return dataclasses.replace(plan.settings, record=record)
-
-    def replan(error: EngineMemoryError) -> tuple[EngineSettings, int]:
-        up.machine = find_machine()
-        up.plan = settle(error, up.plan, plan_for(model, up.machine, wishes))
-        return settings(up.plan), up.plan.tiers.ram
-
-    with ledger.planning():  # nobody else plans with the same memory before it is promised
-        machine = find_machine()
-        plan = plan_for(model, machine, wishes)
-        if not plan.verdict.fits:
-            raise DoesNotFitError(plan.reason, hint=plan.advice[0] if plan.advice else None)
-        engine = Engine(model, settings(plan), plan.tiers.ram, remember=remember, replan=replan)
-        engine.promise()
-    with engine:
-        up = make(model, machine, plan, engine, renderer)
-        yield up
 
 
 def settings_for(
