@@ -104,3 +104,4 @@ class Plan:
     reason: str  # one sentence: why this verdict
     advice: tuple[str, ...]  # what would change it, most useful first
     gpu_budgets: tuple[tuple[str, int], ...] = ()  # bytes allowed on each GPU, of ``vram_budget``
+    missing_ram: int = 0  # bytes of RAM with which nothing would need the disk; 0: nothing does
