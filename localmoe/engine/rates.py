@@ -1,0 +1,246 @@
+"""How fast ggml computes here: its own kernels timed on made-up weights, in a few seconds.
+
+What bounds decoding on a processor is often not memory but ggml's multiplication of a quantized
+matrix with a vector, and that differs from type to type. So each type is timed with the operations
+that a Mixture-of-Experts graph consists of: one token through many experts whose weights come from
+memory, and many tokens at once. The weights are random bytes that no type reads as a denormal
+number or an infinity; speed depends on no more than that. They lie in small pages, like a file's.
+
+Runs in the worker process.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+import mmap
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localmoe.engine import ggml_graph
+from localmoe.engine.ggml_graph import NODES, Backend, Graph
+from localmoe.facts.bandwidth import DeviceRate, Rates, TypeRate
+
+TYPES = (
+    "Q4_K Q6_K Q8_0 F16 F32 MXFP4 Q5_K Q3_K IQ4_XS Q4_0 BF16 IQ4_NL Q2_K Q5_0 Q4_1 Q5_1 "
+    "IQ3_S IQ3_XXS IQ2_XXS IQ2_XS IQ2_S IQ1_M IQ1_S NVFP4 TQ1_0 TQ2_0"
+).split()
+"""The commonest first: what is not reached in time is not measured."""
+DEVICE_TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "MXFP4")
+SECONDS = 5.0  # after which no further type is begun
+RUNS = 3  # of which the median counts
+
+REGION = 192 << 20  # bytes of weights; several times what runs over one type leave in a cache
+DEVICE_REGION = 128 << 20
+WINDOW = 24 << 20  # bytes that one token reads in one run
+DEVICE_REPEAT = 4  # operations in a row on a device, whose start takes longer than they do
+WIDTH, ROWS = 2048, 768  # of an expert's matrix: those of Qwen3-30B-A3B
+TOKENS, BATCH_ROWS, BATCH_EXPERTS, USED = 128, 128, 16, 4
+HEADS, HEAD, CACHED, QUERIES = 16, 128, 1024, 32  # of attention
+STATE, STATE_HEADS, STATE_HEAD, SCANNED = 128, 32, 64, 16  # of a recurrent layer (Mamba-2)
+MEMORY_SECONDS = 0.1
+_PIECE = 2 << 20  # bytes between two looks at the clock
+
+
+def measure(threads: int) -> Rates:
+    """Of the processor with 1 … ``threads`` threads.
+
+    Disk and devices are not measured. Raises MemoryError where there is no room for it.
+    """
+    region = _region()
+    ram = tuple((float(n), _memory_speed(region, n)) for n in _counts(threads))
+    counts = sorted({1, threads})
+    with Backend("CPU", region.nbytes, region.ctypes.data) as cpu:
+        curves: dict[str, list[tuple[float, float]]] = {}
+
+        def note(name: str, act: Callable[[], float]) -> None:
+            """The figure at each number of threads."""
+            for count in counts:
+                cpu.use_threads(count)
+                curves.setdefault(name, []).append((float(count), act()))
+
+        _vector(cpu, "Q4_K")  # the first one starts the threads
+        note("node", lambda: _node(cpu))
+        note("attention", lambda: _attention(cpu, 1))
+        note("attention_batch", lambda: _attention(cpu, QUERIES))
+        note("scan", lambda: _scan(cpu))
+        types: dict[str, TypeRate] = {}
+        begun = time.perf_counter()
+        for kind in TYPES:
+            if time.perf_counter() - begun > SECONDS:
+                break
+            for name, act in _KERNELS.items():
+                note(f"{kind} {name}", functools.partial(act, cpu, kind))
+            types[kind] = TypeRate(*(tuple(curves[f"{kind} {name}"]) for name in _KERNELS))
+    return Rates(
+        measured=True,
+        when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ram=ram,
+        types=types,
+        attention=tuple(curves["attention"]),
+        attention_batch=tuple(curves["attention_batch"]),
+        scan=tuple(curves["scan"]),
+        node_s=tuple(curves["node"]),
+    )
+
+
+def _counts(threads: int) -> list[int]:
+    """1, 2, 4 … and ``threads``."""
+    return sorted({min(1 << power, threads) for power in range(threads.bit_length() + 1)})
+
+
+def _region() -> NDArray[np.uint16]:
+    """Numbers of which each is an ordinary f16, and every second the upper half of such an f32."""
+    memory = mmap.mmap(-1, REGION)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    region = np.frombuffer(memory, np.uint16)
+    piece = np.random.default_rng(0).integers(0, 1 << 16, 1 << 22, dtype=np.uint16)
+    region[:] = np.resize(piece & 0x8FFF | 0x3000, region.size)
+    return region
+
+
+def _memory_speed(region: NDArray[np.uint16], threads: int) -> float:
+    """Bytes per second that ``threads`` threads read together."""
+    parts = np.array_split(region.view(np.int64), threads)
+    counts = [0] * threads
+    start = time.perf_counter()
+    stop = start + MEMORY_SECONDS
+
+    def read(number: int) -> None:
+        pieces = itertools.cycle(np.array_split(parts[number], 1 + parts[number].nbytes // _PIECE))
+        while time.perf_counter() < stop:
+            piece = next(pieces)
+            piece.max()  # numpy's fastest reduction; it runs without the interpreter's lock
+            counts[number] += piece.nbytes
+
+    workers = [threading.Thread(target=read, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / (time.perf_counter() - start)
+
+
+def _vector(backend: Backend, kind: str, repeat: int = 1) -> float:
+    """Bytes of weights per second, one token through many experts.
+
+    Each run reads weights that were not read lately.
+    """
+    expert = ggml_graph.nbytes(kind, WIDTH, ROWS)
+    count = WINDOW // expert
+
+    def once() -> float:
+        with Graph(backend) as graph:
+            token, ids = graph.input(WIDTH, 1, 1), graph.indices([range(count)])
+            for _ in range(repeat):
+                experts = graph.weights(kind, WIDTH, ROWS, count)
+                graph.add(ggml_graph.mul_mat_id(graph.context, experts, token, ids))
+            graph.ready()
+            return graph.compute()
+
+    return repeat * count * expert / statistics.median(once() for _ in range(RUNS))
+
+
+def _dense(backend: Backend, kind: str, repeat: int = 1) -> float:
+    """Weights × tokens per second, one matrix for all tokens."""
+    with Graph(backend) as graph:
+        tokens = graph.input(WIDTH, TOKENS)
+        for _ in range(repeat):
+            matrix = graph.weights(kind, WIDTH, 2 * BATCH_ROWS)
+            graph.add(ggml_graph.mul_mat(graph.context, matrix, tokens))
+        return repeat * WIDTH * 2 * BATCH_ROWS * TOKENS / _median(graph)
+
+
+def _experts(backend: Backend, kind: str, repeat: int = 1) -> float:
+    """The same where each expert has some of the tokens."""
+    chosen = [[(token + 5 * i) % BATCH_EXPERTS for i in range(USED)] for token in range(TOKENS)]
+    with Graph(backend) as graph:
+        tokens, ids = graph.input(WIDTH, 1, TOKENS), graph.indices(chosen)
+        for _ in range(repeat):
+            experts = graph.weights(kind, WIDTH, BATCH_ROWS, BATCH_EXPERTS)
+            graph.add(ggml_graph.mul_mat_id(graph.context, experts, tokens, ids))
+        return repeat * WIDTH * BATCH_ROWS * TOKENS * USED / _median(graph)
+
+
+_KERNELS = {"vector": _vector, "dense": _dense, "experts": _experts}
+
+
+def _attention(backend: Backend, queries: int) -> float:
+    """Multiplications per second of ``queries`` tokens against a cache in f16."""
+    with Graph(backend) as graph:
+        query = graph.input(HEAD, queries, HEADS)
+        key = graph.weights("F16", HEAD, CACHED, HEADS // 4)
+        value = graph.weights("F16", HEAD, CACHED, HEADS // 4)
+        mask = graph.weights("F16", CACHED, queries)
+        operands = (query, key, value, mask, HEAD**-0.5, 0.0, 0.0)
+        graph.add(ggml_graph.attention(graph.context, *operands))
+        return 2 * HEAD * HEADS * CACHED * queries / _median(graph)
+
+
+def _scan(backend: Backend) -> float:
+    """Elements of recurrent state that tokens go through, per second."""
+    with Graph(backend) as graph:
+        operands = (
+            graph.input(STATE, STATE_HEAD, STATE_HEADS, 1),
+            graph.input(STATE_HEAD, STATE_HEADS, SCANNED, 1),
+            graph.input(STATE_HEADS, SCANNED, 1),
+            graph.input(1, STATE_HEADS),
+            graph.input(STATE, 1, SCANNED, 1),
+            graph.input(STATE, 1, SCANNED, 1),
+            graph.indices([[0]]),
+        )
+        graph.add(ggml_graph.scan(graph.context, *operands, 1))
+        return STATE * STATE_HEAD * STATE_HEADS * SCANNED / _median(graph)
+
+
+def _node(backend: Backend) -> float:
+    """Seconds per operation that computes next to nothing."""
+    with Graph(backend) as graph:
+        row, other = graph.input(WIDTH), graph.input(WIDTH)
+        for _ in range(NODES):
+            row = ggml_graph.add(graph.context, row, other)
+        graph.add(row)
+        return _median(graph) / NODES
+
+
+def _median(graph: Graph) -> float:
+    """Seconds of one computation, after one that does not count."""
+    graph.ready()
+    graph.compute()
+    return statistics.median(graph.compute() for _ in range(RUNS))
+
+
+def measure_device(name: str) -> DeviceRate | None:
+    """Of a GPU or a remote device; None where it has no room for the weights."""
+    data = _region()
+    size = min(DEVICE_REGION, data.nbytes)
+    try:
+        with Backend(name, size) as device, Graph(device) as graph:
+            whole, small = graph.weights("I8", size // 2), graph.weights("I8", WIDTH)
+            source = data.ctypes.data
+            ggml_graph.copy_seconds(whole, source, size // 2)
+            there, back = ggml_graph.copy_seconds(whole, source, size // 2)
+            trips = [sum(ggml_graph.copy_seconds(small, source, WIDTH)) for _ in range(9)]
+            types = {
+                kind: TypeRate(
+                    *(((1.0, act(device, kind, DEVICE_REPEAT)),) for act in _KERNELS.values())
+                )
+                for kind in DEVICE_TYPES
+            }
+            return DeviceRate(
+                device=name,
+                types=types,
+                node_s=_node(device),
+                sync_s=statistics.median(trips),
+                to_device=size / 2 / there,
+                from_device=size / 2 / back,
+            )
+    except MemoryError:
+        return None

@@ -1,0 +1,37 @@
+"""Ask a short-lived worker how fast it computes here (``rates.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localmoe.engine.process import WorkerProcess
+from localmoe.facts import bandwidth
+from localmoe.facts.bandwidth import DeviceRate, Rates
+
+
+def processor_rates(threads: int) -> Rates:
+    """Of the processor with up to ``threads`` threads; some seconds.
+
+    Raises EngineError, or EngineCrashError where there is no memory for it.
+    """
+    return bandwidth.from_json(_ask(threads=threads)["processor"])
+
+
+def device_rates(devices: Sequence[str], remotes: Sequence[str] = ()) -> tuple[DeviceRate, ...]:
+    """Of devices, by the engine's names; those without room for it are left out.
+
+    Raises as ``processor_rates``.
+    """
+    return bandwidth.devices_from_json(_ask(devices=devices, remotes=remotes)["devices"])
+
+
+def _ask(
+    threads: int = 0, devices: Sequence[str] = (), remotes: Sequence[str] = ()
+) -> dict[str, object]:
+    worker = WorkerProcess()
+    try:
+        return worker.ask(
+            "rates", threads=threads, devices=list(devices), remotes=list(remotes)
+        )
+    finally:
+        worker.close()

@@ -1,0 +1,217 @@
+"""What a machine does per second: memory, ggml's kernels, disk and devices, measured once and kept.
+
+Decoding on a processor is bounded by memory or by ggml's own multiplication of a quantized matrix
+with a vector, whichever is slower, and the second differs from type to type; so both are measured,
+by the engine (``localmoe/engine/rates.py``). This module has the records, their JSON and the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localmoe import storage
+from localmoe.facts.hardware import Machine
+
+VERSION = 1  # of the way of measuring; figures of another one are thrown away
+MAX_FILE = 1 << 20  # bytes; a real one has about 10 KB
+MOST = 1e18  # of any figure
+MAX_POINTS = 64
+
+Curve = tuple[tuple[float, float], ...]
+"""(x, value) with x ascending: a figure by number of threads, or by bytes of a request."""
+
+
+def value_at(curve: Curve, x: float) -> float:
+    """Linear between the points of a curve, constant beyond them. 0 without points."""
+    if not curve:
+        return 0.0
+    before = curve[0]
+    for point in curve:
+        if x <= point[0]:
+            if point[0] == before[0]:
+                return point[1]
+            share = (x - before[0]) / (point[0] - before[0])
+            return before[1] + share * (point[1] - before[1])
+        before = point
+    return before[1]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRate:
+    """ggml's speed with weights of one type that come from memory; by number of threads."""
+
+    vector: Curve  # bytes of weights per second, one token
+    dense: Curve  # weights × tokens per second, many tokens at once
+    experts: Curve  # the same where each expert gets some of the tokens
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRate:
+    """``where``: the file system, as ``disk_of`` names it. Bytes per second."""
+
+    where: str
+    reads: Curve  # directly, several at once, by bytes of a request
+    cached: float  # into the page cache, in order: what a load takes
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRate:
+    """A GPU or a remote device. ``device``: the engine's name."""
+
+    device: str
+    types: Mapping[str, TypeRate]  # with one point each
+    node_s: float  # seconds per operation of a graph
+    sync_s: float  # seconds of the smallest copy there and back
+    to_device: float  # bytes/s
+    from_device: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What this machine does, measured once in a few seconds. Curves by number of threads."""
+
+    measured: bool  # False: taken over from elsewhere or estimated
+    when: str  # ISO date and time, "" if unknown
+    ram: Curve  # bytes/s that threads read together
+    types: Mapping[str, TypeRate]  # by storage type ("Q4_K"), for the processor
+    attention: Curve  # multiplications per second, one token against its cache (f16)
+    attention_batch: Curve  # the same for many tokens
+    scan: Curve  # elements of recurrent state per second and token
+    node_s: Curve  # seconds per operation of a graph, beside what it computes
+    disk: tuple[DiskRate, ...] = ()
+    devices: tuple[DeviceRate, ...] = ()
+
+    def on_disk(self, where: str) -> DiskRate | None:
+        """The disk of that name."""
+        return next((disk for disk in self.disk if disk.where == where), None)
+
+    def with_disk(self, disk: DiskRate) -> Rates:
+        """With that disk first: the one that a forecast reckons with."""
+        others = tuple(other for other in self.disk if other.where != disk.where)
+        return dataclasses.replace(self, disk=(disk, *others))
+
+    def on_device(self, name: str) -> DeviceRate | None:
+        """The device of that name."""
+        return next((device for device in self.devices if device.device == name), None)
+
+
+def disk_of(path: Path) -> str:
+    """The name of the file system that ``path`` is on, or will be; "" where that is unknown."""
+    for place in (path, *path.absolute().parents):
+        try:
+            return str(place.stat().st_dev)
+        except OSError:
+            continue
+    return ""
+
+
+def key_of(machine: Machine, engine: str) -> str:
+    """Names this machine and this ``engine`` version: what was measured holds for nothing else."""
+    told = (
+        VERSION,
+        machine.os,
+        machine.cpu,
+        machine.cores_physical,
+        machine.cores_logical,
+        machine.ram_total >> 30,
+        platform.release(),
+        engine,
+    )
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:20]
+
+
+def path_of_rates() -> Path:
+    """The file in which they are kept."""
+    return storage.cache_dir() / "rates.json"
+
+
+def load(key: str) -> Rates | None:
+    """What was measured for ``key``; None if that is nothing, or nothing that can be read."""
+    try:
+        with path_of_rates().open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        document = json.loads(raw) if len(raw) <= MAX_FILE else {}
+        return from_json(document["rates"]) if document["key"] == key else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def save(key: str, rates: Rates) -> None:
+    """Keep them, in a private file written whole or not at all. Raises StorageError."""
+    document = {"key": key, "rates": to_json(rates)}
+    storage.atomic_write(path_of_rates(), json.dumps(document, separators=(",", ":")))
+
+
+def to_json(rates: Rates) -> dict[str, Any]:
+    """As ``doctor --json`` has them."""
+    return dataclasses.asdict(rates)
+
+
+def from_json(document: Any) -> Rates:
+    """The inverse, for documents of other machines too.
+
+    Raises ValueError, TypeError, KeyError or AttributeError for anything else.
+    """
+    return Rates(
+        measured=bool(document["measured"]),
+        when=str(document["when"])[:40],
+        ram=_curve(document["ram"]),
+        types=_types(document["types"]),
+        attention=_curve(document["attention"]),
+        attention_batch=_curve(document["attention_batch"]),
+        scan=_curve(document["scan"]),
+        node_s=_curve(document["node_s"]),
+        disk=tuple(
+            DiskRate(str(disk["where"])[:80], _curve(disk["reads"]), _number(disk["cached"]))
+            for disk in document["disk"]
+        ),
+        devices=devices_from_json(document["devices"]),
+    )
+
+
+def devices_from_json(document: Any) -> tuple[DeviceRate, ...]:
+    """The same for a list of devices."""
+    return tuple(
+        DeviceRate(
+            device=str(device["device"])[:80],
+            types=_types(device["types"]),
+            node_s=_number(device["node_s"]),
+            sync_s=_number(device["sync_s"]),
+            to_device=_number(device["to_device"]),
+            from_device=_number(device["from_device"]),
+        )
+        for device in document
+    )
+
+
+def _types(document: Any) -> dict[str, TypeRate]:
+    return {
+        str(name)[:20]: TypeRate(
+            _curve(rate["vector"]), _curve(rate["dense"]), _curve(rate["experts"])
+        )
+        for name, rate in document.items()
+    }
+
+
+def _curve(points: Any) -> Curve:
+    curve = tuple((_number(x), _number(y)) for x, y in points)
+    if not 1 <= len(curve) <= MAX_POINTS or list(curve) != sorted(curve):
+        raise ValueError("no curve")
+    return curve
+
+
+def _number(value: Any) -> float:
+    """A positive number, or the document is not ours."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(value)
+    if not (math.isfinite(value) and 0 < value < MOST):
+        raise ValueError(value)
+    return float(value)

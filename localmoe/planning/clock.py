@@ -1,0 +1,291 @@
+"""Seconds that a plan takes, tier by tier. Pure.
+
+The constants say how far llama.cpp and our engine stay behind bare kernels and reads. They were
+found on models that are not in the table of docs/speed.md (``scripts/speed_table.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRate, value_at
+from localmoe.facts.ggml_types import TENSOR_TYPES
+from localmoe.facts.model import Model
+from localmoe.planning.cache import dense_ranges
+from localmoe.planning.layout import expert_bytes_on_host
+from localmoe.planning.memory import CPU
+from localmoe.planning.plan import Plan
+from localmoe.planning.work import Matrices, work_of
+from localmoe.routing.profile import Profile, expected_hit_rate
+from localmoe.text import format_bytes
+
+RAM_BOUND = 0.75  # of the memory's speed: from there on it is what limits
+OFFLOADED = 32  # tokens from which on llama.cpp copies experts to a GPU instead of computing there
+
+DECODE = 1.06  # × the time of the kernels alone
+PREFILL = 1.10
+ELEMENTS = 3  # times that an operation goes through a token's values, in memory
+TOKEN_S = 0.0004  # per token: sampling and telling
+WORD_S = 6e-9  # per word of the vocabulary, to choose one
+START_S = 0.45  # to start the worker and make a context
+WORD_READ_S = 2.5e-6  # per word of the vocabulary, at load
+MISS = {"private": 2.0, "page": 5.0, "off": 12.0}  # decode: × a direct read, with many at once
+BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # the same for a prompt
+HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # of a prompt's reading and computing at once
+
+Spread = tuple[float, float]  # × the expected seconds, at best and at worst
+COMPUTE: Spread = (0.85, 1.22)
+BATCH: Spread = (0.75, 1.35)
+READ: Spread = (0.5, 1.8)
+LOAD: Spread = (0.6, 1.6)
+DEVICE: Spread = (0.6, 1.7)
+SUPPOSED: Spread = (0.4, 2.5)
+
+_DISK = DiskRate("", ((1.0, 1e9),), 0.7e9)  # where none was measured
+_TYPE = TypeRate(((1.0, 3e11),), ((1.0, 1e13),), ((1.0, 5e12),))
+_GPU = DeviceRate("", {"Q4_K": _TYPE}, 3e-6, 3e-5, 1e10, 1e10)  # a small one, where none is known
+_BYTES_PER_WEIGHT = {kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """How long something takes: at best, as expected, at worst."""
+
+    least: float
+    expected: float
+    most: float
+
+    @classmethod
+    def of(cls, seconds: float, spread: Spread) -> Seconds:
+        return cls(seconds * spread[0], seconds, seconds * spread[1])
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(
+            self.least + other.least, self.expected + other.expected, self.most + other.most
+        )
+
+
+NOTHING = Seconds(0.0, 0.0, 0.0)
+
+
+class Clock:
+    """Times one model under one plan."""
+
+    def __init__(self, model: Model, plan: Plan, rates: Rates, profile: Profile | None) -> None:
+        self._model, self._plan, self._rates = model, plan, rates
+        settings = plan.settings
+        self._threads = settings.threads or int(rates.ram[-1][0])
+        self._batch_threads = settings.threads_batch or self._threads
+        self._work = work_of(model, settings)
+        self._routed = [m for m in self._work.matrices if m.experts and m.home == CPU]
+        self._disk = rates.disk[0] if rates.disk else _DISK
+        self._devices = {
+            name: rates.on_device(name) or _GPU
+            for name in settings.devices
+            if any(m.home == name for m in self._work.matrices)
+        }
+        experts = sum(expert_bytes_on_host(model, settings).values())
+        self._active_experts = sum(m.nbytes * m.share for m in self._routed)
+        self._regime = plan.cache.regime if plan.tiers.disk > 0 and experts else ""
+        self._hit_rate = 1.0
+        if self._regime in MISS:
+            room = min(1.0, plan.cache.budget / experts)
+            share = self._active_experts / experts
+            self._hit_rate = expected_hit_rate(profile, room, used_share=share)
+
+    # -- what is asked -----------------------------------------------------------------------
+
+    def decode(self, context: int) -> Seconds:
+        """One token, after ``context`` others."""
+        choosing = Seconds.of(TOKEN_S + WORD_S * self._work.vocabulary, COMPUTE)
+        processor = Seconds.of(self._processor(1, context), COMPUTE)
+        return processor + choosing + self._apart(1, context) + self._missing()
+
+    def prefill(self, tokens: int) -> Seconds:
+        """A prompt, with those experts in memory already that the plan keeps there."""
+        total = NOTHING
+        for size, before in _batches(tokens, self._plan.settings.ubatch):
+            computing = Seconds.of(self._processor(size, before), BATCH)
+            computing += self._apart(size, before)
+            if self._regime in MISS:
+                needed = sum(m.nbytes * m.touched(size) for m in self._routed)
+                computing = self._beside(computing, max(0.0, needed - self._plan.cache.budget))
+            total += computing
+        return total
+
+    def start(self) -> Seconds:
+        """From nothing to a loaded model, its files out of the page cache."""
+        if self._plan.settings.read_ahead:
+            size = self._model.size
+        else:
+            size = sum(end - start for _, start, end in dense_ranges(self._model))
+        fixed = START_S + WORD_READ_S * self._work.vocabulary
+        return Seconds.of(fixed, LOAD) + Seconds.of(size / self._disk.cached, LOAD)
+
+    def first_reads(self, tokens: int) -> Seconds:
+        """What a first prompt waits for beyond any other: the experts that memory has room for."""
+        if self._regime not in MISS:
+            return NOTHING
+        needed = sum(m.nbytes * m.touched(tokens) for m in self._routed)
+        size = min(needed, self._plan.cache.budget)
+        return Seconds.of(size / self._read_speed() * BATCH_MISS[self._regime], READ)
+
+    def limit(self, context: int) -> str:
+        """What most of a token's time goes to."""
+        remote = {name for name in self._devices if name.startswith("RPC")}
+        apart = {name: self._device(name, 1, context) for name in self._devices}
+        parts = {
+            "disk": self._missing().expected,
+            "network": sum(s for name, s in apart.items() if name in remote),
+            "gpu": sum(s for name, s in apart.items() if name not in remote),
+            "compute": self._processor(1, context),
+        }
+        if remote:
+            parts["network"] += self._crossing()
+        most = max(parts, key=lambda name: parts[name])
+        if most == "compute":
+            speed = self._host_bytes() / max(parts["compute"], 1e-12)
+            if speed >= RAM_BOUND * value_at(self._rates.ram, self._threads):
+                return "ram"
+        return most
+
+    def why(self) -> str:
+        """``1.1 GiB of weights a token, 9.4 GB/s with 2 threads``, and what the disk adds."""
+        parts = []
+        size = self._host_bytes()
+        if size:
+            speed = size / self._processor(1, 0) / 1e9
+            threads = "1 thread" if self._threads == 1 else f"{self._threads} threads"
+            parts.append(
+                f"{format_bytes(int(size))} of weights a token at {speed:.1f} GB/s ({threads})"
+            )
+        on_devices = sum(m.nbytes * m.share for m in self._work.matrices if m.home != CPU)
+        if on_devices:
+            known = all(self._rates.on_device(name) for name in self._devices)
+            told = "" if known else ", its speed supposed"
+            parts.append(f"{format_bytes(int(on_devices))} on the GPU{told}")
+        if self._regime in MISS:
+            missed = (1 - self._hit_rate) * self._active_experts
+            parts.append(
+                f"{format_bytes(int(missed))} from the disk ({self._hit_rate:.0%} of the experts "
+                f"found in memory, {self._read_speed() / 1e9:.1f} GB/s)"
+            )
+        return "; ".join(parts)
+
+    # -- tiers -------------------------------------------------------------------------------
+
+    def _processor(self, tokens: int, before: int) -> float:
+        """Seconds that the processor computes for one batch, after ``before`` tokens."""
+        work, rates, one = self._work, self._rates, tokens == 1
+        threads = self._threads if one else self._batch_threads
+        seconds = sum(
+            self._multiplying(m, tokens, rates.types, threads)
+            for m in work.matrices
+            if m.home == CPU and not self._offloads(m, tokens)
+        )
+        attention = rates.attention if one else rates.attention_batch
+        context = before + (tokens - 1) / 2
+        seconds += tokens * work.attention(CPU, context) / value_at(attention, threads)
+        seconds += tokens * work.state.get(CPU, 0) / value_at(rates.scan, threads)
+        passing = ELEMENTS * 4 * work.width * (tokens - 1) / value_at(rates.ram, threads)
+        seconds += work.nodes.get(CPU, 0) * (value_at(rates.node_s, threads) + passing)
+        return seconds * (DECODE if one else PREFILL)
+
+    def _apart(self, tokens: int, before: int) -> Seconds:
+        """The devices' part, with the ways there and back."""
+        if not self._devices:
+            return NOTHING
+        seconds = sum(self._device(name, tokens, before) for name in self._devices)
+        seconds += self._crossing(tokens)
+        known = all(self._rates.on_device(name) for name in self._devices)
+        return Seconds.of(seconds, DEVICE if known else SUPPOSED)
+
+    def _device(self, name: str, tokens: int, before: int) -> float:
+        """Seconds that one device computes."""
+        rate, work = self._devices[name], self._work
+        seconds = sum(
+            self._multiplying(m, tokens, rate.types, 1) for m in work.matrices if m.home == name
+        )
+        for m in work.matrices:
+            if self._offloads(m, tokens) and name == self._offloader():
+                seconds += m.nbytes * m.touched(tokens) / rate.to_device
+                seconds += self._multiplying(m, tokens, rate.types, 1)
+        attending = tokens * work.attention(name, before + (tokens - 1) / 2)
+        seconds += 2 * attending / value_at(_typed(rate.types, "F16").vector, 1)  # f16 from memory
+        return seconds + work.nodes.get(name, 0) * rate.node_s
+
+    def _crossing(self, tokens: int = 1) -> float:
+        """Seconds that values travel between devices for one batch."""
+        if not self._devices:
+            return 0.0
+        slowest = max(self._devices.values(), key=lambda rate: rate.sync_s)
+        size = 4 * self._work.width * tokens
+        return self._work.crossings * (slowest.sync_s + size / slowest.from_device)
+
+    def _missing(self) -> Seconds:
+        """What a decoded token waits for the disk."""
+        if self._regime not in MISS:
+            return NOTHING
+        missed = (1 - self._hit_rate) * self._active_experts
+        return Seconds.of(missed / self._read_speed() * MISS[self._regime], READ)
+
+    def _beside(self, computing: Seconds, size: float) -> Seconds:
+        """Computing a batch while ``size`` bytes are read for it."""
+        hidden = HIDDEN[self._regime]
+        reading = Seconds.of(size / self._read_speed() * BATCH_MISS[self._regime], READ)
+
+        def both(a: float, b: float) -> float:
+            return max(a, b) + (1 - hidden) * min(a, b)
+
+        return Seconds(
+            both(computing.least, reading.least),
+            both(computing.expected, reading.expected),
+            both(computing.most, reading.most),
+        )
+
+    # -- figures -----------------------------------------------------------------------------
+
+    def _multiplying(
+        self, m: Matrices, tokens: int, types: Mapping[str, TypeRate], threads: int
+    ) -> float:
+        """Seconds for one batch: its weights from memory once, or its multiplications."""
+        rate = _typed(types, m.kind)
+        tokens = 1 if m.last_only else tokens
+        reading = m.nbytes * m.touched(tokens) / value_at(rate.vector, threads)
+        if tokens == 1:
+            return reading
+        curve = rate.experts if m.experts else rate.dense
+        return max(reading, tokens * m.weights * m.share / value_at(curve, threads))
+
+    def _offloads(self, m: Matrices, tokens: int) -> bool:
+        """Whether llama.cpp brings these weights to a GPU for a large batch."""
+        return m.home == CPU and tokens >= OFFLOADED and self._offloader() is not None
+
+    def _offloader(self) -> str | None:
+        return next((name for name in self._devices if not name.startswith("RPC")), None)
+
+    def _host_bytes(self) -> float:
+        return sum(m.nbytes * m.share for m in self._work.matrices if m.home == CPU)
+
+    def _read_speed(self) -> float:
+        """Bytes per second of reads that are as large as one expert's matrix."""
+        sizes = [m.nbytes / m.experts / max(1, m.count) for m in self._routed]
+        return value_at(self._disk.reads, sum(sizes) / max(1, len(sizes)))
+
+
+def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:
+    """The rates of a type; of one that was not measured, those of the type nearest in size."""
+    if kind in types:
+        return types[kind]
+    size = _BYTES_PER_WEIGHT.get(kind, 1.0)
+    near = min(types, key=lambda name: abs(_BYTES_PER_WEIGHT.get(name, 1.0) - size))
+    scale = size / _BYTES_PER_WEIGHT.get(near, 1.0)
+    vector: Curve = tuple((x, y * scale) for x, y in types[near].vector)
+    return TypeRate(vector, types[near].dense, types[near].experts)
+
+
+def _batches(tokens: int, size: int) -> Iterable[tuple[int, int]]:
+    """(tokens of the batch, tokens before it)."""
+    for at in range(0, tokens, max(1, size)):
+        yield min(size, tokens - at), at

@@ -1,0 +1,91 @@
+"""How fast a plan will be: decode, prefill and the first token, with a range. Pure.
+
+Time = bytes and multiplications of each tier ÷ what was measured of it (``facts.bandwidth``), plus
+operations × their fixed cost, plus the experts that the cache is expected to miss ÷ the disk.
+``planning/clock.py`` does the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localmoe.facts.bandwidth import Rates
+from localmoe.facts.model import Model
+from localmoe.planning.clock import Clock, Seconds
+from localmoe.planning.plan import Plan
+from localmoe.routing.profile import Profile
+
+PROMPT = 512  # tokens of the prompt that a first token is forecast for
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """``expected`` is the best guess; the truth is between the others in nine cases of ten."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a plan will do. ``first_token``: from a cold start, for ``prompt_tokens``."""
+
+    decode: Range  # tokens per second
+    prefill: Range  # tokens per second
+    first_token: Range  # seconds
+    prompt_tokens: int
+    limit: str  # of decoding: "compute", "ram", "disk", "gpu" or "network"
+    why: str  # one short sentence with the numbers behind it
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What real runs taught: measured ÷ forecast seconds, and a factor ≥ 1 for both borders."""
+
+    factor: float
+    spread: float
+
+
+def forecast(
+    model: Model,
+    plan: Plan,
+    rates: Rates,
+    *,
+    profile: Profile | None = None,
+    prompt_tokens: int = PROMPT,
+    decode: Correction | None = None,
+    prefill: Correction | None = None,
+) -> Forecast:
+    """Of a plan that fits, on a machine with these rates; its first disk is where the model is.
+
+    ``profile``: how the model's experts have been used here, None for a real trace of another
+    model. ``decode`` and ``prefill``: what earlier runs taught.
+    """
+    prompt_tokens = max(1, min(prompt_tokens, plan.settings.context))
+    clock = Clock(model, plan, rates, profile)
+    step = _corrected(clock.decode(prompt_tokens), decode)
+    reading = _corrected(clock.prefill(prompt_tokens), prefill)
+    first = clock.start() + reading + clock.first_reads(prompt_tokens)
+    return Forecast(
+        decode=Range(1 / step.most, 1 / step.expected, 1 / step.least),
+        prefill=Range(
+            prompt_tokens / reading.most,
+            prompt_tokens / reading.expected,
+            prompt_tokens / reading.least,
+        ),
+        first_token=Range(first.least, first.expected, first.most),
+        prompt_tokens=prompt_tokens,
+        limit=clock.limit(prompt_tokens),
+        why=clock.why(),
+    )
+
+
+def _corrected(seconds: Seconds, correction: Correction | None) -> Seconds:
+    """Never a wider range than without runs."""
+    if correction is None:
+        return seconds
+    expected = seconds.expected * correction.factor
+    least = max(expected / correction.spread, seconds.least * correction.factor)
+    most = min(expected * correction.spread, seconds.most * correction.factor)
+    return Seconds(least, expected, most)
