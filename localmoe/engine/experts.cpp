@@ -198,6 +198,7 @@ struct group {
     bool   taken     = false;    // tensors are redirected
     int    resident  = 0;
     int    capacity  = 0;
+    double share     = -1;       // of its experts at the planned budget; < 0: like the others
     int64_t turn     = -1;       // when it was computed last, for "needed again the latest"
     uint32_t seen    = 0;        // tensors multiplied in this visit, as bits
     int64_t  rows    = 0;        // tokens of this batch that were routed here so far
@@ -446,6 +447,16 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         share_budget();
         keep_budget();
         work_.notify_all();
+    }
+
+    // Each group's share of its experts at the present budget.
+    void share_out(const float * shares, int32_t n) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        planned_ = budget_;
+        for (int32_t i = 0; i < std::min<int32_t>(n, int32_t(groups_.size())); i++) {
+            groups_[size_t(i)].share = shares[i];
+        }
+        share_budget();
     }
 
     // What is resident, most recently used first: (group, expert) pairs.
@@ -778,7 +789,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     // ---- memory ----------------------------------------------------------------------------------
 
-    // Each layer's part of the budget, in proportion to its size.
+    // Each layer's part of the budget: as it was planned, else in proportion to its size.
     void share_budget() {
         layer_lookups_.resize(groups_.size());
         layer_misses_.resize(groups_.size());
@@ -787,7 +798,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             total += uint64_t(g.slot) * g.experts.size();
         }
         for (auto & g : groups_) {
-            g.capacity = total ? int(double(budget_) / double(total) * double(g.experts.size())) : 0;
+            double share = g.share < 0 ? double(budget_) / double(std::max<uint64_t>(total, 1))
+                                       : g.share * double(budget_) / double(std::max<uint64_t>(planned_, 1));
+            g.capacity = int(std::min(1.0, share) * double(g.experts.size()) + 1e-3);
         }
     }
 
@@ -1147,6 +1160,11 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             return std::all_of(needed_.begin(), needed_.end(), [&](int e) { return g.experts[e].pieces[t].state == READY; });
         };
         while (!stopped() && !there()) {
+            piece p;
+            if (take_piece(demand_, p)) {  // sooner done than a reader is awake
+                read(lock, p, bounce_);
+                continue;
+            }
             if (!queue_.under_way()) {
                 ready_.wait_for(lock, std::chrono::milliseconds(20));
                 continue;
@@ -1227,19 +1245,24 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     // ---- readers ---------------------------------------------------------------------------------
 
+    static bool take_piece(std::deque<piece> & queue, piece & p) {
+        while (!queue.empty()) {
+            p = queue.front();
+            auto & x = p.g->experts[p.expert].pieces[p.tensor];
+            if ((x.state == QUEUED || x.state == READING) && x.next < p.chunks) {
+                x.state = READING;
+                p.chunk = x.next++;
+                return true;
+            }
+            queue.pop_front();  // read already, or evicted meanwhile
+        }
+        return false;
+    }
+
     // Takes what is to be read next; false when there is nothing.
     bool next_piece(piece & p) {
-        for (auto * queue : {&demand_, &foretold_}) {
-            while (!queue->empty()) {
-                p = queue->front();
-                auto & x = p.g->experts[p.expert].pieces[p.tensor];
-                if ((x.state == QUEUED || x.state == READING) && x.next < p.chunks) {
-                    x.state = READING;
-                    p.chunk = x.next++;
-                    return true;
-                }
-                queue->pop_front();  // read already, or evicted meanwhile
-            }
+        if (take_piece(demand_, p) || take_piece(foretold_, p)) {
+            return true;
         }
         while (!hot_.empty()) {
             p = hot_.front();
@@ -1268,26 +1291,30 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
                 work_.wait(lock);
                 continue;
             }
-            group &  g = *p.g;
-            expert & x = g.experts[p.expert];
-            bool own = x.memory == OWN;
-            lock.unlock();
-            size_t bytes = 0;
-            auto   start = steady::now();
-            std::string problem = own ? read_direct(p, bounce, bytes) : read_pages(p, bytes);
-            double took = seconds_since(start);
-            lock.lock();
-            stats_.bytes_read += bytes;
-            if (bytes == CHUNK) {  // whole chunks, so that the two ways compare
-                auto & way = own ? direct_reads_ : page_reads_;
-                way.bytes += bytes;
-                way.seconds += took;
-            }
-            if (how_ == PAGES && bytes && x.counted) {
-                miss(g, x);
-            }
-            ended(p, problem);
+            read(lock, p, bounce);
         }
+    }
+
+    void read(std::unique_lock<std::mutex> & lock, const piece & p, std::vector<char> & bounce) {
+        group &  g = *p.g;
+        expert & x = g.experts[p.expert];
+        bool own = x.memory == OWN;
+        lock.unlock();
+        size_t bytes = 0;
+        auto   start = steady::now();
+        std::string problem = own ? read_direct(p, bounce, bytes) : read_pages(p, bytes);
+        double took = seconds_since(start);
+        lock.lock();
+        stats_.bytes_read += bytes;
+        if (bytes == CHUNK) {  // whole chunks, so that the two ways compare
+            auto & way = own ? direct_reads_ : page_reads_;
+            way.bytes += bytes;
+            way.seconds += took;
+        }
+        if (how_ == PAGES && bytes && x.counted) {
+            miss(g, x);
+        }
+        ended(p, problem);
     }
 
     void ended(const piece & p, const std::string & problem) {
@@ -1407,6 +1434,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     const mode how_;
     uint64_t   budget_;
+    uint64_t   planned_ = 0;  // the budget that shares of groups are for
     const int  reader_count_;
     int32_t *  interrupt_;
 
@@ -1441,6 +1469,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::vector<int32_t> imposed_, record_;
     int64_t imposed_layers_ = 0, imposed_k_ = 0, imposed_prefill_ = 0, imposed_steps_ = 0, step_ = 0, last_ = 0;
     std::vector<int> needed_;
+    std::vector<char> bounce_;  // thread 0's, where direct reads need one
     bool    broken_ = false;  // written by thread 0 before the barrier, read by all after it
     bool    failed_ = false, waiting_ = false;
     std::string error_, problem_;  // of the decode, and of the last read that went wrong
@@ -1502,6 +1531,10 @@ EXPORT int32_t localmoe_experts_layers(void * cache, uint64_t * lookups, uint64_
 }
 
 EXPORT void localmoe_experts_resize(void * cache, uint64_t budget) { static_cast<expert_cache *>(cache)->resize(budget); }
+
+EXPORT void localmoe_experts_share_out(void * cache, const float * shares, int32_t n) {
+    static_cast<expert_cache *>(cache)->share_out(shares, n);
+}
 
 EXPORT int32_t localmoe_experts_hot(void * cache, int32_t * pairs, int32_t max) {
     return static_cast<expert_cache *>(cache)->hot(pairs, max);
