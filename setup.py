@@ -6,11 +6,14 @@ package installs without it and the engine uses its slower Python paths.
 
 from setuptools import Extension, setup
 
+ENGINE = "localmoe/engine"
+
 setup(
     ext_modules=[
         Extension(
             "localmoe.engine._native",
-            sources=["localmoe/engine/native.cpp", "localmoe/engine/experts.cpp"],
+            sources=[f"{ENGINE}/{name}.cpp" for name in ("native", "experts", "recording", "usage")],
+            depends=[f"{ENGINE}/{name}.h" for name in ("ggml_layout", "recording", "usage")],
             extra_compile_args=["-std=c++17", "-O2"],
             optional=True,
         )

@@ -107,17 +107,18 @@ def planned(
     *,
     make: Callable[[Model, Machine, Plan, Engine, Renderer], Up],
     record: str = "",
+    record_logits: bool = False,
     remember: bool = True,
     settle: Settle = settle,
 ) -> Iterator[Up]:
     """A model planned for this machine, with its engine, not loaded yet: what ``make`` makes of it.
 
-    ``record``: a path for the trace of what the router chooses. Raises DoesNotFitError when the
-    plan says no, ModelFileError, EngineError.
+    ``record``: a path for the trace of what the router chooses, with ``record_logits`` of what it
+    said of every expert. Raises DoesNotFitError when the plan says no, ModelFileError, EngineError.
     """
 
     def settings(plan: Plan) -> EngineSettings:
-        return dataclasses.replace(plan.settings, record=record)
+        return dataclasses.replace(plan.settings, record=record, record_logits=record_logits)
 
     def replan(error: EngineMemoryError) -> tuple[EngineSettings, int]:
         up.machine = find_machine()

@@ -38,6 +38,7 @@ class Options:
     experts: int | None = None  # per token
     prefer_cached: float | None = None
     trace: str | None = None  # path: where the routing is recorded
+    logits: bool = False  # with what the routers said of every expert
     experts_on: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()  # tier, spans of layers
     overrides: tuple[tuple[str, str], ...] = ()  # tensor-name regex, device
     remotes: tuple[str, ...] = ()  # "host:port"

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import groupby
 
 from localmoe.chat.commands import Ask, Command, Registry, Result
 from localmoe.chat.markdown import CodeEnd, CodeLine, CodeStart, MarkdownStream
 from localmoe.chat.state import Chat
 from localmoe.cli import chat_terminal
+from localmoe.cli.chat_experts import experts_text
 from localmoe.cli.chat_seat import Seat
 from localmoe.cli.output import Output
-from localmoe.engine.events import CacheStats, Finished
 from localmoe.errors import UsageError
-from localmoe.planning.plan import LayerPlacement, Plan
-from localmoe.text import clean, clean_line, format_bytes, format_duration
-
-WORST = 5  # layers that are named
-TIERS = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
+from localmoe.text import clean
 
 
 def add_terminal_commands(
@@ -108,51 +103,3 @@ def code_blocks(markdown: str) -> list[str]:
             case CodeEnd():
                 pass
     return ["\n".join(lines) for lines in blocks]
-
-
-def experts_text(plan: Plan, finished: Finished | None) -> str:
-    """Where the experts live by the plan; where those of the last answer came from, if counted."""
-    layers = [layer for layer in plan.layers if layer.experts is not None]
-    if not layers:
-        return "this model has no experts: it is dense"
-    lines = []
-    for _, run in groupby(layers, key=lambda layer: layer.experts):
-        lines.append(_home(list(run)))
-    lines.append(f"cache: {clean_line(plan.cache.regime)}: {clean_line(plan.cache.why)}")
-    if finished is None:
-        return "\n".join([*lines, "ask something to see where its experts come from"])
-    if finished.cache is None:
-        return "\n".join([*lines, "last answer: all its experts were in memory"])
-    return "\n".join([*lines, *_came_from(finished.cache)])
-
-
-def _came_from(cache: CacheStats) -> list[str]:
-    """Hits and reads of the last answer, as a whole and where the disk was needed most."""
-    wanted, rate = cache.hits + cache.misses, cache.hit_rate
-    shown = f"{100 * rate:.1f} %" if rate is not None else "–"
-    lines = [
-        f"last answer: {wanted:,} experts wanted, {shown} were in memory",
-        f"  read from disk  {cache.misses:,} experts; {format_bytes(cache.bytes_read)} with the "
-        f"prompt; computing waited {format_duration(cache.stall_s)}",
-        f"  in memory now   {format_bytes(cache.resident_bytes)} of {format_bytes(cache.budget)}",
-    ]
-    if cache.preferred:
-        lines.append(f"  taken over      {cache.preferred:,} choices by experts in memory (lossy)")
-    missing = [layer for layer in cache.layers if layer.misses]
-    worst = sorted(missing, key=lambda layer: -layer.misses)[:WORST]
-    if worst:
-        rates = (
-            f"{layer.layer} ({100 * layer.hits / (layer.hits + layer.misses):.0f} %)"
-            for layer in worst
-        )
-        lines.append(f"  layers that read most, and their hit rate: {', '.join(rates)}")
-    return lines
-
-
-def _home(run: list[LayerPlacement]) -> str:
-    first, last = run[0], run[-1]
-    assert first.experts is not None
-    span = f"layer {first.index}" if first is last else f"layers {first.index}–{last.index}"
-    size = format_bytes(sum(layer.expert_bytes for layer in run))
-    each = f"{first.expert_used} of {first.expert_count} per token"
-    return f"{span}: {TIERS[first.experts]}, {size}, {each}"

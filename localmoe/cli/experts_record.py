@@ -18,7 +18,6 @@ from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.errors import UsageError
 from localmoe.facts import catalog
-from localmoe.routing import profile
 from localmoe.routing.pieces import token_texts
 from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
 from localmoe.routing.trace import Trace, read_trace
@@ -45,6 +44,7 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
             options,
             model=name,
             trace=str(raw),
+            logits=True,
             max_tokens=options.max_tokens if options.max_tokens is not None else WRITTEN,
         )
         with talk.open_talk(name, asked, output) as room:
@@ -55,8 +55,6 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
         trace = _finished(raw, done)
     texts = token_texts(model, {int(token) for token in trace.tokens if token >= 0})
     write_trace(out, dataclasses.replace(trace, pieces=texts))
-    if not options.no_history:
-        profile.learn(profile.key_of(model), profile.of_trace(trace))
     _tell(out, trace, len(done), len(questions), output)
     return INTERRUPTED if interrupted else 0
 

@@ -189,6 +189,7 @@ def _answer_options(add: Callable[..., object]) -> None:
     add("--system", metavar="TEXT", help="system prompt")
     add("--plain", action="store_true", help="no chat template: the model continues the text")
     add("--trace", metavar="FILE", help="record which experts every token used")
+    add("--logits", action="store_true", help="with --trace: the routers' logits too (larger)")
     add(
         "-n",
         "--max-tokens",

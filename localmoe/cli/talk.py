@@ -91,6 +91,7 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
             renderer,
             make=functools.partial(Talk, output=output),
             record=options.trace or "",
+            record_logits=options.logits,
             remember=remember,
             settle=settle,
         ) as room:

@@ -99,6 +99,17 @@ class CacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerLoad:
+    """How one layer's experts were used since the model was loaded, prompts counted."""
+
+    layer: int
+    experts: int
+    used: int  # experts that were used at all
+    entropy: float  # of the load ÷ log(experts): 1 even, 0 one expert
+    busiest: float  # largest load ÷ mean
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     reason: str  # "stop" | "length" | "interrupted"
     prompt_tokens: int
@@ -109,6 +120,7 @@ class Finished:
     decode_tps: float | None  # None below two tokens
     stop_string: str | None = None
     cache: CacheStats | None = None  # None when all experts are resident
+    load: tuple[LayerLoad, ...] = ()  # of layers in host memory, where they are counted
 
 
 Event = LoadProgress | Loaded | PrefillProgress | Text | Finished

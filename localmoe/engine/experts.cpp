@@ -47,6 +47,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "ggml_layout.h"
+#include "recording.h"
+#include "usage.h"
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 #ifndef MREMAP_DONTUNMAP
@@ -57,24 +61,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-// ---- what we share with ggml: layouts of ggml.h, ggml-cpu-impl.h, ggml-backend-impl.h, traits.h --
-
-struct ggml_tensor {
-    int           type;
-    void *        buffer;
-    int64_t       ne[4];
-    size_t        nb[4];
-    int           op;
-    int32_t       op_params[16];
-    int32_t       flags;
-    ggml_tensor * src[10];
-    ggml_tensor * view_src;
-    size_t        view_offs;
-    void *        data;
-    char          name[64];
-    void *        extra;
-    char          padding[8];
-};
+// ---- what we share with ggml: ggml_layout.h, and from ggml-cpu-impl.h, ggml-backend-impl.h, traits.h
 
 struct ggml_compute_params {
     int    ith, nth;
@@ -107,7 +94,6 @@ class extra_buffer_type {
 }  // namespace ggml::cpu
 
 using extra_types_fn = std::vector<ggml_backend_buffer_type *> & (*)();
-using op_name_fn     = const char * (*)(int op);
 using get_tensor_fn  = ggml_tensor * (*)(const void * model, const char * name);
 using is_host_fn     = bool (*)(void * buffer);
 
@@ -202,7 +188,6 @@ struct group {
     int64_t turn     = -1;       // when it was computed last, for "needed again the latest"
     uint32_t seen    = 0;        // tensors multiplied in this visit, as bits
     int64_t  rows    = 0;        // tokens of this batch that were routed here so far
-    size_t   weights_at = 0;     // where the record of this visit's weights goes
 };
 
 struct part {
@@ -294,16 +279,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         : how_(how), budget_(budget), reader_count_(readers), interrupt_(interrupt) {
         extra_types_ = reinterpret_cast<extra_types_fn>(symbols.extra_types);
         auto op_name = reinterpret_cast<op_name_fn>(symbols.op_name);
-        for (int op = 0; op < OPS; op++) {
-            std::string name = op_name(op);
-            if (name == "MUL_MAT_ID") {
-                mul_mat_id_ = op;
-            } else if (name == "GET_ROWS") {
-                get_rows_ = op;
-            } else if (name == "MUL") {
-                mul_ = op;
-            }
-        }
+        mul_mat_id_  = op_named(op_name, "MUL_MAT_ID");
+        get_rows_    = op_named(op_name, "GET_ROWS");
+        mul_         = op_named(op_name, "MUL");
         buffer_type_.context = static_cast<ggml::cpu::extra_buffer_type *>(this);
     }
 
@@ -395,7 +373,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         failed_ = false;
         broken_ = false;
         error_.clear();
-        position_ = position;
         decoding_ = decoded >= 0;
         step_     = decoding_ ? imposed_prefill_ + decoded : position;
         last_     = decoding_ ? imposed_steps_ : imposed_prefill_;
@@ -509,7 +486,10 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         // Nodes of llama.cpp's build_moe_ffn: "ffn_moe_weights-L" gathers the weights of the chosen
         // experts, so ids changed before it are used throughout; "ffn_moe_weighted-L" applies them.
         bool named = (op->op == get_rows_ && steering_) || (op->op == mul_ && recording_);
-        return named && strncmp(op->name, "ffn_moe_weight", 14) == 0 ? this : nullptr;
+        if (named && strncmp(op->name, "ffn_moe_weight", 14) == 0) {
+            return this;
+        }
+        return recording_ && recording_->logits_in(op) ? this : nullptr;
     }
 
     bool work_size(int, const ggml_tensor *, size_t &) override { return false; }
@@ -517,32 +497,26 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     // True: "computed", which skips the node. That is how a failed read keeps the threads from
     // touching what is not there; the abort callback then ends the graph.
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        group * g;
-        if (op->op == mul_) {
-            if (params->ith == 0 && (g = named_layer(op, "ffn_moe_weighted-"))) {
-                record_weights(*g, op->src[1]);
-            }
-            return false;
+        if (op->op == mul_mat_id_) {
+            return multiply(params, op);
         }
-        if (op->op == get_rows_) {
-            if (!(g = named_layer(op, "ffn_moe_weights-"))) {
-                return false;
+        const ggml_tensor * logits = recording_ ? recording_->logits_in(op) : nullptr;
+        if (logits) {
+            if (params->ith == 0) {
+                recording_->logits(logits);
             }
+            together(params);  // the node may write its result over them
+        } else if (op->op == mul_) {
+            if (params->ith == 0 && recording_) {
+                recording_->weights(layer_named(op, "ffn_moe_weighted-"), op->src[1]);
+            }
+        } else if (group * g = group_of(layer_named(op, "ffn_moe_weights-"))) {
             if (params->ith == 0) {
                 steer(*g, op->src[0], op->src[1]);
             }
             together(params);
-            return false;
         }
-        int     t;
-        if (!find(op->src[0], g, t)) {
-            return false;
-        }
-        if (params->ith == 0) {
-            provide(*g, t, op->src[2]);
-        }
-        together(params);
-        return broken_;
+        return false;
     }
 
     // A recorded routing to impose: expert ids [steps][layers][k], layers as in the model, -1 for none.
@@ -563,29 +537,53 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         steering_ = share > 0 || !imposed_.empty();
     }
 
-    void record(bool on) { recording_ = on; }
+    void record(recording * to) { recording_ = to; }
 
-    // What was recorded since the last call, whole records only:
-    // layer, first token, tokens, k | ids [tokens][k] | weights [tokens][k] as bits of floats.
-    int64_t take(int32_t * out, int64_t max) {
+    // From now on, how often each expert is used; see usage.h.
+    void count_uses() {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (int64_t(record_.size()) <= max) {
-            std::copy(record_.begin(), record_.end(), out);
+        usage_.clear();
+        for (auto & g : groups_) {
+            usage_.emplace_back(g.experts.size());
         }
-        int64_t n = int64_t(record_.size());
-        if (n <= max) {
-            record_.clear();
+    }
+
+    bool usage(int32_t index, uint64_t * uses, uint64_t * found_at, int32_t experts, localmoe_usage_totals & totals) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (index < 0 || index >= int32_t(usage_.size()) || usage_[size_t(index)].uses.size() != size_t(experts)) {
+            return false;
         }
-        return n;
+        auto & u = usage_[size_t(index)];
+        std::copy(u.uses.begin(), u.uses.end(), uses);
+        std::copy(u.found_at.begin(), u.found_at.end(), found_at);
+        totals = u.totals;
+        return true;
     }
 
   private:
-    group * named_layer(const ggml_tensor * op, const char * prefix) {
-        size_t length = strlen(prefix);
-        if (strncmp(op->name, prefix, length) != 0) {
-            return nullptr;
+    bool multiply(ggml_compute_params * params, const ggml_tensor * op) {
+        group * g;
+        int     t;
+        if (!find(op->src[0], g, t)) {
+            return false;
         }
-        int layer = atoi(op->name + length);
+        if (params->ith == 0) {
+            provide(*g, t, op->src[2]);
+        }
+        if (how_ == OFF) {  // nothing is waited for
+            return false;
+        }
+        together(params);
+        return broken_;
+    }
+
+    // −1: the node is called otherwise.
+    static int layer_named(const ggml_tensor * op, const char * prefix) {
+        size_t length = strlen(prefix);
+        return strncmp(op->name, prefix, length) == 0 ? atoi(op->name + length) : -1;
+    }
+
+    group * group_of(int layer) {
         for (auto & g : groups_) {
             if (g.layer == layer) {
                 return &g;
@@ -688,35 +686,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
                 stats_.preferred++;
             }
         }
-    }
-
-    void record_ids(group & g, const ggml_tensor * ids, int64_t first) {
-        int64_t k = ids->ne[0], n = ids->ne[1];
-        record_.insert(record_.end(), {g.layer, int32_t(position_ + first), int32_t(n), int32_t(k)});
-        for (int64_t token = 0; token < n; token++) {
-            for (int64_t rank = 0; rank < k; rank++) {
-                record_.push_back(id_at(ids, token, rank));
-            }
-        }
-        g.weights_at = record_.size();  // filled in when they are applied, or earlier (llama4)
-        record_.resize(record_.size() + size_t(n * k), 0);
-    }
-
-    void record_weights(group & g, const ggml_tensor * weights) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        int64_t k = weights->ne[1], n = weights->ne[2];
-        std::vector<int32_t> bits;
-        for (int64_t token = 0; token < n; token++) {
-            for (int64_t rank = 0; rank < k; rank++) {
-                int32_t b;
-                memcpy(&b, static_cast<char *>(weights->data) + token * weights->nb[2] + rank * weights->nb[1], 4);
-                bits.push_back(b);
-            }
-        }
-        if (g.weights_at && g.weights_at + bits.size() <= record_.size()) {
-            std::copy(bits.begin(), bits.end(), record_.begin() + long(g.weights_at));
-        }
-        g.weights_at = 0;
     }
 
     bool find(const ggml_tensor * weights, group *& g, int & t) {
@@ -1014,7 +983,10 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
             g.seen = 0;
             g.turn = visit_;
             if (recording_) {
-                record_ids(g, ids, row);
+                recording_->ids(g.layer, ids);
+            }
+            if (!usage_.empty()) {
+                usage_[size_t(&g - groups_.data())].add(ids, clock_ + row, decoding_, HALF_LIFE);
             }
             g.rows += n;
         }
@@ -1424,7 +1396,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         return false;
     }
 
-    static constexpr int     OPS     = 64;    // of the first operations of enum ggml_op
     static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
     static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
@@ -1462,11 +1433,13 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     uint64_t                 used_ = 0, own_ = 0;
     long                     file_backed_ = 0, most_file_backed_ = 0;  // experts
 
-    int64_t visit_ = 0, clock_ = 0, batch_ = 0, position_ = 0;
+    int64_t visit_ = 0, clock_ = 0, batch_ = 0;
     bool    decoding_ = false;
-    bool    recording_ = false, steering_ = false;
+    bool      steering_ = false;
+    recording * recording_ = nullptr;
+    std::vector<layer_usage> usage_;  // of each group; empty: not counted
     float   prefer_ = 0;
-    std::vector<int32_t> imposed_, record_;
+    std::vector<int32_t> imposed_;
     int64_t imposed_layers_ = 0, imposed_k_ = 0, imposed_prefill_ = 0, imposed_steps_ = 0, step_ = 0, last_ = 0;
     std::vector<int> needed_;
     std::vector<char> bounce_;  // thread 0's, where direct reads need one
@@ -1547,10 +1520,17 @@ EXPORT void localmoe_experts_impose(void * cache, const int32_t * ids, int64_t p
 
 EXPORT void localmoe_experts_prefer(void * cache, float share) { static_cast<expert_cache *>(cache)->prefer(share); }
 
-EXPORT void localmoe_experts_record(void * cache, bool on) { static_cast<expert_cache *>(cache)->record(on); }
+// `to`: a recording, or null to stop.
+EXPORT void localmoe_experts_record(void * cache, void * to) {
+    static_cast<expert_cache *>(cache)->record(static_cast<recording *>(to));
+}
 
-EXPORT int64_t localmoe_experts_take(void * cache, int32_t * out, int64_t max) {
-    return static_cast<expert_cache *>(cache)->take(out, max);
+EXPORT void localmoe_experts_count(void * cache) { static_cast<expert_cache *>(cache)->count_uses(); }
+
+// Of one group so far: uses and places [experts], see usage.h. False if nothing is counted.
+EXPORT bool localmoe_experts_usage(void * cache, int32_t group, uint64_t * uses, uint64_t * found_at, int32_t experts,
+                                   localmoe_usage_totals * totals) {
+    return static_cast<expert_cache *>(cache)->usage(group, uses, found_at, experts, *totals);
 }
 
 EXPORT void localmoe_experts_warm(void * cache, const int32_t * pairs, int32_t n) {

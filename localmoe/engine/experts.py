@@ -12,6 +12,7 @@ from localmoe.engine import binding
 from localmoe.engine.binding import llama
 from localmoe.errors import EngineError
 from localmoe.planning.memory import RoutedTensor
+from localmoe.routing.profile import LayerUsage
 
 REGIMES = {"off": 0, "page": 1, "private": 2}
 READERS = min(4, max(2, os.cpu_count() or 2))
@@ -58,6 +59,16 @@ class _Stats(ctypes.Structure):
         ("own_bytes", ctypes.c_uint64),
         ("calls", ctypes.c_uint64),
         ("preferred", ctypes.c_uint64),
+    )
+
+
+class _UsageTotals(ctypes.Structure):
+    _fields_ = (
+        ("tokens", ctypes.c_uint64),
+        ("decoded", ctypes.c_uint64),
+        ("lookups", ctypes.c_uint64),
+        ("follow", ctypes.c_uint64),
+        ("again", ctypes.c_uint64),
     )
 
 
@@ -136,7 +147,7 @@ class ExpertCache:
                 else ctypes.cast(model, ctypes.c_void_p),
                 REGIMES[regime],
                 ctypes.c_uint64(budget),
-                READERS,
+                READERS if paths else 0,
                 ctypes.byref(interrupt),
                 files,
                 len(paths),
@@ -148,7 +159,6 @@ class ExpertCache:
         )
         if not self._handle:
             raise EngineError(f"no expert cache: {why.value.decode(errors='replace')}")
-        self._native.localmoe_experts_take.restype = ctypes.c_int64
 
     def close(self) -> None:
         if self._handle:
@@ -218,13 +228,20 @@ class ExpertCache:
         """Lossy: take a resident expert up to ``share`` less probable than the chosen one."""
         self._native.localmoe_experts_prefer(self._handle, ctypes.c_float(share))
 
-    def record(self, on: bool) -> None:
-        """Start or stop to keep every choice for ``take``."""
-        self._native.localmoe_experts_record(self._handle, ctypes.c_bool(on))
+    def record(self, recording: ctypes.c_void_p | None) -> None:
+        """Tell a recording of ``recording.cpp`` every choice, or stop to."""
+        self._native.localmoe_experts_record(self._handle, recording)
 
-    def take(self) -> memoryview:
-        """What was recorded since the last call, as int32 numbers; see ``experts.cpp``."""
-        size = self._native.localmoe_experts_take(self._handle, None, ctypes.c_int64(-1))
-        out = (ctypes.c_int32 * max(size, 1))()
-        size = self._native.localmoe_experts_take(self._handle, out, ctypes.c_int64(size))
-        return memoryview(out)[:size]
+    def count_uses(self) -> None:
+        """From now on: how often each expert is used, for ``usage``."""
+        self._native.localmoe_experts_count(self._handle)
+
+    def usage(self, group: int, experts: int) -> LayerUsage:
+        """Of one group of tensors, since ``count_uses``; ``experts``: how many it has."""
+        uses, found_at = (ctypes.c_uint64 * experts)(), (ctypes.c_uint64 * experts)()
+        totals = _UsageTotals()
+        self._native.localmoe_experts_usage(
+            self._handle, group, uses, found_at, experts, ctypes.byref(totals)
+        )
+        numbers = (getattr(totals, name) for name, _ in _UsageTotals._fields_)
+        return LayerUsage(tuple(uses), tuple(found_at), *numbers)

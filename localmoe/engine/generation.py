@@ -114,6 +114,7 @@ class Generator:
             decode_tps=(produced - 1) / decoding if produced > 1 and decoding > 0 else None,
             stop_string=stream.stopped_by,
             cache=self._experts.stats(),
+            load=self._experts.load(),
         )
 
     def _stable_tokens(self, request: Request, prompt: list[int]) -> int:
@@ -168,7 +169,7 @@ class Generator:
         status = llama.llama_decode(self._ctx, batch)
         failure = self._experts.failure()
         if status == 0 and failure is None:
-            self._experts.done(tokens, prefill=number == PROMPT)
+            self._experts.done()
             self.kv.tokens.extend(tokens)
             return
         self.kv.rewind(start, dirty=True)

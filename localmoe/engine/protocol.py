@@ -36,6 +36,7 @@ from localmoe.engine.events import (
     CacheStats,
     Event,
     Finished,
+    LayerLoad,
     LayerStats,
     Loaded,
     LoadProgress,
@@ -102,6 +103,8 @@ def message_to_event(message: Message) -> Event:
     if message["event"] == "finished" and fields.get("cache"):
         layers = tuple(LayerStats(**layer) for layer in fields["cache"]["layers"])
         fields["cache"] = CacheStats(**{**fields["cache"], "layers": layers})
+    if message["event"] == "finished":
+        fields["load"] = tuple(LayerLoad(**layer) for layer in fields.get("load", ()))
     event: Event = _EVENTS[message["event"]](**fields)
     return event
 

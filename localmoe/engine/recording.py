@@ -1,25 +1,44 @@
-"""Routing in and out of the engine: what the cache saw becomes a trace, a trace is imposed."""
+"""Routing in and out of the engine: what it chose is written as a trace, a trace is imposed.
+
+``recording.cpp`` writes the steps, from within the computation: Python tells it of each batch and
+does nothing else per token.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from localmoe.engine import binding
+from localmoe.engine.experts import ExpertCache
 from localmoe.errors import TraceFileError
 from localmoe.facts.model import Model
-from localmoe.routing.trace import DECODE, PREFILL, TraceHeader, TraceWriter, read_trace
+from localmoe.routing.recorder import unwritable
+from localmoe.routing.trace import PREFILL, TraceHeader, TraceWriter, read_trace
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (("index", ctypes.c_int32), ("experts", ctypes.c_int32), ("used", ctypes.c_int32))
 
 
 class Recording:
-    """Writes one trace: a step for each decode of the engine."""
+    """Writes one trace: a step for each decode of the engine, in the file when it is over."""
 
-    def __init__(self, path: Path, model: Model, experts_used: int = 0) -> None:
-        header = TraceHeader.of_model(model)
+    def __init__(
+        self,
+        cache: ExpertCache,
+        path: Path,
+        model: Model,
+        experts_used: int = 0,
+        *,
+        logits: bool = False,
+    ) -> None:
+        header = TraceHeader.of_model(model, logits=logits)
         if experts_used:
             layers = tuple(
                 dataclasses.replace(layer, used=min(experts_used, layer.experts))
@@ -27,41 +46,44 @@ class Recording:
             )
             header = dataclasses.replace(header, layers=layers)
         self._writer = TraceWriter(path, header)
-        self._layers = {layer.index: i for i, layer in enumerate(header.layers)}
-        self._used = [layer.used for layer in header.layers]
-
-    def add(self, numbers: memoryview, tokens: Sequence[int], *, prefill: bool) -> None:
-        """One decode's records (``experts.cpp``: layer, position, n, k, ids, weights)."""
-        data = np.frombuffer(numbers, np.int32)
-        ids: list[list[NDArray[np.int32]]] = [[] for _ in self._used]
-        weights: list[list[NDArray[np.float32]]] = [[] for _ in self._used]
-        at = 0
-        while at + 4 <= len(data):
-            layer, _, n, k = (int(number) for number in data[at : at + 4])
-            at += 4
-            slot = self._layers.get(layer)
-            if slot is not None and k == self._used[slot]:
-                ids[slot].append(data[at : at + n * k].reshape(n, k))
-                raw = data[at + n * k : at + 2 * n * k]
-                weights[slot].append(raw.view(np.float32).reshape(n, k))
-            at += 2 * n * k
-        if any(ids):
-            self._writer.append(
-                PREFILL if prefill else DECODE,
-                [_joined(parts, k, np.int32) for parts, k in zip(ids, self._used, strict=True)],
-                [
-                    _joined(parts, k, np.float32)
-                    for parts, k in zip(weights, self._used, strict=True)
-                ],
-                tokens=tokens,
+        self._cache = cache
+        assert binding.native is not None  # or there would be no cache
+        self._native = binding.native
+        self._native.localmoe_recording_open.restype = ctypes.c_void_p
+        entries = (_Layer * len(header.layers))(
+            *(_Layer(layer.index, layer.experts, layer.used) for layer in header.layers)
+        )
+        self._handle = ctypes.c_void_p(
+            self._native.localmoe_recording_open(
+                self._writer.fileno(),
+                entries,
+                len(entries),
+                ctypes.c_bool(logits),
+                ctypes.cast(binding.base_library.ggml_op_name, ctypes.c_void_p),
+                ctypes.cast(binding.base_library.ggml_fp32_to_fp16_row, ctypes.c_void_p),
             )
+        )
+        cache.record(self._handle)
+
+    def begin(self, tokens: Sequence[int], *, prefill: bool) -> None:
+        """Before each decode: the token ids of its batch. What the last one left is dropped."""
+        self._native.localmoe_recording_begin(
+            self._handle,
+            (ctypes.c_int32 * len(tokens))(*tokens),
+            ctypes.c_int64(len(tokens)),
+            ctypes.c_bool(prefill),
+        )
+
+    def end(self) -> None:
+        """After one that went well: its step is written. Raises StorageError."""
+        code = self._native.localmoe_recording_end(self._handle)
+        if code:
+            raise unwritable(self._writer.path, OSError(code, os.strerror(code)))
 
     def close(self) -> None:
+        self._cache.record(None)
+        self._native.localmoe_recording_close(self._handle)
         self._writer.close()
-
-
-def _joined(parts: Sequence[NDArray[Any]], k: int, kind: type[Any]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty((0, k), kind)
 
 
 def imposed(path: Path, model: Model, experts_used: int = 0) -> tuple[bytes, int, int, int, int]:

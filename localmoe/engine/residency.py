@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localmoe import storage
-from localmoe.engine.events import CacheStats, LayerStats
+from localmoe.engine.events import CacheStats, LayerLoad, LayerStats
 from localmoe.engine.experts import Counters, ExpertCache, available
+from localmoe.engine.learning import Learning
 from localmoe.engine.portable import PageReader
 from localmoe.errors import EngineError, LocalmoeError, ModelFileError, StorageError
 from localmoe.facts.hardware import free_memory
@@ -58,22 +59,24 @@ class Residency:
         self._watch: threading.Thread | None = None
         self._budget = settings.cache_bytes
         self._pages: PageReader | None = None
+        self._learning: Learning | None = None
         homes = layer_homes(model, settings)
         here = {t.name for t in model.tensors if home_of(t, settings, homes) == CPU}
         # Those on a GPU are not ours to serve, and the native side does not count them.
         tensors = [tensor for tensor in routed_tensors(model) if tensor.name in here]
         self._groups = list(dict.fromkeys(tensor.group for tensor in tensors))
-        wanted = settings.cache != "off" or settings.record or settings.replay
-        why_not = available() if wanted else None
-        if not wanted or not tensors:
+        traced = settings.record or settings.replay
+        why_not = available()
+        if not tensors or not (settings.cache != "off" or traced or hot is not None):
             return
         if why_not is not None:
-            if settings.record or settings.replay:
+            if traced:
                 raise EngineError(f"the routing cannot be seen: {why_not}")
-            self.regime, self._pages = "page", pages
-            self.note = f"experts are read through the page cache: {why_not}"
+            if settings.cache != "off":
+                self.regime, self._pages = "page", pages
+                self.note = f"experts are read through the page cache: {why_not}"
             return
-        paths = [str(path) for path in model.paths]
+        paths = [str(path) for path in model.paths] if settings.cache != "off" else []
         self._cache = ExpertCache(
             llama_model, paths, tensors, settings.cache, settings.cache_bytes, interrupt
         )
@@ -84,6 +87,7 @@ class Residency:
         except BaseException:
             self.close()  # or the cache would look at the next model's tensors
             raise
+        self._learning = Learning(self._cache, model, tensors, settings, keep=hot is not None)
         if self._hot is not None:
             self._cache.warm(_read_hot(self._hot, len(self._groups)))
         if settings.cache == "private":
@@ -102,8 +106,13 @@ class Residency:
             if settings.replay:
                 cache.impose(*imposed(Path(settings.replay), model, settings.experts_used))
             if settings.record:
-                cache.record(True)
-                self._recording = Recording(Path(settings.record), model, settings.experts_used)
+                self._recording = Recording(
+                    cache,
+                    Path(settings.record),
+                    model,
+                    settings.experts_used,
+                    logits=settings.record_logits,
+                )
 
     def begin(self, position: int, tokens: Sequence[int], decoded: int) -> None:
         """Before each llama_decode of ``tokens``, the first of them at ``position``.
@@ -113,16 +122,18 @@ class Residency:
         """
         if self._pages is not None:
             self._pages.begin()
+        if self._recording is not None:
+            self._recording.begin(tokens, prefill=decoded < 0)
         if self._cache is not None:
             self._cache.begin(position, len(tokens), decoded)
             failure = self._blame()
             if failure is not None:
                 raise failure
 
-    def done(self, tokens: Sequence[int], *, prefill: bool) -> None:
-        """After one that went well."""
-        if self._recording is not None and self._cache is not None:
-            self._recording.add(self._cache.take(), tokens, prefill=prefill)
+    def done(self) -> None:
+        """After one that went well. Raises StorageError when it could not be recorded."""
+        if self._recording is not None:
+            self._recording.end()
 
     def failure(self) -> LocalmoeError | None:
         """After it: why the cache ended the decode; the interrupt flag is then free again."""
@@ -135,8 +146,6 @@ class Residency:
         reason = self._cache.error() if self._cache is not None else reason
         if not reason:
             return None
-        if self._recording is not None and self._cache is not None:
-            self._cache.take()
         if self._interrupt.value == 2:
             self._interrupt.value = 0
         if "was changed" in reason or "become shorter" in reason:
@@ -172,8 +181,14 @@ class Residency:
     def counters(self) -> Counters | None:
         return self._cache.counters() if self._cache is not None else None
 
+    def load(self) -> tuple[LayerLoad, ...]:
+        """How the experts were used since the model was loaded; () where nobody counts."""
+        return self._learning.load() if self._learning is not None else ()
+
     def remember(self) -> None:
-        """Note the experts in memory for the next start."""
+        """Note for the next start what was used, and which experts are in memory."""
+        if self._learning is not None:
+            self._learning.learn()
         if self._cache is None or self._hot is None:
             return
         document = {"version": 1, "experts": self._cache.hot(HOT_LIMIT)}

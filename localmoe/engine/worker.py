@@ -18,7 +18,7 @@ from typing import Any
 
 from localmoe.engine import binding, kv_store, loader, protocol
 from localmoe.engine.binding import llama
-from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.engine.events import Finished, Loaded, LoadProgress
 from localmoe.engine.generation import Generator
 from localmoe.engine.portable import PageReader
 from localmoe.engine.protocol import Message
@@ -205,9 +205,9 @@ class Worker:
     def _do_generate(self, message: Message) -> None:
         request = protocol.request_from_json(message["request"])
         for event in self._loaded().generate(request):
+            if isinstance(event, Finished) and self._experts is not None:
+                self._experts.remember()  # whoever hears the end may end this process
             self._send(protocol.event_to_message(event))
-        assert self._experts is not None
-        self._experts.remember()
 
     def _do_count(self, message: Message) -> None:
         tokens = self._loaded().vocabulary.tokenize(message["text"], add_bos=False)

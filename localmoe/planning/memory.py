@@ -47,6 +47,7 @@ class EngineSettings:
     experts_used: int = 0  # lossy: experts per token; 0 = the model's own
     prefer_cached: float = 0.0  # lossy: how much less probable a resident expert may be (0…1)
     record: str = ""  # a file for the routing of every token
+    record_logits: bool = False  # the routers' logits too
     replay: str = ""  # a recorded routing to impose
     threads: int = 0  # decode; 0 = engine default
     threads_batch: int = 0  # prefill

@@ -1,8 +1,9 @@
 """A model's routing profile: how its experts have been used here, in a small file that grows.
 
-Counts per layer and expert (what to keep or load first), how often an LRU cache of some size hit,
-and how many experts a token shares with the one before. Old sessions fade, so the profile follows
-what the model is used for. Only numbers are kept, no text and no token.
+Counts per layer and expert (what to load first), how often caches of several sizes would have hit,
+and how many experts a token shares with the one before: the engine counts them while it answers.
+Old sessions fade, so the profile follows what the model is used for. Only numbers are kept, no text
+and no token.
 
 Light on purpose: the planner asks it while ``fit`` starts, so NumPy is not imported here.
 """
@@ -12,41 +13,72 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from localmoe import storage
 from localmoe.facts.model import Model
 
-if TYPE_CHECKING:
-    from localmoe.routing.trace import Trace
-
-VERSION = 1
+VERSION = 2  # 1: curves were those of LRU
 MAX_FILE = 16 << 20  # bytes; a real one has about 40 KB
 HALF_LIFE = 20_000.0  # tokens after which an old session counts half
 FRACTIONS = (0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
 
-# LRU per layer, on the 128 decoded tokens of the Qwen3-30B-A3B trace in tests/routing/data, after
-# its prompt of 28: (fraction resident, hit rate). `tests/routing/test_profile.py` derives it anew.
+# Our cache on the 128 decoded tokens of the Qwen3-30B-A3B trace in tests/routing/data, after its
+# prompt of 28: (fraction resident, hit rate). `tests/routing/test_profile.py` derives it anew.
 PRIOR = (
-    (0.03, 0.2763),
+    (0.03, 0.2965),
     (0.05, 0.3787),
-    (0.08, 0.4794),
-    (0.1, 0.5538),
-    (0.15, 0.6636),
-    (0.2, 0.7539),
-    (0.25, 0.8185),
-    (0.3, 0.8654),
-    (0.4, 0.9291),
-    (0.5, 0.9583),
-    (0.6, 0.9672),
-    (0.75, 0.9706),
+    (0.08, 0.5213),
+    (0.1, 0.5901),
+    (0.15, 0.6894),
+    (0.2, 0.7735),
+    (0.25, 0.8299),
+    (0.3, 0.8743),
+    (0.4, 0.9343),
+    (0.5, 0.9597),
+    (0.6, 0.9676),
+    (0.75, 0.9707),
     (0.9, 0.9709),
 )
 PRIOR_USED = 6 / 128  # of a layer's experts, per token, in that trace
+PRIOR_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUsage:
+    """One layer's experts as the engine counted them (``usage.h``).
+
+    ``uses`` per expert, prompts counted. ``found_at``: lookups of decoded tokens by place: a cache
+    of c experts that evicts as ours does answers those at the places below c. ``follow``: lookups
+    of tokens that came right after another one, ``again``: those that this one had wanted too."""
+
+    uses: tuple[int, ...]
+    found_at: tuple[int, ...]
+    tokens: int
+    decoded: int
+    lookups: int
+    follow: int
+    again: int
+
+    @classmethod
+    def none(cls, experts: int) -> LayerUsage:
+        """Of a layer that was not seen."""
+        return cls((0,) * experts, (0,) * experts, 0, 0, 0, 0, 0)
+
+    def since(self, before: LayerUsage) -> LayerUsage:
+        """What was added to an earlier count."""
+        return LayerUsage(
+            tuple(now - then for now, then in zip(self.uses, before.uses, strict=True)),
+            tuple(now - then for now, then in zip(self.found_at, before.found_at, strict=True)),
+            self.tokens - before.tokens,
+            self.decoded - before.decoded,
+            self.lookups - before.lookups,
+            self.follow - before.follow,
+            self.again - before.again,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +97,13 @@ class Profile:
     sessions: int = 1
 
     def merge(self, newer: Profile, half_life: float = HALF_LIFE) -> Profile:
-        """This profile, faded by the tokens of a newer session, and that session."""
+        """This profile, faded by the tokens of a newer session, and that session.
+
+        Layers that the session did not see (those of a GPU) stay as they were.
+        """
+        if any(len(self.counts.get(i, row)) != len(row) for i, row in newer.counts.items()):
+            return newer  # another model of the same name
         keep = 0.5 ** (newer.tokens / half_life)
-        if self.shape != newer.shape:
-            return newer
         total = self.curve_tokens * keep + newer.curve_tokens
         curve, reuse = newer.curve, newer.reuse
         if self.curve_tokens and total:
@@ -76,12 +111,14 @@ class Profile:
             curve = _mix(self.curve, newer.curve, share)
             if self.reuse is not None:
                 reuse = self.reuse if reuse is None else share * self.reuse + (1 - share) * reuse
+        counts = dict(self.counts)
+        for layer, row in newer.counts.items():
+            if any(row) or layer not in counts:
+                old = counts.get(layer, (0.0,) * len(row))
+                counts[layer] = tuple(a * keep + b for a, b in zip(old, row, strict=True))
         return Profile(
             model=newer.model,
-            counts={
-                layer: tuple(a * keep + b for a, b in zip(old, newer.counts[layer], strict=True))
-                for layer, old in self.counts.items()
-            },
+            counts=counts,
             tokens=self.tokens * keep + newer.tokens,
             curve=curve,
             curve_tokens=total,
@@ -101,50 +138,45 @@ class Profile:
         return tuple(sorted(used, key=lambda expert: (-row[expert], expert))[:count])
 
 
-def of_counts(model: str, counts: Mapping[int, Sequence[float]], tokens: float) -> Profile:
-    """A session of which only the uses per layer and expert were counted."""
-    return Profile(model, {layer: tuple(row) for layer, row in counts.items()}, tokens)
-
-
-def of_trace(trace: Trace) -> Profile:
-    """A recorded session; the curve is that of its decoded tokens, after its prompts."""
-    from localmoe.routing.capacity import counts_of, even_capacities, lru_curves
-    from localmoe.routing.stats import reuse_at_lag
-
-    counts = counts_of(trace)
-    decoded = int(trace.decode.sum())
-    curves = lru_curves(trace) if decoded else None
-    reuse = reuse_at_lag(trace, 1)
+def of_usage(model: str, layers: Mapping[int, LayerUsage], sessions: int = 1) -> Profile:
+    """What the engine counted, by layer number; ``sessions`` 0: more of one that is known."""
+    used = list(layers.values())
+    lookups, follow = (sum(u.lookups for u in used), sum(u.follow for u in used))
     return Profile(
-        model=trace.header.model,
-        counts={
-            layer.index: tuple(row[: layer.experts])
-            for layer, row in zip(trace.header.layers, counts.tolist(), strict=True)
-        },
-        tokens=float(len(trace)),
-        curve=tuple((f, curves.hit_rate(even_capacities(trace, f))) for f in FRACTIONS)
-        if curves
-        else (),
-        curve_tokens=float(decoded),
-        reuse=None if math.isnan(reuse) else reuse,
+        model=model,
+        counts={index: tuple(map(float, u.uses)) for index, u in layers.items()},
+        tokens=float(max((u.tokens for u in used), default=0)),
+        curve=tuple((f, _found(used, f) / lookups) for f in FRACTIONS) if lookups else (),
+        curve_tokens=float(max((u.decoded for u in used), default=0)),
+        reuse=sum(u.again for u in used) / follow if follow else None,
+        sessions=sessions,
     )
+
+
+def _found(layers: Sequence[LayerUsage], fraction: float) -> int:
+    """Lookups answered when that share of every layer is resident, in whole experts."""
+    return sum(sum(u.found_at[: round(fraction * len(u.uses))]) for u in layers)
 
 
 def expected_hit_rate(
     profile: Profile | None, fraction: float, *, used_share: float | None = None
 ) -> float:
-    """Share of the expert lookups of a decoded token that an LRU cache per layer will answer.
+    """Share of the expert lookups of a decoded token that our cache will answer.
 
-    ``fraction`` of the experts is resident. Interpolated in the profile's curve, or in that of a
-    real trace of Qwen3-30B-A3B when there is none. ``used_share``: k / experts of the model in
-    question; the borrowed curve is then moved so that a cache of one token's experts stays one.
+    ``fraction`` of the experts is resident. Interpolated in the profile's curve and in that of a
+    real trace of Qwen3-30B-A3B, which counts like ``PRIOR_TOKENS`` of the model's own: a short
+    session says little. ``used_share``: k / experts of the model in question; the borrowed curve is
+    moved so that a cache of one token's experts stays one.
     """
     fraction = min(max(fraction, 0.0), 1.0)
-    if profile is not None and profile.curve:
-        return _at(profile.curve, fraction)
+    at = fraction
     if used_share is not None and 0 < used_share < 1:
-        fraction = _moved(fraction, used_share, PRIOR_USED)
-    return _at(PRIOR, fraction)
+        at = _moved(fraction, used_share, PRIOR_USED)
+    borrowed = _at(PRIOR, at)
+    if profile is None or not profile.curve:
+        return borrowed
+    share = profile.curve_tokens / (profile.curve_tokens + PRIOR_TOKENS)
+    return share * _at(profile.curve, fraction) + (1 - share) * borrowed
 
 
 def key_of(model: Model) -> str:

@@ -75,7 +75,7 @@ class _Reader:
             if weights is not None:
                 offset = self._fill(offset, rows, weights, at + n, "<f2")
             if logits is not None:
-                offset = self._fill(offset, rows, logits, at + n, "<f4")
+                offset = self._fill(offset, rows, logits, at + n, "<f2")
             at += n
         sizes = np.array([n for _, n, _, _ in self.steps], np.int64)
         segment, labels = _segments(self.starts, count)
@@ -132,7 +132,7 @@ class _Reader:
             raise _damaged(offset, f"a step of {n} tokens in phase {phase}")
         slots = int(rows @ self.used)
         need += slots * (self.id_type.itemsize + (2 if self.header.weights else 0))
-        need += int(rows @ self.experts) * 4 if self.header.logits else 0
+        need += int(rows @ self.experts) * 2 if self.header.logits else 0
         if need != length:
             raise _damaged(offset, f"a step of {length} bytes, {need} expected")
         self.steps.append((offset + STEP.size, n, phase, flags))

@@ -5,7 +5,7 @@ are little-endian. A record is ``kind u8, 3 zero bytes, length u32, payload``:
 
 - ``S``, one step of the engine, n tokens: ``n u32, phase u8, flags u8, 0 u16``; ``token i32[n]``
   if flags & 1; ``rows u32[layers]`` if flags & 2, else every layer has n rows; then for all layers
-  one after the other the ids, then the weights (``f16``) and the logits (``f32``) if the header
+  one after the other the ids, then the weights and the logits (both ``f16``) if the header
   says so. A layer's ids are ``[rows, k]``, u8 or, from 256 experts in any layer, u16; the largest
   value stands for "no expert in this slot". Fewer rows than n are those of the last tokens.
 - ``P``, a prompt begins: JSON ``{"label": …}``, the domain or the name of a file.
@@ -56,7 +56,7 @@ class TraceWriter:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             self._file = os.fdopen(descriptor, "wb", buffering=0)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         line = json.dumps({"version": 1, **asdict(header)}, separators=(",", ":"))
         self._write(MAGIC + line.encode() + b"\n")
 
@@ -100,7 +100,7 @@ class TraceWriter:
             parts.append(_floats(weights, shapes, "<f2"))
         if self.header.logits:
             shapes = [(r, layer.experts) for r, layer in zip(rows, layers, strict=True)]
-            parts.append(_floats(logits, shapes, "<f4"))
+            parts.append(_floats(logits, shapes, "<f2"))
         self._record(b"S", b"".join(parts))
 
     def prompt(self, label: str) -> None:
@@ -110,6 +110,10 @@ class TraceWriter:
     def pieces(self, texts: Mapping[int, str]) -> None:
         """Texts of token ids, for people who read the trace."""
         self._record(b"T", json.dumps({str(key): text for key, text in texts.items()}).encode())
+
+    def fileno(self) -> int:
+        """The open file: the engine writes its steps there itself (``engine/recording.cpp``)."""
+        return self._file.fileno()
 
     def close(self) -> None:
         self._file.close()
@@ -138,7 +142,7 @@ class TraceWriter:
             while data:  # an unbuffered write may be partial
                 data = data[self._file.write(data) :]
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
 
 def id_type(header: TraceHeader) -> np.dtype[Any]:
@@ -154,7 +158,8 @@ def _floats(values: Sequence[Array] | None, shapes: Sequence[tuple[int, ...]], k
     return np.concatenate([array.reshape(-1) for array in values]).astype(kind).tobytes()
 
 
-def _unwritable(path: Path, error: OSError) -> StorageError:
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """What a user is told when a trace cannot be written."""
     reason = (error.strerror or str(error)).lower()
     hint = "free some disk space" if error.errno == 28 else "name another file"
     return StorageError(f"cannot write the trace {path}: {reason}", hint=hint)

@@ -157,7 +157,7 @@ def test_the_report_is_one_page_without_network_or_script(
         assert picture.startswith(b"\x89PNG\r\n\x1a\n")
         width, height = struct.unpack(">II", picture[16:24])
         assert width == 1520 and height >= 300
-    assert page.count("<svg") == len(list((localmoe.home / "pictures").iterdir())) == 8
+    assert page.count("<svg") == len(list((localmoe.home / "pictures").iterdir())) >= 8
     outside = page.replace("http://www.w3.org/2000/svg", "")
     for forbidden in ("<script", "http:", "https:", "<link", "<img", "url(", "@import", "src="):
         assert forbidden not in outside.replace("default-src 'none'; style-src", "")
@@ -199,7 +199,8 @@ def test_the_report_in_a_real_browser(localmoe: Localmoe, domains: Path) -> None
         text=True,
         timeout=120,
     )
-    assert done.stdout.count("<figure><svg") == 8
+    plots = (localmoe.home / "r.html").read_text().count("<svg")
+    assert done.stdout.count("<figure><svg") == plots >= 8
     assert "<figcaption>" in done.stdout
     assert "CONSOLE" not in done.stderr
 

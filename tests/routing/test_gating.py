@@ -9,19 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
-from numpy.typing import NDArray
 
-from localmoe.facts.model import Model, read_model
+from localmoe.facts.model import read_model
 from localmoe.routing import gating
 from localmoe.routing.gating import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS, Gating
-from tests.archs import ARCHITECTURES
-from tests.routing.observe import Step, observe
-
-DENSE = ("llama-dense", "qwen3")
-MOE = [name for name in ARCHITECTURES if name not in DENSE]
-TOKENS = [int(t) for t in np.random.default_rng(0).integers(5, 500, 40)]
-TIE = 1e-5  # selection scores that are closer may be chosen in either order
+from tests.routing.agreement import HALF, MOE, Case, agreement, case_of, steps_of
 
 EXPECTED = {
     "qwen3moe": "softmax, then top-k, renormalized",
@@ -35,64 +27,58 @@ EXPECTED = {
 }
 
 
-def watched_model(
-    arch_file: Callable[..., Path], tmp: Path, name: str
-) -> tuple[Model, dict[int, list[Step]], dict[str, NDArray[Any]]]:
-    """The model, what its routers did, and the tensors that the reference needs."""
-    path = arch_file(name)
-    wanted = ("exp_probs_b", "ffn_gate_tid2eid")
-    tensors = {
-        t.name: np.array(t.data)
-        for t in GGUFReader(path).tensors
-        if any(word in t.name for word in wanted)
-    }
-    own = name == "gpt-oss"
-    return read_model(path), observe(path, TOKENS, tmp / f"{name}.npz", own=own), tensors
+@pytest.fixture(scope="module")
+def case(
+    arch_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Case]:
+    """What engine and witness did with one architecture; run once."""
+    known: dict[str, Case] = {}
 
+    def make(name: str) -> Case:
+        if name not in known:
+            known[name] = case_of(arch_file(name), tmp_path_factory.mktemp(name))
+        return known[name]
 
-def disagreement(
-    way: Gating, step: Step, layer: int, tensors: dict[str, NDArray[Any]]
-) -> tuple[int, float]:
-    """Tokens whose experts differ beyond a tie, and the largest relative error of a weight."""
-    bias = tensors.get(f"blk.{layer}.exp_probs_b.bias")
-    table = tensors.get(f"blk.{layer}.ffn_gate_tid2eid.weight")
-    chosen = None if table is None else table[step.tokens].astype(np.int64)
-    k = step.ids.shape[1]
-    ids, weights = gating.route(step.logits, k, way, bias=bias, chosen=chosen)
-    different, worst = 0, 0.0
-    by = gating.selection(step.logits.astype(np.float64), way, bias)
-    given = gating.weights_of(step.logits.astype(np.float64), step.ids, way)
-    for token in range(len(ids)):
-        mine, theirs = set(ids[token].tolist()), set(step.ids[token].tolist())
-        if mine != theirs:
-            gap = [abs(by[token, a] - by[token, b]) for a in mine - theirs for b in theirs - mine]
-            different += way.by_token or max(gap) > TIE
-    error = np.abs(given - step.weights) / np.maximum(np.abs(step.weights), 1e-6)
-    worst = float(error.max())
-    assert weights.shape == step.weights.shape
-    return different, worst
+    return make
 
 
 @pytest.mark.parametrize("name", MOE)
-def test_the_reference_agrees_with_the_engine(
-    arch_file: Callable[..., Path], tmp_path: Path, name: str
-) -> None:
+def test_the_reference_agrees_with_the_engine(case: Callable[[str], Case], name: str) -> None:
     """From the router's logits NumPy finds the same experts and the same weights (to 1e-4)."""
-    model, layers, tensors = watched_model(arch_file, tmp_path, name)
-    expected = [e.index for e in model.layers if e.expert_count and e.loaded]
-    assert sorted(layers) == expected
+    it = case(name)
+    expected = [e.index for e in it.model.layers if e.expert_count and e.loaded]
+    assert sorted(it.seen) == expected
     checked = 0
-    for layer, steps in layers.items():
-        way = gating.gating_of(model, layer)
+    for layer, steps in it.seen.items():
+        way = gating.gating_of(it.model, layer)
         assert way is not None
         for step in steps:
-            different, worst = disagreement(way, step, layer, tensors)
-            assert different == 0, f"layer {layer}: {way.describe()}"
-            assert worst < 1e-4, f"layer {layer}: {way.describe()}"
-            checked += len(step.ids)
+            found = agreement(way, step, layer, it.tensors)
+            assert found.different == 0, f"layer {layer}: {way.describe()}"
+            assert found.worst < 1e-4, f"layer {layer}: {way.describe()}"
+            checked += found.tokens
     assert checked >= len(expected) * 5
     if name in EXPECTED:
-        assert gating.describe(model) == EXPECTED[name]
+        assert gating.describe(it.model) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_a_trace_holds_what_the_engine_computed(case: Callable[[str], Case], name: str) -> None:
+    """Ids, weights and logits of the trace are the witness's, to the rounding of 16 bits; so the
+    reference finds experts and weights again from the recorded logits alone."""
+    it = case(name)
+    assert list(it.trace.layers) == sorted(it.seen)
+    for layer, seen in it.seen.items():
+        way = gating.gating_of(it.model, layer)
+        assert way is not None
+        for mine, theirs in zip(steps_of(it.trace, layer), seen, strict=True):
+            assert (mine.ids == theirs.ids).all()
+            assert np.allclose(mine.logits, theirs.logits, rtol=HALF, atol=1e-7)
+            assert np.allclose(mine.weights, theirs.weights, rtol=HALF, atol=1e-7)
+            largest = float(np.abs(theirs.logits).max())
+            found = agreement(way, mine, layer, it.tensors, tie=4 * largest * HALF)
+            assert found.different == 0, f"layer {layer}: {way.describe()}"
+            assert found.worst < (4 * largest + 4) * HALF, f"layer {layer}: {way.describe()}"
 
 
 def test_every_way_in_use_is_among_the_models(arch_file: Callable[..., Path]) -> None:
@@ -124,17 +110,17 @@ def test_every_way_in_use_is_among_the_models(arch_file: Callable[..., Path]) ->
     ],
 )
 def test_a_wrong_reference_would_be_noticed(
-    arch_file: Callable[..., Path], tmp_path: Path, name: str, wrong: dict[str, Any]
+    case: Callable[[str], Case], name: str, wrong: dict[str, Any]
 ) -> None:
     """Each variation matters: without it experts or weights differ from the engine's."""
-    model, layers, tensors = watched_model(arch_file, tmp_path, name)
+    it = case(name)
     noticed = False
-    for layer, steps in layers.items():
-        way = gating.gating_of(model, layer)
+    for layer, steps in it.seen.items():
+        way = gating.gating_of(it.model, layer)
         assert way is not None
         for step in steps:
-            different, worst = disagreement(replace(way, **wrong), step, layer, tensors)
-            noticed |= different > 0 or worst > 1e-2
+            found = agreement(replace(way, **wrong), step, layer, it.tensors)
+            noticed |= found.different > 0 or found.worst > 1e-2
     assert noticed
 
 

@@ -13,8 +13,7 @@ import pytest
 
 from localmoe.facts.model import read_model
 from localmoe.routing import profile
-from localmoe.routing.capacity import even_capacities, lru_curves
-from localmoe.routing.profile import Profile, expected_hit_rate
+from localmoe.routing.profile import LayerUsage, Profile, expected_hit_rate
 from localmoe.routing.trace import read_trace
 from tests.routing import traces
 
@@ -27,28 +26,44 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def real() -> Profile:
-    return profile.of_trace(read_trace(traces.QWEN3_TRACE))
+    return traces.profile_of(read_trace(traces.QWEN3_TRACE))
+
+
+def counted(counts: dict[int, list[float]], tokens: float) -> Profile:
+    """A session without a decoded token."""
+    return Profile("m", {layer: tuple(row) for layer, row in counts.items()}, tokens)
 
 
 def test_the_prior_is_that_of_the_real_trace(real: Profile) -> None:
-    """The constants are what LRU does on the trace in tests/routing/data, no invention."""
+    """The constants are what our cache does on the trace in tests/routing/data, no invention."""
     trace = read_trace(traces.QWEN3_TRACE)
-    curves = lru_curves(trace)
-    for fraction, hit in profile.PRIOR:
-        assert hit == pytest.approx(curves.hit_rate(even_capacities(trace, fraction)), abs=6e-5)
-    assert trace.info(0).used / trace.info(0).experts == profile.PRIOR_USED
     assert dict(real.curve) == pytest.approx(dict(profile.PRIOR), abs=6e-5)
+    assert trace.info(0).used / trace.info(0).experts == profile.PRIOR_USED
+    assert trace.decode.sum() == profile.PRIOR_TOKENS
 
 
-def test_a_profile_of_a_trace(real: Profile) -> None:
-    """Counts of all tokens, 38 % reuse, and the busiest experts first."""
-    trace = read_trace(traces.QWEN3_TRACE)
-    assert sum(map(sum, real.counts.values())) == sum((i >= 0).sum() for i in trace.layer_ids)
-    assert real.tokens == 156 and real.curve_tokens == 128
-    assert real.reuse == pytest.approx(0.37, abs=0.01)
+def test_a_session_as_the_engine_counts_it() -> None:
+    """Counts, the hit rate of each room in whole experts, and reuse, by hand."""
+    layers = {
+        0: LayerUsage((3, 1, 0, 0), (2, 1, 0, 0), 4, decoded=3, lookups=4, follow=4, again=1),
+        5: LayerUsage((0, 0, 2, 2), (0, 2, 0, 0), 3, decoded=3, lookups=4, follow=4, again=3),
+    }
+    made = profile.of_usage("m", layers, sessions=0)
+    assert made.counts == {0: (3, 1, 0, 0), 5: (0, 0, 2, 2)}
+    assert (made.tokens, made.curve_tokens, made.sessions, made.reuse) == (4, 3, 0, 0.5)
+    curve = dict(made.curve)
+    assert curve[0.05] == 0 and curve[0.25] == 2 / 8 and curve[0.5] == 5 / 8 and curve[0.9] == 5 / 8
+    more = layers[0].since(LayerUsage((1, 1, 0, 0), (1, 0, 0, 0), 2, 1, 2, 2, 0))
+    assert more == LayerUsage((2, 0, 0, 0), (1, 1, 0, 0), 2, 2, 2, 2, 1)
+    nothing = profile.of_usage("m", {0: LayerUsage.none(4)})
+    assert nothing.curve == () and nothing.reuse is None and nothing.tokens == 0
+
+
+def test_the_busiest_experts(real: Profile) -> None:
+    """By their uses, and none that was never used."""
     first, second = real.busiest(10, 2)
     assert real.counts[10][first] == max(real.counts[10]) >= real.counts[10][second] > 0
-    assert len(real.busiest(10, 128)) < 128  # experts never used are not worth keeping
+    assert len(real.busiest(10, 128)) < 128
 
 
 def test_it_comes_back_from_disk(real: Profile, home: Path) -> None:
@@ -76,10 +91,21 @@ def test_sessions_add_up_and_fade(real: Profile) -> None:
 
 def test_what_was_not_measured_does_not_count(real: Profile) -> None:
     """A session of counts alone leaves curve and reuse as they were."""
-    counts = profile.of_counts("m", {k: [1.0] * len(v) for k, v in real.counts.items()}, 10)
+    counts = counted({k: [1.0] * len(v) for k, v in real.counts.items()}, 10)
     merged = real.merge(counts)
     assert merged.curve == real.curve and merged.reuse == real.reuse
     assert counts.merge(real).curve == real.curve
+
+
+def test_layers_that_were_on_a_gpu_stay_as_they_were(real: Profile) -> None:
+    """What nobody counted neither fades nor goes, and comes when it is counted."""
+    part = {k: [0.0] * len(v) if k < 40 else [2.0] * len(v) for k, v in real.counts.items()}
+    merged = real.merge(counted(part, 20_000))
+    assert merged.counts[3] == real.counts[3]
+    assert merged.counts[41] == pytest.approx([x / 2 + 2 for x in real.counts[41]])
+    assert merged.shape == real.shape
+    first = counted({41: [1.0] * 128}, 10)
+    assert first.merge(real).counts[3] == real.counts[3]
 
 
 def test_the_newer_curve_counts_by_its_tokens(real: Profile) -> None:
@@ -94,7 +120,7 @@ def test_the_newer_curve_counts_by_its_tokens(real: Profile) -> None:
 
 def test_a_profile_of_another_shape_is_replaced(real: Profile) -> None:
     """Counts of other layers cannot be added."""
-    other = profile.of_counts("m", {0: [1.0, 2.0]}, 5)
+    other = counted({0: [1.0, 2.0]}, 5)
     assert real.merge(other) is other
 
 
@@ -114,8 +140,8 @@ def test_learning_keeps_what_was_learnt(real: Profile) -> None:
         "{",
         "[]",
         "[" * 100_000,
-        '{"version": 2}',
-        '{"version": 1, "counts": 3}',
+        '{"version": 1}',
+        '{"version": 2, "counts": 3}',
         "NaN",
     ],
 )
@@ -148,8 +174,8 @@ def test_wrong_figures_are_no_profile(real: Profile, key: str, value: object) ->
 
 def test_expected_hit_rate() -> None:
     """Nothing resident hits nothing, everything hits all, and more is never worse."""
-    made = profile.of_counts("m", {0: [1.0]}, 5)
-    measured = replace(made, curve=((0.2, 0.5), (0.6, 0.9)), curve_tokens=9.0)
+    made = counted({0: [1.0]}, 5)
+    measured = replace(made, curve=((0.2, 0.5), (0.6, 0.9)), curve_tokens=1e12)
     for asked in (None, made, measured):
         assert expected_hit_rate(asked, 0.0) == 0
         assert expected_hit_rate(asked, 1.0) == expected_hit_rate(asked, 1.7) == 1
@@ -157,7 +183,17 @@ def test_expected_hit_rate() -> None:
         assert rates == sorted(rates)
     assert expected_hit_rate(measured, 0.4) == pytest.approx(0.7)
     assert expected_hit_rate(measured, 0.1) == pytest.approx(0.25)
-    assert expected_hit_rate(made, 0.25) == expected_hit_rate(None, 0.25) == 0.8185
+    borrowed = dict(profile.PRIOR)[0.25]
+    assert expected_hit_rate(made, 0.25) == expected_hit_rate(None, 0.25) == borrowed
+
+
+def test_a_short_session_says_little() -> None:
+    """The borrowed curve counts like as many tokens as it was measured on."""
+    measured = Profile("m", {0: (1.0,)}, 5, curve=((0.5, 0.0),), curve_tokens=profile.PRIOR_TOKENS)
+    borrowed = expected_hit_rate(None, 0.5, used_share=0.1)
+    assert expected_hit_rate(measured, 0.5, used_share=0.1) == pytest.approx(borrowed / 2)
+    shorter = replace(measured, curve_tokens=1)
+    assert expected_hit_rate(shorter, 0.5, used_share=0.1) == pytest.approx(borrowed, rel=0.01)
 
 
 def test_the_prior_is_moved_to_other_shares() -> None:

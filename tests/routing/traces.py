@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from localmoe.routing.capacity import counts_of, even_capacities
+from localmoe.routing.outlook import SHIPPED
+from localmoe.routing.policies import POLICIES
+from localmoe.routing.profile import FRACTIONS, Profile
 from localmoe.routing.records import DECODE, PREFILL, Trace, TraceHeader, TraceLayer
+from localmoe.routing.simulate import simulate
+from localmoe.routing.stats import one_hot
 
 QWEN3_TRACE = Path(__file__).parent / "data" / "qwen3-30b-a3b.route.csv.gz"
 
@@ -57,3 +63,35 @@ def trace(
 def random_ids(rng: np.random.Generator, n: int, experts: int, used: int) -> NDArray[np.int16]:
     """[n, used]: distinct experts per token, all equally likely."""
     return np.argsort(rng.random((n, experts)), axis=1)[:, :used].astype(np.int16)
+
+
+def profile_of(trace: Trace) -> Profile:
+    """What the engine should have counted while this was recorded: replayed cache by cache."""
+    counts = counts_of(trace)
+    policy = POLICIES[SHIPPED]
+    curve = [
+        (f, simulate(trace, even_capacities(trace, f), policy, SHIPPED).hit_rate) for f in FRACTIONS
+    ]
+    return Profile(
+        model=trace.header.model,
+        counts={
+            layer.index: tuple(row[: layer.experts])
+            for layer, row in zip(trace.header.layers, counts.tolist(), strict=True)
+        },
+        tokens=float(len(trace)),
+        curve=tuple(curve),
+        curve_tokens=float(trace.decode.sum()),
+        reuse=_reuse(trace),
+    )
+
+
+def _reuse(trace: Trace) -> float:
+    """Share of the decoded tokens' experts that the token before used."""
+    again = lookups = 0
+    for layer in trace.header.layers:
+        used = one_hot(trace.ids(layer.index), layer.experts)
+        here = np.nonzero(trace.decode)[0]
+        here = here[(here > 0) & used[here - 1].any(axis=1)]
+        again += int((used[here] & used[here - 1]).sum())
+        lookups += int(used[here].sum())
+    return again / lookups
