@@ -1,12 +1,12 @@
-"""The memory ledger: what localmoe processes that run at the same time have promised themselves.
+"""The memory ledger: what models that are loaded at the same time have been promised.
 
-What one has planned to load, but not touched yet, the kernel still calls available; so each writes
-down what RAM it will take. (GPU memory is taken at once, and a driver's figures show it.) Each
+What is planned but not touched yet the kernel still calls available; so the RAM that a model will
+take is written down. (GPU memory is taken at once, and a driver's figures show it.) Each
 promise is a file of its own, written atomically, so no lock is needed::
 
     with promise(ram):
         …
-    others = sum(p.outstanding_ram for p in promises())
+    taken = sum(p.outstanding_ram for p in promises())
 """
 
 from __future__ import annotations
@@ -83,15 +83,17 @@ def _locked(folder: int) -> bool:
 
 
 @contextlib.contextmanager
-def promise(ram: int) -> Iterator[None]:
-    """Tell other localmoe processes of ``ram`` bytes, until the block ends.
+def promise(ram: int, holder: int | None = None) -> Iterator[None]:
+    """Tell whoever plans of ``ram`` bytes that a process will take, until the block ends.
 
-    A ledger that cannot be written (a read-only home) stops nobody from working.
+    ``holder`` is the id of that process, by default this one. A ledger that cannot be written (a
+    read-only home) stops nobody from working.
     """
-    path = _ledger() / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+    pid = holder or os.getpid()
+    path = _ledger() / f"{pid}-{uuid.uuid4().hex[:8]}.json"
     entry = {
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "pid": pid,
+        "started": _started(pid),
         "ram": max(0, int(ram)),
     }
     with contextlib.suppress(StorageError):
@@ -103,18 +105,23 @@ def promise(ram: int) -> Iterator[None]:
             path.unlink()
 
 
-def promises() -> list[Promise]:
-    """What other localmoe processes have promised themselves; those of the dead are removed.
+def _started(pid: int) -> float:
+    """When a process was started; 0, as if it were another one, when it is gone already."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
 
-    The promises of this process are left out: they are its own plan.
-    """
+
+def promises() -> list[Promise]:
+    """What is promised on this machine, in this process too; promises of the dead are removed."""
     living = []
     for path in sorted(_ledger().glob("*.json")):
         entry = _read(path)
         if entry is None or not _alive(entry):
             with contextlib.suppress(OSError):
                 path.unlink()
-        elif entry.pid != os.getpid():
+        else:
             living.append(entry)
     return _settled(living)
 

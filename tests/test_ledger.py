@@ -95,11 +95,12 @@ def test_a_promise_is_seen_by_others_while_it_lasts(home: Path) -> None:
     assert entries(home) == []
 
 
-def test_own_promises_are_not_counted(home: Path) -> None:
-    """A process plans with what others promised, not with its own plan; an error ends it too."""
-    with pytest.raises(ZeroDivisionError), ledger.promise(MIB):
+def test_own_promises_count_too(home: Path) -> None:
+    """A second model in the same process is planned beside the first; an error ends it too."""
+    with pytest.raises(ZeroDivisionError), ledger.promise(10_000 * MIB):
+        (promise,) = ledger.promises()
+        assert promise.pid == os.getpid()
         assert len(entries(home)) == 1
-        assert ledger.promises() == []
         1 / 0  # noqa: B018
     assert entries(home) == []
 

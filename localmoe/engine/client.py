@@ -32,10 +32,10 @@ Replan = Callable[[EngineMemoryError], tuple[EngineSettings, int]]
 class Engine:
     """A worker process with one model in it.
 
-    ``promised_ram``: bytes of RAM that a plan foresees; from ``promise`` until ``close``, other
-    localmoe processes plan around them. A crash of the worker is an ``EngineCrashError`` from the
-    call under way; ``load`` then starts a new worker. ``remember``: the experts in use are noted
-    for a faster next start.
+    ``promised_ram``: bytes of RAM that a plan foresees; from ``promise`` until ``close``, whoever
+    plans another model, in this process too, plans around them. A crash of the worker is an
+    ``EngineCrashError`` from the call under way; ``load`` then starts a new worker. ``remember``:
+    the experts in use are noted for a faster next start.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Engine:
         return self._worker.alive
 
     def promise(self) -> None:
-        """Tell other processes of the RAM that the model will take; ``load`` does, if need be."""
+        """Tell whoever plans of the RAM that the model will take; ``load`` does, if need be."""
         if self._promised_ram and self._promise is None:
             self._promise = ExitStack()
-            self._promise.enter_context(ledger.promise(self._promised_ram))
+            self._promise.enter_context(ledger.promise(self._promised_ram, self._worker.pid))
 
     def load(self) -> Iterator[LoadProgress | Loaded]:
         """Load the model; the last event is ``Loaded``.
@@ -100,7 +100,7 @@ class Engine:
 
     def _load(self) -> Iterator[LoadProgress | Loaded]:
         if not self._worker.alive:
-            self._worker.close()
+            self.close()
             self._worker = WorkerProcess()
         self.promise()
         settings = dataclasses.asdict(self._settings)
