@@ -21,6 +21,7 @@ from localmoe.facts.model import Model, read_model
 from localmoe.planning.memory import EngineSettings
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
+from localmoe.routing import profile
 
 
 def load(
@@ -72,13 +73,14 @@ Up = TypeVar("Up", bound=LoadedModel)
 
 
 def plan_for(model: Model, machine: Machine, wishes: Wishes) -> Plan:
-    """The plan for running a model here, beside what other localmoe processes will still take.
+    """The plan for running a model here, beside what loaded models will still take.
 
     Raises ModelFileError, EngineError.
     """
     promised = sum(promise.outstanding_ram for promise in ledger.promises())
+    used = profile.load(profile.key_of(model)) if model.is_moe else None
     with Oracle(model) as measure:
-        return make_plan(model, machine, wishes, measure, promised)
+        return make_plan(model, machine, wishes, measure, promised, used)
 
 
 Settle = Callable[[EngineMemoryError, Plan, Plan], Plan]

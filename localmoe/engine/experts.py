@@ -202,6 +202,13 @@ class ExpertCache:
         """A new budget in bytes; memory above it is given back at once."""
         self._native.localmoe_experts_resize(self._handle, ctypes.c_uint64(budget))
 
+    def share_out(self, shares: Sequence[float]) -> None:
+        """How much of its experts each group may keep at the present budget, in the order of
+        ``tensors``; of another budget in proportion.
+        """
+        numbers = (ctypes.c_float * len(shares))(*shares)
+        self._native.localmoe_experts_share_out(self._handle, numbers, len(shares))
+
     def hot(self, limit: int) -> list[tuple[int, int]]:
         """(group, expert) pairs in memory, the most recently used first."""
         pairs = (ctypes.c_int32 * (2 * limit))()

@@ -12,6 +12,7 @@ generate request                                         prefill*, text*, finish
 count    text                                            counted
 keep     path                                            kept (bytes written to ``path``)
 resume   path                                            resumed (tokens read back from it)
+rates    threads (0: none), devices, remotes             rates (processor, devices)
 cancel   –                                               none of its own: the load it names ends
                                                          with an error of kind ``interrupted``,
                                                          the generate with ``finished``
@@ -130,6 +131,7 @@ def settings_from_json(data: Message) -> EngineSettings:
             "devices": tuple(data["devices"]),
             "tensor_split": tuple(data["tensor_split"]),
             "overrides": tuple((pattern, device) for pattern, device in data["overrides"]),
+            "cache_shares": tuple((layer, share) for layer, share in data["cache_shares"]),
             "remotes": tuple(data["remotes"]),
         }
     )

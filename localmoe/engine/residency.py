@@ -21,7 +21,12 @@ from localmoe.engine.portable import PageReader
 from localmoe.errors import EngineError, LocalmoeError, ModelFileError, StorageError
 from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model
-from localmoe.planning.cache import budget_under_pressure, needed_budget, routed_tensors
+from localmoe.planning.cache import (
+    budget_under_pressure,
+    layer_of,
+    needed_budget,
+    routed_tensors,
+)
 from localmoe.planning.layout import home_of, layer_homes
 from localmoe.planning.memory import CPU, EngineSettings
 
@@ -98,6 +103,9 @@ class Residency:
 
     def _steer(self, cache: ExpertCache, model: Model) -> None:
         settings = self._settings
+        if settings.cache_shares:
+            shares = dict(settings.cache_shares)
+            cache.share_out([shares[layer_of(group)] for group in self._groups])
         if settings.prefer_cached:
             cache.prefer(settings.prefer_cached)
         if settings.record or settings.replay:

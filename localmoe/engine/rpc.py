@@ -76,7 +76,7 @@ class Servers:
         """
         from localmoe.engine import binding
 
-        new = [endpoint for endpoint in endpoints if endpoint not in self._known]
+        new = [each for each in dict.fromkeys(endpoints) if each not in self._known]
         if not new:
             return
         if self._library is None:

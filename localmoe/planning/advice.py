@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from localmoe.facts.model import Model
-from localmoe.planning.budget import Budget
+from localmoe.planning.budget import GIB, Budget
 from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Verdict, Wishes
 from localmoe.planning.trial import Candidate
 from localmoe.text import format_bytes
 
 SMALLER_CONTEXTS = (16384, 8192, 4096, 2048)
-CLOSE_PROGRAMS = 4 * 1024**3  # a shortfall that closing programs can plausibly free, bytes
+CLOSE_PROGRAMS = 4 * GIB  # a shortfall that closing programs can plausibly free, bytes
 DISK = (Verdict.RAM_DISK, Verdict.GPU_RAM_DISK, Verdict.GPU_DISK)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a plan came to, and on what terms. ``need``: bytes of RAM with nothing on the disk."""
+    """What a plan came to, and on what terms. Bytes of RAM: ``need`` with nothing on the disk,
+    ``taken`` by other programs, ``unused`` because the user allowed less than is free.
+    """
 
     model: Model
     wishes: Wishes
@@ -28,6 +31,8 @@ class Question:
     best: Candidate
     budget: Budget
     need: int
+    taken: int = 0
+    unused: int = 0
 
     @property
     def shortfall(self) -> int:
@@ -110,10 +115,14 @@ def advise(asked: Question, planner: Alternatives) -> Iterator[str]:
         return
     context = asked.best.settings.context
     if asked.verdict in DISK and asked.shortfall > 0:
-        if asked.shortfall <= CLOSE_PROGRAMS:
-            yield f"close {format_bytes(asked.shortfall)} of programs and nothing needs the disk"
+        missing = format_bytes(asked.shortfall)
+        if asked.wishes.ram is not None and asked.shortfall <= asked.unused:
+            enough = math.ceil(10 * (asked.wishes.ram + asked.shortfall) / GIB) / 10
+            yield f"with --ram {enough:g} nothing would need the disk: so much is free"
+        elif asked.shortfall <= min(CLOSE_PROGRAMS, asked.taken):
+            yield f"close {missing} of programs and nothing needs the disk"
         else:
-            yield f"with {format_bytes(asked.shortfall)} more RAM nothing would need the disk"
+            yield f"with {missing} more RAM nothing would need the disk"
         yield from _smaller_kv(asked, planner)
     elif asked.verdict is Verdict.GPU_RAM:
         host = sum(asked.best.host_experts.values())

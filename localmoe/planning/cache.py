@@ -35,6 +35,11 @@ def routed_tensors(model: Model) -> tuple[RoutedTensor, ...]:
     return tuple(routed for _, routed in sorted(found, key=lambda item: item[0]))
 
 
+def layer_of(group: int) -> int:
+    """The layer of a ``RoutedTensor.group``."""
+    return group % _CHUNK_EXPERTS
+
+
 def dense_ranges(model: Model) -> tuple[tuple[int, int, int], ...]:
     """(part, start, end) in bytes of what every token reads, near neighbours joined.
 
@@ -114,8 +119,8 @@ def _routed_groups(model: Model, layers: Iterable[int]) -> Iterator[tuple[list[R
         groups.setdefault(tensor.group, []).append(tensor)
     wanted = set(layers)
     for group, tensors in groups.items():
-        if group % _CHUNK_EXPERTS in wanted:
-            yield tensors, model.layers[group % _CHUNK_EXPERTS].expert_used
+        if layer_of(group) in wanted:
+            yield tensors, model.layers[layer_of(group)].expert_used
 
 
 def plan_cache(

@@ -22,13 +22,13 @@ def llama_args(settings: EngineSettings) -> list[str]:
     if settings.swa_full:
         args.append("--swa-full")
     if settings.remotes:
-        args += ["--rpc", ",".join(settings.remotes)]
+        args += ["--rpc", ",".join(dict.fromkeys(settings.remotes))]
     args += ["-dev", ",".join(settings.devices) or "none"]
     if len(settings.devices) > 1 and settings.tensor_split:
         args += ["-ts", ",".join(f"{share:g}" for share in settings.tensor_split)]
     args += ["-ngl", "all" if settings.gpu_layers < 0 else str(settings.gpu_layers)]
     for pattern, device in settings.overrides:
-        args += ["-ot", f"{pattern}={_buffer_type(device, settings)}"]
+        args += ["-ot", f"{pattern}={buffer_type(device, settings)}"]
     args += ["-lm", settings.load_mode]
     if not settings.repack:
         args.append("--no-repack")
@@ -39,15 +39,14 @@ def llama_args(settings: EngineSettings) -> list[str]:
     return args
 
 
-def _buffer_type(device: str, settings: EngineSettings) -> str:
-    """``-ot`` names buffer types, not devices: of a worker's first device ``RPC0[host:port]``.
+def buffer_type(device: str, settings: EngineSettings) -> str:
+    """What ``-ot`` and llama.cpp's log call a device: of a worker's first one ``RPC0[host:port]``.
 
-    Source: ``ggml_backend_rpc_buffer_type``. The number in it is the device's within its worker,
-    while the name of the device counts over all workers.
+    They name buffer types. Source: ``ggml_backend_rpc_buffer_type``. The number in it is the
+    device's within its worker, while the name of the device counts over all workers.
     """
     if not device.startswith("RPC") or not settings.remotes:
         return device
     number = int(device.removeprefix("RPC"))
-    if len(settings.remotes) == 1:
-        return f"RPC{number}[{settings.remotes[0]}]"
-    return f"RPC0[{settings.remotes[min(number, len(settings.remotes) - 1)]}]"
+    endpoint = settings.remotes[number]
+    return f"RPC{settings.remotes[:number].count(endpoint)}[{endpoint}]"

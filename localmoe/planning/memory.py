@@ -38,12 +38,13 @@ class EngineSettings:
     tensor_split: tuple[float, ...] = ()  # shares of the devices; () = equal
     gpu_layers: int = 0  # trailing layers on the devices, the output counted as one; -1 = all
     overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device name)
-    remotes: tuple[str, ...] = ()  # "host:port" of workers, whose devices are RPC0, RPC1 …
+    remotes: tuple[str, ...] = ()  # "host:port" of the workers of RPC0, RPC1 …, one per device
     load_mode: str = "mmap"  # "mmap" | "none"
     read_ahead: bool = True  # the whole file into the page cache at load; pointless beyond RAM
     repack: bool = False  # llama.cpp's use_extra_bufts
     cache: str = "off"  # experts in host memory: "off" | "page" | "private"
     cache_bytes: int = 0  # private: memory for experts, never exceeded
+    cache_shares: tuple[tuple[int, float], ...] = ()  # (layer, share of its experts); () = alike
     experts_used: int = 0  # lossy: experts per token; 0 = the model's own
     prefer_cached: float = 0.0  # lossy: how much less probable a resident expert may be (0…1)
     record: str = ""  # a file for the routing of every token

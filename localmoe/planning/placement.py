@@ -8,7 +8,6 @@ estimated (``estimate.py``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Machine
@@ -16,18 +15,13 @@ from localmoe.facts.model import Model
 from localmoe.planning.advice import Question, advise, explain
 from localmoe.planning.budget import Budget, budget_of
 from localmoe.planning.cache import plan_cache
-from localmoe.planning.layout import layer_homes
 from localmoe.planning.memory import CPU, EngineSettings, Measure
-from localmoe.planning.plan import (
-    CachePlan,
-    LayerPlacement,
-    Plan,
-    Tiers,
-    Verdict,
-    Wishes,
-)
+from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict, Wishes
+from localmoe.planning.rows import cache_shares, layer_rows
 from localmoe.planning.search import MAX_CONTEXT, Search
+from localmoe.planning.shares import trusted
 from localmoe.planning.trial import Candidate, Trials
+from localmoe.routing.profile import Profile
 
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
 
@@ -38,20 +32,33 @@ def make_plan(
     wishes: Wishes,
     measure: Measure,
     promised_ram: int = 0,
+    profile: Profile | None = None,
 ) -> Plan:
     """Decide settings and placement. Never raises for "does not fit": the verdict says so.
+
+    ``profile``: how this model's experts were used so far; it decides which layers gain most from
+    a GPU, and how many experts of each stay in RAM, where some are on the disk.
 
     Raises UsageError for a wish that names what is not there: a device, a layer.
     """
     _check_experts(model, wishes)
     budget = budget_of(model, machine, wishes, promised_ram)
-    planner = _Planner(model, machine, _known(wishes, budget), measure, budget)
+    planner = _Planner(
+        model, machine, _known(wishes, budget), measure, budget, trusted(model, profile)
+    )
     best = planner.search.best()
     verdict = planner.verdict(best)
     question = Question(
-        model, planner.wishes, verdict, best, budget, planner.trials.ram_use(best.memory)
+        model,
+        planner.wishes,
+        verdict,
+        best,
+        budget,
+        need=planner.trials.ram_use(best.memory),
+        taken=machine.ram_total - machine.ram_available,
+        unused=machine.ram_available - promised_ram - (wishes.ram or 0),
     )
-    settings, cache = _cached(model, best, verdict, planner.wishes)
+    settings, cache = planner.cached(best, verdict)
     memory = best.memory
     if settings.ubatch != best.settings.ubatch:  # a cache may want smaller batches
         memory = planner.trials.measure(settings)
@@ -64,7 +71,7 @@ def make_plan(
             ram=memory.on(CPU).total - best.disk + max(0, settings.cache_bytes - best.room),
             disk=best.disk,
         ),
-        layers=tuple(_place_layers(model, best, planner.tiers)),
+        layers=tuple(layer_rows(model, best, planner.tiers, planner.profile)),
         max_context=planner.max_context(best),
         cache=cache,
         ram_budget=budget.ram,
@@ -73,6 +80,7 @@ def make_plan(
         reason=explain(question),
         advice=tuple(advise(question, planner)),
         gpu_budgets=tuple(budget.gpus.items()),
+        missing_ram=max(0, question.shortfall) if verdict.fits and best.disk else 0,
     )
 
 
@@ -80,17 +88,24 @@ class _Planner:
     """Plans for one model on one budget, and for what would change if something were different."""
 
     def __init__(
-        self, model: Model, machine: Machine, wishes: Wishes, measure: Measure, budget: Budget
+        self,
+        model: Model,
+        machine: Machine,
+        wishes: Wishes,
+        measure: Measure,
+        budget: Budget,
+        profile: Profile | None,
     ) -> None:
         self.model = model
         self.wishes = wishes
         self.budget = budget
+        self.profile = profile
         self.tiers = _tiers(model, wishes)
         self._machine = machine
         self._measure = measure
-        self.trials = Trials(model, machine, measure, budget, self.tiers)
+        self.trials = Trials(model, machine, measure, budget, self.tiers, wishes.cache_ram)
         threads = wishes.threads or min(machine.cores_physical, machine.cores_logical)
-        self.search = Search(self.trials, wishes, self.tiers, threads)
+        self.search = Search(self.trials, wishes, self.tiers, threads, profile)
 
     def verdict(self, candidate: Candidate) -> Verdict:
         if not candidate.fits:
@@ -99,7 +114,7 @@ class _Planner:
         on_gpu = bool(candidate.settings.devices)
         if on_gpu:
             tiers.append("gpu")
-        layers = list(_place_layers(self.model, candidate, self.tiers))
+        layers = list(layer_rows(self.model, candidate, self.tiers, self.profile))
         if not on_gpu or any(
             "ram" in (row.dense, row.experts) or row.experts_ram for row in layers
         ):
@@ -114,7 +129,7 @@ class _Planner:
         budget = self.budget
         if wishes.ram != self.wishes.ram or wishes.vram != self.wishes.vram:
             budget = budget_of(self.model, self._machine, wishes)
-        other = _Planner(self.model, self._machine, wishes, self._measure, budget)
+        other = _Planner(self.model, self._machine, wishes, self._measure, budget, self.profile)
         return other.search.place(context)
 
     def without_remotes(self, context: int) -> Candidate:
@@ -124,8 +139,33 @@ class _Planner:
         names = {gpu.device for gpu in here}
         gpus = {name: room for name, room in self.budget.gpus.items() if name in names}
         budget = dataclasses.replace(self.budget, gpus=gpus)
-        other = _Planner(self.model, machine, self.wishes, self._measure, budget)
+        other = _Planner(self.model, machine, self.wishes, self._measure, budget, self.profile)
         return other.search.place(context)
+
+    def cached(self, candidate: Candidate, verdict: Verdict) -> tuple[EngineSettings, CachePlan]:
+        """The settings of a candidate with what serves the experts that RAM cannot keep."""
+        wishes = self.wishes
+        settings = dataclasses.replace(
+            candidate.settings,
+            read_ahead=candidate.disk == 0,
+            experts_used=wishes.experts or 0,
+            prefer_cached=wishes.prefer_cached or 0.0,
+        )
+        if not verdict.fits:
+            return settings, CachePlan("none", 0, "the model does not fit")
+        wish, room = wishes.cache, candidate.cache_room
+        if wish == "auto" and room > candidate.room:
+            wish = "private"  # on the disk by wish: not kept like the others, but not read in vain
+        settings, plan = plan_cache(
+            self.model, settings, candidate.host_experts, room, wish, wishes.cache_ram
+        )
+        if plan.regime != "private":
+            return settings, plan
+        shares = cache_shares(self.model, candidate, self.tiers, settings.cache_bytes, self.profile)
+        if self.profile is not None:
+            tokens = f"{self.profile.tokens:,.0f} recorded tokens"
+            plan = dataclasses.replace(plan, why=f"{plan.why}; shared out by {tokens}")
+        return dataclasses.replace(settings, cache_shares=shares), plan
 
     def max_context(self, candidate: Candidate) -> int:
         """The largest context with the same verdict, placed anew (0 when it does not fit at all).
@@ -207,56 +247,3 @@ def _tiers(model: Model, wishes: Wishes) -> dict[int, str]:
             )
         tiers |= dict.fromkeys(layers, wish.tier)
     return tiers
-
-
-def _place_layers(
-    model: Model, candidate: Candidate, tiers: dict[int, str]
-) -> Iterator[LayerPlacement]:
-    """One row per layer; RAM keeps the experts of the first layers, the disk those of the last."""
-    homes = layer_homes(model, candidate.settings)
-    host = candidate.host_experts
-    # Layers that shall be in RAM come first there.
-    room = candidate.room - sum(count for i, count in host.items() if tiers.get(i) == "ram")
-    for layer in model.layers:
-        here = host.get(layer.index, 0)
-        tier = tiers.get(layer.index)
-        if tier == "ram":
-            ram = here
-        else:
-            ram = 0 if tier == "disk" else min(here, room)
-            room -= ram
-        experts: str | None = None
-        if layer.expert_count:
-            experts = "gpu" if not here else "ram" if ram == here else "disk"
-        yield LayerPlacement(
-            index=layer.index,
-            dense="ram" if homes[layer.index] == CPU else "gpu",
-            experts=experts,
-            dense_bytes=layer.dense_bytes,
-            expert_bytes=layer.expert_bytes,
-            expert_count=layer.expert_count,
-            expert_used=layer.expert_used,
-            device=homes[layer.index],
-            experts_gpu=layer.expert_bytes - here,
-            experts_ram=ram,
-            experts_disk=here - ram,
-        )
-
-
-def _cached(
-    model: Model, candidate: Candidate, verdict: Verdict, wishes: Wishes
-) -> tuple[EngineSettings, CachePlan]:
-    """The settings of a candidate with what serves the experts that RAM cannot keep."""
-    settings = dataclasses.replace(
-        candidate.settings,
-        read_ahead=candidate.disk == 0,
-        experts_used=wishes.experts or 0,
-        prefer_cached=wishes.prefer_cached or 0.0,
-    )
-    if not verdict.fits:
-        return settings, CachePlan("none", 0, "the model does not fit")
-    wish = wishes.cache
-    if wish == "auto" and candidate.cache_room > candidate.room:
-        wish = "private"  # on the disk by wish: not kept like the others, but not read in vain
-    room = candidate.cache_room
-    return plan_cache(model, settings, candidate.host_experts, room, wish, wishes.cache_ram)

@@ -19,7 +19,9 @@ from localmoe.planning.layout import (
 )
 from localmoe.planning.memory import CPU, EngineSettings
 from localmoe.planning.plan import Wishes
+from localmoe.planning.shares import by_gain, layer_uses, missed_bytes, shares
 from localmoe.planning.trial import Candidate, Trials
+from localmoe.routing.profile import Profile
 
 DEFAULT_CONTEXTS = (32768, 16384, 8192)
 """Context sizes tried when none is asked for, largest first."""
@@ -34,10 +36,18 @@ RESHARES = 4  # times that layers are dealt anew to several devices before less 
 
 
 class Search:
-    """One model, one budget, one user's wishes. ``tiers``: what ``--experts-on`` says per layer."""
+    """One model, one budget, one user's wishes. ``tiers``: what ``--experts-on`` says per layer.
+
+    ``profile``: how the experts were used so far, where that is known.
+    """
 
     def __init__(
-        self, trials: Trials, wishes: Wishes, tiers: Mapping[int, str], threads: int
+        self,
+        trials: Trials,
+        wishes: Wishes,
+        tiers: Mapping[int, str],
+        threads: int,
+        profile: Profile | None = None,
     ) -> None:
         self._trials = trials
         self._model = trials.model
@@ -45,6 +55,8 @@ class Search:
         self._wishes = wishes
         self._tiers = tiers
         self._threads = threads
+        self._profile = profile
+        self._expert_bytes = {layer.index: layer.expert_bytes for layer in self._model.layers}
         self._moe = [layer.index for layer in self._model.layers if layer.expert_count]
 
     def best(self) -> Candidate:
@@ -119,7 +131,8 @@ class Search:
             if other.gpus_fit:
                 other = self._filled(other, free, off)
                 filled = other if faster(other, filled) else filled
-        return filled if filled.fits or not dense.fits else dense
+        best = filled if filled.fits or not dense.fits else dense
+        return self._by_routing(best, host, free, off)
 
     # -- several devices ---------------------------------------------------------------------
 
@@ -217,11 +230,11 @@ class Search:
         """The experts of as many ``free`` layers as fit beside the dense weights.
 
         The header says how many; the engine is asked, and where it disagrees one layer less is
-        tried on the device that is too full. Each device keeps the experts of its last layers, and
-        of the next one as many tensors as still fit.
+        tried on the device that is too full. Each device keeps the experts of those of its
+        layers that are last in ``free``, and of the next one as many tensors as still fit.
         """
         homes = layer_homes(self._model, dense.settings)
-        sizes = {layer.index: layer.expert_bytes for layer in self._model.layers}
+        sizes = self._expert_bytes
         waiting: dict[str, list[int]] = {}  # per device: layers in host memory, the next one last
         kept: dict[str, list[int]] = {}
         for device in dense.settings.devices:
@@ -259,6 +272,28 @@ class Search:
                     best, more, waiting = candidate, (*more, *rest), others
                     break
         return best
+
+    def _by_routing(
+        self, best: Candidate, host: list[int], free: list[int], off: list[int]
+    ) -> Candidate:
+        """Other layers on the GPUs, where fewer bytes are then expected to be read from the disk.
+
+        As much memory there serves a layer that chooses evenly better than one whose favourites
+        would be in RAM anyway.
+        """
+        if self._profile is None or not best.disk or not best.fits:
+            return best
+        uses = layer_uses(self._model, {i: self._expert_bytes[i] for i in free}, self._profile)
+        share = best.room / max(1, sum(best.host_experts.values()))
+        order = by_gain(uses, dict.fromkeys(free, share))
+        other = self._filled(self._try(best.settings, host), order, off)
+        better = other.fits and self._missed(other) < self._missed(best)
+        return other if better else best
+
+    def _missed(self, candidate: Candidate) -> float:
+        """Bytes that a token is expected to read from the disk, by the profile."""
+        uses = layer_uses(self._model, candidate.host_experts, self._profile)
+        return missed_bytes(uses, shares(uses, candidate.room))
 
     def _full(self, candidate: Candidate) -> list[str]:
         """The devices on which it is too much."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning import estimate
-from localmoe.planning.budget import Budget, usable_gpus
+from localmoe.planning.budget import Budget
 from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU, EngineSettings, Measure, MemoryReport
 
@@ -25,7 +25,7 @@ class Candidate:
     gpus_fit: bool
     fits: bool  # on the GPUs and in RAM, with room for at least one token's experts
     one_token: int  # bytes of the host experts that one token reads
-    spare: int  # bytes of RAM for experts, once all that every token needs is in it
+    spare: int  # bytes of RAM for experts, once all that every token needs is in it, as allowed
 
     @property
     def room(self) -> int:
@@ -44,6 +44,7 @@ class Trials:
     """Every question to the engine about one model and one budget goes through here.
 
     ``tiers``: layers whose experts shall be in "ram" or on "disk"; others may be anywhere.
+    ``cache_ram``: bytes of RAM that the user allows for experts, None for what there is.
     """
 
     def __init__(
@@ -53,15 +54,15 @@ class Trials:
         measure: Measure,
         budget: Budget,
         tiers: Mapping[int, str],
+        cache_ram: int | None = None,
     ) -> None:
         self.model = model
         self.budget = budget
         self._measure_engine = measure
         self._tiers = tiers
+        self._cache_ram = cache_ram
         self._in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
-        self.remotes = tuple(
-            dict.fromkeys(gpu.remote for gpu in usable_gpus(machine) if gpu.remote is not None)
-        )
+        self.remotes = tuple(gpu.remote for gpu in machine.gpus if gpu.remote is not None)
 
     def measure(self, settings: EngineSettings) -> MemoryReport:
         """The engine's figures, or an estimate for devices it does not have."""
@@ -84,7 +85,8 @@ class Trials:
         to_disk = sum(count for layer, count in experts.items() if self._on(layer, "disk"))
         to_ram = sum(count for layer, count in experts.items() if self._on(layer, "ram"))
         spare = self.budget.ram - (self.ram_use(memory) - everything)
-        over = max(0, everything - to_disk - spare)
+        allowed = spare if self._cache_ram is None else min(spare, self._cache_ram)
+        over = max(0, everything - to_disk - allowed)
         disk = to_disk + min(over, everything - to_disk - to_ram)
         one_token = sum(
             experts.get(layer.index, 0) * layer.expert_used // max(1, layer.expert_count)
@@ -100,7 +102,7 @@ class Trials:
         ram_fits = in_ram <= spare and (disk == 0 or spare >= one_token)
         wished = not any(self._on(layer, "gpu") for layer in experts)
         fits = gpus_fit and ram_fits and wished
-        return Candidate(settings, memory, experts, disk, gpus_fit, fits, one_token, spare)
+        return Candidate(settings, memory, experts, disk, gpus_fit, fits, one_token, allowed)
 
     def ram_use(self, memory: MemoryReport) -> int:
         """Bytes of the machine's RAM: the host's, and those of GPUs that have none of their own."""

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
+from localmoe.engine.rpc import greet
 from localmoe.engine.serving import Server
+from localmoe.errors import EngineError
 
 HOST = "127.0.0.1"
+_SERVE = """
+import sys
+from localmoe.engine import rpc_server
+endpoint, devices, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+rpc_server.serve(endpoint, 1, ["CPU"] * devices, lambda: (size, size))
+"""
 
 
-@contextmanager
+@contextlib.contextmanager
 def rpc_server(*, threads: int = 1, ram: int | None = None) -> Iterator[str]:
     """A running worker; the value is its endpoint, "127.0.0.1:PORT".
 
@@ -19,6 +30,29 @@ def rpc_server(*, threads: int = 1, ram: int | None = None) -> Iterator[str]:
     """
     with Server(HOST, free_port(), threads, ram) as server:
         yield server.endpoint
+
+
+@contextlib.contextmanager
+def invented_cards(size: int, devices: int = 1) -> Iterator[str]:
+    """A worker with some devices that each say they have ``size`` bytes, all free; its endpoint."""
+    endpoint = f"{HOST}:{free_port()}"
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE, endpoint, str(devices), str(size)],
+        stdout=quiet,
+        stderr=quiet,
+        stdin=quiet,
+    )
+    try:
+        for _ in range(200):
+            with contextlib.suppress(EngineError):
+                greet(endpoint)
+                break
+            time.sleep(0.05)
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -23,17 +23,21 @@ from localmoe.cli.talk import open_talk
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
+from localmoe.engine.oracle import Oracle
 from localmoe.engine.rpc import greet
 from localmoe.engine.serving import Server
 from localmoe.errors import EngineCrashError, EngineError, EngineMemoryError
 from localmoe.facts.model import read_model
+from localmoe.planning.cache import needed_budget
+from localmoe.planning.layout import experts_to_host
 from localmoe.planning.memory import CPU, EngineSettings
-from tests.archs.rpc_server import HOST, free_port
+from tests.archs.rpc_server import HOST, free_port, invented_cards, rpc_server
 from tests.chat import templates
+from tests.engine.cached import planned
 
 GIB = 1 << 30
 GREEDY = Sampling(temperature=0.0)
-EXPERTS = r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_(ch)?exps"
+PROMPT = "A mixture of experts has many small networks and a router. " * 2
 
 
 @pytest.fixture
@@ -307,3 +311,89 @@ def test_dense_on_a_device_and_experts_in_ram_and_on_disk(
     with Engine(model, alone, remember=False) as engine:
         list(engine.load())
         assert text_of(engine, "The first question is", 300) == there
+
+
+def test_several_workers_with_several_devices(
+    arch_file: Callable[..., Path], server: Server
+) -> None:
+    """Each device of each worker gets the bytes of the plan, and the tokens are those of one."""
+    path = arch_file("qwen3moe")
+    model = read_model(path)
+    with invented_cards(GIB, devices=2) as two:
+        options = parse(
+            [
+                *("run", str(path), "--remote", two, "--remote", server.endpoint, "-c", "512"),
+                *("-ot", r"blk\.0\.ffn_up_exps=RPC1", "-ot", r"blk\.1\.ffn_down_exps=RPC2"),
+            ]
+        )
+        machine = prepare.find_machine(options, imagined=False)
+        assert [(gpu.device, gpu.remote) for gpu in machine.gpus] == [
+            ("RPC0", two),
+            ("RPC1", two),
+            ("RPC2", server.endpoint),
+        ]
+        plan = prepare.plan_for(model, machine, options, imagined=False)
+        with Engine(model, plan.settings) as engine:
+            loaded = list(engine.load())[-1]
+            assert isinstance(loaded, Loaded)
+            there = text_of(engine, "The first question is", 12)
+    for device in ("RPC0", "RPC1", "RPC2"):
+        assert loaded.memory.on(device) == plan.memory.on(device)
+        assert loaded.memory.on(device).weights
+    alone = dataclasses.replace(
+        plan.settings, devices=(), tensor_split=(), gpu_layers=0, overrides=(), remotes=()
+    )
+    with Engine(model, alone) as engine:
+        list(engine.load())
+        assert text_of(engine, "The first question is", 12) == there
+
+
+@pytest.fixture(scope="module")
+def steady_worker(rpc_lib: Path) -> Iterator[str]:
+    """A worker that no test ends."""
+    with rpc_server(ram=2 * GIB) as endpoint:
+        yield endpoint
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["qwen3moe", "gpt-oss", "deepseek2", "qwen3next", "llama4", "gemma4", "granitehybrid"],
+)
+def test_the_cache_beside_a_device_changes_no_token(
+    architecture: str, arch_file: Callable[..., Path], steady_worker: str
+) -> None:
+    """Routers on the second device, experts evicted and read again here: what plain llama.cpp says
+    on the same devices with the same batches; bytes on the device as planned.
+    """
+    path = arch_file(architecture)
+    model = read_model(path)
+    layers = [layer.index for layer in model.layers if layer.expert_count]
+    base = EngineSettings(
+        256,
+        batch=24,
+        ubatch=24,
+        devices=("RPC0",),
+        gpu_layers=-1,
+        overrides=experts_to_host(layers),
+        remotes=(steady_worker,),
+        threads=1,
+        threads_batch=1,
+    )
+    cached = planned(path, base, "private", needed_budget(model, layers, 1))
+    plain = dataclasses.replace(base, batch=cached.batch, ubatch=cached.ubatch)
+    request = Request(PROMPT, max_tokens=24, sampling=GREEDY, ignore_end=True)
+    said = []
+    for settings in (cached, plain):
+        with Engine(model, settings, remember=False) as engine:
+            loaded = list(engine.load())[-1]
+            assert isinstance(loaded, Loaded)
+            *events, done = engine.generate(request)
+            said.append("".join(event.text for event in events if isinstance(event, Text)))
+        if settings is cached:
+            assert isinstance(done, Finished)
+            assert done.cache is not None
+            assert done.cache.misses > 0
+            assert done.cache.resident_bytes <= cached.cache_bytes
+            with Oracle(model) as measure:
+                assert measure(cached).on("RPC0") == loaded.memory.on("RPC0")
+    assert said[0] == said[1]

@@ -35,3 +35,19 @@ def test_experts_kept_in_ram() -> None:
         "--fit off -np 1 -c 4096 -b 256 -ub 128 -ctk q8_0 -ctv q4_0 -fa on --swa-full "
         r"-dev CUDA0,CUDA1 -ngl all -ot blk\.[0-9]\.ffn_.*_exps=CPU -lm none"
     )
+
+
+def test_devices_of_several_workers() -> None:
+    """``-dev`` counts devices over all workers, ``-ot`` within one; a worker is named once."""
+    here, there = "10.0.0.2:50052", "10.0.0.3:50052"
+    settings = EngineSettings(
+        context=4096,
+        devices=("RPC0", "RPC1", "RPC2", "CUDA0"),
+        tensor_split=(1.0, 2.0, 3.0, 4.0),
+        gpu_layers=-1,
+        overrides=(("up", "RPC1"), ("down", "RPC2"), ("gate", "CUDA0"), ("exps", "CPU")),
+        remotes=(here, here, there),
+    )
+    args = " ".join(llama_args(settings))
+    assert f"--rpc {here},{there} -dev RPC0,RPC1,RPC2,CUDA0 -ts 1,2,3,4 " in args
+    assert f"-ot up=RPC1[{here}] -ot down=RPC0[{there}] -ot gate=CUDA0 -ot exps=CPU" in args
