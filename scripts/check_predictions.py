@@ -1,10 +1,11 @@
-"""Table: what the dry run predicts against what a real load takes, per generated architecture.
+"""Tables: what the dry run predicts against what a real load takes, per generated architecture.
 
     python scripts/check_predictions.py > docs/predictions.md
 
 Contexts of 512, 2,048 and 4,096 tokens, KV in f16 and q8_0, on the host alone and with an RPC
 worker on loopback as second device. Columns are the largest difference of those six, in bytes (same
-load mode) and per cent (the mapping that runs use).
+load mode) and per cent (the mapping that runs use). Then the same two devices with the experts of
+the host in a cache that holds half of them, and whether its tokens are those of plain llama.cpp.
 """
 
 from __future__ import annotations
@@ -19,15 +20,45 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from localmoe.engine import protocol
+from localmoe.engine.client import Engine
+from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.engine.rpc_build import build_rpc_library
 from localmoe.facts.model import Model, read_model
+from localmoe.planning.cache import needed_budget, plan_cache
+from localmoe.planning.layout import experts_to_host
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 from tests.archs import ARCHITECTURES, generate
 from tests.archs.rpc_server import rpc_server
 
 EXPERTS = r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_(ch)?exps"
+ANSWER = Request(
+    "A mixture of experts has many small networks and a router. " * 2,
+    max_tokens=24,
+    sampling=Sampling(temperature=0.0),
+    ignore_end=True,
+)
+HEAD = """\
+# Predicted and real memory
+
+Largest difference over contexts 512, 2,048, 4,096 and KV types f16, q8_0; written by
+`scripts/check_predictions.py`. Two devices: all on an RPC worker but the experts of two
+layers. With a mapping, llama.cpp counts host weights as the span from the first to the
+last tensor there, which on two devices is address space and left out of the last column.
+
+| architecture | one device | … mapped | two devices | … mapped |
+|---|---|---|---|---|"""
+CACHED = """
+## With the expert cache
+
+Everything but the routed experts on the worker, at 2,048 tokens; the experts in a cache on the host
+that holds half of them. Bytes on the worker (weights, KV cache, buffers), planned and real; buffers
+of the host; the most that the cache held of its budget; 24 greedy tokens beside plain llama.cpp on
+the same devices with the same batches.
+
+| architecture | on the worker, planned | real | host buffers, planned | real | cache | tokens |
+|---|---|---|---|---|---|---|"""
 
 
 def settings(**fixed: object) -> list[EngineSettings]:
@@ -84,30 +115,64 @@ def without_host_weights(report: MemoryReport) -> MemoryReport:
     )
 
 
+def cached(model: Model, there: dict[str, object]) -> str:
+    """A row of the second table."""
+    host = {layer.index: layer.expert_bytes for layer in model.layers if layer.expert_bytes}
+    base = EngineSettings(
+        2048,
+        batch=24,
+        ubatch=24,
+        threads=1,
+        threads_batch=1,
+        overrides=experts_to_host(host),
+        **there,  # type: ignore[arg-type]
+    )
+    room = max(sum(host.values()) // 2, needed_budget(model, host, 1))
+    mine, _ = plan_cache(model, base, host, room, "private")
+    plain = dataclasses.replace(base, batch=mine.batch, ubatch=mine.ubatch)
+    with Oracle(model) as oracle:
+        predicted = oracle(mine)
+    real, text, held = answer(model, mine)
+    worker, other = predicted.on("RPC0"), real.on("RPC0")
+    buffers, others = predicted.on(CPU), real.on(CPU)
+    cells = (
+        f"{worker.total:,}",
+        f"{other.total:,}",
+        f"{buffers.kv + buffers.compute:,}",
+        f"{others.kv + others.compute:,}",
+        f"{held:,} of {mine.cache_bytes:,}",
+        "equal" if text == answer(model, plain)[1] else "differ",
+    )
+    return " | ".join(cells)
+
+
+def answer(model: Model, run: EngineSettings) -> tuple[MemoryReport, str, int]:
+    """Where the bytes are, what is said, and the bytes in the cache at the end."""
+    with Engine(model, run, remember=False) as engine:
+        loaded = list(engine.load())[-1]
+        *events, done = engine.generate(ANSWER)
+    assert isinstance(loaded, Loaded) and isinstance(done, Finished)
+    text = "".join(event.text for event in events if isinstance(event, Text))
+    return loaded.memory, text, done.cache.resident_bytes if done.cache is not None else 0
+
+
 def main() -> None:
     build_rpc_library()
-    print("# Predicted and real memory\n")
-    print("Largest difference over contexts 512, 2,048, 4,096 and KV types f16, q8_0; written by")
-    print(
-        "`scripts/check_predictions.py`. Two devices: all on an RPC worker but the experts of two"
-    )
-    print("layers. With a mapping, llama.cpp counts host weights as the span from the first to the")
-    print(
-        "last tensor there, which on two devices is address space and left out of the last column."
-    )
-    print("\n| architecture | one device | … mapped | two devices | … mapped |")
-    print("|---|---|---|---|---|")
+    print(HEAD)
+    rows = []
     with tempfile.TemporaryDirectory() as folder, rpc_server() as endpoint:
+        there: dict[str, object] = {"devices": ("RPC0",), "remotes": (endpoint,), "gpu_layers": -1}
         for architecture in ARCHITECTURES:
             model = read_model(generate(architecture, Path(folder)))
             one, one_mapped = measure(model, settings())
-            overrides = ((EXPERTS, CPU),)
-            there = {"devices": ("RPC0",), "remotes": (endpoint,), "gpu_layers": -1}
-            split = settings(overrides=overrides, **there)
-            two, two_mapped = measure(model, split)
+            two, two_mapped = measure(model, settings(overrides=((EXPERTS, CPU),), **there))
             print(
                 f"| {architecture} | {one} B | {one_mapped:.3f} % | {two} B | {two_mapped:.3f} % |"
             )
+            if model.is_moe:
+                rows.append(f"| {architecture} | {cached(model, there)} |")
+    print(CACHED)
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
     python scripts/check_server_flags.py BUILD_FOLDER > docs/server-flags.md
 
-Each plan is loaded by our engine and by ``llama-server`` with a worker on loopback as second
-device. Compared are the sizes of all buffers that the server logs, and eight greedy tokens.
+Each plan is loaded by our engine and by ``llama-server`` with workers on loopback as further
+devices. Compared are the sizes of all buffers that the server logs, and eight greedy tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,12 +28,12 @@ from localmoe.engine.client import Engine
 from localmoe.engine.events import Loaded, Request, Sampling, Text
 from localmoe.engine.rpc_build import build_rpc_library
 from localmoe.facts.model import Model, read_model
-from localmoe.planning.llama_args import llama_args
-from localmoe.planning.memory import CPU, MemoryReport
+from localmoe.planning.llama_args import buffer_type, llama_args
+from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 from localmoe.planning.plan import Plan
 from scripts.llama_programs import programs
 from tests.archs import generate
-from tests.archs.rpc_server import HOST, free_port, rpc_server
+from tests.archs.rpc_server import HOST, free_port, invented_cards, rpc_server
 
 MIB = 1 << 20
 PROMPT = "The first question is"
@@ -45,6 +46,13 @@ WISHES = {
     "two layers and the output there": ("-ngl", "3"),
     "all here": ("-ngl", "0"),
     "all there, q8_0 KV": ("--kv-type", "q8_0"),
+}
+SEVERAL = {  # a worker with two devices, and one with a single one
+    "three devices of two workers": (),
+    "and single tensors on the second and third": (
+        *("-ot", r"blk\.0\.ffn_up_exps=RPC1", "-ot", r"blk\.1\.ffn_down_exps=RPC2"),
+        *("-ot", r"blk\.2\.ffn_.*_exps=CPU"),
+    ),
 }
 _BUFFER = re.compile(
     r"^.*?(?:load_tensors|llama_kv_cache\w*|llama_memory_\w+|llama_context|sched_reserve)[^:]*: "
@@ -91,15 +99,15 @@ def theirs(server: Path, model: Model, plan: Plan) -> tuple[Placed, str]:
             process.kill()
             process.wait()
         log.seek(0)
-        return logged(log.read()), answer["content"]
+        return logged(log.read(), plan.settings), answer["content"]
 
 
-def logged(text: str) -> Placed:
+def logged(text: str, settings: EngineSettings) -> Placed:
     """Buffers in llama-server's log, host buffers of every kind together."""
+    names = {buffer_type(device, settings): device for device in settings.devices}
     sizes: Placed = {}
     for name, part, size in _BUFFER.findall(text):
-        device = name.split("[")[0] if name.startswith("RPC") else CPU
-        key = (device, _PART[part])
+        key = (names.get(name, CPU), _PART[part])
         sizes[key] = sizes.get(key, 0.0) + float(size)
     return sizes
 
@@ -122,12 +130,15 @@ def ask(port: int, path: str, body: object = None) -> bytes:
         return content
 
 
-def rows(server: Path, folder: Path, endpoint: str) -> Iterator[tuple[str, str, float, bool]]:
+def rows(
+    server: Path, folder: Path, wishes: Mapping[str, tuple[str, ...]], endpoints: Sequence[str]
+) -> Iterator[tuple[str, str, float, bool]]:
     """Architecture, wish, the largest difference of any buffer in MiB, whether tokens agree."""
+    remotes = [word for endpoint in endpoints for word in ("--remote", endpoint)]
     for architecture in ARCHITECTURES:
         model = read_model(generate(architecture, folder))
-        for name, wish in WISHES.items():
-            arguments = ["run", "x", "--remote", endpoint, "--ctx", "1k", "-t", "1", *wish]
+        for name, wish in wishes.items():
+            arguments = ["run", "x", *remotes, "--ctx", "1k", "-t", "1", *wish]
             options = parse(arguments)
             machine = prepare.find_machine(options, imagined=False)
             plan = prepare.plan_for(model, machine, options, imagined=False)
@@ -146,13 +157,21 @@ def main() -> int:
         "Written by `scripts/check_server_flags.py`: every buffer that `llama-server` logs against"
     )
     print(
-        "ours, with a worker on loopback as second device, at 1,024 tokens. The log has 0.01 MiB."
+        "ours, with workers on loopback as further devices, at 1,024 tokens. The log has 0.01 MiB."
     )
     print("\n| architecture | plan | largest difference of a buffer | 8 greedy tokens |")
     print("|---|---|---|---|")
     worst = 0.0
-    with tempfile.TemporaryDirectory() as folder, rpc_server() as endpoint:
-        for architecture, name, difference, same in rows(server, Path(folder), endpoint):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        rpc_server() as one,
+        invented_cards(1 << 30, devices=2) as two,
+    ):
+        found = itertools.chain(
+            rows(server, Path(folder), WISHES, [one]),
+            rows(server, Path(folder), SEVERAL, [two, one]),
+        )
+        for architecture, name, difference, same in found:
             worst = max(worst, difference)
             equal = "equal" if same else "differ"
             print(f"| {architecture} | {name} | {difference:.2f} MiB | {equal} |", flush=True)

@@ -1,6 +1,9 @@
-"""Table: our placement beside llama.cpp's own ``--fit``, by bytes, on the same invented machines.
+"""Our placement beside llama.cpp's own ``--fit`` on the same invented machines, by bytes and speed.
 
-    python scripts/compare_fit.py BUILD_FOLDER > docs/fit-comparison.md
+    python scripts/compare_fit.py BUILD_FOLDER
+
+Writes the table of docs/fit-comparison.md anew; the text above it stays. BUILD_FOLDER is where
+llama.cpp's programs are, or are built.
 
 The GPUs are RPC servers that report the memory of an invented card; models are headers of published
 ones over a hole. ``llama-fit-params`` and we are asked for 8,192 tokens and given the same margins;
@@ -16,19 +19,15 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localmoe.engine import rpc_server
 from localmoe.engine.devices import engine_info
 from localmoe.engine.oracle import Oracle
-from localmoe.engine.rpc import greet
 from localmoe.engine.rpc_build import build_rpc_library, engine_libraries
-from localmoe.errors import EngineError
 from localmoe.facts import hardware
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model, Role, read_model
@@ -39,10 +38,17 @@ from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Wishes
 from scripts.llama_programs import programs
 from scripts.make_standin import main as make_standin
-from tests.archs.rpc_server import HOST, free_port
+from tests.archs.rpc_server import invented_cards
 
 MIB, GIB = 1 << 20, 1 << 30
 CONTEXT = 8192
+PAGE = Path(__file__).resolve().parents[1] / "docs/fit-comparison.md"
+COLUMNS = (
+    "| model | cards, GiB | on the GPUs | experts there | dense in RAM | RAM read per token "
+    "| tok/s | over target |",
+    "|---|---|---|---|---|---|---|---|",
+)
+GPU_SPEED, RAM_SPEED = 300e9, 40e9  # bytes/s of the predicted machine
 MODELS = ("qwen3-30b-a3b", "gpt-oss-120b", "mixtral-8x7b", "glm-4.7-flash")
 RAM = 64  # GiB
 CARDS: tuple[tuple[float, ...], ...] = (
@@ -59,34 +65,13 @@ class Choice:
     experts: int  # of which routed experts
     host_dense: int  # weights of the host that every token reads
     per_token: int  # bytes of host memory that one token reads
+    gpu_read: int  # bytes of GPU memory that one token reads
     over: int  # bytes by which a GPU's target is exceeded
-    seconds: float  # to choose
 
-
-@contextlib.contextmanager
-def invented_cards(sizes: Sequence[float]) -> Iterator[list[str]]:
-    """One server per card that says it has so many GiB, all of it free; their endpoints."""
-    with contextlib.ExitStack() as stack:
-        endpoints = [stack.enter_context(invented_card(int(size * GIB))) for size in sizes]
-        yield endpoints
-
-
-@contextlib.contextmanager
-def invented_card(size: int) -> Iterator[str]:
-    endpoint = f"{HOST}:{free_port()}"
-    command = [sys.executable, __file__, "--serve", endpoint, str(size)]
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, stdin=quiet)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(EngineError):
-                greet(endpoint)
-                break
-            time.sleep(0.05)
-        yield endpoint
-    finally:
-        process.kill()
-        process.wait()
+    @property
+    def speed(self) -> float:
+        """tok/s as memory delivers the weights, the devices one after the other."""
+        return 1 / (self.gpu_read / GPU_SPEED + self.per_token / RAM_SPEED)
 
 
 AS_THE_SERVER = """
@@ -155,57 +140,57 @@ def their_settings(
 
 
 def measured(
-    model: Model, settings: EngineSettings, oracle: Oracle, targets: dict[str, int], seconds: float
+    model: Model, settings: EngineSettings, oracle: Oracle, targets: dict[str, int]
 ) -> Choice:
+    """What a choice costs, by the engine's word and by the header."""
     memory = oracle(settings)
     homes = layer_homes(model, settings)
     host = expert_bytes_on_host(model, settings)
-    dense = sum(
-        tensor.nbytes
-        for tensor in model.tensors
-        if tensor.loaded
-        and tensor.role is not Role.ROUTED_EXPERT
-        and not tensor.name.startswith("token_embd")  # a token reads one row
-        and home_of(tensor, settings, homes) == CPU
-    )
-    read = sum(
-        host.get(layer.index, 0) * layer.expert_used // max(1, layer.expert_count)
-        for layer in model.layers
-    )
-    on_gpus = [entry for entry in memory.devices if entry.device != CPU]
+    dense = {True: 0, False: 0}  # in RAM or not
+    for tensor in model.tensors:
+        looked_up = tensor.name.startswith("token_embd")  # a token reads one row
+        if tensor.loaded and tensor.role is not Role.ROUTED_EXPERT and not looked_up:
+            dense[home_of(tensor, settings, homes) == CPU] += tensor.nbytes
+
+    def per_token(experts: dict[int, int]) -> int:
+        return sum(
+            experts.get(layer.index, 0) * layer.expert_used // max(1, layer.expert_count)
+            for layer in model.layers
+        )
+
+    on_gpus = {layer.index: layer.expert_bytes - host.get(layer.index, 0) for layer in model.layers}
+    cards = [entry for entry in memory.devices if entry.device != CPU]
     return Choice(
-        on_gpus=sum(entry.total for entry in on_gpus),
+        on_gpus=sum(entry.total for entry in cards),
         experts=model.expert_bytes - sum(host.values()),
-        host_dense=dense,
-        per_token=dense + read,
-        over=max((max(0, e.total - targets[e.device]) for e in on_gpus), default=0),
-        seconds=seconds,
+        host_dense=dense[True],
+        per_token=dense[True] + per_token(host),
+        gpu_read=dense[False] + per_token(on_gpus),
+        over=max((max(0, e.total - targets[e.device]) for e in cards), default=0),
     )
 
 
 def compare(program: Path, model: Model, sizes: Sequence[float]) -> tuple[Choice | None, Choice]:
     """(theirs, ours); theirs is None where it gives up."""
-    with invented_cards(sizes) as endpoints:
-        info = engine_info(endpoints)
+    with contextlib.ExitStack() as stack:
+        cards = [stack.enter_context(invented_cards(int(size * GIB))) for size in sizes]
+        info = engine_info(cards)
         margins = [vram_margin(gpu) for gpu in info.gpus]
         targets = {
             gpu.device or "": gpu.free - margin
             for gpu, margin in zip(info.gpus, margins, strict=True)
         }
-        started = time.monotonic()
         try:
-            theirs = their_settings(program, model, endpoints, sizes, margins)
+            theirs = their_settings(program, model, cards, sizes, margins)
         except subprocess.CalledProcessError:
             theirs = None
-        middle = time.monotonic()
         with Oracle(model) as oracle:
             plan = make_plan(model, machine(info.gpus), Wishes(context=CONTEXT), oracle)
-            ours = time.monotonic() - middle
             mine = dataclasses.replace(plan.settings, threads=0, threads_batch=0)
-            second = measured(model, mine, oracle, targets, ours)
+            second = measured(model, mine, oracle, targets)
             if theirs is None:
                 return None, second
-            return measured(model, theirs, oracle, targets, middle - started), second
+            return measured(model, theirs, oracle, targets), second
 
 
 def machine(gpus: tuple[hardware.Gpu, ...]) -> Machine:
@@ -214,22 +199,10 @@ def machine(gpus: tuple[hardware.Gpu, ...]) -> Machine:
     return dataclasses.replace(here, ram_total=ram, ram_available=ram, gpus=gpus)
 
 
-def gib(count: int) -> str:
-    return f"{count / GIB:.2f}"
-
-
 def main() -> int:
-    if sys.argv[1] == "--serve":
-        size = int(sys.argv[3])
-        rpc_server.serve(sys.argv[2], 1, ["CPU"], lambda: (size, size))
-        return 1
     program = programs(Path(sys.argv[1]))["llama-fit-params"]
     build_rpc_library()
-    print((Path(__file__).parent / "fit_comparison.md").read_text())
-    head = (
-        "| model | cards, GiB | on the GPUs | experts there | dense in RAM | RAM read per token |"
-    )
-    print(f"{head} over target |\n|---|---|---|---|---|---|---|")
+    above, _, _ = PAGE.read_text().partition("| model |")
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in MODELS:
@@ -241,13 +214,17 @@ def main() -> int:
                 theirs, ours = compare(program, model, sizes)
                 lines.append(row(name, sizes, theirs, ours))
                 print(lines[-1], flush=True)
-    print("\n" + "\n".join(summary(lines)))
+    PAGE.write_text(above + "\n".join([*COLUMNS, *lines, "", *summary(lines), ""]))
     return 0
 
 
 def summary(lines: Sequence[str]) -> Iterator[str]:
     """How often either is better, of the table's rows as they are printed."""
-    columns = {4: ("experts on the GPUs", 1), 6: ("RAM read per token", -1)}
+    columns = {
+        4: ("experts on the GPUs", 1),
+        6: ("RAM read per token", -1),
+        7: ("predicted speed", 1),
+    }
     for column, (name, better) in columns.items():
         ours = theirs = 0
         for line in lines:
@@ -261,16 +238,26 @@ def summary(lines: Sequence[str]) -> Iterator[str]:
 
 
 def row(name: str, sizes: Sequence[float], theirs: Choice | None, ours: Choice) -> str:
-    """One machine: theirs → ours, in GiB."""
+    """One machine: theirs → ours, in GiB and tok/s."""
 
-    def pair(field: str) -> str:
-        mine = gib(getattr(ours, field))
-        other = "gives up" if theirs is None else gib(getattr(theirs, field))
+    def pair(shown: Callable[[Choice], str]) -> str:
+        mine = shown(ours)
+        other = "gives up" if theirs is None else shown(theirs)
         return other if other == mine else f"{other} → {mine}"
 
-    cards = " + ".join(f"{size:g}" for size in sizes)
-    fields = ("on_gpus", "experts", "host_dense", "per_token", "over")
-    return f"| {name} | {cards} | {' | '.join(pair(field) for field in fields)} |"
+    cells = (
+        pair(lambda choice: gib(choice.on_gpus)),
+        pair(lambda choice: gib(choice.experts)),
+        pair(lambda choice: gib(choice.host_dense)),
+        pair(lambda choice: gib(choice.per_token)),
+        pair(lambda choice: f"{choice.speed:.1f}"),
+        pair(lambda choice: gib(choice.over)),
+    )
+    return f"| {name} | {' + '.join(f'{size:g}' for size in sizes)} | {' | '.join(cells)} |"
+
+
+def gib(count: int) -> str:
+    return f"{count / GIB:.2f}"
 
 
 if __name__ == "__main__":
