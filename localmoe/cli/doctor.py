@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from localmoe import __version__, storage
-from localmoe.cli import documents, prepare, render
+from localmoe.cli import documents, forecasting, prepare, render
 from localmoe.cli.arguments import Options, no_words
 from localmoe.cli.idle import idle_gpus, install_command
 from localmoe.cli.output import Output
@@ -16,7 +16,8 @@ from localmoe.engine.builds import binding_version
 from localmoe.engine.devices import EngineInfo, engine_info
 from localmoe.engine.rpc import INSTALL as INSTALL_RPC
 from localmoe.errors import LocalmoeError
-from localmoe.facts import catalog, hardware
+from localmoe.facts import bandwidth, catalog, hardware
+from localmoe.facts.bandwidth import Rates
 from localmoe.facts.hardware import Machine
 from localmoe.text import format_bytes
 
@@ -28,7 +29,7 @@ REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall -
 class Finding:
     """One line of the diagnosis. ``fix`` is what to type, None when all is well."""
 
-    area: str  # "processor", "memory", "disk", "gpu", "engine" or "models"
+    area: str  # "processor", "memory", "disk", "speed", "gpu", "engine" or "models"
     text: str
     fix: str | None = None
 
@@ -45,14 +46,16 @@ def doctor_command(options: Options, output: Output) -> int:
     machine = hardware.detect(info.gpus if info else ())
     machine = prepare.apply_limits(machine, options, imagined=False)
     version = binding_version()
-    found = [*machine_findings(machine), *gpu_findings(machine)]
+    rates = forecasting.machine_rates(machine, output) if info else None
+    found = [*machine_findings(machine), *speed_findings(rates), *gpu_findings(machine)]
     found += [*engine_findings(info, broken, version), *model_findings(catalog.local_models())]
     if output.as_json:
         output.json(
             {
                 "version": __version__,
                 "python": sys.version.split()[0],
-                "machine": documents.machine_document(machine),
+                "machine": documents.machine_document(machine)
+                | {"rates": bandwidth.to_json(rates) if rates else None},
                 "engine": asdict(info) if info else None,
                 "paths": {
                     "models": str(storage.models_dir()),
@@ -81,6 +84,20 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
         "free disk space: most MoE models take more" if machine.disk_free < LITTLE_DISK else None
     )
     yield Finding("disk", f"{format_bytes(machine.disk_free)} free where models are kept", little)
+
+
+def speed_findings(rates: Rates | None) -> Iterator[Finding]:
+    """What was measured of memory, multiplication and disk. Pure."""
+    if rates is None:
+        return
+    threads, speed = rates.ram[-1]
+    text = f"memory {speed / 1e9:.1f} GB/s with {threads:.0f} threads"
+    if (rate := rates.types.get("Q4_K")) is not None:
+        text += f", Q4_K weights multiplied at {rate.vector[-1][1] / 1e9:.1f} GB/s"
+    if rates.disk:
+        disk = rates.disk[0]
+        text += f", disk {disk.reads[-1][1] / 1e9:.1f} GB/s ({disk.cached / 1e9:.1f} when loading)"
+    yield Finding("speed", text)
 
 
 def model_findings(here: Sequence[Path]) -> Iterator[Finding]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from localmoe.cli import experts_documents, experts_screens, prepare
+from localmoe import storage
+from localmoe.cli import experts_documents, experts_screens, forecasting, prepare
 from localmoe.cli.arguments import Options
 from localmoe.cli.experts import one_trace
 from localmoe.cli.output import Output
-from localmoe.errors import LocalmoeError
 from localmoe.facts import catalog
-from localmoe.facts.disk import measure_disk
+from localmoe.facts.bandwidth import value_at
 from localmoe.routing.outlook import Speeds, estimated_speeds, expert_total, outlook
 from localmoe.routing.records import Trace
 from localmoe.text import format_bytes
@@ -22,8 +19,8 @@ from localmoe.text import format_bytes
 GIB = 1 << 30
 MORE = 8 * GIB  # the memory that people buy
 RESERVED = GIB  # process, KV cache and buffers, roughly
-SMALLEST_FILE = 64 << 20  # bytes; a smaller file says nothing about a disk
-_BLOCK = 64 << 20
+MATRICES = 3  # of an expert: gate, up, down
+USUAL = "Q4_K"  # a trace does not say of which type the weights are
 
 
 def simulate_command(words: Sequence[str], options: Options, output: Output) -> int:
@@ -40,50 +37,27 @@ def simulate_command(words: Sequence[str], options: Options, output: Output) -> 
 
 
 def machine_speeds(trace: Trace, options: Options, output: Output) -> Speeds | None:
-    """This machine's; None where nothing here can be measured."""
-    path = _large_file(options)
-    if path is None:
-        output.note("no large model file here to measure the disk with: no speeds (-m MODEL)")
+    """This machine's, or that of ``--machine``; None where they are not known."""
+    if options.machine is not None:
+        rates = forecasting.rates_of_file(Path(options.machine))
+    else:
+        place = catalog.resolve(options.model) if options.model else storage.models_dir()
+        machine = prepare.find_machine(options, imagined=True)
+        rates = forecasting.rates_at(machine, place, output)
+    if rates is None or not rates.disk:
+        output.note("the speed of this machine or of its disk is not known: no speeds")
         return None
-    try:
-        disk = measure_disk(path)
-    except LocalmoeError as error:
-        output.warn(error.message)
-        return None
+    disk = value_at(rates.disk[0].reads, _read_size(trace))
     if options.resident_tps:
         return Speeds(disk, options.resident_tps, measured=True)
-    return estimated_speeds(trace, ram_bandwidth(options.threads or os.cpu_count() or 1), disk)
+    threads = options.threads or rates.ram[-1][0]
+    return estimated_speeds(trace, value_at(rates.types[USUAL].vector, threads), disk)
 
 
-def ram_bandwidth(threads: int) -> float:
-    """Bytes/s that ``threads`` threads read from memory together; takes about 0.2 s."""
-    import numpy as np
-
-    blocks = [np.ones(_BLOCK // 8, np.int64) for _ in range(threads)]
-    counts = [0] * threads
-    stop = time.perf_counter() + 0.2
-
-    def read(number: int) -> None:
-        while time.perf_counter() < stop:
-            blocks[number].max()
-            counts[number] += _BLOCK
-
-    start = time.perf_counter()
-    workers = [threading.Thread(target=read, args=(number,)) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(counts) / (time.perf_counter() - start)
-
-
-def _large_file(options: Options) -> Path | None:
-    """The model of ``-m``, else the largest one here."""
-    if options.model is not None:
-        return catalog.resolve(options.model)
-    sizes = [(path.stat().st_size, path) for path in catalog.local_models()]
-    large = [(size, path) for size, path in sizes if size >= SMALLEST_FILE]
-    return max(large)[1] if large else None
+def _read_size(trace: Trace) -> float:
+    """Bytes of a read: one of an expert's matrices."""
+    sizes = [layer.expert_bytes for layer in trace.header.layers]
+    return sum(sizes) / len(sizes) / MATRICES
 
 
 def _advice(trace: Trace, speeds: Speeds | None, options: Options) -> str:

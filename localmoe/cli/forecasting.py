@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
-import os
 import stat
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from filelock import FileLock, Timeout
 
 from localmoe import storage
 from localmoe.cli.arguments import Options
+from localmoe.cli.learning import corrections
 from localmoe.cli.output import Output
 from localmoe.engine.builds import binding_version
 from localmoe.engine.timing import device_rates, processor_rates
-from localmoe.errors import LocalmoeError, StorageError
+from localmoe.errors import LocalmoeError
 from localmoe.facts import bandwidth, catalog, disk_rates
-from localmoe.facts.bandwidth import DiskRate, Rates
+from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
@@ -26,6 +28,8 @@ from localmoe.planning.speed import Forecast, forecast
 from localmoe.routing import profile
 
 PATIENCE = 60.0  # seconds to wait for another process that measures
+AGAIN = datetime.timedelta(minutes=20)  # after figures that were taken beside other work
+FILE_LIMIT = 4 << 20  # bytes of a machine's document
 
 
 def forecast_for(
@@ -38,19 +42,22 @@ def forecast_for(
     """
     if not plan.verdict.fits:
         return None
+    known = profile.load(profile.key_of(model)) if model.is_moe else None
     if options.machine is not None:
-        rates = rates_of_file(Path(options.machine))
-    else:
-        rates = rates_for(model, plan, machine, output)
+        elsewhere = rates_of_file(Path(options.machine))
+        return forecast(model, plan, elsewhere, profile=known) if elsewhere else None
+    rates = rates_for(model, plan, machine, output)
     if rates is None:
         return None
-    return forecast(model, plan, rates, profile=profile.load(profile.key_of(model)))
+    decode, prefill = corrections(model, plan, key_of(machine))
+    return forecast(model, plan, rates, profile=known, decode=decode, prefill=prefill)
 
 
 def rates_of_file(path: Path) -> Rates | None:
     """Those of another machine, from its ``doctor --json``; None if it does not have them."""
     try:
-        document = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            document = json.loads(file.read(FILE_LIMIT))
         return bandwidth.from_json(document.get("machine", document)["rates"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -58,25 +65,19 @@ def rates_of_file(path: Path) -> Rates | None:
 
 def rates_for(model: Model, plan: Plan, machine: Machine, output: Output) -> Rates | None:
     """This machine's, with the disk that the model is on, or will be, and the plan's devices."""
-    rates = machine_rates(machine, output)
-    if rates is None:
-        return None
-    if plan.tiers.disk or not rates.disk:
-        rates = _with_disk(rates, machine, _place(model), output)
-    in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
-    unknown = [
-        name
-        for name in plan.settings.devices
-        if name in in_engine and rates.on_device(name) is None
-    ]
-    if unknown:
-        rates = _with_devices(rates, machine, unknown, plan.settings.remotes, output)
-    return rates
+    settings = plan.settings
+    return _rates(machine, _place(model), settings.devices, settings.remotes, output)
 
 
 def machine_rates(machine: Machine, output: Output) -> Rates | None:
-    """This machine's processor and memory, measured if that was not done yet; None if it fails."""
-    return _processor(key_of(machine), machine.cores_physical, output)
+    """This machine's, with the disk where models are kept and every GPU of the engine build."""
+    devices = [gpu.device for gpu in machine.gpus if gpu.device and gpu.remote is None]
+    return _rates(machine, storage.models_dir(), devices, (), output)
+
+
+def rates_at(machine: Machine, place: Path, output: Output) -> Rates | None:
+    """This machine's processor, and the disk of ``place``."""
+    return _rates(machine, place, (), (), output)
 
 
 def key_of(machine: Machine) -> str:
@@ -84,41 +85,79 @@ def key_of(machine: Machine) -> str:
     return bandwidth.key_of(machine, binding_version())
 
 
+def _rates(
+    machine: Machine,
+    place: Path,
+    devices: Sequence[str],
+    remotes: tuple[str, ...],
+    output: Output,
+) -> Rates | None:
+    """What is kept, and what is missing measured; None where the processor cannot be."""
+    key = key_of(machine)
+    rates = _processor(key, machine.cores_physical, output)
+    if rates is None:
+        return None
+    disk = rates.on_disk(bandwidth.disk_of(place)) or _disk(key, place, output)
+    if disk is not None:
+        rates = rates.with_disk(disk)
+    in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
+    missing = tuple(d for d in devices if d in in_engine and rates.on_device(d) is None)
+    if missing:
+        found = _devices(key, missing, remotes, output)
+        rates = dataclasses.replace(rates, devices=(*rates.devices, *found))
+    return rates
+
+
 @cache
 def _processor(key: str, threads: int, output: Output) -> Rates | None:
     known = bandwidth.load(key)
-    if known is not None:
+    if known is not None and _is_good(known):
         return known
     try:
-        with FileLock(storage.private_dir(storage.cache_dir()) / "rates.lock", timeout=PATIENCE):
+        with _lock():
             known = bandwidth.load(key)  # another process may have measured meanwhile
-            if known is None:
-                output.note("measuring this machine: once, some seconds")
-                known = processor_rates(threads)
+            if known is None or not _is_good(known):
+                output.note("measuring this machine, once: some seconds")
+                fresh = processor_rates(threads)
+                if known is not None:
+                    fresh = dataclasses.replace(fresh, disk=known.disk, devices=known.devices)
+                known = fresh
                 bandwidth.save(key, known)
     except (LocalmoeError, OSError, Timeout, ValueError) as error:
-        output.warn(f"this machine cannot be measured, so no speeds: {_reason(error)}")
+        output.warn(f"no speeds, since this machine cannot be measured: {_reason(error)}")
     return known
 
 
-def _with_disk(rates: Rates, machine: Machine, place: Path, output: Output) -> Rates:
-    """With the disk of ``place`` first; as they are where it cannot be measured."""
-    known = rates.on_disk(bandwidth.disk_of(place))
-    if known is None:
-        known = _disk(place, key_of(machine), output)
-    return rates.with_disk(known) if known else rates
+def _is_good(rates: Rates) -> bool:
+    """Measured alone, or lately: a machine that is busy is not measured by every command."""
+    if rates.calm:
+        return True
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        return now - datetime.datetime.fromisoformat(rates.when) < AGAIN
+    except (ValueError, TypeError):
+        return False
 
 
 @cache
-def _disk(place: Path, key: str, output: Output) -> DiskRate | None:
+def _disk(key: str, place: Path, output: Output) -> DiskRate | None:
+    """Of the file system of ``place``, a file or a folder; None where nothing on it can be read.
+
+    Only in our own folders something is written for that.
+    """
     where = bandwidth.disk_of(place)
+    ours = [f for f in (storage.cache_dir(), storage.models_dir()) if bandwidth.disk_of(f) == where]
     try:
-        with FileLock(storage.private_dir(storage.cache_dir()) / "rates.lock", timeout=PATIENCE):
+        with _lock():
             kept = bandwidth.load(key)
             if kept is not None and (known := kept.on_disk(where)):
                 return known
-            sample = _sample(where)
-            found = disk_rates.measure_file(sample) if sample else disk_rates.measure_folder(place)
+            sample = _sample(where, place)
+            if sample is None and not ours:
+                return None
+            found = (
+                disk_rates.measure_file(sample) if sample else disk_rates.measure_folder(ours[0])
+            )
             if kept is not None:
                 bandwidth.save(key, kept.with_disk(found))
             return found
@@ -127,37 +166,43 @@ def _disk(place: Path, key: str, output: Output) -> DiskRate | None:
         return None
 
 
-def _with_devices(
-    rates: Rates, machine: Machine, names: list[str], remotes: tuple[str, ...], output: Output
-) -> Rates:
+@cache
+def _devices(
+    key: str, names: tuple[str, ...], remotes: tuple[str, ...], output: Output
+) -> tuple[DeviceRate, ...]:
     try:
-        found = device_rates(names, remotes)
-    except (LocalmoeError, ValueError) as error:
+        with _lock():
+            found = device_rates(names, remotes)
+            kept = bandwidth.load(key)
+            if kept is not None:
+                others = tuple(d for d in kept.devices if d.device not in names)
+                bandwidth.save(key, dataclasses.replace(kept, devices=(*others, *found)))
+            return found
+    except (LocalmoeError, OSError, Timeout, ValueError) as error:
         output.note(f"the speed of {', '.join(names)} is not known: {_reason(error)}")
-        return rates
-    rates = dataclasses.replace(rates, devices=(*rates.devices, *found))
-    with FileLock(storage.private_dir(storage.cache_dir()) / "rates.lock", timeout=PATIENCE):
-        kept = bandwidth.load(key_of(machine))
-        if kept is not None:
-            bandwidth.save(key_of(machine), dataclasses.replace(kept, devices=rates.devices))
-    return rates
+        return ()
+
+
+def _lock() -> FileLock:
+    """One process measures at a time: two would measure each other."""
+    return FileLock(storage.private_dir(storage.cache_dir()) / "rates.lock", timeout=PATIENCE)
 
 
 def _place(model: Model) -> Path:
-    """The folder of the model's files, or the one where they will be: a header alone has holes."""
-    first = model.paths[0]
-    return first.parent if _is_there(first) else catalog.hub_cache()
+    """The model's first file, or the folder where it will be: a header alone has holes."""
+    return model.paths[0] if _is_whole(model.paths[0]) else catalog.hub_cache()
 
 
-def _sample(where: str) -> Path | None:
-    """A large file on that disk, to read."""
-    here = [p for p in catalog.local_models() if bandwidth.disk_of(p) == where and _is_there(p)]
-    large = [path for path in here if path.stat().st_size >= disk_rates.SMALLEST]
-    return max(large, key=lambda path: path.stat().st_size, default=None)
+def _sample(where: str, place: Path) -> Path | None:
+    """A large file on that disk, to read: ``place`` itself, or the largest model that we know."""
+    here = [path for path in (place, *catalog.local_models()) if bandwidth.disk_of(path) == where]
+    sizes = {path: path.stat().st_size for path in here if _is_whole(path)}
+    large = [path for path, size in sizes.items() if size >= disk_rates.SMALLEST]
+    return place if place in large else max(large, key=lambda path: sizes[path], default=None)
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a file has its bytes, and no holes."""
+def _is_whole(path: Path) -> bool:
+    """Whether it is a file that has its bytes, and no holes."""
     try:
         found = path.stat()
     except OSError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -148,7 +149,7 @@ class Graph:
     def input(self, *shape: int) -> int:
         """f32 of small numbers."""
         tensor, count = self._tensor("F32", shape), math.prod(shape)
-        self._data.append((tensor, (_F32 * count)(*[0.01] * count)))
+        self._data.append((tensor, (_F32 * count).from_buffer_copy(struct.pack("f", 0.01) * count)))
         return tensor
 
     def indices(self, rows: Sequence[Sequence[int]]) -> int:

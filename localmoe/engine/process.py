@@ -28,7 +28,7 @@ REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
 )
 PATIENCE = 3.0  # seconds that a cancelled request may take to end
 LAST_EVENTS = frozenset(
-    {"info", "measured", "loaded", "finished", "counted", "kept", "resumed", "error"}
+    {"info", "measured", "loaded", "finished", "counted", "kept", "resumed", "rates", "error"}
 )
 
 

@@ -30,8 +30,6 @@ def _ask(
 ) -> dict[str, object]:
     worker = WorkerProcess()
     try:
-        return worker.ask(
-            "rates", threads=threads, devices=list(devices), remotes=list(remotes)
-        )
+        return worker.ask("rates", threads=threads, devices=list(devices), remotes=list(remotes))
     finally:
         worker.close()

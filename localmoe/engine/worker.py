@@ -55,6 +55,7 @@ class Worker:
             "count": self._do_count,
             "keep": self._do_keep,
             "resume": self._do_resume,
+            "rates": self._do_rates,
         }
         self._servers = Servers()
         llama.llama_backend_init()
@@ -222,6 +223,20 @@ class Worker:
         kv = self._loaded().kv
         tokens = kv.load(Path(message["path"]), self._identity, lambda: bool(self.interrupt.value))
         self._send({"event": "resumed", "tokens": tokens})
+
+    def _do_rates(self, message: Message) -> None:
+        from localmoe.engine import rates  # NumPy, which nothing else here needs
+
+        self._servers.add(message["remotes"])
+        found = rates.measure(message["threads"]) if message["threads"] else None
+        devices = [device for name in message["devices"] if (device := rates.measure_device(name))]
+        self._send(
+            {
+                "event": "rates",
+                "processor": dataclasses.asdict(found) if found else None,
+                "devices": [dataclasses.asdict(device) for device in devices],
+            }
+        )
 
 
 class Inbox:

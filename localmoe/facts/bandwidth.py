@@ -23,6 +23,7 @@ from localmoe.facts.hardware import Machine
 VERSION = 1  # of the way of measuring; figures of another one are thrown away
 MAX_FILE = 1 << 20  # bytes; a real one has about 10 KB
 MOST = 1e18  # of any figure
+CALM = 0.1  # of the processors, for others
 MAX_POINTS = 64
 
 Curve = tuple[tuple[float, float], ...]
@@ -80,6 +81,7 @@ class Rates:
 
     measured: bool  # False: taken over from elsewhere or estimated
     when: str  # ISO date and time, "" if unknown
+    others: float  # share of the processors that other programs took while it was measured
     ram: Curve  # bytes/s that threads read together
     types: Mapping[str, TypeRate]  # by storage type ("Q4_K"), for the processor
     attention: Curve  # multiplications per second, one token against its cache (f16)
@@ -88,6 +90,11 @@ class Rates:
     node_s: Curve  # seconds per operation of a graph, beside what it computes
     disk: tuple[DiskRate, ...] = ()
     devices: tuple[DeviceRate, ...] = ()
+
+    @property
+    def calm(self) -> bool:
+        """Whether it was measured while nothing else ran: other figures are kept for some time."""
+        return self.others <= CALM
 
     def on_disk(self, where: str) -> DiskRate | None:
         """The disk of that name."""
@@ -114,14 +121,16 @@ def disk_of(path: Path) -> str:
 
 
 def key_of(machine: Machine, engine: str) -> str:
-    """Names this machine and this ``engine`` version: what was measured holds for nothing else."""
+    """Names this machine and this ``engine`` version: what was measured holds for nothing else.
+
+    Not its memory: ``--ram`` plans with more, and is no reason to measure anew.
+    """
     told = (
         VERSION,
         machine.os,
         machine.cpu,
         machine.cores_physical,
         machine.cores_logical,
-        machine.ram_total >> 30,
         platform.release(),
         engine,
     )
@@ -163,6 +172,7 @@ def from_json(document: Any) -> Rates:
     return Rates(
         measured=bool(document["measured"]),
         when=str(document["when"])[:40],
+        others=_share(document["others"]),
         ram=_curve(document["ram"]),
         types=_types(document["types"]),
         attention=_curve(document["attention"]),
@@ -206,6 +216,12 @@ def _curve(points: Any) -> Curve:
     if not 1 <= len(curve) <= MAX_POINTS or list(curve) != sorted(curve):
         raise ValueError("no curve")
     return curve
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(value)
+    return min(max(float(value), 0.0), 1.0)
 
 
 def _number(value: Any) -> float:

@@ -45,7 +45,9 @@ SUPPOSED: Spread = (0.4, 2.5)
 _DISK = DiskRate("", ((1.0, 1e9),), 0.7e9)  # where none was measured
 _TYPE = TypeRate(((1.0, 3e11),), ((1.0, 1e13),), ((1.0, 5e12),))
 _GPU = DeviceRate("", {"Q4_K": _TYPE}, 3e-6, 3e-5, 1e10, 1e10)  # a small one, where none is known
-_BYTES_PER_WEIGHT = {kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()}
+_BYTES_PER_WEIGHT = {
+    kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Seconds:
     @classmethod
     def of(cls, seconds: float, spread: Spread) -> Seconds:
         return cls(seconds * spread[0], seconds, seconds * spread[1])
+
+    def scaled(self, factor: float) -> Seconds:
+        """So many times as long."""
+        return Seconds(self.least * factor, self.expected * factor, self.most * factor)
 
     def __add__(self, other: Seconds) -> Seconds:
         return Seconds(

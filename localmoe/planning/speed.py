@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from localmoe.facts.bandwidth import Rates
 from localmoe.facts.model import Model
 from localmoe.planning.clock import Clock, Seconds
+from localmoe.planning.experience import Correction
 from localmoe.planning.plan import Plan
 from localmoe.routing.profile import Profile
 
@@ -37,14 +38,6 @@ class Forecast:
     prompt_tokens: int
     limit: str  # of decoding: "compute", "ram", "disk", "gpu" or "network"
     why: str  # one short sentence with the numbers behind it
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """What real runs taught: measured ÷ forecast seconds, and a factor ≥ 1 for both borders."""
-
-    factor: float
-    spread: float
 
 
 def forecast(
@@ -82,10 +75,14 @@ def forecast(
 
 
 def _corrected(seconds: Seconds, correction: Correction | None) -> Seconds:
-    """Never a wider range than without runs."""
+    """Moved by what runs taught, and never a wider range than without them."""
     if correction is None:
         return seconds
-    expected = seconds.expected * correction.factor
-    least = max(expected / correction.spread, seconds.least * correction.factor)
-    most = min(expected * correction.spread, seconds.most * correction.factor)
-    return Seconds(least, expected, most)
+    moved = seconds.scaled(correction.factor)
+    spread = correction.spread
+    if spread is None:
+        return moved
+    expected = moved.expected
+    return Seconds(
+        max(expected / spread, moved.least), expected, min(expected * spread, moved.most)
+    )

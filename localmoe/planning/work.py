@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from localmoe.facts.model import Layer, Model, Role, Tensor
 from localmoe.planning.layout import home_of, layer_homes
 from localmoe.planning.memory import EngineSettings
 
 MATRIX = 32  # a tensor with shorter rows is no matrix: a convolution, a scale
-SMALL = 16 << 10  # bytes; what has less is no matrix either, but a norm or a bias
+SMALL = 4 << 10  # bytes; what has less is no matrix either, but a norm or a bias
 LAYER_NODES = 9  # operations of a layer beside its tensors: rotations, cache, attention, sums
 MOE_NODES = 9  # of a router, beside one sum per expert used
 RECURRENT_NODES = 20
@@ -110,9 +111,7 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
     )
 
 
-def _matrices(
-    model: Model, settings: EngineSettings, homes: tuple[str, ...]
-) -> Iterator[Matrices]:
+def _matrices(model: Model, settings: EngineSettings, homes: tuple[str, ...]) -> Iterator[Matrices]:
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     sums: dict[tuple[str, str, int, int, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
     for tensor in model.tensors:
@@ -135,9 +134,7 @@ def _matrices(
         yield Matrices(home, kind, nbytes, weights, experts, used, output, count)
 
 
-def _nodes(
-    layer: Layer, tensors: list[Tensor], recurrent: bool, settings: EngineSettings
-) -> int:
+def _nodes(layer: Layer, tensors: list[Tensor], recurrent: bool, settings: EngineSettings) -> int:
     count = LAYER_NODES + int(NODES_PER_TENSOR * len(tensors))
     if layer.expert_count:
         count += MOE_NODES + (settings.experts_used or layer.expert_used)
@@ -180,7 +177,7 @@ def _crossings(model: Model, settings: EngineSettings, homes: tuple[str, ...]) -
         and tensor.loaded
         and home_of(tensor, settings, homes) != homes[tensor.layer]
     }
-    changes = sum(here != there for here, there in zip(homes, homes[1:], strict=False))
+    changes = sum(here != there for here, there in pairwise(homes))
     return 2 * len(apart) + changes
 
 

@@ -1,6 +1,6 @@
 """Random tensor data in GGUF's storage types, built block by block instead of quantised.
 
-Layouts: ggml-common.h (block_q4_K, block_q6_K, block_q8_0, block_mxfp4). Every block decodes to
+Layouts: ggml-common.h (block_q4_K, block_q6_K, block_q8_0, block_mxfp4 …). Every block decodes to
 values with mean 0 and the asked standard deviation, so a network of them stays well-behaved.
 """
 
@@ -16,7 +16,7 @@ Bytes = npt.NDArray[np.uint8]
 
 # Standard deviation of one uniformly drawn code, in units of the block's scale.
 _UNIFORM_I8 = float(np.std(np.arange(-127, 128)))
-_UNIFORM_Q4 = float(np.std(np.arange(16)))
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _UNIFORM_Q6 = float(np.std(np.arange(64)))
 _E2M1 = float(np.sqrt(np.mean(np.square([0, 0.5, 1, 1.5, 2, 3, 4, 6]))))
 
@@ -60,18 +60,49 @@ def _finish_q8_0(blocks: Bytes, deviation: float) -> None:
 
 
 def _finish_q4_k(blocks: Bytes, deviation: float) -> None:
-    """d, dmin (f16), 12 bytes of 6-bit scales and minimums, 128 bytes of 4-bit codes.
+    """d, dmin (f16), 12 bytes of 6-bit scales and minimums, 128 bytes of 4-bit codes."""
+    _finish_with_minimums(blocks, deviation, codes=16)
 
-    Every minimum code equals its scale code and dmin = 7.5 d, which centres the values.
-    """
+
+def _finish_q5_k(blocks: Bytes, deviation: float) -> None:
+    """As Q4_K, with 32 bytes of high bits before the codes."""
+    _finish_with_minimums(blocks, deviation, codes=32)
+
+
+def _finish_with_minimums(blocks: Bytes, deviation: float, codes: int) -> None:
+    """Every minimum code equals its scale code and dmin = d × the mean code: centred values."""
     scales = 32 + (blocks[:, 4:12] & 31)  # 8 per block, 32 … 63
-    unit = deviation / (_UNIFORM_Q4 * float(np.sqrt(np.mean(np.square(np.arange(32, 64))))))
+    spread = float(np.std(np.arange(codes)))
+    unit = deviation / (spread * float(np.sqrt(np.mean(np.square(np.arange(32, 64))))))
     blocks[:, 0:2] = _half(unit)
-    blocks[:, 2:4] = _half(unit * 7.5)
+    blocks[:, 2:4] = _half(unit * (codes - 1) / 2)
     low, high = scales[:, :4], scales[:, 4:]
     blocks[:, 4:8] = low | (high >> 4) << 6
     blocks[:, 8:12] = blocks[:, 4:8]
     blocks[:, 12:16] = (high & 15) | (high & 15) << 4
+
+
+def _finish_q2_k(blocks: Bytes, deviation: float) -> None:
+    """16 bytes of 4-bit scales and minimums, 64 of 2-bit codes, d, dmin (f16). As Q4_K."""
+    scales = 8 + (blocks[:, 0:16] & 7)
+    spread = float(np.std(np.arange(4)))
+    unit = deviation / (spread * float(np.sqrt(np.mean(np.square(np.arange(8, 16))))))
+    blocks[:, 0:16] = scales | scales << 4
+    blocks[:, 80:82] = _half(unit)
+    blocks[:, 82:84] = _half(unit * 1.5)
+
+
+def _finish_q4_0(blocks: Bytes, deviation: float) -> None:
+    """d (f16), 16 bytes of codes from -8 to 7; d of either sign centres the values."""
+    unit = _half(deviation / float(np.sqrt(np.mean(np.square(np.arange(-8, 8))))))
+    blocks[:, 0] = unit[0, 0]
+    blocks[:, 1] = unit[0, 1] | (blocks[:, 1] & 128)
+
+
+def _finish_iq4_xs(blocks: Bytes, deviation: float) -> None:
+    """d (f16), 6 bytes of 6-bit scales from -32 to 31, 128 bytes of codes into a table."""
+    scale = float(np.sqrt(np.mean(np.square(np.arange(-32, 32)))))
+    blocks[:, 0:2] = _half(deviation / (scale * float(np.sqrt(np.mean(np.square(_IQ4))))))
 
 
 def _finish_q6_k(blocks: Bytes, deviation: float) -> None:
@@ -95,6 +126,10 @@ _FLOATS: dict[GGMLQuantizationType, type[np.floating]] = {
 _FINISH: dict[GGMLQuantizationType, Callable[[Bytes, float], None]] = {
     GGMLQuantizationType.Q8_0: _finish_q8_0,
     GGMLQuantizationType.Q4_K: _finish_q4_k,
+    GGMLQuantizationType.Q5_K: _finish_q5_k,
+    GGMLQuantizationType.Q2_K: _finish_q2_k,
+    GGMLQuantizationType.Q4_0: _finish_q4_0,
+    GGMLQuantizationType.IQ4_XS: _finish_iq4_xs,
     GGMLQuantizationType.Q6_K: _finish_q6_k,
     GGMLQuantizationType.MXFP4: _finish_mxfp4,
 }

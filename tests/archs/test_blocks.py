@@ -11,8 +11,10 @@ from tests.archs.blocks import random_rows, row_bytes
 from tests.archs.recipe import Dims, Recipe, q4_k_m
 from tests.archs.vocabulary import BYTE_TOKENS, NORMAL, SPECIAL, byte_characters, vocabulary
 
+QUANTIZED = [Kind.Q8_0, Kind.Q6_K, Kind.Q5_K, Kind.Q4_K, Kind.Q2_K, Kind.Q4_0, Kind.IQ4_XS]
 
-@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.Q8_0, Kind.Q4_K, Kind.Q6_K])
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, *QUANTIZED])
 @pytest.mark.parametrize("deviation", [1.0, 0.03])
 def test_blocks_have_the_asked_deviation(kind: Kind, deviation: float) -> None:
     """Mean 0, standard deviation within 3 %, nothing beyond six deviations."""

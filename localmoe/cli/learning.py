@@ -1,0 +1,80 @@
+"""What a real run showed of speed is kept, and the next forecast knows it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from filelock import Timeout
+
+from localmoe.engine.events import Finished
+from localmoe.errors import StorageError
+from localmoe.facts import bandwidth, runs
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.facts.runs import Ran
+from localmoe.planning.clock import Clock
+from localmoe.planning.experience import Correction, correction
+from localmoe.planning.plan import Plan
+from localmoe.routing import profile
+
+LEAST_WRITTEN = 24  # tokens of an answer, and
+LEAST_READ = 64  # of a prompt, that say something of speed
+
+
+def learn(model: Model, plan: Plan, key: str, done: Finished) -> None:
+    """Compare an answer with its forecast. ``key``: of this machine's rates.
+
+    Nothing happens where they were never measured, or where the answer was too short.
+    """
+    rates = bandwidth.load(key)
+    if rates is None or not plan.verdict.fits or plan.settings.prefer_cached:
+        return
+    disk = rates.on_disk(bandwidth.disk_of(model.paths[0]))
+    if disk is not None:
+        rates = rates.with_disk(disk)
+    elif plan.tiers.disk:
+        return
+    clock = Clock(model, plan, rates, profile.load(profile.key_of(model)))
+    decode = prefill = None
+    written, read = done.completion_tokens, done.prompt_tokens - done.reused_tokens
+    if done.decode_tps and written >= LEAST_WRITTEN:
+        decode = 1 / done.decode_tps / clock.decode(done.prompt_tokens + written // 2).expected
+    if done.prefill_tps and read >= LEAST_READ and not plan.tiers.disk:
+        prefill = read / done.prefill_tps / clock.prefill(read).expected
+    if decode is not None or prefill is not None:
+        ran = Ran(key, profile.key_of(model), regime_of(model, plan), decode, prefill)
+        with contextlib.suppress(StorageError, Timeout, OSError):
+            runs.add(ran)
+
+
+def learn_from(model: Model, plan: Plan, machine: Machine, done: Finished | None) -> None:
+    """``learn`` on this machine; nothing of an answer that the engine did not end itself."""
+    from localmoe.engine.builds import binding_version
+
+    if done is not None:
+        learn(model, plan, bandwidth.key_of(machine, binding_version()), done)
+
+
+def corrections(model: Model, plan: Plan, key: str) -> tuple[Correction | None, Correction | None]:
+    """What earlier runs say of the decode and the prefill of this plan."""
+    name, regime = profile.key_of(model), regime_of(model, plan)
+    seen = runs.load(key)
+    same = [ran for ran in seen if (ran.model, ran.regime) == (name, regime)]
+    others = [ran for ran in seen if ran.model != name]
+    decode, prefill = (
+        correction(runs.ratios(same, what), runs.ratios(others, what))
+        for what in ("decode", "prefill")
+    )
+    return decode, prefill
+
+
+def regime_of(model: Model, plan: Plan) -> str:
+    """What runs must have in common to be compared: types, tiers, cache and threads."""
+    settings = plan.settings
+    parts = (
+        model.quantization,
+        plan.verdict.value,
+        plan.cache.regime,
+        f"{settings.threads} threads",
+    )
+    return " ".join(parts)

@@ -1,0 +1,72 @@
+"""The page of docs/speed.md from the lines of ``scripts/speed_table.py``."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from localmoe.text import format_bytes
+
+if TYPE_CHECKING:
+    from scripts.speed_table import Line
+
+NAMES = {
+    "decode": "Decode, tok/s",
+    "prefill": "Prefill of 256 tokens, tok/s",
+    "first_token": "First token from a cold start, s",
+}
+HEAD = """\
+# Speed: predicted and measured
+
+Written by `scripts/speed_table.py`, on 2 virtual cores with 24 GiB and no GPU. Each model is
+generated (random weights, the shapes and types of the architecture named), forecast, and run three
+times in a fresh process from a cold page cache: 256 tokens read, 48 written. None of them was used
+to choose a constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`.
+Forecasts are without experience of earlier runs, which would narrow them.
+
+"The rest on disk" means a hard limit of memory at that share of the model. Its misses are forecast
+with the profile of an earlier session with another prompt, or, where it says *prior*, without one:
+there the routing of a real trace is imposed, the one that the prior was taken from.
+
+"""
+
+
+def page(lines: Sequence[Line], sums: dict[str, dict[str, float]]) -> str:
+    """Markdown: one table per figure, with its sums."""
+    parts = [HEAD]
+    for name, title in NAMES.items():
+        rows = [line for line in lines if name != "prefill" or line.regime == "resident"]
+        if not rows:
+            continue
+        told = sums[name]
+        parts.append(
+            f"## {title}\n\nInside the range: {told['inside']:.0%} of {told['models']} models; "
+            f"median error of the expected value: {told['median_error']:.1%}.\n\n"
+            "| model | quantization | size | memory | low | expected | high | measured | error |\n"
+            "|---|---|---|---|---|---|---|---|---|\n"
+            + "".join(_row(line, name) for line in rows)
+            + "\n"
+        )
+    return "".join(parts)
+
+
+def _row(line: Line, name: str) -> str:
+    told, runs = line.forecast[name], line.measured[name]
+    real = statistics.median(runs)
+    figures = [f"{told[key]:.3g}" for key in ("low", "expected", "high")]
+    inside = "" if told["low"] <= real <= told["high"] else " **outside**"
+    cells = [
+        line.name.partition(",")[0],
+        line.quantization,
+        format_bytes(line.size),
+        "all" if line.memory is None else f"{format_bytes(line.memory)}{_source(line)}",
+        *figures,
+        f"{real:.3g} ({min(runs):.3g}–{max(runs):.3g}){inside}",
+        f"{told['expected'] / real - 1:+.0%}",
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _source(line: Line) -> str:
+    return ", prior" if line.routing == "trace" else ", profile"

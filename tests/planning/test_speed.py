@@ -1,0 +1,214 @@
+"""The forecast of speed on invented machines, where the right answer can be worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localmoe.facts.bandwidth import DiskRate, value_at
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model, read_model
+from localmoe.planning import clock
+from localmoe.planning.experience import Correction, correction
+from localmoe.planning.placement import make_plan
+from localmoe.planning.plan import Plan, Wishes
+from localmoe.planning.speed import Forecast, Range, forecast
+from localmoe.planning.work import work_of
+from localmoe.routing.profile import Profile
+from tests.archs import ARCHITECTURES
+from tests.planning.invented import GIB, MIB, engine, machine, moe_model
+from tests.planning.rates import RATES, VECTOR
+
+MODEL = moe_model()  # 24 layers × 128 experts × 3 MiB, 8 used; 16 MiB dense each; output 200 MiB
+ACTIVE = 24 * (16 + 8 * 3) * MIB + 200 * MIB
+
+
+def planned(model: Model, host: Machine, **wishes: object) -> Plan:
+    plan = make_plan(model, host, Wishes(context=4096, **wishes), engine(model))  # type: ignore[arg-type]
+    assert plan.verdict.fits
+    return plan
+
+
+def resident() -> Plan:
+    return planned(MODEL, machine(64))
+
+
+def test_decoding_takes_the_active_bytes_over_the_kernels_speed() -> None:
+    """1,160 MiB a token at 10 GB/s are 0.122 s; operations and choosing add a few milliseconds."""
+    told = forecast(MODEL, resident(), RATES)
+    bare = ACTIVE / VECTOR
+    assert 1 / told.decode.expected == pytest.approx(bare * clock.DECODE, rel=0.06)
+    assert 1 / told.decode.expected > bare * clock.DECODE
+    assert told.limit == "compute"
+
+
+def test_memory_is_the_limit_where_the_kernels_keep_up_with_it() -> None:
+    """With memory no faster than the kernels, "ram" is what is told."""
+    slow = dataclasses.replace(RATES, ram=((1.0, 11e9), (8.0, 11e9)))
+    assert forecast(MODEL, resident(), slow).limit == "ram"
+
+
+def test_fewer_threads_are_slower() -> None:
+    """One thread has a fifth of the speed here."""
+    one = planned(MODEL, machine(64), threads=1)
+    both = forecast(MODEL, one, RATES), forecast(MODEL, resident(), RATES)
+    assert both[0].decode.expected == pytest.approx(both[1].decode.expected / 5, rel=0.1)
+
+
+def test_what_the_cache_misses_is_read_from_the_disk() -> None:
+    """The missed share of 576 MiB, at the speed of reads of 3 MiB, times what the regime costs."""
+    plan = planned(MODEL, machine(6.5))
+    assert plan.cache.regime == "private"
+    curve = ((0.1, 0.5), (0.9, 0.5))  # half of the lookups hit, whatever the room
+    half = Profile("invented", {}, 1e9, curve, 1e12)
+    told = forecast(MODEL, plan, RATES, profile=half)
+    size = 24 * 8 * 3 * MIB / 2
+    speed = value_at(RATES.disk[0].reads, 3 * MIB)
+    in_memory = forecast(MODEL, resident(), RATES)
+    more = 1 / told.decode.expected - 1 / in_memory.decode.expected
+    assert more == pytest.approx(size / speed * clock.MISS["private"], rel=1e-6)
+    assert told.limit == "disk" and "50%" in told.why
+    nearly = Profile("invented", {}, 1e9, ((0.1, 0.999), (0.9, 0.999)), 1e12)
+    assert forecast(MODEL, plan, RATES, profile=nearly).limit == "compute"
+
+
+def test_a_faster_disk_helps_only_where_it_is_read() -> None:
+    """Ten times the disk: more tokens with experts on it, no more with everything in memory."""
+    fast = dataclasses.replace(RATES, disk=(DiskRate("1", ((1.0, 20e9),), 10e9),))
+    plan = planned(MODEL, machine(4))
+    assert (
+        forecast(MODEL, plan, fast).decode.expected
+        > 1.5 * forecast(MODEL, plan, RATES).decode.expected
+    )
+    same = forecast(MODEL, resident(), fast), forecast(MODEL, resident(), RATES)
+    assert same[0].decode == same[1].decode
+    assert same[0].first_token.expected < same[1].first_token.expected  # it is loaded from there
+
+
+def test_a_gpu_takes_what_is_on_it() -> None:
+    """Everything on a GPU of 400 GB/s: its limit, and several times the processor's speed."""
+    told = forecast(MODEL, planned(MODEL, machine(64, 24)), RATES)
+    assert told.limit == "gpu"
+    assert told.decode.expected > 10 * forecast(MODEL, resident(), RATES).decode.expected
+    split = forecast(MODEL, planned(MODEL, machine(64, 4)), RATES)
+    assert (
+        forecast(MODEL, resident(), RATES).decode.expected
+        < split.decode.expected
+        < told.decode.expected
+    )
+
+
+def test_a_gpu_that_nobody_measured_makes_the_range_wide() -> None:
+    """The same plan without the GPU's rates: still an answer, marked, at least twice as wide."""
+    plan = planned(MODEL, machine(64, 24))
+    known, supposed = (
+        forecast(MODEL, plan, rates) for rates in (RATES, dataclasses.replace(RATES, devices=()))
+    )
+    assert "supposed" in supposed.why and "supposed" not in known.why
+    wide = supposed.decode.high / supposed.decode.low
+    assert wide > 1.5 * known.decode.high / known.decode.low
+
+
+def test_a_longer_prompt_takes_longer_and_slows_decoding_through_its_cache() -> None:
+    """Every token attends to all before it."""
+    model = dataclasses.replace(
+        MODEL,
+        metadata={
+            "qwen3moe.attention.head_count": 32,
+            "qwen3moe.attention.key_length": 128,
+            "qwen3moe.attention.value_length": 128,
+        },
+    )
+    plan = planned(model, machine(64))
+    short, long = (forecast(model, plan, RATES, prompt_tokens=n) for n in (128, 2048))
+    attending = 24 * 32 * 256 * (2048 - 128) / 20e9 * clock.DECODE
+    assert 1 / long.decode.expected - 1 / short.decode.expected == pytest.approx(attending)
+    assert long.first_token.expected > short.first_token.expected
+    assert long.prompt_tokens == 2048
+    assert forecast(model, plan, RATES, prompt_tokens=10**9).prompt_tokens == 4096
+
+
+def test_prefill_is_bounded_by_multiplications_and_by_reading_each_weight_once() -> None:
+    """512 tokens: experts at 200 G/s and the rest at 400 G/s; in small batches it takes longer."""
+    told = forecast(MODEL, resident(), RATES, prompt_tokens=512)
+    experts, dense = 24 * 8 * 3 * MIB, 24 * 16 * MIB
+    least = 512 * (experts / 200e9 + dense / 400e9)
+    assert 512 / told.prefill.expected == pytest.approx(least * clock.PREFILL, rel=0.25)
+    plan = resident()
+    small = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, ubatch=16))
+    assert forecast(MODEL, small, RATES).prefill.expected < told.prefill.expected
+
+
+def test_a_cold_start_reads_the_model_first() -> None:
+    """9.4 GiB through the page cache at 1 GB/s come before the prompt."""
+    told = forecast(MODEL, resident(), RATES)
+    assert told.first_token.expected > MODEL.size / 1e9 + 512 / told.prefill.expected
+    part = forecast(MODEL, planned(MODEL, machine(4)), RATES)
+    assert part.first_token.expected < told.first_token.expected
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_a_forecast(
+    architecture: str, arch_file: Callable[..., Path]
+) -> None:
+    """Positive, finite, in order, and its matrices are the file's, but for what is looked up."""
+    model = read_model(arch_file(architecture))
+    plan = make_plan(model, machine(64), Wishes(context=512), engine(model))
+    told = forecast(model, plan, RATES)
+    for figures in (told.decode, told.prefill, told.first_token):
+        assert 0 < figures.low <= figures.expected <= figures.high < math.inf
+    work = work_of(model, plan.settings)
+    counted = sum(m.weights * m.share for m in work.matrices)
+    assert counted == pytest.approx(model.active_parameters, rel=0.1)
+    assert work.attending or any(work.state.values())
+
+
+def test_one_run_moves_the_forecast_and_narrows_its_range() -> None:
+    """Measured 1.2 times slower: so is the forecast; the range is narrower and contains it."""
+    before = forecast(MODEL, resident(), RATES)
+    after = forecast(MODEL, resident(), RATES, decode=correction([1.2], []))
+    assert after.decode.expected == pytest.approx(before.decode.expected / 1.2)
+    assert width(after) < width(before)
+    assert after.prefill == before.prefill
+
+
+def width(told: Forecast) -> float:
+    return told.decode.high / told.decode.low
+
+
+def test_what_runs_teach() -> None:
+    """Nothing from nothing; the median of the same model; others move by a part of their median.
+
+    One disturbed run changes nothing, and scatter keeps the range wide.
+    """
+    assert correction([], []) is None
+    same = correction([1.1, 1.0, 0.9], [3.0])
+    assert same is not None and same.factor == 1.0 and same.spread == pytest.approx(1.16, abs=0.01)
+    assert correction([1.0, 900.0], []) == correction([1.0], [])
+    moved = correction([], [1.5] * 3)
+    assert moved is not None and 1 < moved.factor < 1.5 and moved.spread is None
+    more = correction([], [1.5] * 20)
+    assert more is not None and moved.factor < more.factor < 1.5
+    wild = correction([0.7, 1.4, 1.0], [])
+    assert wild is not None and wild.spread is not None and wild.spread >= 1.4
+
+
+def test_a_range_is_never_wider_for_having_run() -> None:
+    """However much the runs scatter."""
+    before = forecast(MODEL, resident(), RATES)
+    after = forecast(MODEL, resident(), RATES, decode=Correction(1.0, 50.0))
+    assert after.decode == Range(before.decode.low, before.decode.expected, before.decode.high)
+
+
+def test_the_size_of_memory_is_what_decides_between_disk_and_not() -> None:
+    """More RAM never makes the forecast slower."""
+    speeds = [
+        forecast(MODEL, planned(MODEL, machine(gib)), RATES).decode.expected
+        for gib in (4, 6, 8, 10, 12, 64)
+    ]
+    assert speeds == sorted(speeds)
+    assert MODEL.size > 9 * GIB
