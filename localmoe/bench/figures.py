@@ -20,7 +20,7 @@ class Window:
 
     steps: int
     seconds: float
-    read: int  # bytes fetched from the disk
+    read: int | None  # bytes fetched from the disk; None: nobody counted
 
     @property
     def tps(self) -> float:
@@ -74,6 +74,8 @@ def window(run: Run, steps: int) -> Window | None:
 
     All steps are timed by the worker; a part of them by when their text arrived.
     """
+    if not run.ticks and run.decode_tps and steps == run.job.steps:  # a program told its speed
+        return Window(steps, steps / run.decode_tps, None)
     if not run.ticks or steps < 1:
         return None
     first = run.ticks[0]
@@ -112,7 +114,7 @@ def compute_seconds(runs: Sequence[Run], steps: int) -> float | None:
 def own_share(run: Run, compute_s: float | None) -> float | None:
     """How much of its own bound a run reached, over all of its steps."""
     found = window(run, run.job.steps)
-    if found is None or compute_s is None or not run.disk:
+    if found is None or found.read is None or compute_s is None or not run.disk:
         return None
     return (found.steps * compute_s + found.read / run.disk) / found.seconds
 
@@ -159,7 +161,7 @@ def summarize(
         ttft_s=Spread.of(run.ttft_s for run in good),
         load_s=Spread.of(run.load_s for run in good),
         hit_rate=Spread.of(_hit_rate(run) for run in good),
-        bytes_per_token=Spread.of(w.read / w.steps for w in windows),
+        bytes_per_token=Spread.of(w.read / w.steps for w in windows if w.read is not None),
         disk=Spread.of(run.disk or None for run in good),
         own_bound=Spread.of(own_share(run, compute_s) for run in good),
         stretch=Spread.of(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from localmoe.bench.cold import forget
-from localmoe.bench.limits import Box, memory_box
+from localmoe.bench.limits import Box, Unlimited, memory_box
 from localmoe.bench.records import RESIDENT, Job, Run, Tick
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
@@ -50,15 +50,22 @@ class Start:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def run(job: Job, model: Model, start: Start) -> Run:
-    """Make one run. What goes wrong with the engine is told in the run, not raised."""
+Measure = Callable[[Run, Model, Start, Box], Run]
+"""Makes one run in its box and notes in the record what it showed. Raises LocalmoeError."""
+
+
+def run(job: Job, model: Model, start: Start, measure: Measure | None = None) -> Run:
+    """Make one run, of our engine or of what ``measure`` starts.
+
+    What goes wrong with it is told in the run, not raised.
+    """
     record = Run(job=job, planned=start.planned, cache_bytes=start.room)
     if job.regime != RESIDENT:
         record = dataclasses.replace(record, cold=forget(model.paths) == 0)
     before = disk_speed(model, job.repeat)
     with memory_box(job.memory) as box:
         try:
-            record = _measure(record, model, start, box)
+            record = (measure or measure_engine)(record, model, start, box)
         except LocalmoeError as error:
             out = f" (killed for want of memory: {box.kind})" if box.kills() else ""
             record = dataclasses.replace(record, error=error.message + out)
@@ -67,14 +74,20 @@ def run(job: Job, model: Model, start: Start) -> Run:
     return dataclasses.replace(record, disk_before=before, disk_after=after)
 
 
-def _measure(record: Run, model: Model, start: Start, box: Box) -> Run:
+def trial(job: Job, model: Model, start: Start) -> Run:
+    """A run as people make it: no limit, the files as cached as they are. Raises LocalmoeError."""
+    return measure_engine(Run(job=job, cold=False), model, start, Unlimited())
+
+
+def measure_engine(record: Run, model: Model, start: Start, box: Box) -> Run:
+    """One run of our engine. Raises LocalmoeError."""
     job = record.job
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         with _environment(start.environment):
             engine = stack.enter_context(Engine(model, start.settings, remember=False))
         box.admit(engine.pid)
-        watch = stack.enter_context(_Watch(engine.pid))
+        watch = stack.enter_context(Watch(engine.pid))
         *_, loaded = engine.load()
         assert isinstance(loaded, Loaded)
         prompt = prompt_of(job.prompt_tokens, engine.count_tokens)
@@ -180,7 +193,7 @@ def bytes_fetched(pid: int) -> int:
     return 0
 
 
-class _Watch:
+class Watch:
     """Looks at the memory of a process now and then, and keeps the most it saw, in bytes."""
 
     def __init__(self, pid: int) -> None:
@@ -189,7 +202,7 @@ class _Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 

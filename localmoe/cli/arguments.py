@@ -75,6 +75,8 @@ class Options:
     sweep: bool = False
     log: str | None = None  # path
     at_most: int | None = None
+    vs: str | None = None  # command line of a llama.cpp program
+    tune: float | None = None  # seconds
     output: str | None = None  # path
     domains: bool = False
     png: str | None = None  # path of a folder
@@ -82,6 +84,8 @@ class Options:
     json: bool = False
     jsonl: bool = False
     yes: bool = False
+    min_tps: float | None = None  # tokens per second
+    verbose: bool = False
     quiet: bool = False
     typed: frozenset[str] = frozenset()  # fields that the command line itself gave
 

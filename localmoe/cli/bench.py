@@ -14,7 +14,8 @@ from localmoe.bench.best import expert_sizes, first_token_bytes, imposed_part, l
 from localmoe.bench.figures import Summary, compute_seconds, ratios, summarize
 from localmoe.bench.records import RESIDENT, Job, Log, Run
 from localmoe.bench.runner import Start, run
-from localmoe.cli import bench_screen, documents, prepare
+from localmoe.bench.versus import Program, program_of
+from localmoe.cli import bench_screen, documents, prepare, tuning
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.output import Output
 from localmoe.errors import DoesNotFitError, UsageError
@@ -29,6 +30,7 @@ REGIMES = (PLAIN, "page", "private", "auto")
 KNOWN = (*REGIMES, OFF)
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.2)  # shares of the model's size
 LEAST_CONTEXT = 2048  # tokens
+INTERRUPTED = 130
 _ROOM = 64  # tokens of the context beyond prompt and answer
 _CHANGING = (
     "context",
@@ -56,6 +58,7 @@ class Task:
     jobs: tuple[Job, ...]
     shared: int  # decode steps that all regimes make
     routing: Trace | None = None  # what is imposed on the tokens of a run
+    program: Program | None = None  # of ``--vs``: one more regime, by its name
 
     @property
     def limits(self) -> tuple[int | None, ...]:
@@ -80,14 +83,18 @@ def bench_command(options: Options, output: Output) -> int:
     runs = log.of(task.jobs)
     summaries = summaries_of(task, runs)
     to_do = len(waiting) - len(left)
-    if output.as_json:
-        head = {"event": "done"} if output.lines else {}
-        output.json(head | bench_document(task, planner.machine, runs, summaries, to_do))
-    else:
+    if not output.as_json:
         output.print(*bench_screen.screen(model, task.jobs, runs, summaries, task.shared))
     if to_do:
         again = "the same command goes on" if options.log else "--log FILE would keep them"
         output.note(f"{to_do} of {len(task.jobs)} runs are still to be made: {again}")
+    advice = tuning.advise(model, planner.machine, planner.options, planner.plan_with, output)
+    if output.as_json:
+        head = {"event": "done"} if output.lines else {}
+        document = bench_document(task, planner.machine, runs, summaries, to_do)
+        output.json(head | document | {"advice": advice.document if advice else None})
+    if advice is not None and advice.stopped:
+        return INTERRUPTED
     return 0 if all(summary.decode is not None for summary in summaries) else 1
 
 
@@ -104,6 +111,11 @@ def task_of(options: Options, model: Model, routing: Trace | None, free: int) ->
         regimes = (PLAIN, *regimes)
     if unknown := [name for name in regimes if name not in KNOWN]:
         raise UsageError(f"no regime {unknown[0]}", hint=f"--regimes {','.join(KNOWN)}")
+    program = program_of(options.vs) if options.vs else None
+    if program is not None:
+        if routing is not None:
+            raise UsageError(f"no routing can be imposed on {program.name}: --vs or --replay")
+        regimes = (*regimes, program.name)
     limits = options.memory or (SWEEP if options.sweep else (None,))
     plain_steps = min(steps, options.plain_tokens or steps)
     head = Job(
@@ -129,11 +141,12 @@ def task_of(options: Options, model: Model, routing: Trace | None, free: int) ->
                     regime=regime,
                     memory=limit_bytes(limit, model),
                     repeat=repeat,
-                    steps=plain_steps if regime == PLAIN else steps,
+                    steps=plain_steps if regime == PLAIN or regime not in KNOWN else steps,
                 )
                 for regime in regimes
             ]
-    return Task(model, tuple(jobs), plain_steps if PLAIN in regimes else steps, routing)
+    shared = plain_steps if PLAIN in regimes or program else steps
+    return Task(model, tuple(jobs), shared, routing, program)
 
 
 def asked(options: Options) -> str:
@@ -159,22 +172,24 @@ class _Planner:
         used = options.experts
         if task.routing is not None:
             used = max(layer.used for layer in task.routing.header.layers)
-        self._options = dataclasses.replace(
+        self.options = dataclasses.replace(
             options,
             context=options.context or max(LEAST_CONTEXT, -(-tokens // 256) * 256),
             experts=used,
         )
-        self.machine: Machine = prepare.find_machine(self._options, imagined=False)
+        self.machine: Machine = prepare.find_machine(self.options, imagined=False)
         self._plan = cache(self._make_plan)
 
     def make(self, job: Job) -> Run:
+        task, program = self._task, self._task.program
+        if program is not None and job.regime == program.name:  # as plain mapping would be run
+            start = start_of(PLAIN, self._plan(PLAIN, job.memory), "")
+            return run(job, task.model, start, program.measure)
         plan = self._plan(job.regime, job.memory)
-        return run(job, self._task.model, start_of(job.regime, plan, self._options.replay or ""))
+        return run(job, task.model, start_of(job.regime, plan, self.options.replay or ""))
 
-    def _make_plan(self, regime: str, limit: int | None) -> Plan:
-        """As ``run`` would plan with so much RAM. Raises DoesNotFitError."""
-        wish = {PLAIN: OFF, RESIDENT: "auto"}.get(regime, regime)
-        options = dataclasses.replace(self._options, ram=limit or self._options.ram, cache=wish)
+    def plan_with(self, options: Options) -> Plan:
+        """As ``run`` would plan. Raises DoesNotFitError."""
         plan = prepare.plan_for(self._task.model, self.machine, options, imagined=False)
         if plan.verdict is Verdict.NO:
             raise DoesNotFitError(
@@ -182,6 +197,12 @@ class _Planner:
                 hint="a greater --memory",
             )
         return plan
+
+    def _make_plan(self, regime: str, limit: int | None) -> Plan:
+        wish = {PLAIN: OFF, RESIDENT: "auto"}.get(regime, regime)
+        return self.plan_with(
+            dataclasses.replace(self.options, ram=limit or self.options.ram, cache=wish)
+        )
 
 
 def start_of(regime: str, plan: Plan, replay: str) -> Start:

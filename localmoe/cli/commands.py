@@ -36,14 +36,14 @@ COMMANDS = {
                 "localmoe fit unsloth/GLM-4.6-GGUF:Q4_K_M --ram 64",
                 "localmoe fit big.gguf --ram 16 --ctx 32k --json",
             ),
-            ("memory", "output"),
+            ("speed", "memory", "output"),
         ),
         Command(
             "pull",
             "pull MODEL [options]",
             "download a model, or go on with a download, and check it",
             ("localmoe pull qwen3-30b-a3b:Q4_K_M", "localmoe pull user/repo:Q8_0 --yes"),
-            ("download", "memory", "output"),
+            ("download", "speed", "memory", "output"),
         ),
         Command(
             "plan",
@@ -163,7 +163,7 @@ COMMANDS = {
     )
 }
 
-ALL_GROUPS = ("memory", "answer", "conversation", "output", "download")
+ALL_GROUPS = ("memory", "answer", "conversation", "output", "speed", "download")
 
 DESCRIPTION = (
     "Will this Mixture-of-Experts model run here, and laid out how over GPU, RAM and disk? "

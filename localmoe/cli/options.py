@@ -81,6 +81,12 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     _bench_options(group("the measurement", "bench"))
     _experts_options(group("the routing", "experts"))
     _output_options(group("output", "output"))
+    group("speed", "speed")(
+        "--min-tps",
+        type=number(0.001, 1e6),
+        metavar="X",
+        help="what is too slow: fewer than X tok/s to be expected (pull asks below 2)",
+    )
     group("building", "engine")(
         "--dry-run", action="store_true", help="say what would be done, and do nothing"
     )
@@ -116,9 +122,7 @@ def _memory_options(add: Callable[..., object]) -> None:
     add("--ram", type=ram, metavar="GIB", help="plan with this much free RAM")
     add("--vram", type=gib, metavar="GIB", help="plan with this much free GPU memory")
     add("--machine", metavar="FILE", help="plan for another machine: its `doctor --json`")
-    add(
-        "-ngl", "--gpu-layers", type=layers, metavar="N", help="layers on the GPU (all: every one)"
-    )
+    add("-ngl", "--gpu-layers", type=layers, metavar="N", help="layers on the GPU (all: every one)")
     add(
         "-ncmoe",
         "--n-cpu-moe",
@@ -188,6 +192,12 @@ def _worker_options(add: Callable[..., object]) -> None:
 def _answer_options(add: Callable[..., object]) -> None:
     add("--system", metavar="TEXT", help="system prompt")
     add("--plain", action="store_true", help="no chat template: the model continues the text")
+    add(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="run: say first where the model lives, and how fast it should be",
+    )
     add("--trace", metavar="FILE", help="record which experts every token used")
     add("--logits", action="store_true", help="with --trace: the routers' logits too (larger)")
     add(
@@ -281,6 +291,17 @@ def _bench_options(add: Callable[..., object]) -> None:
     add("--sweep", action="store_true", help="eight limits between 0.3x and 1.2x")
     add("--log", metavar="FILE", help="remember runs there, and make only what is missing")
     add("--at-most", type=whole(0, MAX_INT), metavar="N", help="stop after N runs")
+    add(
+        "--vs",
+        metavar="COMMAND",
+        help="the same runs of a llama.cpp program: llama-server, or llama-bench",
+    )
+    add(
+        "--tune",
+        type=number(0, 86400),
+        metavar="SECONDS",
+        help="look for faster settings at the end, for so long at most (120; 0: not at all)",
+    )
 
 
 def _experts_options(add: Callable[..., object]) -> None:

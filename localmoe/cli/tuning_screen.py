@@ -1,0 +1,97 @@
+"""What was found out about faster settings, for people and as JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from localmoe.bench.tuning import Search
+from localmoe.bench.variants import CHANGES_ANSWERS, TURN_READ, TURN_WRITTEN, Gain
+from localmoe.cli.documents import Json
+from localmoe.cli.render import Rows
+from localmoe.text import clean_line, format_duration
+
+
+def screen(found: Search, commands: Sequence[str]) -> Iterator[RenderableType]:
+    """A row per setting, and how to keep them; or that nothing was faster."""
+    yield Text("")
+    how = f"{found.trials} trials in turn, {format_duration(found.took)}"
+    chosen = chosen_gains(found)
+    if not chosen or found.confirmed is None:
+        yield Text(f"no faster setting found ({how}): {nothing(found)}")
+        return
+    yield Text.assemble(("faster here", "bold"), f" ({how}):")
+    rows = [
+        (
+            str(gain.variants[0]),
+            str(gain.variants[0].now),
+            f"{gain.before.decode_tps:.1f} → {gain.after.decode_tps:.1f}",
+            f"{gain.before.prefill_tps:.0f} → {gain.after.prefill_tps:.0f}",
+            f"{gain.factor:.2f} × sooner",
+        )
+        for gain in chosen
+    ]
+    if len(rows) > 1:
+        all_ = found.confirmed
+        rows.append(
+            (
+                "together",
+                "",
+                f"{all_.before.decode_tps:.1f} → {all_.after.decode_tps:.1f}",
+                f"{all_.before.prefill_tps:.0f} → {all_.after.prefill_tps:.0f}",
+                f"{all_.factor:.2f} × sooner",
+            )
+        )
+    yield Rows(("setting", "now", "tok/s", "prefill tok/s", "a turn"), rows)
+    yield Text(f"a turn: {TURN_READ} tokens read, {TURN_WRITTEN} written", style="dim")
+    for gain in chosen:
+        if gain.variants[0].setting in CHANGES_ANSWERS:
+            yield Text(f"{gain.variants[0]} changes the answers a little", style="dim")
+    yield Text("to keep it:", style="dim")
+    for command in commands:
+        yield Text(f"  {clean_line(command)}", style="cyan", no_wrap=True, overflow="ignore")
+
+
+def nothing(found: Search) -> str:
+    """Why there is nothing to say."""
+    if not found.variants:
+        return "all of them are chosen already"
+    tried = ", ".join(map(str, found.variants))
+    if found.complete:
+        return f"tried {tried}"
+    return f"there was not enough time to tell; --tune SECONDS gives more ({tried})"
+
+
+def chosen_gains(found: Search) -> list[Gain]:
+    """The gain of each setting that was confirmed, by itself."""
+    if found.confirmed is None:
+        return []
+    by_itself = {gain.variants: gain for gain in found.single}
+    return [by_itself[(variant,)] for variant in found.confirmed.variants]
+
+
+def document(found: Search, commands: Sequence[str]) -> Json:
+    """``advice`` of ``bench --json``; see ``cli/tuning.py``."""
+    return {
+        "seconds": round(found.took, 1),
+        "trials": found.trials,
+        "complete": found.complete,
+        "turn": {"read": TURN_READ, "written": TURN_WRITTEN},
+        "tried": [{"setting": v.setting, "value": v.value} for v in found.variants],
+        "faster": [
+            {
+                "setting": gain.variants[0].setting,
+                "now": gain.variants[0].now,
+                "value": gain.variants[0].value,
+                "gain": gain.factor,
+                "changes_answers": gain.variants[0].setting in CHANGES_ANSWERS,
+                "decode_tps": {"now": gain.before.decode_tps, "then": gain.after.decode_tps},
+                "prefill_tps": {"now": gain.before.prefill_tps, "then": gain.after.prefill_tps},
+                "command": command,
+            }
+            for gain, command in zip(chosen_gains(found), commands, strict=True)
+        ],
+        "gain": found.confirmed.factor if found.confirmed else None,
+    }
