@@ -10,13 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from localmoe.cli.fitted import LINE_SPEED, Fitted, Guessed, Skipped
+from localmoe.cli import speeds
+from localmoe.cli.fitted import LINE_SPEED, Fitted, Guessed, Skipped, best_first
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.facts.model import LongArray, Model, Role, Value
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Plan
+from localmoe.planning.speed import Forecast
 from localmoe.text import shortened
 
 Json = dict[str, object]
@@ -38,7 +40,7 @@ def machine_summary(machine: Machine) -> Json:
     }
 
 
-def fit_file(model: Model, plan: Plan) -> Json:
+def fit_file(model: Model, plan: Plan, forecast: Forecast | None) -> Json:
     """One entry of ``fit``'s ``files``."""
     memory = plan.memory
     dense, experts = weights(model, plan)
@@ -58,8 +60,7 @@ def fit_file(model: Model, plan: Plan) -> Json:
         "placement": {"gpu": plan.tiers.gpu, "ram": plan.tiers.ram, "disk": plan.tiers.disk},
         "context": plan.settings.context,
         "max_context": plan.max_context,
-        "decode_tps": None,  # no speed is predicted yet
-        "prefill_tps": None,
+        **speeds.document(forecast),
         "reason": plan.reason,
         "advice": list(plan.advice),
     }
@@ -90,13 +91,14 @@ def fit_document(
     """
     contexts = {entry.plan.settings.context for entry in found}
     types = {_kv_type(entry.plan) for entry in found}
+    ranks = {id(entry): number for number, entry in enumerate(best_first(found), start=1)}
     return {
         "model": name,
         "machine": machine_summary(machine),
         "context": contexts.pop() if name is not None and len(contexts) == 1 else None,
         "kv_type": types.pop() if name is not None and len(types) == 1 else None,
         "exact": all(entry.plan.memory.exact for entry in found),
-        "files": [_fitted(entry) for entry in found],
+        "files": [_fitted(entry) | {"rank": ranks[id(entry)]} for entry in found],
         "skipped": [asdict(entry) for entry in skipped],
         "recommended": best.model.name if best else None,
         "recommended_reason": why if best and why else None,
@@ -124,7 +126,7 @@ def cost(transferred: int, requests: int, seconds: float) -> Json:
 
 def _fitted(entry: Fitted) -> Json:
     """One entry of ``fit``'s ``files``: ``fit_file``, the download, and the GPU that lies idle."""
-    document = fit_file(entry.model, entry.plan)
+    document = fit_file(entry.model, entry.plan, entry.forecast)
     offer, better = entry.offer, entry.with_gpu_build
     if offer is not None:
         document |= {
@@ -165,7 +167,7 @@ def _command(best: Fitted | None) -> str | None:
     return best.offer.command_name if best.offer else str(best.model.paths[0])
 
 
-def plan_document(model: Model, machine: Machine, plan: Plan) -> Json:
+def plan_document(model: Model, machine: Machine, plan: Plan, forecast: Forecast | None) -> Json:
     """``plan MODEL --json``; also the ``plan`` of ``run --json``."""
     return {
         "model": model.name,
@@ -173,7 +175,7 @@ def plan_document(model: Model, machine: Machine, plan: Plan) -> Json:
         "context": plan.settings.context,
         "kv_type": _kv_type(plan),
         "exact": plan.memory.exact,
-        **fit_file(model, plan),
+        **fit_file(model, plan, forecast),
         "devices": devices(plan),
         "layers": [asdict(layer) for layer in plan.layers],
         "cache": asdict(plan.cache),

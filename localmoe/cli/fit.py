@@ -6,9 +6,17 @@ import dataclasses
 import time
 from itertools import groupby
 
-from localmoe.cli import documents, fit_screens, prepare, render
+from localmoe.cli import documents, fit_screens, prepare, render, speeds
 from localmoe.cli.arguments import Options, only_model
-from localmoe.cli.fitted import Fitted, Guessed, Skipped, guess_for, rank, recommend
+from localmoe.cli.fitted import (
+    Fitted,
+    Guessed,
+    Skipped,
+    best_first,
+    guess_for,
+    rank,
+    recommend,
+)
 from localmoe.cli.fitting import Planner, Search
 from localmoe.cli.idle import idle_gpus, idle_line
 from localmoe.cli.output import Output
@@ -42,16 +50,18 @@ def fit_command(options: Options, output: Output) -> int:
     reference = on_the_hub(name)
     if reference is not None:
         try:
-            return _fit_offers(Search(reference, options), options, output, started)
+            return _fit_offers(Search(reference, options, output), options, output, started)
         except TransferError:
             if not _is_here(name):
                 raise
             output.note("the Hub cannot be asked: only what is on this machine")
     model = prepare.open_model(name, output)
-    with Planner(prepare.find_machine(options, imagined=True), options) as planner:
+    with Planner(prepare.find_machine(options, imagined=True), options, output) as planner:
         found = planner.fit(model)
-        _answer([found], [], found if found.fits else None, planner.machine, output, started)
-    return 0 if found.fits else DOES_NOT_FIT
+        good = _good(found, options)
+        best = found if good else None
+        _answer([found], [], best, planner.machine, options, output, started)
+    return 0 if good else DOES_NOT_FIT
 
 
 def plan_command(options: Options, output: Output) -> int:
@@ -59,14 +69,17 @@ def plan_command(options: Options, output: Output) -> int:
     name = only_model(options, required=True)
     assert name is not None
     machine = prepare.find_machine(options, imagined=True)
-    with prepare.header_of(name, options, output) as found, Planner(machine, options) as planner:
-        model, paths = found
-        plan = planner.fit(model).plan
-    model = dataclasses.replace(model, paths=paths)
+    with (
+        prepare.header_of(name, options, output) as header,
+        Planner(machine, options, output) as planner,
+    ):
+        model, paths = header
+        found = planner.fit(model)
+    plan, model = found.plan, dataclasses.replace(model, paths=paths)
     if output.as_json:
-        output.json(documents.plan_document(model, machine, plan))
+        output.json(documents.plan_document(model, machine, plan, found.forecast))
     else:
-        output.print(plan_screen(model, plan))
+        output.print(plan_screen(model, plan, found.forecast))
         _note_devices(machine, plan, output)
     return 0 if plan.verdict.fits else DOES_NOT_FIT
 
@@ -98,11 +111,16 @@ def _fit_offers(search: Search, options: Options, output: Output, started: float
     machine = prepare.find_machine(options, imagined=True)
     found = search.fit(machine)
     alone = search.chosen is not None
-    best, why = recommend(found)
+    best, why = recommend(found, options.min_tps)
     if alone:
-        best = found[0] if found[0].fits else None
-    _answer(found, search.skipped, best, machine, output, started, search=search, why=why)
-    return 0 if any(entry.fits for entry in found) else DOES_NOT_FIT
+        best = found[0] if _good(found[0], options) else None
+    _answer(found, search.skipped, best, machine, options, output, started, search=search, why=why)
+    return 0 if any(_good(entry, options) for entry in found) else DOES_NOT_FIT
+
+
+def _good(found: Fitted, options: Options) -> bool:
+    """Whether it runs here, and fast enough for who asks."""
+    return found.fits and found.reaches(options.min_tps)
 
 
 def _answer(
@@ -110,6 +128,7 @@ def _answer(
     skipped: list[Skipped],
     best: Fitted | None,
     machine: Machine,
+    options: Options,
     output: Output,
     started: float,
     *,
@@ -132,8 +151,10 @@ def _answer(
             return
         output.print(fit_screens.detail(only))
         _note_devices(machine, only.plan, output)
+        if only.fits and not only.reaches(options.min_tps):
+            output.note(speeds.too_slow(only.forecast, options.min_tps or 0.0))
     else:
-        output.print(fit_screens.quantizations(search.reference.repo, found, best, why))
+        output.print(fit_screens.quantizations(search.reference.repo, best_first(found), best, why))
         for gpu in idle_gpus(machine):
             output.note(idle_line(gpu))
     if search is not None and search.traffic.requests:
@@ -157,7 +178,7 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
     skipped: list[Skipped] = []
     here = [(path, None) for path in catalog.local_models()]
     others = [(file.path, file.name) for file in other_files()]
-    with Planner(machine, options) as planner:
+    with Planner(machine, options, output) as planner:
         for path, name in (*here, *others):
             try:
                 model = read_model(path)
@@ -165,8 +186,8 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
                 found.append(planner.fit(model))
             except (ModelFileError, EngineError) as error:
                 skipped.append(Skipped(name or str(path), error.message))
-    fitting = [f for f in found if f.fits]
-    best = max(fitting, key=lambda f: (f.resident, f.model.size), default=None)
+    fitting = [f for f in found if _good(f, options)]
+    best = max(fitting, key=lambda f: (f.resident, not f.slow, f.model.size), default=None)
     guesses, requests, unknown = _guess_catalog(machine, options, output)
     if output.as_json:
         document = documents.fit_document(None, machine, found, skipped, best, "")
@@ -176,7 +197,7 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
     else:
         for entry in skipped:
             output.warn(f"{entry.name}: {entry.reason}")
-        output.print(fit_screens.local(found))
+        output.print(fit_screens.local(best_first(found)))
         if guesses:
             output.print("", fit_screens.guesses(guesses))
         for reason, entries in groupby(unknown, key=lambda entry: entry.reason):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from localmoe.cli import speeds
 from localmoe.cli.fitted import LINE_SPEED, Fitted, Guessed
 from localmoe.cli.render import Rows, fit_screen, pairs, tiers_needed, verdict_text
 from localmoe.text import clean_line, format_bytes, format_duration
@@ -24,7 +25,7 @@ def detail(found: Fitted) -> RenderableType:
         words = verdict_text(better.verdict)
         words.append(f" (estimated), {better.max_context:,} tokens at most", "default")
         rows.append(("with a GPU build", words))
-    lines: list[RenderableType] = [fit_screen(found.model, found.plan)]
+    lines: list[RenderableType] = [fit_screen(found.model, found.plan, found.forecast)]
     if rows:
         lines += [Text(), pairs(rows)]
     return Group(*lines)
@@ -38,11 +39,12 @@ def quantizations(
     disk = any(f.plan.tiers.disk for f in found)
     build = any(f.with_gpu_build for f in found)
     tiers = [name for name, shown in (("GPU", gpu), ("RAM", True), ("disk", disk)) if shown]
-    columns = ["quant", "size", f"at {LINE}", "runs from", *tiers, "context"]
+    columns = ["quant", "size", f"at {LINE}", "runs from", *_speed_column(found), *tiers, "context"]
     columns += ["with a GPU build"] if build else []
-    rows = [_row(f, tiers, build) for f in found]
+    rows = [_row(f, columns, f is best) for f in found]
     head = Text.assemble((clean_line(repo), "bold"), f" · {len(found)} models")
-    lines: list[RenderableType] = [head, Text(), Rows(columns, rows, right=("size", *tiers))]
+    numbers, spare = ("size", "tok/s", *tiers, "context"), ("context", *tiers[:-1])
+    lines: list[RenderableType] = [head, Text(), Rows(columns, rows, numbers, spare)]
     if best is None or best.offer is None:
         lines += [Text(), Text(why)]
     else:
@@ -50,6 +52,7 @@ def quantizations(
         lines += [
             Text(),
             Text.assemble(("recommended ", "dim"), (best.label, "bold"), f": {clean_line(why)}"),
+            *([Text(f"  {speeds.summary(best.forecast)}")] if best.forecast else []),
             Text(f"  localmoe run {command}", style="cyan"),
         ]
     return Group(*lines)
@@ -73,18 +76,9 @@ def guesses(found: Sequence[Guessed]) -> RenderableType:
 
 def local(found: Sequence[Fitted]) -> RenderableType:
     """The models of this machine, in ``fit`` without MODEL."""
-    rows = [
-        (
-            f.model.name,
-            f.model.quantization,
-            format_bytes(f.model.size),
-            tiers_needed(f.plan.verdict),
-            _context(f),
-        )
-        for f in found
-    ]
-    columns = ("model", "quant", "size", "runs from", "context")
-    return Rows(columns, rows, right=("size", "context"))
+    columns = ("model", "quant", "size", "runs from", *_speed_column(found), "context")
+    rows = [[f.model.name, f.model.quantization, *_row(f, columns[2:], False)] for f in found]
+    return Rows(columns, rows, right=("size", "tok/s", "context"), spare=("context",))
 
 
 def cost(transferred: int, requests: int, seconds: float) -> str:
@@ -96,7 +90,7 @@ def cost(transferred: int, requests: int, seconds: float) -> str:
 
 
 def before_download(found: Fitted, why: str) -> str:
-    """One line that tells what a download would bring, for ``run`` and ``chat``."""
+    """One line that tells what a download would bring."""
     parts = len(found.model.paths)
     facts = [
         clean_line(found.model.name) + (f" ({clean_line(why)})" if why else ""),
@@ -105,28 +99,36 @@ def before_download(found: Fitted, why: str) -> str:
         str(_download_text(found)),
         str(verdict_text(found.plan.verdict)),
         f"{found.plan.settings.context:,} tokens of context",
+        *([speeds.summary(found.forecast)] if found.forecast else []),
     ]
     return " · ".join(facts)
 
 
-def _row(found: Fitted, tiers: Sequence[str], build: bool) -> tuple[str | Text, ...]:
-    plan = found.plan
-    used = {"GPU": plan.tiers.gpu, "RAM": plan.tiers.ram, "disk": plan.tiers.disk}
-    shown = [
-        format_bytes(used[tier]) if plan.verdict.fits and used[tier] else "–" for tier in tiers
-    ]
-    row: list[str | Text] = [
-        found.label,
-        format_bytes(found.model.size),
-        _download(found),
-        tiers_needed(plan.verdict),
-        *shown,
-        _context(found),
-    ]
-    if build:
-        better = found.with_gpu_build
-        row.append(tiers_needed(better.verdict) if better else "–")
-    return tuple(row)
+def _speed_column(found: Sequence[Fitted]) -> list[str]:
+    """Where no speed is known, there is no column of it."""
+    return ["tok/s"] if any(f.forecast for f in found) else []
+
+
+def _row(found: Fitted, columns: Sequence[str], best: bool) -> list[str | Text]:
+    """The values of these columns."""
+    plan, better = found.plan, found.with_gpu_build
+    values: dict[str, str | Text] = {
+        "quant": Text(found.label, "bold green" if best else ""),
+        "size": format_bytes(found.model.size),
+        f"at {LINE}": _download(found),
+        "runs from": tiers_needed(plan.verdict),
+        "tok/s": speeds.cell(found.forecast),
+        "GPU": _used(found, plan.tiers.gpu),
+        "RAM": _used(found, plan.tiers.ram),
+        "disk": _used(found, plan.tiers.disk),
+        "context": f"{plan.max_context:,}" if plan.max_context else "–",
+        "with a GPU build": tiers_needed(better.verdict) if better else "–",
+    }
+    return [values[name] for name in columns]
+
+
+def _used(found: Fitted, count: int) -> str:
+    return format_bytes(count) if found.plan.verdict.fits and count else "–"
 
 
 def _download(found: Fitted) -> str | Text:
@@ -144,7 +146,3 @@ def _download_text(found: Fitted) -> str | Text:
     """The same for a sentence, with the speed that it is meant for."""
     text = _download(found)
     return text if isinstance(text, Text) else f"{text} at {LINE}"
-
-
-def _context(found: Fitted) -> str:
-    return f"{found.plan.max_context:,}" if found.plan.max_context else "–"

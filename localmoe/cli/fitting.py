@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from localmoe.cli import prepare
 from localmoe.cli.arguments import Options
+from localmoe.cli.expected import expected
 from localmoe.cli.fitted import Fitted, Offer, Skipped, recommend
+from localmoe.cli.output import Output
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import EngineCrashError, EngineError, ModelFileError, StorageError
 from localmoe.facts.hardware import Machine
@@ -28,10 +30,13 @@ PATIENCE = Patience(tries=3, longest=20)  # someone waits for the answer
 class Planner:
     """One machine and one engine worker for any number of models."""
 
-    def __init__(self, machine: Machine, options: Options, *, imagined: bool = True) -> None:
+    def __init__(
+        self, machine: Machine, options: Options, output: Output, *, imagined: bool = True
+    ) -> None:
         self.machine = machine
         self._imagined = imagined
         self.options = options
+        self._output = output
         self._with_gpu = prepare.with_gpu_build(machine, options)
         self._worker: WorkerProcess | None = None
 
@@ -57,7 +62,8 @@ class Planner:
         except EngineCrashError:
             self._end_worker()
             raise
-        return Fitted(model, plan, better, offer)
+        plan, forecast = expected(model, plan, self.machine, self.options, self._output)
+        return Fitted(model, plan, better, offer, forecast)
 
     def _end_worker(self) -> None:
         if self._worker is not None:
@@ -68,11 +74,12 @@ class Planner:
 class Search:
     """The models of one repository, and what is known of them without a download."""
 
-    def __init__(self, reference: Reference, options: Options) -> None:
+    def __init__(self, reference: Reference, options: Options, output: Output) -> None:
         self.reference = reference
         self.traffic = Traffic()
         self.skipped: list[Skipped] = []
         self._options = options
+        self._output = output
         self._disk_free: int | None = None  # bytes where a download goes, once it was looked at
         # The listing is one request, or more of an old mirror; its bytes are no file content.
         self.listing: Listing = list_files(reference, PATIENCE)
@@ -105,7 +112,7 @@ class Search:
         wanted = only or self.offers()
         found: list[Fitted] = []
         errors: list[ModelFileError | EngineError] = []
-        planner = Planner(machine, self._options, imagined=imagined)
+        planner = Planner(machine, self._options, self._output, imagined=imagined)
         with self.skeletons(wanted) as models, planner:
             for files in wanted:
                 try:
@@ -152,7 +159,7 @@ def best_of(search: Search, options: Options) -> tuple[ModelFiles, str]:
     if search.chosen is not None:
         return search.chosen, "it was asked for" if search.reference.wanted else "the only one"
     found = search.fit(prepare.find_machine(options, imagined=True))
-    best, why = recommend(found)
+    best, why = recommend(found, options.min_tps)
     if best is not None and best.offer is not None:
         return best.offer.files, why
     usual = names.default(search.models)

@@ -14,6 +14,7 @@ from localmoe.cli.render import TIER_NAME, TIER_STYLE, fit_screen, pairs
 from localmoe.facts.model import Model
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.plan import LayerPlacement, Plan
+from localmoe.planning.speed import Forecast
 from localmoe.text import clean, clean_line, format_bytes
 
 GLYPHS = {"gpu": "█", "ram": "▓", "disk": "░"}  # told apart without colours, too
@@ -22,11 +23,11 @@ OTHER_LINES = 4  # of a terminal's height, beside the layers
 GAP = "   "
 
 
-def plan_screen(model: Model, plan: Plan) -> RenderableType:
+def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> RenderableType:
     """The whole answer."""
     flags = ("-m", str(model.paths[0].absolute()), *llama_args(plan.settings))
     return Group(
-        fit_screen(model, plan),
+        fit_screen(model, plan, forecast),
         Text(),
         LayerMap(plan.layers, len(plan.settings.devices) > 1 or bool(plan.settings.remotes)),
         Text(),

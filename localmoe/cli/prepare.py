@@ -24,6 +24,7 @@ from localmoe.hub import names
 from localmoe.hub.cache import RepoCache
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import ExpertsOn, Plan, Wishes
+from localmoe.routing import profile
 from localmoe.text import clean_line, format_bytes
 
 BUNDLED = catalog.BUNDLED
@@ -70,7 +71,7 @@ def download_model(name: str, options: Options, output: Output) -> Path:
 
     reference = names.parse(name)
     assert reference is not None  # or it would not be "not here"
-    search = Search(reference, options)
+    search = Search(reference, options, output)
     machine = find_machine(options, imagined=False)
     files, why = best_of(search, options)
     (found,) = search.fit(machine, [files], imagined=False)
@@ -78,6 +79,8 @@ def download_model(name: str, options: Options, output: Output) -> Path:
     if not found.fits:
         hint = f"localmoe fit {clean_line(reference.repo)} shows what would"
         raise DoesNotFitError(f"{found.label}: {found.reason}", hint=hint)
+    if doubt := pull.doubt_about(found, options.min_tps):
+        output.warn(f"{found.label} {doubt}")
     wanted = pull.Wanted(reference, search.listing, files)
     if wanted.missing and not options.yes:
         if output.as_json or not pull.somebody_there(output):
@@ -109,7 +112,7 @@ def header_of(
             raise
     from localmoe.cli.fitting import Search, best_of
 
-    search = Search(reference, options)
+    search = Search(reference, options, output)
     files, why = best_of(search, options)
     if search.chosen is None:
         output.note(f"{clean_line(name)}: looking at {clean_line(files.label)} ({why})")
@@ -192,7 +195,7 @@ def wishes(options: Options) -> Wishes:
 def plan_for(model: Model, machine: Machine, options: Options, *, imagined: bool) -> Plan:
     """Ask the engine and decide. Raises ModelFileError, EngineError or EngineCrashError.
 
-    What other localmoe processes have promised themselves is not planned with, unless ``imagined``
+    What loaded models have been promised is not planned with, unless ``imagined``
     and the free memory was stated.
     """
     return plans_for(model, machine, None, options, imagined=imagined)[0]
@@ -212,11 +215,12 @@ def plans_for(
     if options.machine is None and not (imagined and options.ram is not None):
         promised = sum(promise.outstanding_ram for promise in ledger.promises())
     wanted = wishes(options)
+    used = profile.load(profile.key_of(model)) if model.is_moe else None
     with Oracle(model, worker) as measure:
-        plan = make_plan(model, machine, wanted, measure, promised)
+        plan = make_plan(model, machine, wanted, measure, promised, used)
         if other is None:
             return plan, None
-        return plan, make_plan(model, other, wanted, measure, promised)
+        return plan, make_plan(model, other, wanted, measure, promised, used)
 
 
 def with_gpu_build(machine: Machine, options: Options) -> Machine | None:

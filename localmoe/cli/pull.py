@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from localmoe.cli import prepare
+from localmoe.cli import fit_screens, prepare, speeds
 from localmoe.cli.arguments import Options, only_model
+from localmoe.cli.fitted import Fitted
 from localmoe.cli.fitting import Search, best_of
 from localmoe.cli.output import Output
 from localmoe.cli.pull_screen import display
@@ -75,7 +76,7 @@ def pull_command(options: Options, output: Output) -> int:
             hint="localmoe pull USER/REPO:QUANT",
         )
     try:
-        search = Search(reference, options)
+        search = Search(reference, options, output)
         files, why = best_of(search, options)
     except TransferError as error:
         return _already_here(name, error, output)
@@ -95,10 +96,10 @@ def pull_command(options: Options, output: Output) -> int:
 
 
 def _permitted(wanted: Wanted, search: Search, options: Options, output: Output) -> bool:
-    """Whether to download; asks when the model will not run here.
+    """Whether to download; asks when the model will not run here, or too slowly.
 
-    False: the person said no. Raises DoesNotFitError when the disk cannot hold it, or when it will
-    not run here and there is nobody to ask.
+    False: the person said no. Raises DoesNotFitError when the disk cannot hold it, or when there is
+    a doubt and nobody to ask.
     """
     if not wanted.missing:
         return True
@@ -107,15 +108,31 @@ def _permitted(wanted: Wanted, search: Search, options: Options, output: Output)
         return True
     machine = prepare.find_machine(options, imagined=True)
     (found,) = search.fit(machine, [wanted.model])
-    if found.fits:
+    doubt = doubt_about(found, options.min_tps)
+    if not doubt:
+        output.note(fit_screens.before_download(found, ""))
         return True
-    doubt = f"{clean_line(wanted.model.name)} does not fit this machine: {found.reason}"
+    doubt = f"{clean_line(wanted.model.name)} {doubt}"
     size = format_bytes(wanted.missing)
     if output.as_json or not somebody_there(output):
         hint = f"--yes downloads it anyway ({size}), for another machine"
         raise DoesNotFitError(doubt, hint=hint)
     output.warn(doubt)
     return confirm(f"Download {size} anyway?", output)
+
+
+def doubt_about(found: Fitted, least: float | None) -> str:
+    """Why one might not want this model on this machine; "" when nothing speaks against it.
+
+    ``least``: tok/s that somebody asked for.
+    """
+    if not found.fits:
+        return f"does not fit this machine: {found.reason}"
+    if not found.reaches(least) or (least is None and found.slow):
+        slow = speeds.too_slow(found.forecast, least or speeds.SLOW)
+        limit = f" ({speeds.limit_text(found.forecast)})" if found.forecast else ""
+        return f"would be slow on this machine: {slow}{limit}"
+    return ""
 
 
 def _already_here(name: str, error: TransferError, output: Output) -> int:

@@ -15,9 +15,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from localmoe.cli import documents
+from localmoe.cli import documents, speeds
 from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
+from localmoe.planning.speed import Forecast
 from localmoe.text import clean_line, format_bytes, format_count, shortened
 
 TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
@@ -42,29 +43,39 @@ def verdict_text(verdict: Verdict) -> Text:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of strings under ``columns``; ``right`` names the columns of numbers."""
+    """Rows of strings under ``columns``; ``right`` names the columns of numbers.
+
+    ``spare``: columns that a screen may lack, the first to go first.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Text]]
     right: Sequence[str] = ()
+    spare: Sequence[str] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for name in self.columns:
-            numbers = name in self.right
-            grid.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
-        for row in self.rows:
-            grid.add_row(*(_cell(value) for value in row))
-        wanted = Measurement.get(console, options.update(max_width=10_000), grid).maximum
-        if wanted <= options.max_width:
-            yield grid
-            return
+        for gone in range(len(self.spare) + 1):
+            grid = self._grid(self.spare[:gone])
+            wanted = Measurement.get(console, options.update(max_width=10_000), grid).maximum
+            if wanted <= options.max_width:
+                yield grid
+                return
         for row in self.rows:
             first, *rest = (_cell(value) for value in row)
             named = zip(self.columns[1:], rest, strict=True)
             facts = [Text.assemble((f"{name} ", "dim"), value) for name, value in named]
             yield Text.assemble(first, style="bold")
             yield _indented(Text(" · ", "dim").join(facts))
+
+    def _grid(self, left_out: Sequence[str]) -> Table:
+        grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        shown = [i for i, name in enumerate(self.columns) if name not in left_out]
+        for name in (self.columns[i] for i in shown):
+            numbers = name in self.right
+            grid.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
+        for row in self.rows:
+            grid.add_row(*(_cell(row[i]) for i in shown))
+        return grid
 
 
 def pairs(rows: Iterable[tuple[str, str | Text]]) -> Padding:
@@ -100,8 +111,8 @@ def experts_text(model: Model) -> str:
     return text
 
 
-def fit_screen(model: Model, plan: Plan) -> RenderableType:
-    """The answer of ``fit``: verdict, bytes by part and by tier, context, why, what would help."""
+def fit_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> RenderableType:
+    """The answer of ``fit``: verdict, memory by part and tier, speed, context, what would help."""
     memory, settings = plan.memory, plan.settings
     kv = (
         settings.type_k
@@ -131,7 +142,13 @@ def fit_screen(model: Model, plan: Plan) -> RenderableType:
         Text(),
         _indented(_Tiers(plan)),
         Text(),
-        pairs((("largest context", context), ("why", plan.reason))),
+        pairs(
+            (
+                *(speeds.rows(forecast) if forecast else ()),
+                ("largest context", context),
+                ("why", plan.reason),
+            )
+        ),
     ]
     if plan.advice:
         lines += [Text(), _advice(plan.advice)]

@@ -73,8 +73,7 @@ class TextPrinter(Printer):
         if isinstance(event, ReasoningDelta):
             if not self.output.quiet:
                 self._thinking = True
-                text = self._reasoning.feed(event.text)
-                self.output.stderr.out(text, style="dim", end="", highlight=False)
+                self._whisper(self._reasoning.feed(event.text))
             return
         self._end_thinking()
         if isinstance(event, AnswerDelta):
@@ -103,7 +102,12 @@ class TextPrinter(Printer):
     def _end_thinking(self) -> None:
         if self._thinking:
             self._thinking = False
-            self.output.stderr.out("\n", highlight=False)
+            self._whisper(self._reasoning.flush() + "\n")
+
+    def _whisper(self, text: str) -> None:
+        """Dimmed, on stderr. Nobody to read it is no reason to lose an answer."""
+        with contextlib.suppress(OSError):
+            self.output.stderr.out(text, style="dim", end="", highlight=False)
 
     def _finish(self, done: TurnDone) -> None:
         why = talk.why_it_ended(done, self.loaded.context)
@@ -127,7 +131,7 @@ class DocumentPrinter(Printer):
 
     def _document(self, done: TurnDone) -> documents.Json:
         room = self.room
-        plan = documents.plan_document(room.model, room.machine, room.plan)
+        plan = documents.plan_document(room.model, room.machine, room.plan, room.forecast)
         document = run_document(room.model.name, done, self.loaded, room.plan, plan)
         if self.structured:
             document["data"] = parsed(done)

@@ -7,7 +7,7 @@ import functools
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from localmoe import api
@@ -16,8 +16,9 @@ from localmoe.chat.conversation import Conversation, TurnDone
 from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
-from localmoe.cli import configured, prepare
+from localmoe.cli import configured, prepare, speeds
 from localmoe.cli.arguments import Options
+from localmoe.cli.expected import known
 from localmoe.cli.idle import idle_gpus, idle_line
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
@@ -26,6 +27,7 @@ from localmoe.engine.events import Loaded, LoadProgress, Sampling
 from localmoe.errors import EngineError, EngineMemoryError, InterruptedLoadError
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
+from localmoe.planning.speed import Forecast
 from localmoe.text import clean_line, format_duration
 
 
@@ -34,6 +36,26 @@ class Talk(LoadedModel):
     """A model that a command talks to; what it has to say on the way goes to ``output``."""
 
     output: Output
+    _expected: tuple[Plan, Forecast | None] | None = field(default=None, init=False)
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """How fast it should be; None where nothing is known, or after it was planned anew."""
+        plan, forecast = self._expected or (None, None)
+        return forecast if plan is self.plan else None
+
+    def foresee(self, *, verbose: bool) -> None:
+        """Tell what would spare the disk, and if wanted where the model lives and how fast it is.
+
+        What is known of the speed is taken up; nothing is measured now.
+        """
+        self._expected = known(self.model, self.plan, self.machine)
+        self.plan, forecast = self._expected
+        if verbose:
+            self.output.note(about(self.model, self.plan, self.plan.settings.context))
+            self.output.note(speeds.summary(forecast) if forecast else "no speed is known yet")
+        if self.plan.missing_ram and self.plan.advice:
+            self.output.note(self.plan.advice[0])
 
     def load(self) -> Loaded:
         """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
@@ -97,6 +119,7 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
         ) as room:
             for gpu in idle_gpus(room.machine):
                 output.note(idle_line(gpu))
+            room.foresee(verbose=options.verbose and options.command == "run")
             if name is not None and remember:
                 configured.remember(name)
             if model.chat_template is not None and not options.plain:
@@ -166,8 +189,9 @@ def about(model: Model, plan: Plan, context: int) -> str:
 
 def experts_home(plan: Plan) -> str:
     """``experts in RAM``, ``experts of 8 layers on the GPU, of 16 in RAM`` …"""
-    names = {"gpu": "on the GPU", "ram": "in RAM", "disk": "on disk"}
-    counts = {tier: sum(layer.experts == tier for layer in plan.layers) for tier in names}
+    names = {"gpu": "on the GPU", "ram": "in RAM", "both": "in RAM and on disk", "disk": "on disk"}
+    kinds = ["both" if row.experts_ram and row.experts_disk else row.experts for row in plan.layers]
+    counts = {tier: kinds.count(tier) for tier in names}
     homes = [tier for tier, count in counts.items() if count]
     if not homes:
         return "no experts (dense)"

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import localmoe
+from tests import rates
 
 COMMAND = [sys.executable, "-m", "localmoe"]
 SOURCE = Path(localmoe.__file__).parents[1]
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """The caller's environment without what changes answers: caches, colours, widths."""
+    """The caller's environment without what changes answers: caches, colours, widths, speeds."""
+    if home.is_dir():
+        rates.seed(home)
     env = {
         key: value
         for key, value in os.environ.items()
@@ -31,6 +34,7 @@ class Localmoe:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        rates.seed(home)
 
     def __call__(
         self,

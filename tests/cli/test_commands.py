@@ -21,9 +21,9 @@ FIT = {
 MACHINE = {"ram_total", "ram_available", "gpus", "disk_free"}
 FILE = {
     "name", "quant", "parts", "size", "cached", "fits", "memory", "placement", "context",
-    "max_context", "decode_tps", "prefill_tps", "reason", "advice",
+    "max_context", "decode_tps", "prefill_tps", "first_token_s", "speed_why", "reason", "advice",
 }  # fmt: skip
-FITTED = FILE | {"download", "with_gpu_build"}
+FITTED = FILE | {"download", "with_gpu_build", "rank"}
 PLAN = FILE | {
     "schema_version", "model", "machine", "kv_type", "exact", "layers", "cache", "engine",
     "llama_cpp_args", "devices",
@@ -51,7 +51,7 @@ def check_file(entry: dict[str, Any]) -> None:
     assert set(placement) == {"gpu", "ram", "disk"}
     parts = sum(memory["weights"].values()) + memory["kv"] + memory["compute"]
     assert parts == memory["total"] == sum(placement.values())
-    assert entry["decode_tps"] is None and entry["prefill_tps"] is None
+    assert (entry["decode_tps"] is None) == (entry["fits"] == "no")
 
 
 def test_fit_document(localmoe: Localmoe, arch_file: ArchFile) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from localmoe.cli import fitted, prepare
 from localmoe.cli.arguments import Options
 from localmoe.cli.fitted import Fitted, recommend
 from localmoe.cli.fitting import Planner, Search
+from localmoe.cli.output import Output
 from localmoe.errors import TransferError
 from localmoe.facts import catalog
 from localmoe.facts.hardware import Gpu, Machine
@@ -214,7 +216,8 @@ def entry(quant: str, size: int, verdict: Verdict, disk: int = 0) -> Fitted:
     machine = Machine("", "", 1, 1, 64 * GIB, 64 * GIB, None, (), 0)
     planned = _PLANNED.get("plan")
     if planned is None:
-        with Planner(machine, Options(ram=8 * GIB)) as planner:
+        unknown = Options(ram=8 * GIB, machine=os.devnull)  # no speeds
+        with Planner(machine, unknown, Output()) as planner:
             planned = _PLANNED["plan"] = planner.fit(read_model(catalog.resolve("nano")))
     plan = dataclasses.replace(planned.plan, verdict=verdict, tiers=Tiers(0, 0, disk))
     model = dataclasses.replace(planned.model, quantization=quant, size=size)
@@ -256,7 +259,7 @@ def test_a_gpu_outside_the_engine_build(
     machine = Machine("Linux", "", 8, 16, 16 * GIB, 14 * GIB, None, (idle,), 0)
     reference = names.parse(REPO)
     assert reference is not None
-    (found,) = Search(reference, Options()).fit(machine)
+    (found,) = Search(reference, Options(machine=os.devnull), Output()).fit(machine)
     assert found.plan.verdict is Verdict.RAM_DISK
     assert found.plan.memory.exact
     assert found.with_gpu_build is not None

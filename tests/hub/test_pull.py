@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pytest
 from rich.console import Console
 
 from localmoe.cli.pull_screen import screen, summary
+from localmoe.facts.bandwidth import TypeRate, to_json
 from localmoe.hub.download import PartProgress, Progress
 from localmoe.text import FORBIDDEN
 from tests.hub.command import COMMAND, HubCommand
 from tests.hub.content import Generated
 from tests.hub.pulling import FILE, KEY, REPO, SIZE, blobs, sha256, snapshots
 from tests.hub.server import Fault, HubServer
+from tests.planning.rates import RATES
 
 
 @pytest.fixture
@@ -197,3 +200,42 @@ def test_the_screen_holds_at_any_width(columns: int) -> None:
     assert "part 2 of 4" in text and "part 3 of 4" in text
     assert "another process" in text
     assert "part 1" not in text and "part 4" not in text
+
+
+def slow_machine(folder: Path) -> str:
+    """A file that describes a machine on which everything takes very long."""
+    kind = TypeRate(((1.0, 1e5),), ((1.0, 1e5),), ((1.0, 1e5),))
+    slow = dataclasses.replace(RATES, types=dict.fromkeys(RATES.types, kind))
+    machine = {"ram_total": 1 << 34, "disk_free": 1 << 40, "rates": to_json(slow)}
+    (folder / "slow.json").write_text(json.dumps({"machine": machine}))
+    return "slow.json"
+
+
+def test_a_slow_model_is_asked_about(
+    hub: HubServer, real: Path, localmoe: HubCommand, tmp_path: Path
+) -> None:
+    """Less than 2 tok/s to be expected: refused when nobody can answer, else a question."""
+    slow = slow_machine(tmp_path)
+    done = localmoe("pull", REPO, "--machine", slow)
+    assert done.returncode == 3
+    assert "would be slow on this machine" in done.stderr and "less than 2" in done.stderr
+    assert "hint: --yes downloads it anyway" in done.stderr
+    child = ask(localmoe, "pull", REPO, "--machine", slow)
+    child.expect(r"tok/s .* to be expected, less than 2.0")
+    child.expect(r"anyway\? \[y/N\] ")
+    child.send("n\r")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 3 and blobs(localmoe.cache) == {}
+    assert localmoe("pull", REPO, "--machine", slow, "--min-tps", "0.001").returncode == 0
+
+
+def test_min_tps(hub: HubServer, real: Path, localmoe: HubCommand) -> None:
+    """What is expected is told before the download; what is too slow for who asks is refused."""
+    done = localmoe("pull", REPO, "--min-tps", "1e6", "--json")
+    assert done.returncode == 3
+    assert "less than 1,000,000" in json.loads(done.stdout)["error"]["message"]
+    assert blobs(localmoe.cache) == {}
+    done = localmoe("pull", REPO, "--min-tps", "1")
+    assert done.returncode == 0
+    assert "tok/s" in done.stderr and "limited by" in done.stderr

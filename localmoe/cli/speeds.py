@@ -1,0 +1,123 @@
+"""A forecast of speed, in words and as JSON. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from localmoe.planning.plan import Plan
+from localmoe.planning.speed import Forecast, Range
+from localmoe.text import format_duration
+
+SLOW = 2.0  # tok/s; with less nobody waits for the end of an answer
+MINUTE = 59.5  # seconds that are told as seconds
+LIMITS = {
+    "compute": "the processor",
+    "ram": "RAM bandwidth",
+    "disk": "the disk",
+    "gpu": "the GPU",
+    "network": "the network",
+}
+
+
+def number(value: float) -> str:
+    """``0.35``, ``4.2``, ``11``, ``1,250``: two digits that count, and no more than are true."""
+    if value < 0.995:
+        return f"{value:.2f}" if value >= 0.095 else f"{value:.1g}"
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def spread(figures: Range) -> str:
+    """``7–16``; "" where both ends look the same."""
+    low, high = number(figures.low), number(figures.high)
+    return "" if low == high else f"{low}–{high}"
+
+
+def decode_text(forecast: Forecast) -> str:
+    """``11 tok/s (7–16)``."""
+    between = spread(forecast.decode)
+    return f"{number(forecast.decode.expected)} tok/s" + (f" ({between})" if between else "")
+
+
+def cell(forecast: Forecast | None) -> str:
+    """The same for a column of tok/s."""
+    if forecast is None:
+        return "–"
+    return decode_text(forecast).replace(" tok/s", "")
+
+
+def limit_text(forecast: Forecast) -> str:
+    """``limited by the disk``."""
+    return f"limited by {LIMITS.get(forecast.limit, forecast.limit)}"
+
+
+def first_text(forecast: Forecast) -> str:
+    """``4.3 s (3.0–6.1 s)``, until the first token of a prompt."""
+    low, expected, high = map(
+        _seconds,
+        (forecast.first_token.low, forecast.first_token.expected, forecast.first_token.high),
+    )
+    if low == high:
+        return expected
+    both = forecast.first_token.high < MINUTE
+    return f"{expected} ({low.removesuffix(' s') if both else low}–{high})"
+
+
+def _seconds(value: float) -> str:
+    return f"{number(value)} s" if value < MINUTE else format_duration(value)
+
+
+def summary(forecast: Forecast) -> str:
+    """One line: speed, what limits it, and the wait for the answer to a long prompt."""
+    first = f"{forecast.prompt_tokens:,}-token prompt: first token after {first_text(forecast)}"
+    return f"{decode_text(forecast)}, {limit_text(forecast)} · {first}"
+
+
+def brief(forecast: Forecast) -> str:
+    """The same in short facts, which a narrow screen can put on several lines."""
+    prompt = f"{forecast.prompt_tokens:,}-token prompt in {_seconds(forecast.first_token.expected)}"
+    return f"{decode_text(forecast)} · {limit_text(forecast)} · {prompt}"
+
+
+def rows(forecast: Forecast) -> list[tuple[str, str]]:
+    """Label and value, for a screen of facts."""
+    prompt = f"{forecast.prompt_tokens:,}-token prompt"
+    read = number(forecast.prefill.expected)
+    return [
+        ("speed", f"{decode_text(forecast)}, {limit_text(forecast)}"),
+        ("", forecast.why),
+        ("first token", f"after {first_text(forecast)} of a {prompt}, read at {read} tok/s"),
+    ]
+
+
+def document(forecast: Forecast | None) -> dict[str, object]:
+    """The fields of one file: tokens per second; ``first_token`` in seconds."""
+    if forecast is None:
+        return {"decode_tps": None, "prefill_tps": None, "first_token_s": None, "speed_why": None}
+    return {
+        "decode_tps": {**_range(forecast.decode), "limited_by": forecast.limit},
+        "prefill_tps": _range(forecast.prefill),
+        "first_token_s": {
+            **_range(forecast.first_token),
+            "prompt_tokens": forecast.prompt_tokens,
+        },
+        "speed_why": forecast.why,
+    }
+
+
+def _range(figures: Range) -> dict[str, float]:
+    """Four digits: more would be made up."""
+    return {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(figures).items()}
+
+
+def with_speed(plan: Plan, now: Forecast, then: Forecast) -> Plan:
+    """The plan whose first advice, more RAM, says how fast that would be."""
+    more, *others = plan.advice
+    faster = f"{number(then.decode.expected)} tok/s instead of {number(now.decode.expected)}"
+    return dataclasses.replace(plan, advice=(f"{more}: {faster}", *others))
+
+
+def too_slow(forecast: Forecast | None, least: float) -> str:
+    """Why a model is not fast enough."""
+    if forecast is None:
+        return f"no speed is known for this machine, so {number(least)} tok/s cannot be promised"
+    return f"{decode_text(forecast)} to be expected, less than {number(least)}"
