@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import signal
 
+INTERRUPTED = 130
+
 
 def main() -> int:
-    """Run a command; Ctrl-C before it has begun ends the process without a word."""
+    """Run a command; Ctrl-C before it has begun, or after its end, says nothing."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else it is ignored, and stays so
+    ours = before is signal.default_int_handler  # else it is ignored, and stays so
+    if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from localmoe.cli.main import main as run
 
-    signal.signal(signal.SIGINT, before)
-    return run()
+    try:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+        return run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

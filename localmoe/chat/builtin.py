@@ -7,6 +7,7 @@ from pathlib import Path
 
 from localmoe.chat import settings as settings_module
 from localmoe.chat.attachments import read_attachment, with_files
+from localmoe.chat.columns import flowed, two_columns
 from localmoe.chat.commands import KEYS, Again, Command, ExitChat, Registry, Result
 from localmoe.chat.context import Meter, answer_room, bar
 from localmoe.chat.session import Message
@@ -22,7 +23,9 @@ def add_builtin(registry: Registry) -> None:
     """Help, settings, figures and the end."""
 
     def help_(chat: Chat, argument: str) -> str:
-        return registry.help(argument) if argument else registry.help() + "\n" + KEYS
+        width = chat.columns()
+        text = registry.help(argument, width)
+        return text if argument else f"{text}\n\n{flowed(KEYS, width)}"
 
     def names(chat: Chat, argument: str) -> Iterable[str]:
         return registry.commands
@@ -107,10 +110,11 @@ def files(chat: Chat, argument: str) -> Iterable[str]:
 def _set(chat: Chat, argument: str) -> str:
     if not argument:
         width = max(map(len, SETTINGS))
-        return "\n".join(
-            f"{name:<{width}}  {settings_module.show(chat.settings, name):<8}  {setting.wanted}"
+        rows = [
+            (f"{name:<{width}}  {settings_module.show(chat.settings, name):<8}", setting.wanted)
             for name, setting in SETTINGS.items()
-        )
+        ]
+        return two_columns(rows, chat.columns())
     name, _, value = argument.replace("=", " ", 1).partition(" ")
     if not value.strip():
         setting = settings_module.find(name)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from localmoe.chat.columns import two_columns
 from localmoe.chat.state import Chat
 from localmoe.errors import UsageError
 
@@ -120,23 +121,26 @@ class Registry:
         found = command.complete(chat, argument)
         return [(word, len(argument)) for word in found if word.startswith(argument)]
 
-    def help(self, name: str = "") -> str:
+    def help(self, name: str = "", width: int = 80) -> str:
         """All commands, or one. Raises ``UsageError`` for a name that is none."""
         if name:
             command = self.find(name.lstrip("/").lower())
-            also = "".join(f", /{alias}" for alias in command.aliases)
-            return f"{_typed(command)}{also}\n  {command.summary}"
-        width = max(len(_typed(command)) for command in self.commands.values())
-        return "\n".join(
-            f"{_typed(command):<{width}}  {command.summary}" for command in self.commands.values()
-        )
+            also = "".join(f", /{alias}" for alias in command.aliases if alias)
+            return two_columns([(f"{_typed(command)}{also}", command.summary)], width)
+        return two_columns([(_typed(c), c.summary) for c in self.commands.values()], width)
 
 
 def _typed(command: Command) -> str:
     return f"/{command.name} {command.usage}".rstrip()
 
 
-KEYS = """
-Enter sends · Alt-Enter or \\ at the end breaks the line · \"\"\" … \"\"\" takes many lines
-Tab completes · ↑ ↓ earlier messages, Ctrl-R searches them · Ctrl-X Ctrl-E opens $EDITOR
-Ctrl-C stops an answer (what is there is kept), twice leaves · Ctrl-D leaves"""
+KEYS = (
+    "Enter sends",
+    "Alt-Enter, or \\ at the end, breaks the line",
+    '""" … """ takes many lines',
+    "Tab completes",
+    "↑ ↓ earlier messages, Ctrl-R searches them",
+    "Ctrl-X Ctrl-E opens $EDITOR",
+    "Ctrl-C stops an answer (what is there is kept), twice leaves",
+    "Ctrl-D leaves",
+)

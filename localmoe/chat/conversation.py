@@ -12,6 +12,7 @@ from localmoe.chat.constraint import grammar_for
 from localmoe.chat.reasoning import Answer, Piece
 from localmoe.chat.session import Message, Session, Turn
 from localmoe.chat.settings import Settings
+from localmoe.chat.stopping import StopTexts
 from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
@@ -198,12 +199,14 @@ class Conversation:
         grammar = settings.grammar
         if grammar is not None:
             grammar = grammar_for(grammar, rendered, self._template.source or "")
+        thinks = rendered.reasoning is not None  # else the engine can look for the texts itself
+        stops = StopTexts(settings.stop if thinks else ())
         request = Request(
             prompt=rendered.prompt,
             stable_chars=rendered.stable_chars,
             max_tokens=settings.max_tokens,
             sampling=settings.sampling,
-            stop=settings.stop,
+            stop=() if thinks else settings.stop,
             grammar=grammar,
             add_bos=not rendered.has_bos,
         )
@@ -212,11 +215,14 @@ class Conversation:
                 yield event
             elif isinstance(event, Text):
                 for piece in splitter.feed(event.text):
-                    yield said.take(piece)
+                    yield from map(said.take, stops.feed(piece))
+                if stops.met:
+                    self.engine.cancel()
             else:
                 for piece in splitter.finish():
-                    yield said.take(piece)
-                return said.done(event)
+                    yield from map(said.take, stops.feed(piece))
+                yield from map(said.take, stops.finish())
+                return said.done(replace(event, reason="stop") if stops.met else event)
         raise EngineError("the engine ended a turn without saying why")
 
     def _turn(

@@ -39,6 +39,7 @@ class Chat:
     changed: dict[str, str] = field(default_factory=dict)  # settings that were typed in
     tell: Callable[[str], None] = _nobody
     warn: Callable[[str], None] = _nobody
+    columns: Callable[[], int] = lambda: 80  # cells of a line, for what is laid out in columns
     leaving: Callable[[str], None] = _nobody  # told the name of a session before it is left
     entered: Callable[[str], None] = _nobody  # and after another is opened
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from localmoe.cli import chat_terminal, configured
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.chat_loop import ChatLoop
 from localmoe.cli.lines import Lines, Notices, PipedLines, TerminalLines
-from localmoe.cli.output import Output
+from localmoe.cli.output import Output, is_dumb
 from localmoe.errors import UnknownModelError, UsageError
 from localmoe.facts import catalog
 from localmoe.text import clean_line
@@ -132,7 +131,7 @@ def line_reader(loop: ChatLoop, notices: Notices, *, private: bool) -> Lines:
     """An editor on a terminal that can move its cursor; else line by line."""
     if not sys.stdin.isatty():
         return PipedLines(sys.stdin)
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+    if not sys.stdout.isatty() or is_dumb():
         return TerminalLines(sys.stdin, sys.stderr)
     from localmoe.cli.chat_history import PrivateHistory
     from localmoe.cli.editor import EditedLines

@@ -7,9 +7,11 @@ above is ever touched, whatever the height of the window.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.syntax import Syntax
 from rich.table import Table as Grid
@@ -44,6 +46,9 @@ RICH = {
     Style.LINK: "underline",
     Style.ADDRESS: "dim",
 }
+LONG_WORD = 16  # cells; longer ones may be broken in a column
+COLUMN_GAP = "   "
+BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
 JUSTIFY: dict[str, JustifyMethod] = {"left": "left", "center": "center", "right": "right"}
 HEADINGS = {1: "1;4"}  # escape codes by level; the others are bold
 
@@ -62,6 +67,7 @@ class AnswerWriter:
         self._begun = False
         self._blank_due = False
         self._shown_tail = ""
+        self._shown_in = console.size  # the window when it was shown
 
     def feed(self, text: str) -> None:
         self._put(self._stream.feed(self._sanitizer.feed(text)))
@@ -79,19 +85,26 @@ class AnswerWriter:
         shown = "".join(map(self._show, pieces))
         if self._stream.table_rows or self._stream.held.strip():
             shown += self._due()  # whatever it becomes, it will not be a blank line
-        tail = self._tail()
-        text = self._news(shown, tail)
-        self._shown_tail = tail
+        text = self._news(shown, self._tail())
         if text:
             self._console.file.write(text)
             self._console.file.flush()
 
     def _news(self, shown: str, tail: str) -> str:
-        """What to write after the old tail; most text only goes on from there."""
-        old = self._shown_tail
+        """What to write after the old tail; most text only goes on from there.
+
+        After a change of the window nobody knows where the old tail is: it stays.
+        """
+        old, resized = self._shown_tail, self._shown_in != self._console.size
+        if old and resized and not shown:
+            return ""
+        self._shown_tail, self._shown_in = tail, self._console.size
         if not shown and tail and tail.startswith(old):
             return tail[len(old) :] if old else SAVE + tail
-        begin = shown[len(old) :] if shown.startswith(old) else RESTORE + shown
+        if shown.startswith(old):
+            begin = shown[len(old) :]
+        else:
+            begin = f"\n{shown}" if resized else RESTORE + shown
         return begin + (SAVE + tail if tail else "")
 
     def _tail(self) -> str:
@@ -138,7 +151,8 @@ class AnswerWriter:
             case CodeEnd():
                 return self._rule("")
             case Table():
-                return self._rendered(_grid(piece))
+                roomy = _least_width(piece) <= self._width()
+                return self._rendered(_grid(piece) if roomy else _listed(piece, self._width()))
 
     def _line_start(self, line: LineStart) -> str:
         quotes = "▌ " * line.quotes
@@ -185,10 +199,38 @@ def _grid(table: Table) -> Grid:
         border_style="dim",
     )
     for title, align in zip(header, table.aligns, strict=True):
-        grid.add_column(rich_text(title), justify=JUSTIFY[align], overflow="fold")
+        grid.add_column(_cell(title), justify=JUSTIFY[align], overflow="fold")
     for row in rows:
-        grid.add_row(*map(rich_text, row))
+        grid.add_row(*map(_cell, row))
     return grid
+
+
+def _least_width(table: Table) -> int:
+    """Cells that the columns need so that no ordinary word is broken."""
+    words = (
+        max((min(cell_len(word), LONG_WORD) for cell in column for word in cell.split()), default=1)
+        for column in zip(*table.rows, strict=True)
+    )
+    return sum(words) + len(COLUMN_GAP) * (len(table.aligns) - 1)
+
+
+def _listed(table: Table, width: int) -> Grid:
+    """The rows one below the other, for a window that is too narrow for the columns."""
+    header, *rows = table.rows
+    grid = Grid.grid(padding=(0, 1, 0, 0))
+    grid.add_column(style="bold", overflow="fold", max_width=max(4, width // 3))
+    grid.add_column(overflow="fold")
+    for number, row in enumerate(rows):
+        if number:
+            grid.add_row(Text("───", "dim"), "")
+        for title, cell in zip(header, row, strict=True):
+            grid.add_row(_cell(title), _cell(cell))
+    return grid
+
+
+def _cell(markdown: str) -> Text:
+    """A cell of a table: the one place where models break lines with ``<br>``."""
+    return rich_text(BREAK.sub("\n", markdown))
 
 
 def rich_text(markdown: str) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from localmoe.chat.builtin import files
 from localmoe.chat.commands import Ask, Command, Registry, Result
 from localmoe.chat.markdown import CodeEnd, CodeLine, CodeStart, MarkdownStream
 from localmoe.chat.state import Chat
@@ -31,6 +32,9 @@ def add_terminal_commands(
         found = "\n".join(f"  {name}" for name in models())
         return f"{chat.about}\n\nothers, for /model NAME:\n{found}" if found else chat.about
 
+    def names(chat: Chat, argument: str) -> Iterable[str]:
+        return files(chat, argument) if argument.startswith(("/", ".", "~")) else models()
+
     def experts(chat: Chat, argument: str) -> Result:
         return experts_text(seat.room().plan, chat.last.finished if chat.last else None)
 
@@ -49,9 +53,7 @@ def add_terminal_commands(
             copy,
             lambda chat, argument: ("code", "all"),
         ),
-        Command(
-            "model", "[NAME]", "go on with another model", model, lambda chat, argument: models()
-        ),
+        Command("model", "[NAME]", "go on with another model", model, names),
         Command("experts", "", "where the experts live, and came from", experts),
     )
 

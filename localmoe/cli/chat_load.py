@@ -22,7 +22,7 @@ from localmoe.facts.model import Model
 if TYPE_CHECKING:  # the input line need not wait for what it imports
     from localmoe.cli.talk import Talk
 
-PATIENCE = 5.0  # seconds that a thread may take to end
+PATIENCE = 5.0  # seconds that a thread may take to end while the chat goes on
 
 Signature = tuple[tuple[int, int, int], ...]
 
@@ -52,6 +52,7 @@ class ModelLoad:
         self._fraction: float | None = None
         self._since = 0.0
         self._cancelled = False
+        self._closed = False
         self._signature: Signature = ()
         self.room: Talk | None = None  # once it is planned
         self.error: BaseException | None = None  # of the last try
@@ -71,6 +72,8 @@ class ModelLoad:
         """``loading · 43 %``, or "" when there is nothing under way."""
         if not self.busy:
             return ""
+        if self._cancelled:
+            return "stopping"
         if self.room is None:
             return "planning"
         if self._fraction is None:
@@ -107,6 +110,9 @@ class ModelLoad:
 
         Raises ``InterruptedLoadError``, and what planning and loading raise.
         """
+        if self._cancelled and not self.ready:  # what was interrupted before has not ended yet
+            self._wait(line, notices, lambda: False)
+            self.start()
         if self._plan_only and not self.busy:
             self.start()
         self._wait(line, notices, lambda: False)
@@ -127,8 +133,10 @@ class ModelLoad:
         return self.room
 
     def _wait(self, line: LiveLine, notices: Notices, enough: Callable[[], bool]) -> None:
-        with hushed(), interrupts(self.cancel, self.cancel), line:
+        with hushed(), interrupts(self.cancel, self.cancel) as pressed, line:
             while self.busy and not enough():
+                if pressed.count:  # it may end later: nobody waits for that
+                    raise InterruptedLoadError("loading was interrupted")
                 if notices.waiting:
                     line.clear()
                     notices.show()
@@ -143,13 +151,15 @@ class ModelLoad:
         if room is not None:
             room.engine.cancel()
 
-    def close(self) -> None:
-        """End everything."""
+    def close(self, patience: float = PATIENCE) -> None:
+        """End everything; a thread that does not end in time tidies up when it does."""
+        self._closed = True
         if self.busy:
             self._cancelled = True
             if self.room is not None:
                 self.room.engine.close()
-            self._done.wait(PATIENCE)
+            if not self._done.wait(patience):
+                return
         self._stack.close()
 
     def _run(self) -> None:
@@ -158,6 +168,8 @@ class ModelLoad:
         except BaseException as error:
             self.error = error
         finally:
+            if self._closed:
+                self._stack.close()
             self._done.set()
             self._news()
 
@@ -196,6 +208,10 @@ def _signature(model: Model) -> Signature:
     return tuple(found)
 
 
+class PressedTwice(KeyboardInterrupt):
+    """Ctrl-C, and again before the first was heeded."""
+
+
 @dataclass(slots=True)
 class Pressed:
     count: int = 0
@@ -203,7 +219,7 @@ class Pressed:
 
 @contextlib.contextmanager
 def interrupts(first: Callable[[], None], second: Callable[[], None]) -> Iterator[Pressed]:
-    """Ctrl-C calls ``first``; the next ones call ``second`` and raise ``KeyboardInterrupt``."""
+    """Ctrl-C calls ``first``; the next ones call ``second`` and raise ``PressedTwice``."""
     pressed = Pressed()
     if threading.current_thread() is not threading.main_thread():
         yield pressed
@@ -215,7 +231,7 @@ def interrupts(first: Callable[[], None], second: Callable[[], None]) -> Iterato
             first()
             return
         second()
-        raise KeyboardInterrupt
+        raise PressedTwice
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -14,7 +14,7 @@ from localmoe.chat.session_commands import add_session_commands, resumed
 from localmoe.chat.state import Chat
 from localmoe.chat.store import Log, Store
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat_load import interrupts
+from localmoe.cli.chat_load import PressedTwice, interrupts
 from localmoe.cli.chat_overflow import Overflowing
 from localmoe.cli.chat_seat import OpenRoom, Seat
 from localmoe.cli.chat_terminal import hushed
@@ -65,6 +65,7 @@ class ChatLoop:
             ready=self.seat.ready,
             store=store,
             warn=output.warn,
+            columns=lambda: output.columns,
             leaving=self.seat.keep,
             entered=self.seat.resume,
         )
@@ -118,6 +119,8 @@ class ChatLoop:
                 self._handle(line)
             except (EOFError, ExitChat):
                 return
+            except PressedTwice:
+                raise Quit from None
             except KeyboardInterrupt:
                 self._interrupted()
             except InterruptedLoadError as error:
@@ -161,7 +164,7 @@ class ChatLoop:
         if not self._output.quiet:
             console = self._output.stderr
             with contextlib.suppress(OSError):
-                console.print(clean(text), style="dim", soft_wrap=not console.is_terminal)
+                console.print(clean(text), style="dim", soft_wrap=not console.file.isatty())
 
     # Turns.
 
@@ -235,7 +238,7 @@ class ChatLoop:
             self._output.note("interrupted before the first word")
 
     def _status(self, done: TurnDone) -> None:
-        from localmoe.cli.chat_status import status_line, why_it_ended
+        from localmoe.cli.chat_status import status_lines, why_it_ended
 
         why = why_it_ended(done, self.chat.context)
         if why:
@@ -243,10 +246,10 @@ class ChatLoop:
         if self._output.quiet:
             return
         console = self._output.stderr
-        width = console.width - 1 if console.is_terminal else 1000
-        line = status_line(done, self.chat.meter, self.seat.plan, width)
+        width = self._output.columns - 1
         with contextlib.suppress(OSError):
-            console.print(line, soft_wrap=True)
+            for line in status_lines(done, self.chat.meter, self.seat.plan, width):
+                console.print(line, soft_wrap=True)
             if self._lines.interactive:
                 console.print()
 
@@ -262,8 +265,12 @@ class ChatLoop:
 
 
 def local_names() -> Iterable[str]:
-    """Models on this machine, by the names to type."""
+    """Models on this machine and aliases, by the names to type."""
+    from localmoe import config
     from localmoe.facts import catalog
     from localmoe.facts.local_files import model_name
 
-    return sorted({catalog.BUNDLED, *(model_name(path) for path in catalog.local_models())})
+    names = {catalog.BUNDLED, *(model_name(path) for path in catalog.local_models())}
+    with contextlib.suppress(LocalmoeError):  # of a configuration that cannot be read
+        names |= config.read().aliases.keys()
+    return sorted(names)

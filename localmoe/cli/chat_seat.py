@@ -24,6 +24,7 @@ from localmoe.planning.plan import Plan
 if TYPE_CHECKING:  # the input line need not wait for what it imports
     from localmoe.cli.talk import Talk
 
+LEAVING = 0.2  # seconds that a thread is waited for at the end
 KEEP_FROM = 64  # tokens in the context from which keeping them is worth it
 
 OpenRoom = Callable[[str | None, Options], AbstractContextManager["Talk"]]
@@ -77,7 +78,7 @@ class Seat:
 
     def close(self) -> None:
         if self._load is not None:
-            self._load.close()
+            self._load.close(LEAVING)
 
     def wait_for_plan(self) -> None:
         """Raises what planning raises."""
@@ -159,7 +160,7 @@ class Seat:
             new.close()
             return None
         except BaseException:
-            new.close()
+            new.close(0)
             raise
         return new
 
@@ -184,6 +185,7 @@ class Seat:
 
     def _new_load(self, name: str | None, options: Options) -> ModelLoad:
         def open_room() -> AbstractContextManager[Talk]:
+            self.lines.settle()  # what is imported now would only delay the input line
             return self._open_room(name, options)
 
         return ModelLoad(open_room, self._news, self._planned, self._came)
@@ -214,13 +216,13 @@ class Seat:
     def _card(self, room: Talk) -> None:
         from localmoe.cli.chat_status import card
 
-        texts = card(room.model, room.plan, room.plan.settings.context)
-        self.chat.about = "\n".join(text.plain for text in texts)
+        context = room.plan.settings.context
+        self.chat.about = "\n".join(t.plain for t in card(room.model, room.plan, context))
         if self._output.quiet:
             return
         with contextlib.suppress(OSError):
-            for text in texts:
-                self._output.stderr.print(text, soft_wrap=not self._output.stderr.is_terminal)
+            for text in card(room.model, room.plan, context, self._output.columns):
+                self._output.stderr.print(text, soft_wrap=True)
         if self.lines.interactive and not self.taken:
             self._output.note("/help lists the commands, Ctrl-D leaves")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from localmoe.cli.output import is_dumb
 from localmoe.errors import UsageError
 
 HUNG_UP = 128 + signal.SIGHUP
@@ -56,7 +57,7 @@ def hushed() -> Iterator[None]:
     Ctrl-C works as ever. Nothing is done where there is no editor to take the keys afterwards.
     """
     before = None
-    if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if sys.stdin.isatty() and sys.stdout.isatty() and not is_dumb():
         with contextlib.suppress(termios.error, ValueError, OSError):
             before = termios.tcgetattr(sys.stdin.fileno())
     if before is None:
@@ -80,7 +81,7 @@ def _hang_up(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _write_to_terminal(text: str) -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        if stream.isatty() and not is_dumb():
             with contextlib.suppress(OSError):
                 stream.write(text)
                 stream.flush()
@@ -142,7 +143,7 @@ def copy(text: str, terminal: IO[str]) -> str:
             )
             return f"by {command[0]}"
     data = text.encode()
-    if not terminal.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+    if not terminal.isatty() or is_dumb():
         raise UsageError("there is no clipboard here", hint="/save FILE.md writes it to a file")
     if len(data) > OSC52_LIMIT:
         raise UsageError(

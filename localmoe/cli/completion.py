@@ -119,9 +119,32 @@ def _words(command: str, typed: Sequence[str], partial: str) -> Iterable[Candida
         return [Candidate(shell) for shell in SHELLS] if not typed else []
     if command == "config":
         return _config_words(typed)
+    if command == "experts":
+        return _experts_words(typed, partial)
+    if command == "engine":
+        return _engine_words(typed)
     if COMMANDS[command].model and not typed:
         return _models(partial)
     return []
+
+
+def _experts_words(typed: Sequence[str], partial: str) -> Iterable[Candidate]:
+    from localmoe.cli.experts import ACTIONS
+
+    if not typed:
+        return [Candidate(action) for action in ACTIONS]
+    if typed[0] == "record":
+        return _models(partial) if len(typed) == 1 else []
+    return [Candidate(FILES)]
+
+
+def _engine_words(typed: Sequence[str]) -> Iterable[Candidate]:
+    from localmoe.cli.engine import RPC
+    from localmoe.engine.builds import BACKENDS
+
+    if not typed:
+        return [Candidate("install")]
+    return [Candidate(name) for name in (*BACKENDS, RPC)] if len(typed) == 1 else []
 
 
 def _config_words(typed: Sequence[str]) -> Iterable[Candidate]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 
@@ -15,10 +16,15 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.output import Output as TerminalOutput
+from prompt_toolkit.output import create_output
+from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from localmoe.cli.lines import BACKSLASH, PROMPT, Notices, message_of, unfinished
 from localmoe.errors import LocalmoeError
+
+DRAWN_WITHIN = 1.0  # seconds; nothing waits longer for an input line
 
 
 class _SignalError(Exception):
@@ -51,6 +57,7 @@ class EditedLines:
         self._notices = notices
         self._status = status
         self._stopped: LocalmoeError | None = None
+        self._drawn = threading.Event()
         self._session: PromptSession[str] = PromptSession(
             history=history or InMemoryHistory(),
             completer=ProposalCompleter(propose),
@@ -61,6 +68,7 @@ class EditedLines:
             key_bindings=key_bindings(),
             prompt_continuation=" " * len(PROMPT),
             rprompt=self._right,
+            output=_output(),
             enable_open_in_editor=True,
             enable_suspend=True,
             tempfile_suffix=".md",
@@ -74,6 +82,7 @@ class EditedLines:
         except _SignalError as caught:
             raise SystemExit(128 + caught.number) from None
         finally:
+            self._drawn.set()
             self._notices.show()
         return message_of(text)
 
@@ -101,7 +110,9 @@ class EditedLines:
             self._session.app.exit(exception=error)
 
     def choose(self, question: str) -> str:
-        asking: PromptSession[str] = PromptSession(key_bindings=key_bindings(may_be_empty=True))
+        asking: PromptSession[str] = PromptSession(
+            key_bindings=key_bindings(may_be_empty=True), output=_output()
+        )
         try:
             return asking.prompt(question)
         except (EOFError, KeyboardInterrupt):
@@ -117,11 +128,15 @@ class EditedLines:
         self._stopped = error
         self.news()
 
+    def settle(self) -> None:
+        self._drawn.wait(DRAWN_WITHIN)
+
     def _begun(self) -> None:
         """What came while the input line was being drawn."""
         self.news()
 
     def _show_news(self) -> None:
+        self._drawn.set()
         app = self._session.app
         if not app.is_running or app.is_done:
             return
@@ -136,6 +151,17 @@ class EditedLines:
 
     def _right(self) -> FormattedText:
         return FormattedText([("fg:ansibrightblack", self._status())])
+
+
+def _output() -> TerminalOutput:
+    """The terminal, never asked where its cursor is.
+
+    Nothing here needs to know, and over a slow line the answer would come among typed keys.
+    """
+    output = create_output()
+    if isinstance(output, Vt100_Output):
+        output.enable_cpr = False
+    return output
 
 
 class ProposalCompleter(Completer):

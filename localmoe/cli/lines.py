@@ -58,6 +58,9 @@ class Lines(Protocol):
     def stop(self, error: LocalmoeError) -> None:
         """End a ``read`` that is under way with this error. From any thread."""
 
+    def settle(self) -> None:
+        """Wait until the input line is on the screen for the first time. From any thread."""
+
 
 class PipedLines:
     """Not a terminal: each line is a message."""
@@ -85,6 +88,9 @@ class PipedLines:
 
     def stop(self, error: LocalmoeError) -> None:
         """A line that is waited for cannot be taken back: the next message meets the error."""
+
+    def settle(self) -> None:
+        """There is nothing to draw."""
 
 
 class TerminalLines(PipedLines):

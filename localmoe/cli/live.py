@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.cells import cell_len
-from rich.console import Console
 
 from localmoe.text import clean_line
+
+if TYPE_CHECKING:  # nothing is imported for a line that may never be shown
+    from rich.console import Console
 
 ERASE = "\r\x1b[K"
 DIM, RESET = "\x1b[2m", "\x1b[0m"

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from localmoe import __version__
 from localmoe.cli.arguments import Options, help_text, parse
@@ -58,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not _claim_standard_streams():
         return 1
     signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _told(argv)
+    finally:
+        _give_up_unwritable(sys.stderr)
+
+
+def _told(argv: Sequence[str]) -> int:
+    """Run the command and tell of its errors."""
     output = _output_before_parsing(argv)
     try:
         code = _run(argv)
@@ -68,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # SIGTERM, or rich after a broken pipe
         return exit_.code if isinstance(exit_.code, int) else 1
     except BrokenPipeError:
-        _drop_stdout()
+        _drop(sys.stdout)
         return 1
     except LocalmoeError as error:
         return _fail(output, error)
@@ -121,7 +129,7 @@ def _fail(output: Output, error: LocalmoeError) -> int:
         output.error(error)
         sys.stdout.flush()
     except OSError:  # stdout takes nothing any more: stderr may
-        _drop_stdout()
+        _drop(sys.stdout)
         with contextlib.suppress(OSError):
             Output().error(error)
     return error.exit_code
@@ -152,11 +160,19 @@ def _claim_standard_streams() -> bool:
     return True
 
 
-def _drop_stdout() -> None:
+def _give_up_unwritable(stream: TextIO) -> None:
+    """Notes that nobody can read are no reason to fail when the interpreter ends."""
+    try:
+        stream.flush()
+    except OSError:
+        _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
     """Send what is still buffered nowhere, so that the interpreter's exit does not fail on it."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
 
 

@@ -57,6 +57,11 @@ class Output:
         """Console of everything that is not the answer."""
         return make_console(self._err or sys.stderr)
 
+    @property
+    def columns(self) -> int:
+        """Cells of a line of stderr; very many where it is no terminal."""
+        return self.stderr.width
+
     def print(self, *renderables: RenderableType) -> None:
         """Show a result to a person."""
         if self.stdout.is_terminal:
@@ -123,7 +128,7 @@ class Output:
         line.append(clean(text), style="" if label else style)
         with contextlib.suppress(OSError):  # nobody to tell is no reason to lose an answer
             # Wrapped words would break a grep; only a terminal has a width.
-            self.stderr.print(line, soft_wrap=not self.stderr.is_terminal)
+            self.stderr.print(line, soft_wrap=not self.stderr.file.isatty())
 
 
 def make_console(stream: TextIO) -> Console:
@@ -138,7 +143,7 @@ def make_console(stream: TextIO) -> Console:
             """rich would end the program, and give stdout up though it may be stderr that broke."""
             raise BrokenPipeError(32, "Broken pipe")
 
-    styled = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    styled = stream.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
     return PlainConsole(
         file=stream,
         force_terminal=styled,
@@ -148,6 +153,11 @@ def make_console(stream: TextIO) -> Console:
         emoji=False,
         highlight=False,
     )
+
+
+def is_dumb() -> bool:
+    """Whether a terminal cannot move its cursor, as far as ``TERM`` tells."""
+    return os.environ.get("TERM", "") in ("", "dumb", "unknown")
 
 
 def _width(stream: TextIO) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ import pyte
 from tests.cli.command import environment
 
 ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB = "\x1b\r", "\x03", "\x04", "\x12", "\t"
+STATUS = re.compile(r"\bcontext (?:[━╌]+ )?(?:[\d,]+/[\d,]+|\d+ %)")  # of the lines after a turn
 UP, DOWN = "\x1b[A", "\x1b[B"
 
 
@@ -65,7 +67,7 @@ class Terminal:
 
     def turns(self, count: int) -> str:
         """Wait until that many turns have ended, and for the prompt after them."""
-        self.wait(lambda text: text.count("context ━") + text.count("· context ") >= count)
+        self.wait(lambda text: len(STATUS.findall(text)) >= count)
         return self.prompt()
 
     def type(self, keys: str) -> None:

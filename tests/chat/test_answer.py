@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Sequence
 
 import pyte
@@ -125,6 +126,83 @@ def test_a_table_is_as_wide_as_the_window_at_most() -> None:
     shown = screen(written([text], 40), 40)
     assert all(cell_len(line) <= 40 for line in shown.splitlines())
     assert shown.count("many") == 5
+
+
+def test_a_table_too_narrow_for_its_columns_becomes_a_list() -> None:
+    """Many columns in a small window: every cell beside its title, no word broken."""
+    titles = ["model", "size", "experts", "context", "speed", "licence"]
+    text = f"| {' | '.join(titles)} |\n{'|---' * 6}|\n"
+    for name in ("first", "second"):
+        text += f"| {name} | 17 GiB | 128 | 40,960 | fast enough | Apache |\n"
+    shown = screen(written([text], 40), 40)
+    for title, cell in zip(
+        titles, ("first", "17 GiB", "128", "40,960", "fast enough"), strict=False
+    ):
+        assert re.search(rf"^{title} +{cell}$", shown, re.MULTILINE), shown
+    assert shown.count("Apache") == shown.count("licence") == 2
+    wide = screen(written([text], 80), 80)
+    assert re.search(r"^model +size +experts +context +speed +licence$", wide, re.MULTILINE)
+
+
+def test_breaks_in_cells_are_lines() -> None:
+    """The HTML that models write where markdown has nothing of its own."""
+    shown = screen(written(["| a | b |\n|---|---|\n| one<br>two | x<br/> y |\n"], 40), 40)
+    assert re.search(r"one +x\ntwo +y", shown)
+
+
+def test_after_a_change_of_the_window_nothing_is_taken_back() -> None:
+    """Where the old tail is then, nobody knows: it stays, and the text goes on."""
+    file = io.StringIO()
+    console = Console(
+        file=file, force_terminal=True, width=60, height=20, color_system="standard",
+        markup=False, emoji=False, highlight=False,
+    )  # fmt: skip
+    writer = AnswerWriter(console)
+    for chunk in ("one two th", "r"):
+        writer.feed(chunk)
+    before = len(file.getvalue())
+    console.size = (30, 10)
+    for chunk in ("ee fo", "ur **bo", "ld**\n", "end"):
+        writer.feed(chunk)
+    writer.finish()
+    after = file.getvalue()[before:]
+    assert lasting(file.getvalue()) == "one two three four bold\nend\n"
+    assert not after.split("ee")[0].count("\x1b8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 40_000,
+        "**" * 12_000,
+        "[a](" * 8_000,
+        "`" * 20_000,
+        "| " * 16_000 + "\n",
+        "a\u0301" * 12_000,
+        "e" + "\u0301" * 20_000,
+        "- " * 12_000,
+        "> " * 12_000,
+        "\x1b]52;c;" + "A" * 36_000,
+        "```\n" + "y" * 36_000,
+        " " * 36_000 + "z",
+        "1. " * 12_000,
+        "#" * 20_000 + " " * 16_000,
+        "-" * 36_000,
+        "[ " * 16_000,
+        "_a" * 16_000,
+        "\\" * 36_000,
+        "|" + "-" * 36_000 + "\n" + "|" + "-|" * 16_000,
+    ],
+    ids=["word", "marks", "links", "ticks", "bars", "accents", "accent", "items", "quotes", "osc",
+         "code", "blanks", "numbers", "heading", "rule", "brackets", "underscores", "backslashes",
+         "delimiters"],
+)  # fmt: skip
+def test_very_long_lines_are_no_burden(text: str) -> None:
+    """Forty thousand characters without a line's end, in pieces, in two seconds at most."""
+    began = time.process_time()
+    raw = written([text[i : i + 500] for i in range(0, len(text), 500)], 80)
+    assert time.process_time() - began < 2
+    assert not FORBIDDEN.search(lasting(raw))
 
 
 def test_what_is_under_way_is_shown_on_the_cursors_line() -> None:

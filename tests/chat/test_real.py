@@ -91,6 +91,14 @@ def test_streams_that_end(localmoe: Localmoe, model: Path) -> None:
     assert (closed.returncode, bool(closed.stdout)) == (0, True)
 
 
+@pytest.mark.parametrize("lost", ["2> /dev/full", "2> >(true)"])
+def test_notes_that_nobody_can_read(localmoe: Localmoe, model: Path, lost: str) -> None:
+    """A stderr that takes nothing is no reason to fail: the answer is whole, the exit code 0."""
+    told = localmoe("run", "-m", model, *GREEDY, "hello").stdout
+    done = localmoe.shell(f"localmoe run -m {model} {' '.join(GREEDY)} hello {lost}")
+    assert (done.returncode, done.stdout) == (0, told)
+
+
 def test_stdin_that_stays_open_and_silent(localmoe: Localmoe, model: Path) -> None:
     """A prompt is answered although nobody closes stdin; it is said."""
     reader, writer = os.pipe()

@@ -184,6 +184,8 @@ def test_completion_of_arguments(start: Start, tmp_path: Path) -> None:
         ("/reasoning s", "/reasoning show"),
         ("/read my", "/read my notes.txt"),
         ("/help cont", "/help context"),
+        ("/model na", "/model nano"),
+        ("/model ./my", "/model ./my notes.txt"),
     ):
         terminal.type(typed + TAB)
         terminal.wait(lambda text, line=completed: text.endswith(f"> {line}"))  # type: ignore[misc]
@@ -311,6 +313,35 @@ def test_no_color(start: Start) -> None:
     terminal = start(["**b**\n\n", "`c`"], NO_COLOR="1")
     terminal.type("hi\r")
     assert "**b**\n\n`c`\n" in terminal.turns(1)
+
+
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"NO_COLOR": "1"}, {"TERM": ""}, {}], ids=str)
+def test_forty_columns(start: Start, env: dict[str, str]) -> None:
+    """On any terminal: help and status within the window, and nothing of them left out."""
+    terminal = start(["Hel", "lo."], columns=40, **env)
+    terminal.type("/help\r")
+    terminal.wait("/exit")
+    text = terminal.prompt()
+    shown = text.split("> /help\n")[1] if "> /help\n" in text else text
+    for word in ("/regen", "ask your last message again", "/sessions [delete NAME]", "Ctrl-R"):
+        assert word in shown
+    terminal.type("hi\r")
+    text = terminal.turns(1)
+    for fact in ("10.0 tok/s", "TTFT 0.10 s", "context 5/100 (5 %)", "experts in RAM"):
+        assert fact in text
+
+
+def test_a_terminal_that_answers_nothing(start: Start) -> None:
+    """As over ssh from a simple one: it is asked nothing, and warned of nothing."""
+    terminal = start(
+        ["fine"], TERM="vt100", PROMPT_TOOLKIT_NO_CPR="0", SSH_CONNECTION="10.0.0.1 1 10.0.0.2 22"
+    )
+    time.sleep(2.2)  # a terminal that was asked would be given up by now
+    terminal.say("hello")
+    text = terminal.turns(1)
+    assert "CPR" not in text and "\x1b[6n" not in terminal.raw
+    terminal.say("/copy")  # no program of the far machine can reach the clipboard here
+    terminal.wait("by the terminal")
 
 
 def test_run_without_a_prompt_opens_the_chat(spawn: Spawn, arch_file: Callable[..., Path]) -> None:

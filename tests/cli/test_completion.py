@@ -80,6 +80,14 @@ def test_words_of_config(home: Path) -> None:
     assert texts("completion", "") == ["bash", "zsh", "fish"]
 
 
+def test_words_of_engine_and_experts(home: Path) -> None:
+    assert texts("engine", "") == ["install"]
+    assert texts("engine", "install", "vu") == ["vulkan"]
+    assert texts("experts", "s") == ["show", "simulate"]
+    assert "nano" in texts("experts", "record", "na")
+    assert texts("experts", "compare", "a.trace", "") == [FILES]
+
+
 def test_another_shell(localmoe: Localmoe) -> None:
     assert_clear_error(localmoe("completion", "tcsh"), 2, "bash, zsh, fish")
 
@@ -99,6 +107,7 @@ LINES = [
     ("localmoe show favou", "localmoe show favourite"),
     ("localmoe show someone/Tiny-GGUF:Q", "localmoe show someone/Tiny-GGUF:Q8_0"),
     ("localmoe run -f not", "localmoe run -f notes.txt"),
+    ("localmoe engine inst", "localmoe engine install"),
 ]
 
 

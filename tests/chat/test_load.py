@@ -1,0 +1,92 @@
+"""A model that comes on a thread: interrupts are heeded at once, whatever the thread is at."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from localmoe.cli.chat_load import ModelLoad, PressedTwice, interrupts
+from localmoe.cli.lines import Notices
+from localmoe.cli.live import LiveLine
+from localmoe.cli.output import Output, make_console
+from localmoe.cli.talk import Talk
+from localmoe.errors import InterruptedLoadError
+from tests.chat import room
+from tests.chat.scripted import ScriptedEngine
+
+
+class SlowPlan:
+    """A model whose plan takes until ``go`` is set."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.opened = 0
+        self.closed = threading.Event()
+        self.engine = ScriptedEngine([])
+
+    @contextmanager
+    def open_room(self) -> Iterator[Talk]:
+        self.opened += 1
+        assert self.go.wait(20)
+        with room.talk(self.engine, Output(err=io.StringIO())) as talk:
+            yield talk
+        self.closed.set()
+
+
+def wait(load: ModelLoad) -> Talk:
+    return load.wait(LiveLine(make_console(io.StringIO())), Notices())
+
+
+def press(after: float) -> None:
+    """Ctrl-C, from a thread."""
+    threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+
+def test_ctrl_c_does_not_wait_for_the_plan() -> None:
+    """The prompt is back at once; the next wait goes on with what was planned meanwhile."""
+    slow = SlowPlan()
+    load = ModelLoad(slow.open_room)
+    load.start()
+    began = time.monotonic()
+    press(0.1)
+    with pytest.raises(InterruptedLoadError):
+        wait(load)
+    assert time.monotonic() - began < 0.1 + 0.3
+    assert load.busy and load.state == "stopping"
+    slow.go.set()
+    assert wait(load).loaded is not None
+    assert (slow.opened, slow.engine.loads) == (1, 1)
+    load.close()
+    assert slow.closed.is_set()
+
+
+def test_twice_is_told_apart() -> None:
+    """The second Ctrl-C raises another exception: who presses twice wants to leave."""
+    heard: list[str] = []
+    with (
+        pytest.raises(PressedTwice),
+        interrupts(lambda: heard.append("first"), lambda: heard.append("second")),
+    ):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert heard == ["first", "second"]
+
+
+def test_leaving_does_not_wait_and_leaves_nothing_open() -> None:
+    """What is planned after the end is closed by the thread that planned it."""
+    slow = SlowPlan()
+    load = ModelLoad(slow.open_room)
+    load.start()
+    began = time.monotonic()
+    load.close(0.1)
+    assert time.monotonic() - began < 0.3
+    slow.go.set()
+    assert slow.closed.wait(5)
+    assert slow.engine.loads == 0
