@@ -367,8 +367,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     // Before each llama_decode: the tokens of the batch, how many came before them, and the number of
-    // the decoded token (-1 while a prompt is read).
-    void begin(int64_t position, int64_t tokens, int64_t decoded) {
+    // the decoded token (-1 while a prompt is read). False, here and at the end: `error` says why not.
+    bool begin(int64_t position, int64_t tokens, int64_t decoded) {
         std::lock_guard<std::mutex> lock(mutex_);
         failed_ = false;
         broken_ = false;
@@ -387,13 +387,15 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
                 fail_locked(problem);
             }
         }
+        return !failed_;
     }
 
     // After each llama_decode: nothing is needed any more.
-    void end() {
+    bool end() {
         std::lock_guard<std::mutex> lock(mutex_);
         visit_++;
         keep_budget();
+        return !failed_;
     }
 
     std::string error() {
@@ -567,11 +569,14 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         if (!find(op->src[0], g, t)) {
             return false;
         }
+        if (how_ == OFF) {  // nothing is waited for
+            if (params->ith == 0 && t == 0) {
+                observe(*g, op->src[2]);
+            }
+            return false;
+        }
         if (params->ith == 0) {
             provide(*g, t, op->src[2]);
-        }
-        if (how_ == OFF) {  // nothing is waited for
-            return false;
         }
         together(params);
         return broken_;
@@ -967,6 +972,19 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         return *reinterpret_cast<int32_t *>(static_cast<char *>(ids->data) + token * ids->nb[1] + rank * ids->nb[0]);
     }
 
+    // A layer's choice, once per visit; the batch's token of its first row.
+    int64_t observe(group & g, const ggml_tensor * ids) {
+        int64_t row = first_row(g.rows, ids->ne[1]);
+        if (recording_) {
+            recording_->ids(g.layer, ids);
+        }
+        if (!usage_.empty()) {
+            usage_[size_t(&g - groups_.data())].add(ids, clock_ + row, decoding_, HALF_LIFE);
+        }
+        g.rows += ids->ne[1];
+        return row;
+    }
+
     void provide(group & g, int t, const ggml_tensor * ids) {
         std::unique_lock<std::mutex> lock(mutex_);
         stats_.calls++;
@@ -977,23 +995,14 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         reap(0);
         int64_t k = ids->ne[0], n = ids->ne[1];
         bool first = g.seen == 0 || (g.seen & (1u << t));
-        int64_t row = first_row(g.rows, n);
+        int64_t row = 0;
         if (first) {
             visit_++;
             g.seen = 0;
             g.turn = visit_;
-            if (recording_) {
-                recording_->ids(g.layer, ids);
-            }
-            if (!usage_.empty()) {
-                usage_[size_t(&g - groups_.data())].add(ids, clock_ + row, decoding_, HALF_LIFE);
-            }
-            g.rows += n;
+            row = observe(g, ids);
         }
         g.seen |= 1u << t;
-        if (how_ == OFF) {
-            return;
-        }
         if (how_ == PRIVATE && !g.taken) {
             take_tensors(g);
         }
@@ -1482,11 +1491,11 @@ EXPORT void * localmoe_experts_open(const localmoe_symbols * symbols, const void
 
 EXPORT void localmoe_experts_close(void * cache) { delete static_cast<expert_cache *>(cache); }
 
-EXPORT void localmoe_experts_begin(void * cache, int64_t position, int64_t tokens, int64_t decoded) {
-    static_cast<expert_cache *>(cache)->begin(position, tokens, decoded);
+EXPORT bool localmoe_experts_begin(void * cache, int64_t position, int64_t tokens, int64_t decoded) {
+    return static_cast<expert_cache *>(cache)->begin(position, tokens, decoded);
 }
 
-EXPORT void localmoe_experts_end(void * cache) { static_cast<expert_cache *>(cache)->end(); }
+EXPORT bool localmoe_experts_end(void * cache) { return static_cast<expert_cache *>(cache)->end(); }
 
 // The length of the reason why the last decode failed; 0 if it did not.
 EXPORT int32_t localmoe_experts_error(void * cache, char * out, int32_t max) {

@@ -159,27 +159,34 @@ class ExpertCache:
         )
         if not self._handle:
             raise EngineError(f"no expert cache: {why.value.decode(errors='replace')}")
+        # Twice per token: ctypes converts what it knows the types of in a third of the time.
+        self._begin, self._end = (
+            self._native.localmoe_experts_begin,
+            self._native.localmoe_experts_end,
+        )
+        self._begin.argtypes = (ctypes.c_void_p, *(ctypes.c_int64,) * 3)
+        self._end.argtypes = (ctypes.c_void_p,)
+        self._begin.restype = self._end.restype = ctypes.c_bool
 
     def close(self) -> None:
         if self._handle:
             self._native.localmoe_experts_close(self._handle)
             self._handle = ctypes.c_void_p()
 
-    def begin(self, position: int, tokens: int, decoded: int) -> None:
+    def begin(self, position: int, tokens: int, decoded: int) -> bool:
         """To be called before each llama_decode: ``tokens`` of one batch, from ``position`` on.
 
-        ``decoded``: the number of the answer's token, −1 while the prompt is read.
+        ``decoded``: the number of the answer's token, −1 while the prompt is read. False: the file
+        has changed, ``error`` says so.
         """
-        self._native.localmoe_experts_begin(
-            self._handle,
-            ctypes.c_int64(position),
-            ctypes.c_int64(tokens),
-            ctypes.c_int64(decoded),
-        )
+        return bool(self._begin(self._handle, position, tokens, decoded))
 
-    def end(self) -> None:
-        """To be called after each llama_decode: what it needed may be evicted again."""
-        self._native.localmoe_experts_end(self._handle)
+    def end(self) -> bool:
+        """To be called after each llama_decode: what it needed may be evicted again.
+
+        False: the cache made it fail, ``error`` says why.
+        """
+        return bool(self._end(self._handle))
 
     def error(self) -> str:
         """Why the last decode failed, "" if the cache is not to blame."""

@@ -63,20 +63,22 @@ class Recording:
                 ctypes.cast(binding.base_library.ggml_fp32_to_fp16_row, ctypes.c_void_p),
             )
         )
+        self._begin, self._end = (
+            self._native.localmoe_recording_begin,
+            self._native.localmoe_recording_end,
+        )
+        self._begin.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool)
+        self._end.argtypes = (ctypes.c_void_p,)
         cache.record(self._handle)
 
     def begin(self, tokens: Sequence[int], *, prefill: bool) -> None:
         """Before each decode: the token ids of its batch. What the last one left is dropped."""
-        self._native.localmoe_recording_begin(
-            self._handle,
-            (ctypes.c_int32 * len(tokens))(*tokens),
-            ctypes.c_int64(len(tokens)),
-            ctypes.c_bool(prefill),
-        )
+        count = len(tokens)
+        self._begin(self._handle, (ctypes.c_int32 * count)(*tokens), count, prefill)
 
     def end(self) -> None:
         """After one that went well: its step is written. Raises StorageError."""
-        code = self._native.localmoe_recording_end(self._handle)
+        code = self._end(self._handle)
         if code:
             raise unwritable(self._writer.path, OSError(code, os.strerror(code)))
 

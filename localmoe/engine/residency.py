@@ -132,11 +132,8 @@ class Residency:
             self._pages.begin()
         if self._recording is not None:
             self._recording.begin(tokens, prefill=decoded < 0)
-        if self._cache is not None:
-            self._cache.begin(position, len(tokens), decoded)
-            failure = self._blame()
-            if failure is not None:
-                raise failure
+        if self._cache is not None and not self._cache.begin(position, len(tokens), decoded):
+            raise self._blame(self._cache.error())
 
     def done(self) -> None:
         """After one that went well. Raises StorageError when it could not be recorded."""
@@ -145,15 +142,13 @@ class Residency:
 
     def failure(self) -> LocalmoeError | None:
         """After it: why the cache ended the decode; the interrupt flag is then free again."""
-        if self._cache is not None:
-            self._cache.end()
-        return self._blame()
+        if self._cache is not None and not self._cache.end():
+            return self._blame(self._cache.error())
+        if self._pages is not None and self._pages.error:
+            return self._blame(self._pages.error)
+        return None
 
-    def _blame(self) -> LocalmoeError | None:
-        reason = self._pages.error if self._pages is not None else ""
-        reason = self._cache.error() if self._cache is not None else reason
-        if not reason:
-            return None
+    def _blame(self, reason: str) -> LocalmoeError:
         if self._interrupt.value == 2:
             self._interrupt.value = 0
         if "was changed" in reason or "become shorter" in reason:
