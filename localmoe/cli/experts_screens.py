@@ -11,7 +11,15 @@ from rich.text import Text
 from localmoe.cli.heat_map import HeatMap
 from localmoe.cli.render import Rows, pairs
 from localmoe.routing.compare import Comparison, Specialist
-from localmoe.routing.outlook import SHIPPED, Row, Speeds, expert_total
+from localmoe.routing.outlook import (
+    BY_GAIN,
+    OPTIMUM,
+    RECENCY,
+    SHIPPED,
+    Row,
+    Speeds,
+    expert_total,
+)
 from localmoe.routing.records import Trace
 from localmoe.routing.stats import LayerStats, Pair, mean_of
 from localmoe.text import clean_line, format_bytes
@@ -19,6 +27,10 @@ from localmoe.text import clean_line, format_bytes
 NOTHING = "–"
 SHOWN_PAIRS = 6
 SHOWN_SPECIALISTS = 12
+SPARE = (  # columns of the table of layers that a narrow screen may lack, the first to go first
+    *("1.25", "2.0", "64", "z", "near", "8", "dropped 1.0", "margin", "CV", "distance", "next"),
+    "mass",
+)
 
 
 def heading(trace: Trace) -> Text:
@@ -148,7 +160,8 @@ def layer_table(layers: Sequence[LayerStats]) -> Rows:
         "next": [_percent(e.next_layer.from_layer) if e.next_layer else NOTHING for e in layers],
     }
     shown = {name: cells for name, cells in columns.items() if set(cells) != {NOTHING}}
-    return Rows(tuple(shown), list(zip(*shown.values(), strict=True)), right=tuple(shown))
+    rows = list(zip(*shown.values(), strict=True))
+    return Rows(tuple(shown), rows, right=tuple(shown), spare=[n for n in SPARE if n in shown])
 
 
 def strongest_pairs(layers: Sequence[LayerStats]) -> list[tuple[int, Pair]]:
@@ -197,6 +210,7 @@ def specialists_table(result: Comparison, pieces: Mapping[int, str]) -> Rows:
         ("domain", "layer", "expert", "share", "elsewhere", "z", "fires on"),
         [_specialist(e, pieces) for e in result.specialists[:SHOWN_SPECIALISTS]],
         right=("layer", "expert", "share", "elsewhere", "z"),
+        spare=("elsewhere", "z", "share"),
     )
 
 
@@ -261,7 +275,8 @@ def simulation_table(rows: Sequence[Row]) -> Rows:
         if fast:
             cells += [_number(row.tps, 1), _number(row.tps_hidden, 1)]
         table.append(cells)
-    return Rows(columns, table, right=columns)
+    spare = [name for name in (BY_GAIN, "hidden", RECENCY, OPTIMUM) if name in columns]
+    return Rows(columns, table, right=columns, spare=[*spare, "read per token"])
 
 
 def _specialist(expert: Specialist, pieces: Mapping[int, str]) -> tuple[str, ...]:
