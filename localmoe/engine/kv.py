@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,9 @@ from localmoe.engine import binding, kv_store
 from localmoe.engine.binding import llama
 from localmoe.planning.budget import CHECKPOINT_BYTES
 
-CHECKPOINT_SECONDS = 1.0  # between those of a long prompt: copying one takes some 50 ms
+CHECKPOINT_TOKENS = 128
+CHECKPOINT_BYTES_PER_TOKEN = 128 << 10
+"""Between those of a long prompt: tokens enough that copying the state is little beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,6 @@ class KvState:
     ctx: Any
     tokens: list[int] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
-    _checked: float = field(default=0.0, init=False)  # when the last checkpoint was taken
 
     def __post_init__(self) -> None:
         model = llama.llama_get_model(self.ctx)
@@ -95,10 +95,9 @@ class KvState:
     def checkpoint(self) -> None:
         """Remember the state here; where checkpoints take too much, the least useful ones go."""
         length = len(self.tokens)
-        self._checked = time.monotonic()
         if any(c.length == length for c in self.checkpoints):
             return
-        size = llama.llama_state_seq_get_size_ext(self.ctx, 0, binding.PARTIAL_ONLY)
+        size = self._partial_size()
         if not 0 < size <= CHECKPOINT_BYTES:
             return
         while size + sum(len(c.data) for c in self.checkpoints) > CHECKPOINT_BYTES:
@@ -112,9 +111,15 @@ class KvState:
 
     def checkpoint_if_due(self) -> None:
         """While a long prompt is read: what an interrupt then costs stays small."""
-        due = time.monotonic() - self._checked >= CHECKPOINT_SECONDS
-        if self.needs_checkpoints and self.tokens and due:
+        since = len(self.tokens) - max((c.length for c in self.checkpoints), default=0)
+        if not self.needs_checkpoints or since < CHECKPOINT_TOKENS:
+            return
+        if self._partial_size() <= since * CHECKPOINT_BYTES_PER_TOKEN:
             self.checkpoint()
+
+    def _partial_size(self) -> int:
+        """Bytes of what cannot be rewound."""
+        return int(llama.llama_state_seq_get_size_ext(self.ctx, 0, binding.PARTIAL_ONLY))
 
     def save(self, path: Path, who: str, interrupted: Callable[[], bool]) -> int:
         """Keep all of it on disk (``kv_store``); return the bytes written, 0 if not worth it.

@@ -26,10 +26,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmoe import storage
 from localmoe.errors import StorageError
+
+if TYPE_CHECKING:  # whoever looks for files only need not wait for it
+    from localmoe.facts.model import Model
 
 CAPACITY = 4 << 30  # bytes of all files together
 DISK_RESERVE = 1 << 30  # bytes of the disk that are left free
@@ -55,23 +58,33 @@ class Saved:
     checkpoints: list[tuple[int, int, int]]  # tokens, address, bytes
 
 
-def identity(paths: Sequence[str], settings: Mapping[str, Any], engine: str) -> str:
+def identity(model: Model, settings: Mapping[str, Any], engine: str) -> str:
     """A digest of all that a state depends on; one of its own for files that are gone.
 
-    Of the settings these are the ones that shape the state or its values; where weights live, how
-    they are read and how long the context may get change nothing in what has been read so far.
+    ``settings`` are those of ``EngineSettings`` that shape the state or its values; where weights
+    live and how they are read change nothing in what has been read so far. Nor does the length of
+    the context, but where it chooses between two sets of rotation factors (Phi's LongRoPE).
     """
     names = ("batch", "ubatch", "type_k", "type_v", "flash_attention", "swa_full", "repack",
              "experts_used", "prefer_cached")  # fmt: skip
+    shape = {name: settings.get(name) for name in names} | {"long": _long_rope(model, settings)}
     files: list[object] = []
-    for path in map(Path, paths):
+    for path in model.paths:
         try:
             status = path.stat()
             files.append((os.path.realpath(path), status.st_size, status.st_mtime_ns))
         except OSError:
             files.append(os.urandom(16).hex())
-    text = json.dumps([engine, files, {name: settings.get(name) for name in names}])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([engine, files, shape]).encode()).hexdigest()
+
+
+def _long_rope(model: Model, settings: Mapping[str, Any]) -> bool:
+    """Whether the longer of two sets of rotation factors is used (llama.cpp, get_rope_factors)."""
+    if not any(tensor.name.startswith("rope_factors_long") for tensor in model.tensors):
+        return False
+    key = f"{model.architecture}.rope.scaling.original_context_length"
+    original = model.metadata.get(key, model.context_train)
+    return isinstance(original, int) and bool(settings["context"] > original)
 
 
 def folder() -> Path:

@@ -154,7 +154,7 @@ class Worker:
         memory = loader.memory_report(self._ctx, self._log)
         self._generator = Generator(self._model, self._ctx, self.interrupt, self._experts)
         version = f"{llama.llama_version().decode()} {llama.llama_print_system_info().decode()}"
-        self._identity = kv_store.identity(message["paths"], message["settings"], version)
+        self._identity = kv_store.identity(model, message["settings"], version)
         self._send(
             protocol.event_to_message(
                 Loaded(

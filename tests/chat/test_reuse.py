@@ -14,7 +14,7 @@ import pytest
 
 import localmoe
 from localmoe import AnswerDelta, Conversation, PrefillProgress, ReasoningDelta, TurnDone
-from localmoe.engine.kv import least_useful
+from localmoe.engine.kv import CHECKPOINT_TOKENS, least_useful
 from tests.chat import templates
 
 ARCHITECTURES = (
@@ -30,6 +30,8 @@ STRIPPING = """\
 """Opens a thought, and leaves the thoughts of earlier turns out."""
 LONG = "A mixture of experts has many small networks and a router. " * 8
 NEAR = 60  # tokens: a question, an answer and the marks around them; the long part has over 200
+BATCH = 64  # tokens
+LOST = CHECKPOINT_TOKENS + 2 * BATCH  # tokens that going back may cost: a checkpoint is at a batch
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,9 @@ def begin(architecture: str, arch_file: Callable[..., Path]) -> Iterator[Begin]:
 
     def make(template: str) -> Conversation:
         path = arch_file(architecture, template=template)
-        model = localmoe.load(str(path), context=2048, wishes=localmoe.Wishes(threads=1, batch=64))
+        model = localmoe.load(
+            str(path), context=2048, wishes=localmoe.Wishes(threads=1, batch=BATCH)
+        )
         open_models.append(model)
         return model.begin(temperature=0, max_tokens=8)
 
@@ -114,19 +118,34 @@ def test_ctrl_c(begin: Begin, kind: type[AnswerDelta | PrefillProgress]) -> None
     assert fresh(ask(talk, "Why?")) < NEAR
 
 
-def test_a_first_prefill_that_was_interrupted_is_gone_on_with(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first long prompt, stopped in the middle: half of it need not be read again."""
+def test_a_first_prefill_that_was_interrupted_is_gone_on_with(begin: Begin) -> None:
+    """The first long prompt, stopped in the middle: what was read is not read again."""
     talk = begin(templates.CHATML)
-    events = talk.ask(LONG * 3)
+    read = 0
+    events = talk.ask(LONG * 5)
     for event in events:
-        if isinstance(event, PrefillProgress) and event.done > event.total // 2:
+        if isinstance(event, PrefillProgress) and read == 0 and event.done > event.total // 2:
+            read = event.done
             talk.engine.cancel()
     assert isinstance(event, TurnDone) and event.finish_reason == "interrupted"
     talk.session.undo()
-    done = ask(talk, LONG * 3)
-    assert done.usage.reused_tokens >= 64
+    done = ask(talk, LONG * 5)
+    assert done.usage.reused_tokens > read - LOST
+
+
+def test_how_far_back_is_a_matter_of_tokens(begin: Begin) -> None:
+    """Another end of a long prompt: however fast it was read, so much of it is read again."""
+    talk = begin(templates.CHATML)
+    words = LONG * 5
+    for share in (0.9, 0.7, 0.5):
+        ask(talk, words)
+        talk.session.undo()
+        begun = words[: int(share * len(words))]
+        common = talk.engine.count_tokens(begun)
+        assert common > LOST
+        other = ask(talk, begun + " xyz")
+        talk.session.undo()
+        assert other.usage.reused_tokens > common - LOST
 
 
 @pytest.mark.parametrize(("room", "factor"), [(8, 10), (16, 4)])

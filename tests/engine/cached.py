@@ -139,10 +139,9 @@ class Conversation:
     """A loaded model in this process. Use as a context manager."""
 
     def __init__(self, path: Path, settings: EngineSettings, hot: str = "") -> None:
-        from localmoe.engine import binding, kv, loader
+        from localmoe.engine import binding, loader
         from localmoe.engine.residency import Residency
 
-        kv.CHECKPOINT_SECONDS = float("inf")  # or what is reused depends on the time
         self._llama = binding.llama
         self.flag = ctypes.c_int32(0)
         self.model = read_model(path)

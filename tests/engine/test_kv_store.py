@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,19 @@ def test_what_differs_is_discarded(
         assert done.reused_tokens == 0
     with started(path, settings) as engine:
         assert ask(engine, FIRST, len(FIRST))[0] == text
+
+
+def test_another_set_of_rotation_factors_is_another_state(arch_file: Callable[..., Path]) -> None:
+    """LongRoPE: a context beyond the original one rotates all positions anew."""
+    path = arch_file("phimoe")
+    original = read_model(path).metadata["phimoe.rope.scaling.original_context_length"]
+    assert isinstance(original, int)
+    with started(path) as engine:
+        ask(engine, FIRST, len(FIRST))
+        assert engine.keep("talk") > 0
+    longer = replace(SETTINGS, context=original + 256)
+    with started(path, longer) as engine:
+        assert engine.resume("talk") == 0
 
 
 def test_short_conversations_leave_no_file(arch_file: Callable[[str], Path], home: Path) -> None:
