@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from localmoe.chat import settings as settings_module
-from localmoe.chat.attachments import read_attachment, with_files
+from localmoe.chat.attachments import Attachment, read_attachment, with_files
 from localmoe.chat.columns import flowed, two_columns
 from localmoe.chat.commands import KEYS, Again, Command, ExitChat, Registry, Result
 from localmoe.chat.context import Meter, answer_room, bar
@@ -79,16 +79,30 @@ def _read(chat: Chat, argument: str) -> str:
         chat.files.clear()
         return "nothing is attached" if not dropped else "taken off again"
     if argument:
-        file = read_attachment(argument)
-        chat.files.append(file)
+        chat.files.append(read_attachment(_unquoted(argument)))
     if not chat.files:
         raise UsageError("nothing is attached", hint="/read FILE attaches a text file")
-    count = chat.ready().engine.count_tokens
-    lines = []
-    for file in chat.files:
-        tokens = count(with_files("", [file]))
-        lines.append(f"{file.name} · {tokens:,} tokens of the context's {chat.context:,}")
-    return "\n".join([*lines, "goes with your next message (/read - takes it off)"])
+    engine = chat.ready().engine
+    return attached(chat.files, engine.count_tokens, chat.context)
+
+
+def attached(files: Sequence[Attachment], count: Callable[[str], int], context: int) -> str:
+    """What goes with the next message, and how much of the context that takes."""
+    sizes = [count(with_files("", [file])) for file in files]
+    lines = [
+        f"{file.name} · {tokens:,} tokens of the context's {context:,}"
+        for file, tokens in zip(files, sizes, strict=True)
+    ]
+    lines.append("goes with your next message (/read - takes it off)")
+    if sum(sizes) >= context:
+        lines.append("too much for the context: take it off, or use a larger --ctx")
+    return "\n".join(lines)
+
+
+def _unquoted(path: str) -> str:
+    """Without the quotes that a shell would take away, unless a file is named like that."""
+    quoted = len(path) > 2 and path[0] == path[-1] and path[0] in "'\""
+    return path[1:-1] if quoted and not Path(path).exists() else path
 
 
 def files(chat: Chat, argument: str) -> Iterable[str]:

@@ -13,7 +13,7 @@ from localmoe.chat.reasoning import Answer, Piece
 from localmoe.chat.session import Message, Session, Turn
 from localmoe.chat.settings import Settings
 from localmoe.chat.stopping import StopTexts
-from localmoe.chat.template import ChatTemplate, Rendered
+from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
 from localmoe.errors import EngineError
@@ -134,7 +134,8 @@ class Conversation:
     def regenerate(self) -> Generator[ChatEvent, None, None]:
         """Ask the last question again; its answer is replaced once a new one has begun.
 
-        There must be a turn. Raises what ``ask`` does, and then the old answer is still there.
+        There must be a turn. Raises what ``ask`` does. Without a word of a new answer, after an
+        error or an interrupt, the old one is still there.
         """
         last = self.session.undo()
         assert last is not None
@@ -142,8 +143,7 @@ class Conversation:
         try:
             yield from self.ask(last.question.content, last.question.files)
         finally:
-            if len(self.session.turns) == before:
-                self.session.add(last)
+            self.session.put_back(last, before)
 
     def prompt_tokens(self, question: Message | None = None, *, skip: int = 0) -> int:
         """Tokens of the prompt for that question, as if ``skip`` turns were not sent any more.
@@ -151,23 +151,13 @@ class Conversation:
         Raises ``TemplateError``, ``EngineError``.
         """
         messages = self.session.prompt_messages(question, skip=skip)
-        if not messages:
-            return 0
-        rendered = self._render(messages)
-        return self.engine.count_tokens(rendered.prompt) + (not rendered.has_bos)
+        return self._count(messages, self.settings.think) if messages else 0
 
     def summarise(self, turns: int, max_tokens: int) -> Generator[ChatEvent, None, None]:
-        """Let the model sum up the oldest ``turns``, which are then not sent any more.
+        """Let the model sum up the oldest ``turns`` in ``max_tokens``, then not sent any more.
 
-        Nothing changes unless a summary was written to its end. Raises what ``ask`` does.
+        Nothing changes when that is interrupted, or says nothing. Raises what ``ask`` does.
         """
-        kept = self.session.turns[:turns]
-        request = SUMMARY_REQUEST.format(words=max(30, max_tokens // 2))
-        older = Session(self.session.system)
-        for turn in kept:
-            older.add(turn)
-        older.shorten(self.session.skipped, self.session.summary)
-        messages = older.prompt_messages(Message("user", request))
         settings = replace(
             self.settings,
             max_tokens=max_tokens,
@@ -177,18 +167,29 @@ class Conversation:
             grammar=None,
         )
         said = _Said()
-        done = yield from self._answer(messages, said, settings)
+        done = yield from self._answer(self._to_sum_up(turns, max_tokens), said, settings)
         summary = done.answer.strip()
         if summary and done.finish_reason != "interrupted":
             self.session.shorten(turns, summary)
         yield done
 
+    def summary_tokens(self, turns: int, max_tokens: int) -> int:
+        """Tokens of the prompt that ``summarise`` sends. Raises what ``prompt_tokens`` does."""
+        return self._count(self._to_sum_up(turns, max_tokens), ThinkLevel.OFF)
+
+    def _to_sum_up(self, turns: int, max_tokens: int) -> tuple[Message, ...]:
+        older = Session(self.session.system, self.session.turns[:turns])
+        older.shorten(self.session.skipped, self.session.summary)
+        request = SUMMARY_REQUEST.format(words=max(30, max_tokens // 2))
+        return older.prompt_messages(Message("user", request))
+
+    def _count(self, messages: Sequence[Message], think: ThinkLevel) -> int:
+        rendered = self._template.render(messages, think=think)
+        return self.engine.count_tokens(rendered.prompt) + (not rendered.has_bos)
+
     @property
     def _template(self) -> ChatTemplate:
         return PLAIN if self.settings.plain else self.template
-
-    def _render(self, messages: Sequence[Message]) -> Rendered:
-        return self._template.render(messages, think=self.settings.think)
 
     def _answer(
         self, messages: Sequence[Message], said: _Said, settings: Settings | None = None

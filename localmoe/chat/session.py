@@ -28,6 +28,11 @@ class Message:
         """With its files as a part of the text."""
         return Message(self.role, with_files(self.content, self.files), self.reasoning)
 
+    @property
+    def unsaid(self) -> bool:
+        """Stopped before its first word."""
+        return self.interrupted and not self.content and not self.reasoning
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -146,6 +151,18 @@ class Session:
         last = self._turns[-1]
         self._change(Undone())
         return last
+
+    def put_back(self, turn: Turn, left: int) -> bool:
+        """Bring back a ``turn`` that was taken back for a new one, unless that has begun.
+
+        ``left`` is the number of turns there were without either. Returns whether it came back.
+        """
+        if len(self._turns) > left and self._turns[-1].answer.unsaid:
+            self.undo()
+        if len(self._turns) > left:
+            return False
+        self.add(turn)
+        return True
 
     def clear(self) -> None:
         """Forget the turns; the system text stays."""

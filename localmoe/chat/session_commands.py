@@ -11,7 +11,6 @@ from localmoe.chat.commands import Command, Registry
 from localmoe.chat.export import to_document, to_markdown
 from localmoe.chat.state import Chat
 from localmoe.chat.store import Entry
-from localmoe.engine import kv_store
 from localmoe.errors import StorageError, UsageError
 from localmoe.text import clean, clean_line
 
@@ -29,7 +28,7 @@ def add_session_commands(registry: Registry) -> None:
 def _save(chat: Chat, argument: str) -> str:
     if not argument:
         if chat.log is None:
-            return "nothing is written (--no-history); /save NAME or /save FILE.md does it once"
+            return "nothing is written; /save NAME writes it, /save FILE.md exports it"
         if not chat.log.begun:
             return f"it will be written as you talk, to {chat.log.path}"
         return f"written as you talk, to {chat.log.path}"
@@ -89,7 +88,6 @@ def _sessions(chat: Chat, argument: str) -> str:
         if name == chat.name:
             raise UsageError("this conversation is open", hint="/clear begins another one first")
         store.delete(name)
-        kv_store.forget(name)
         return f"{name} is deleted"
     if argument:
         raise UsageError("/sessions lists them, /sessions delete NAME deletes one")

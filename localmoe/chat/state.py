@@ -90,7 +90,9 @@ class Chat:
         if self.log is None or not AUTOMATIC.fullmatch(self.log.name):
             self.session.clear()
             self.last = None
-            return "the conversation is forgotten"
+            if self.log is None:
+                return "the conversation is forgotten"
+            return f"begun anew; what was said stays in the file of {self.log.name}"
         if not self.session.turns:
             return "nothing was said yet"
         old, system, model = self.log.name, self.session.system, self.session.model

@@ -30,6 +30,7 @@ from localmoe.chat.session import (
     Turn,
     Undone,
 )
+from localmoe.engine import kv_store
 from localmoe.errors import StorageError, UsageError
 from localmoe.text import clean_line
 
@@ -111,13 +112,18 @@ class Store:
         return next(name for name in names if not self.exists(name))
 
     def delete(self, name: str) -> None:
-        """Raises ``UsageError`` when there is none of that name."""
+        """And what was kept of its context. Raises ``UsageError``: not there, or in use."""
+        if not self.exists(name):
+            raise self.unknown(name)
+        path = self.path(name)
+        file = _claim(path, name, os.O_RDWR)
         try:
-            self.path(name).unlink()
-        except FileNotFoundError:
-            raise self.unknown(name) from None
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"cannot delete {name}: {error.strerror}") from error
+        finally:
+            os.close(file)
+        kv_store.forget(name)
 
     def unknown(self, name: str) -> UsageError:
         """The error for a name that no conversation has, with the nearest."""
@@ -143,7 +149,7 @@ class Log:
         self.damaged = 0  # lines that could not be read
         self._file: int | None = None
         if path.exists():
-            self._file = self._open(os.O_APPEND | os.O_RDWR)
+            self._file = _claim(self.path, name, os.O_APPEND | os.O_RDWR)
             self.session, self.damaged = read(path)
 
     @property
@@ -157,7 +163,8 @@ class Log:
         try:
             if self._file is None:
                 storage.private_dir(self.path.parent)
-                self._file = self._open(os.O_APPEND | os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                flags = os.O_APPEND | os.O_RDWR | os.O_CREAT | os.O_EXCL
+                self._file = _claim(self.path, self.name, flags)
             size = os.fstat(self._file).st_size
             if size and os.pread(self._file, 1, size - 1) != b"\n":
                 line = b"\n" + line  # a crash cut the last line off
@@ -173,22 +180,24 @@ class Log:
             os.close(self._file)
             self._file = None
 
-    def _open(self, flags: int) -> int:
-        try:
-            file = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise UsageError(
-                f"the conversation {self.name} is open in another localmoe",
-                hint="--session NAME takes another one",
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        return file
+
+def _claim(path: Path, name: str, flags: int) -> int:
+    """The file of a conversation, for one process at a time. Raises UsageError, StorageError."""
+    try:
+        file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise UsageError(
+            f"the conversation {name} is open in another localmoe",
+            hint="--session NAME takes another one",
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def read(path: Path) -> tuple[Session, int]:

@@ -45,7 +45,6 @@ class ModelLoad:
         self._news = news
         self._planned = planned
         self._loaded = loaded
-        self._plan_only = False
         self._stack = ExitStack()
         self._done = threading.Event()
         self._done.set()
@@ -83,11 +82,10 @@ class ModelLoad:
         rest = f" · {left:.0f} s left" if took > 2 and left >= 1 else ""
         return f"loading · {100 * self._fraction:.0f} %{rest}"
 
-    def start(self, *, plan_only: bool = False) -> None:
-        """Begin, or begin again; returns at once. ``plan_only`` ends before anything is loaded."""
+    def start(self) -> None:
+        """Begin, or begin again; returns at once."""
         if self.busy:
             return
-        self._plan_only = plan_only
         self.error = None
         self._cancelled = False
         self._fraction = None
@@ -112,8 +110,6 @@ class ModelLoad:
         """
         if self._cancelled and not self.ready:  # what was interrupted before has not ended yet
             self._wait(line, notices, lambda: False)
-            self.start()
-        if self._plan_only and not self.busy:
             self.start()
         self._wait(line, notices, lambda: False)
         room = self._planned_room()
@@ -182,8 +178,6 @@ class ModelLoad:
             self._news()
         room = self.room
         room.loaded = None
-        if self._plan_only:
-            return
         if self._cancelled:
             raise InterruptedLoadError("loading was interrupted")
         for event in room.engine.load():

@@ -57,6 +57,7 @@ class ChatLoop:
         grammar: str | None = None,
     ) -> None:
         self._output = output
+        self._learns = not options.no_history
         self._notices = notices
         self._draft = ""  # for the next input line
         self._pressed = NEVER  # when Ctrl-C was pressed last
@@ -97,17 +98,22 @@ class ChatLoop:
                 self.seat.ready()
             elif not lines.tells_news:
                 self.seat.wait_for_plan()
-            self._read_lines()
+            code = self._until_the_end()
             self.seat.keep(self.chat.name)
-            return 0
-        except Quit:
-            return INTERRUPTED
+            return code
         finally:
             self.seat.close()
             if self.chat.log is not None:
                 self.chat.log.close()
 
     # Lines and commands.
+
+    def _until_the_end(self) -> int:
+        try:
+            self._read_lines()
+        except Quit:
+            return INTERRUPTED
+        return 0
 
     def _read_lines(self) -> None:
         """Until the end of input or /exit. Raises ``Quit``."""
@@ -186,10 +192,10 @@ class ChatLoop:
             else:
                 self._draft = text
         finally:
-            if len(chat.session.turns) > before:
+            if replaced is not None and chat.session.put_back(replaced, before):
+                self._draft = text
+            elif len(chat.session.turns) > before:
                 chat.files.clear()
-            elif replaced is not None:
-                chat.session.add(replaced)
 
     def _again(self) -> None:
         conversation = self.seat.ready()
@@ -202,6 +208,7 @@ class ChatLoop:
         from localmoe.cli.chat_screen import screen_for
 
         engine = self.seat.room().engine
+        self.seat.unkept = True
         screen = screen_for(self._output, show_reasoning=self.chat.show_reasoning)
         with hushed(), interrupts(engine.cancel, engine.close) as pressed:
             try:
@@ -234,8 +241,17 @@ class ChatLoop:
         self.chat.last = done if begun else None
         if begun:
             self._status(done)
+            if self._learns:
+                self._learn(done)
         else:
             self._output.note("interrupted before the first word")
+
+    def _learn(self, done: TurnDone) -> None:
+        """Keep how fast it was, for the next forecast."""
+        from localmoe.cli.learning import learn_from
+
+        room = self.seat.room()
+        learn_from(room.model, room.plan, room.machine, done.finished)
 
     def _status(self, done: TurnDone) -> None:
         from localmoe.cli.chat_status import status_lines, why_it_ended

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from localmoe import config
+from localmoe.chat.builtin import attached, turns_text
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.session import ModelUsed
 from localmoe.chat.state import Chat
@@ -19,7 +20,11 @@ from localmoe.cli.lines import Lines, Notices
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.errors import DoesNotFitError, InterruptedLoadError, LocalmoeError
+from localmoe.facts import catalog
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model, read_model
 from localmoe.planning.plan import Plan
+from localmoe.text import clean_line
 
 if TYPE_CHECKING:  # the input line need not wait for what it imports
     from localmoe.cli.talk import Talk
@@ -54,6 +59,8 @@ class Seat:
         self._load: ModelLoad | None = None
         self._conversation: Conversation | None = None
         self.taken = False  # by a model that was loaded, at least once
+        self.unkept = False  # something was read since the last ``keep`` or ``resume``
+        self._awaited: ModelLoad | None = None  # whoever waits for it meets its error, too
 
     @property
     def load(self) -> ModelLoad:
@@ -96,7 +103,9 @@ class Seat:
             if self.taken:
                 self._output.note("starting the engine again")
             load.start()
+        self._awaited = load
         room = load.wait(self._line(), self._notices)
+        self._awaited = None
         self.taken = True
         return room
 
@@ -107,7 +116,7 @@ class Seat:
         if self._conversation is None or self._conversation.engine is not room.engine:
             self._conversation = room.conversation(self._options)
             self._notices.show()
-            settings = dataclasses.replace(self._conversation.settings, grammar=self._grammar)
+            settings = replace(self._conversation.settings, grammar=self._grammar)
             chat.model_settings(settings)
             chat.context = room.loaded.context
             source = str(room.model.paths[0].absolute())
@@ -124,64 +133,52 @@ class Seat:
         options = configured.for_model(self._options, name, read)
         target = read.target(name)
         bring_here(target, options, self._output)
-        new, tight = self._try_plan(target, options), False
-        if new is None or _may_be_better_alone(new.room, self.load.room):
-            tight = True
+        model, old = read_model(catalog.resolve(target)), self.load.room
+        if old is not None and model.paths == old.model.paths and not self.load.changed():
+            return f"{clean_line(model.name)} is the model of this chat already"
+        with self._line() as line:
+            line.show(f"planning {clean_line(model.name)}")
+            if old is not None:
+                _check_that_it_fits(model, old.plan, options)
         self.keep(self.chat.name)
         self.load.close()
         before = self._name, self._options
         try:
-            if tight:
-                if new is not None:
-                    new.close()
-                new = self._new_load(target, options)
-                new.start(plan_only=True)
-                new.wait_for_plan(self._line(), self._notices)
-            assert new is not None
-            self._name, self._options = target, options
-            self._load, self._conversation = new, None
+            self.begin(target, options)
             self.ready()
-        except LocalmoeError:
-            if new is not None:
-                new.close()
-            self.begin(*before)
+        except InterruptedLoadError:
+            self._back_to(*before)
+            return "stopped: the model before is loaded again"
+        except BaseException:
+            self._back_to(*before)
             raise
         self.chat.last = None
         turns = len(self.chat.session.turns)
-        return f"the conversation goes on, {turns} turns so far" if turns else ""
+        return f"the conversation goes on, {turns_text(turns)} so far" if turns else ""
 
-    def _try_plan(self, name: str, options: Options) -> ModelLoad | None:
-        """The plan beside the model that is loaded; ``None`` when both together do not fit."""
-        new = self._new_load(name, options)
-        new.start(plan_only=True)
-        try:
-            new.wait_for_plan(self._line(), self._notices)
-        except DoesNotFitError:
-            new.close()
-            return None
-        except BaseException:
-            new.close(0)
-            raise
-        return new
+    def _back_to(self, name: str | None, options: Options) -> None:
+        self.load.close(0)
+        self.begin(name, options)
 
     def keep(self, name: str) -> None:
         """What was read of a session, on disk, so that the next time it need not be read again."""
         load, last = self._load, self.chat.last
-        if not name or load is None or not load.ready or load.room is None:
+        if not self.unkept or not name or load is None or not load.ready or load.room is None:
             return
-        if last is None or last.usage.total < KEEP_FROM:
+        if last is not None and last.usage.total < KEEP_FROM:
             return
         engine = load.room.engine
         with interrupts(engine.cancel, engine.close), self._line() as line:
             line.show("keeping what was read, for the next time")
             with contextlib.suppress(LocalmoeError, KeyboardInterrupt):
                 engine.keep(name)
+                self.unkept = False
 
     def resume(self, name: str) -> None:
         """Take up what was kept of a session that was opened."""
         load = self._load
         if load is not None and load.ready and load.room is not None:
-            self._came(load.room)
+            self._take_up(load.room)
 
     def _new_load(self, name: str | None, options: Options) -> ModelLoad:
         def open_room() -> AbstractContextManager[Talk]:
@@ -196,8 +193,10 @@ class Seat:
     # On the loading thread.
 
     def _news(self) -> None:
-        error = self._load.error if self._load is not None else None
-        if isinstance(error, LocalmoeError) and not isinstance(error, InterruptedLoadError):
+        load = self._load
+        error = load.error if load is not None else None
+        told = load is self._awaited or isinstance(error, InterruptedLoadError)
+        if isinstance(error, LocalmoeError) and not told:
             self.lines.stop(error)
         else:
             self.lines.news()
@@ -207,6 +206,13 @@ class Seat:
 
     def _came(self, room: Talk) -> None:
         """The model is loaded, and nobody else talks to it."""
+        self._take_up(room)
+        if self.chat.files and not self.taken and room.loaded is not None:
+            text = attached(self.chat.files, room.engine.count_tokens, room.loaded.context)
+            self._notices.post(lambda: self._output.note(text))
+
+    def _take_up(self, room: Talk) -> None:
+        self.unkept = False
         if self.chat.session.turns and self.chat.name:
             with contextlib.suppress(LocalmoeError):
                 room.engine.resume(self.chat.name)
@@ -214,21 +220,39 @@ class Seat:
     # Elsewhere.
 
     def _card(self, room: Talk) -> None:
+        from localmoe.cli import speeds
         from localmoe.cli.chat_status import card
 
         context = room.plan.settings.context
-        self.chat.about = "\n".join(t.plain for t in card(room.model, room.plan, context))
+        speed = speeds.brief(room.forecast) if room.forecast else ""
+        about = card(room.model, room.plan, context, speed=speed)
+        self.chat.about = "\n".join(text.plain for text in about)
         if self._output.quiet:
             return
         with contextlib.suppress(OSError):
-            for text in card(room.model, room.plan, context, self._output.columns):
+            for text in card(room.model, room.plan, context, self._output.columns, speed):
                 self._output.stderr.print(text, soft_wrap=True)
         if self.lines.interactive and not self.taken:
             self._output.note("/help lists the commands, Ctrl-D leaves")
 
 
-def _may_be_better_alone(new: Talk | None, old: Talk | None) -> bool:
-    """Whether a plan could gain from the memory that the loaded model still holds."""
-    if new is None or old is None:
-        return True
-    return old.plan.tiers.gpu > 0 or new.plan.tiers.disk > 0
+def _check_that_it_fits(model: Model, old: Plan, options: Options) -> None:
+    """Raises ``DoesNotFitError`` for a model that does not fit, even without the loaded one."""
+    from localmoe.cli import prepare
+
+    machine = without(prepare.find_machine(options, imagined=False), old)
+    plan = prepare.plan_for(model, machine, options, imagined=False)
+    if not plan.verdict.fits:
+        hint = plan.advice[0] if plan.advice else None
+        raise DoesNotFitError(f"{clean_line(model.name)}: {plan.reason}", hint=hint)
+
+
+def without(machine: Machine, plan: Plan) -> Machine:
+    """The machine as it will be when the model of that plan is gone. Pure."""
+    ram = min(machine.ram_total, machine.ram_available + plan.tiers.ram)
+    used = set(plan.settings.devices) if plan.tiers.gpu else ()
+    gpus = tuple(
+        replace(gpu, free=min(gpu.total, gpu.free + plan.tiers.gpu)) if gpu.device in used else gpu
+        for gpu in machine.gpus
+    )
+    return replace(machine, ram_available=ram, gpus=gpus)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -10,16 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from localmoe.chat.attachments import Attachment, read_attachment
-from localmoe.chat.context import Overflow, answer_room, find_shortage
-from localmoe.chat.conversation import Conversation, TurnDone
-from localmoe.chat.session import Message, ModelUsed, Session
+from localmoe.chat.context import Overflow
+from localmoe.chat.conversation import ChatEvent, Conversation, TurnDone
+from localmoe.chat.overflow import make_room
+from localmoe.chat.session import Message, ModelUsed
 from localmoe.cli import documents, talk
 from localmoe.cli.arguments import Options, model_and_prompt
+from localmoe.cli.learning import learn_from
 from localmoe.cli.output import Output
 from localmoe.cli.piped import SILENT_STDIN, PipedInput, compose
 from localmoe.cli.run_printers import Printer, parsed, printer_for
+from localmoe.cli.run_session import kept_session
 from localmoe.engine.grammar import schema_to_gbnf
-from localmoe.errors import ContextOverflowError, EngineError, StorageError, UsageError
+from localmoe.errors import ContextOverflowError, EngineError, UsageError
 from localmoe.facts import catalog
 from localmoe.text import clean_line
 
@@ -60,8 +62,11 @@ def run_command(options: Options, output: Output) -> int:
         source = str(room.model.paths[0].absolute())
         session.session.use(ModelUsed(room.model.name, source))
         with session.resumed(room):
-            make_room(conversation, Message("user", prompt, files=tuple(files)), room, options)
+            if session.session.turns:
+                fit_in(conversation, Message("user", prompt, files=tuple(files)), room, options)
             done = answer(conversation, prompt, files, room, printer)
+        if not options.no_history:
+            learn_from(room.model, room.plan, room.machine, done.finished)
     if done.finish_reason == "interrupted":
         return INTERRUPTED
     if grammar is not None and parsed(done) is None:
@@ -106,98 +111,45 @@ def read_schema(path: str) -> Any:
         ) from None
 
 
-@dataclasses.dataclass(slots=True)
-class KeptSession:
-    """The conversation that a run belongs to; one without a ``name`` is written nowhere."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class NobodyThere:
+    """The ``Host`` of ``make_room`` where nobody can be asked: ``--overflow`` says what to do."""
 
-    session: Session
-    output: Output
-    name: str | None = None
-    model_source: str | None = None  # the model that led it so far
+    room: talk.Talk
+    choice: Overflow
 
-    @contextlib.contextmanager
-    def resumed(self, room: talk.Talk) -> Iterator[None]:
-        """With what was read in it taken up from the disk, and kept there in the end."""
-        if self.name is None:
-            yield
-            return
-        if self.session.turns:
-            room.engine.resume(self.name)
-        try:
-            yield
-        finally:
-            if room.engine.alive:
-                try:
-                    room.engine.keep(self.name)
-                except StorageError as error:
-                    self.output.warn(error.message)
+    def choose(self, turns: int) -> Overflow:
+        return self.choice
 
+    def warn(self, text: str) -> None:
+        if self.choice in (Overflow.DROP, Overflow.SUMMARISE):  # else it is the error
+            self.room.output.warn(text)
 
-@contextlib.contextmanager
-def kept_session(options: Options, output: Output) -> Iterator[KeptSession]:
-    """The session of ``--session`` or ``--continue``; else one of this run alone.
+    def note(self, text: str) -> None:
+        self.room.output.note(text)
 
-    Raises UsageError for a conversation that is not there, or in use.
-    """
-    if not options.session and not options.resume:
-        yield KeptSession(Session(options.system or ""), output)
-        return
-    from localmoe.chat.state import Chat
-    from localmoe.cli.chat import model_of, open_session
-
-    _, log = open_session(options)
-    if log is None:
-        raise UsageError("no conversation to go on with")
-    chat = Chat(ready=_no_model, tell=output.note, warn=output.warn)
-    try:
-        chat.open_log(log)
-        if options.system is not None:
-            chat.session.system = options.system
-        turns = len(chat.session.turns)
-        so_far = f"{turns} turn{'s' * (turns != 1)} so far" if turns else "a new conversation"
-        output.note(f"{log.name}: {so_far}")
-        yield KeptSession(chat.session, output, log.name, model_of(log, output))
-    finally:
-        log.close()
+    def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
+        """Ctrl-C ends the run, and nothing has changed."""
+        with talk.interrupts(self.room.engine) as pressed:
+            for _ in summary:
+                pass
+        if pressed.pressed:
+            raise KeyboardInterrupt
 
 
-def _no_model() -> Conversation:
-    raise EngineError("there is no chat here")
-
-
-def make_room(
+def fit_in(
     conversation: Conversation, question: Message, room: talk.Talk, options: Options
 ) -> None:
-    """Where the question does not fit, leave out the oldest turns if ``--overflow`` says so.
-
-    Raises ContextOverflowError otherwise.
-    """
-    session, output = conversation.session, room.output
-    if not session.turns or room.loaded is None:
-        return  # the engine tells the counts of a question that is too long by itself
-    wanted = answer_room(room.loaded.context, options.max_tokens)
-    shortage = find_shortage(
-        lambda skip: conversation.prompt_tokens(question, skip=skip),
-        session.skipped,
-        len(session.turns),
-        room.loaded.context,
-        wanted,
-    )
+    """Make room for the question as ``--overflow`` says. Raises ContextOverflowError."""
+    assert room.loaded is not None
+    host = NobodyThere(room, Overflow(options.overflow or Overflow.STOP))
+    shortage = make_room(conversation, question, room.loaded.context, host)
     if shortage is None:
         return
-    choice = Overflow(options.overflow or Overflow.STOP)
-    if shortage.drop is None or choice in (Overflow.ASK, Overflow.STOP):
-        raise ContextOverflowError(
-            shortage.message,
-            hint="--overflow drop leaves the oldest turns out, --overflow summarise sums them up",
-        )
-    output.warn(shortage.message)
-    if choice is Overflow.DROP:
-        session.shorten(shortage.drop)
-    else:
-        for _ in conversation.summarise(shortage.drop, wanted):
-            pass
-    output.note(f"the {shortage.drop} oldest turns are not sent any more")
+    hint = "--overflow drop leaves the oldest turns out, --overflow summarise sums them up"
+    if shortage.drop is None:
+        hint = "even alone it is too long: shorten it, or use a larger --ctx"
+    raise ContextOverflowError(shortage.message, hint=hint)
 
 
 def _is_terminal(stream: object) -> bool:

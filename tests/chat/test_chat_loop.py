@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from localmoe.cli.lines import PipedLines, TerminalLines
 from localmoe.cli.output import Output
 from localmoe.cli.piped import compose
 from localmoe.cli.talk import about, experts_home, settings
-from localmoe.engine.events import LoadProgress, PrefillProgress, Request
+from localmoe.engine.events import Loaded, LoadProgress, PrefillProgress, Request
 from localmoe.errors import ContextOverflowError, EngineCrashError, ModelFileError, UsageError
 from localmoe.text import format_duration
 from tests.chat import room
@@ -254,7 +255,45 @@ def test_edit_asks_the_changed_question(tmp_path: Path, monkeypatch: pytest.Monk
     assert "ended with 1" in type_in(ScriptedEngine([["1"]]), Keys("hello", "/edit")).err
 
 
+class StoppedAtOnce(ScriptedEngine):
+    """An engine whose user presses Ctrl-C while the second prompt is read."""
+
+    def generate(self, request: Request):  # type: ignore[no-untyped-def]
+        for event in super().generate(request):
+            yield event
+            if isinstance(event, PrefillProgress) and len(self.requests) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_an_edit_that_is_stopped_before_the_first_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn is as it was with its file, and the changed message is back on the input line."""
+    (tmp_path / "n.txt").write_text("the notes")
+    (tmp_path / "m.txt").write_text("the others")
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf "changed" > "$1"\n')
+    editor.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(editor))
+    keys = Keys(
+        f"/read {tmp_path}/n.txt", "hello", f"/read {tmp_path}/m.txt", "/edit", "next", "last"
+    )
+    done = type_in(StoppedAtOnce([["1"], ["2"], ["3"], ["4"]]), keys)
+    assert keys.drafts[4] == "changed"
+    third, fourth = (request.prompt for request in done.engine.requests[2:])
+    assert "the notes" in third and "assistant\n1" in third and "changed" not in third
+    assert third.count("the others") == fourth.count("the others") == 1
+
+
 LONG = "word " * 30
+
+
+class Roomy(ScriptedEngine):
+    """An engine with a context of 400 tokens."""
+
+    def load(self) -> Iterator[LoadProgress | Loaded]:
+        for event in super().load():
+            yield replace(event, context=400) if isinstance(event, Loaded) else event
 
 
 class TestFull:
@@ -287,10 +326,14 @@ class TestFull:
 
     def test_summarising(self) -> None:
         """The model sums up, and its words are sent in place of the turns."""
-        done = self.full("next " * 30, answer="s")
+        engine = Roomy([["a"], ["b"], ["c"], ["d"]])
+        keys = Keys("word " * 120, "word " * 120, "next " * 120, answer="s")
+        done = type_in(engine, keys)
+        assert keys.questions == ["the 2 oldest turns: [d]rop, [s]ummarise, or [Enter] to stop? "]
         assert "Summarise our conversation" in done.engine.requests[2].prompt
         prompt = done.engine.requests[3].prompt
         assert "word" not in prompt and "Summary of the conversation so far:\nc" in prompt
+        assert "the 2 oldest turns are sent as a summary" in done.err
 
     def test_a_stated_choice_is_not_asked_for(self) -> None:
         """``--overflow drop`` and ``/set overflow drop``."""

@@ -202,6 +202,20 @@ def test_regenerating_in_vain_keeps_the_answer(renderer: Renderer) -> None:
     assert [m.content for m in chat.session.messages] == ["count", "one"]
 
 
+def test_regenerating_that_is_stopped(renderer: Renderer) -> None:
+    """Before the first word the old answer stays; after it the new one does, marked."""
+    chat, engine = conversation(renderer, ["one"], ["never said"], ["two ", "three"])
+    list(chat.ask("count"))
+    for kind, left in ((PrefillProgress, "one"), (AnswerDelta, "two ")):
+        for event in chat.regenerate():
+            if isinstance(event, kind):
+                engine.cancel()
+        assert isinstance(event, TurnDone) and event.finish_reason == "interrupted"
+        (turn,) = chat.session.turns
+        assert turn.answer.content == left
+    assert turn.answer.interrupted
+
+
 def test_a_summary_takes_the_place_of_the_oldest_turns(renderer: Renderer) -> None:
     """The model is asked about those turns alone; the next prompt has its words in their place."""
     chat, engine = conversation(renderer, ["1"], ["2"], ["3"], ["they counted"], ["4"], system="S")

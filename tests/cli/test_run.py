@@ -213,7 +213,31 @@ def test_a_full_conversation_is_not_cut_silently(localmoe: Localmoe, model: Path
     assert_clear_error(refused, 1, "the next turn does not fit", "--overflow drop")
     dropped = localmoe(*arguments, "--overflow", "drop", "word " * 120)
     assert dropped.returncode == 0
-    assert "oldest turns are not sent any more" in dropped.stderr
+    assert "not sent any more:" in dropped.stderr
+    localmoe(*arguments, "word " * 120)
+    summed_up = localmoe(*arguments, "--overflow", "summarise", "word " * 120)
+    assert (summed_up.returncode, bool(summed_up.stdout)) == (0, True)
+    assert "sent as a summary from now on" in summed_up.stderr
+    alone = localmoe(*arguments, "--overflow", "drop", "word " * 900)
+    assert_clear_error(alone, 1, "the next turn does not fit", "even alone it is too long")
+
+
+def test_no_history_leaves_no_file(localmoe: Localmoe, model: Path) -> None:
+    """Not the name of the model, nor the experts in use; without the option both are noted."""
+
+    def files() -> set[str]:
+        found = (path for path in localmoe.home.rglob("*") if path.is_file())
+        return {str(path.relative_to(localmoe.home)) for path in found}
+
+    (localmoe.home / "a.txt").write_text("alpha " * 100)
+    localmoe("--version")  # the home folder of a test comes with the speeds of a machine
+    before = files()
+    quiet = ("run", "-t", "1", "-m", model, *GREEDY, "-n", "40", "-f", "a.txt", "--no-history")
+    assert localmoe(*quiet, "secret").returncode == 0
+    assert files() == before
+    assert localmoe(*quiet[:-1], "secret").returncode == 0
+    noted = " ".join(files() - before)
+    assert "last-model" in noted and "secret" not in noted
 
 
 def test_stdin_that_is_not_utf8_is_said_once(localmoe: Localmoe, model: Path) -> None:

@@ -1,0 +1,94 @@
+"""Room for the next turn: what does not fit is left out or summed up, by a choice that is stated.
+
+Pure as far as ``Host`` is; the arithmetic is in ``localmoe.chat.context``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Protocol
+
+from localmoe.chat.context import Overflow, Shortage, answer_room, find_shortage
+from localmoe.chat.conversation import ChatEvent, Conversation
+from localmoe.chat.session import Message
+
+ROUNDS = 3  # a summary takes room, too, and may have been of a part only
+LEAST_SUMMARY, MOST_SUMMARY = 64, 400  # tokens
+
+
+class Host(Protocol):
+    """Who decides, is told, and shows a summary while it is written."""
+
+    def choose(self, turns: int) -> Overflow:
+        """What to do with that many of the oldest turns; ``Overflow.ASK`` counts as stop."""
+
+    def warn(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
+        """Let the model write its summary of that many turns."""
+
+
+def make_room(
+    conversation: Conversation, question: Message, context: int, host: Host
+) -> Shortage | None:
+    """None when the question can be sent, after what had to go for it; else what is in its way.
+
+    ``context`` is in tokens. Raises ``TemplateError``, ``EngineError``, and what ``host`` raises.
+    """
+    for _ in range(ROUNDS):
+        shortage = _shortage(conversation, question, context)
+        if shortage is None:
+            return None
+        host.warn(shortage.message)
+        if shortage.drop is None or not _free(conversation, shortage, shortage.drop, host):
+            return shortage
+    return _shortage(conversation, question, context)
+
+
+def _shortage(conversation: Conversation, question: Message, context: int) -> Shortage | None:
+    session = conversation.session
+
+    @cache
+    def count(skip: int) -> int:
+        return conversation.prompt_tokens(question, skip=skip)
+
+    room = answer_room(context, conversation.settings.max_tokens)
+    return find_shortage(count, session.skipped, len(session.turns), context, room)
+
+
+def _free(conversation: Conversation, shortage: Shortage, turns: int, host: Host) -> bool:
+    """Leave the oldest ``turns`` out; False when that is not wanted, or did not work."""
+    session = conversation.session
+    choice = host.choose(turns - session.skipped)
+    if choice is Overflow.SUMMARISE:
+        return _summarise(conversation, turns, shortage.context, host)
+    if choice is not Overflow.DROP:
+        return False
+    session.shorten(turns, session.summary)
+    less = shortage.needed - shortage.after
+    host.note(f"{_oldest(turns)} not sent any more: {less:,} tokens less")
+    return True
+
+
+def _summarise(conversation: Conversation, turns: int, context: int, host: Host) -> bool:
+    """Sum up as many of the oldest ``turns`` as one prompt can hold."""
+    session = conversation.session
+    tokens = max(LEAST_SUMMARY, min(MOST_SUMMARY, context // 8))
+    while turns > session.skipped and conversation.summary_tokens(turns, tokens) + tokens > context:
+        turns -= 1
+    if turns == session.skipped:
+        host.note("too long to be summed up; /set overflow drop leaves the oldest turns out")
+        return False
+    host.play(turns, conversation.summarise(turns, tokens))
+    if session.skipped < turns or not session.summary:
+        host.note("no summary was made; nothing has changed")
+        return False
+    host.note(f"{_oldest(turns)} sent as a summary from now on (/context)")
+    return True
+
+
+def _oldest(turns: int) -> str:
+    return "the oldest turn is" if turns == 1 else f"the {turns} oldest turns are"

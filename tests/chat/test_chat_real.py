@@ -1,0 +1,260 @@
+"""The chat as people use it: the real program in a terminal, real engines, small models."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts.make_standin import make_standin
+from tests.archs import others
+from tests.archs.families import F16, Family
+from tests.archs.recipe import Dims
+from tests.chat import templates
+from tests.chat.conftest import Spawn
+from tests.chat.terminal import CTRL_C, CTRL_D, Terminal
+from tests.cli.command import environment
+
+LONG = "A mixture of experts has many small networks and a router. " * 8
+NEAR = 60  # tokens: a question, an answer and the marks around them; the notes have over 200
+GIANT = Family(others.llama, Dims(layers=100, experts=0, embd=16_384, ff=65_536), F16)
+"""Some 800 GB of dense weights, as a header and a hole."""
+ArchFile = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(arch_file: ArchFile) -> Path:
+    return arch_file("qwen3moe", template=templates.CHATML)
+
+
+@pytest.fixture(scope="module")
+def other(arch_file: ArchFile) -> Path:
+    return arch_file("lfm2moe", template=templates.CHATML)
+
+
+class Talk:
+    """A chat in a terminal, command by command."""
+
+    def __init__(self, spawn: Spawn, *args: str | Path, columns: int = 160) -> None:
+        words = ("-m", "localmoe", "chat", *map(str, args), "-t", "1", "--temp", "0")
+        self.terminal: Terminal = spawn(*words, columns=columns, rows=50)
+        self.terminal.wait("context ")
+
+    def does(self, line: str, *shown: str) -> str:
+        """Type a line; what is on the screen below it, once ``shown`` is and the prompt is back."""
+        echo = f"> {line}\n"
+        before = self.terminal.text.count(echo)
+        self.terminal.say(line)
+
+        def below(text: str) -> str:
+            return text.rsplit(echo, 1)[1] if text.count(echo) > before else ""
+
+        def done(text: str) -> bool:
+            return below(text).endswith("\n>") and all(words in below(text) for words in shown)
+
+        return below(self.terminal.wait(done, 30))
+
+    def asks(self, text: str) -> str:
+        return self.does(text, "TTFT")
+
+    def fresh(self) -> int:
+        """Tokens of the last prompt that had to be read."""
+        found = re.search(r"prompt +([\d,]+) tokens.*\(([\d,]+) kept", self.does("/stats", "kept"))
+        assert found is not None
+        total, kept = (int(number.replace(",", "")) for number in found.groups())
+        return total - kept
+
+    def leaves(self, keys: str = CTRL_D) -> int:
+        self.terminal.prompt()
+        self.terminal.type(keys)
+        return self.terminal.exit_code()
+
+
+HYBRID = ("qwen3next", "granitehybrid", "lfm2moe", "nemotron_h_moe")
+
+
+@pytest.mark.parametrize("architecture", HYBRID)
+def test_what_was_read_is_not_read_again(
+    spawn: Spawn, arch_file: ArchFile, tmp_path: Path, architecture: str
+) -> None:
+    """/regen, /undo, Ctrl-C in an answer, leaving and ``--continue``: the notes are read once."""
+    model = arch_file(architecture, template=templates.CHATML)
+    (tmp_path / "my notes.txt").write_text(LONG)
+    talk = Talk(spawn, model, "-n", "6", "-c", "4096")
+    talk.does("/read 'my notes.txt'", "my notes.txt ·", "goes with your next message")
+    talk.asks("What do they say?")
+    assert talk.fresh() > 200
+    talk.does("/regen", "TTFT")
+    assert talk.fresh() < NEAR
+    talk.asks("Why?")
+    assert talk.fresh() < NEAR
+    talk.does("/undo", "taken back: 1 turn, from “Why?” on; 1 turn left")
+    talk.asks("How?")
+    assert talk.fresh() < NEAR
+    talk.does("/set max_tokens 3000", "max_tokens 3000")
+    talk.terminal.say("Go on")
+    talk.terminal.wait(lambda text: len(text.rsplit("> Go on\n", 1)[-1]) > 20)
+    talk.terminal.type(CTRL_C)
+    talk.terminal.wait("interrupted; what is there is kept")
+    talk.does("/undo", "2 turns left")
+    talk.does("/set max_tokens 6")
+    talk.asks("And then?")
+    assert talk.fresh() < NEAR
+    assert talk.leaves() == 0
+    again = Talk(spawn, "--continue", "-n", "6", "-c", "4096")
+    assert model.stem in again.terminal.text
+    again.asks("Still there?")
+    assert again.fresh() < NEAR
+    assert again.leaves() == 0
+
+
+@pytest.mark.parametrize("keys", [CTRL_D, CTRL_C + CTRL_C, "/exit\r"])
+def test_every_way_of_leaving_keeps_the_context(
+    spawn: Spawn, model: Path, tmp_path: Path, keys: str
+) -> None:
+    """Ctrl-D, Ctrl-C twice and /exit, after an /undo too; a deleted conversation leaves nothing."""
+    (tmp_path / "notes.txt").write_text(LONG)
+    talk = Talk(spawn, model, "-n", "6", "-f", "notes.txt", "--session", "work")
+    talk.terminal.wait("notes.txt ·")  # with its tokens, before anything is typed
+    talk.asks("What do they say?")
+    talk.asks("Why?")
+    talk.does("/undo", "1 turn left")
+    talk.leaves(keys)
+    kept = list((tmp_path / ".cache/localmoe/kv").iterdir())
+    assert len(kept) == 1
+    again = Talk(spawn, model, "-n", "6", "--session", "work")
+    again.asks("Why?")
+    assert again.fresh() < NEAR
+    again.does("/clear", "begun anew")
+    again.does("/load work", "work is this conversation")
+    again.does("/save other", "a copy: you are in other now")
+    again.does("/sessions delete work", "work is deleted")
+    assert again.leaves() == 0
+    assert not [path for path in kept if path.exists()]
+
+
+def test_another_model_in_the_same_chat(
+    spawn: Spawn, model: Path, other: Path, tmp_path: Path
+) -> None:
+    """The conversation goes on with it, and back; what cannot be had changes nothing."""
+    (tmp_path / "notes.txt").write_text(LONG)
+    talk = Talk(spawn, model, "-n", "6", "--session", "s", "-f", "notes.txt")
+    talk.asks("hello")
+    talk.does(f"/model {other}", f"{other.stem} ·", "the conversation goes on, 1 turn so far")
+    talk.asks("and you?")
+    assert talk.does("/stats", "turns    2").startswith(other.stem)
+    talk.does(f"/model {other}", f"{other.stem} is the model of this chat already")
+    talk.does("/model lfm3moe", 'error: no model "lfm3moe"')
+    (tmp_path / "damaged.gguf").write_bytes(other.read_bytes()[:5000])
+    talk.does("/model damaged.gguf", "error: ")
+    make_standin(GIANT, tmp_path / "giant.gguf", header_only=True)
+    talk.does("/model giant.gguf", "error: giant: it takes 603 GiB")
+    talk.asks("still you?")
+    assert talk.fresh() < NEAR  # nothing was unloaded for those
+    talk.does(f"/model {model}", "the conversation goes on, 3 turns so far")
+    talk.asks("hello again")
+    assert talk.fresh() < 2 * NEAR  # what it had read before it was left was kept
+    talk.does("/context", "4 turns")
+    assert talk.leaves() == 0
+    lines = (tmp_path / ".local/share/localmoe/sessions/s.jsonl").read_text().splitlines()
+    turns = [entry for entry in map(json.loads, lines) if entry["kind"] == "turn"]
+    assert [turn["model"] for turn in turns] == [model.stem, other.stem, other.stem, model.stem]
+
+
+def test_a_crash_in_the_middle(spawn: Spawn, model: Path, tmp_path: Path) -> None:
+    """SIGKILL in an answer, and a line that was half written: all whole turns are there."""
+    talk = Talk(spawn, model, "--session", "s", "-c", "8192")
+    talk.does("/set max_tokens 6")
+    talk.asks("one")
+    talk.asks("two")
+    talk.does("/set max_tokens 7000")
+    talk.terminal.say("three")
+    talk.terminal.wait(lambda text: len(text.rsplit("> three\n", 1)[-1]) > 20)
+    talk.terminal.child.kill(signal.SIGKILL)
+    talk.terminal.child.wait()
+    log = tmp_path / ".local/share/localmoe/sessions/s.jsonl"
+    with log.open("a") as file:
+        file.write('{"kind":"turn","question":"thr')
+    again = Talk(spawn, "--continue", "-n", "6")
+    assert "1 line of s could not be read; the rest is here" in again.terminal.text
+    assert "s · 2 turns" in again.terminal.text
+    again.asks("four")
+    again.leaves()
+    third = Talk(spawn, "--continue", "-n", "6")
+    assert "s · 3 turns" in third.terminal.text
+    third.leaves()
+
+
+def fills(spawn: Spawn, model: Path, *more: str) -> Talk:
+    """A chat whose next turn does not fit."""
+    talk = Talk(spawn, model, "-c", "512", "-n", "20", *more, columns=600)
+    for number in (1, 2, 3):
+        talk.asks(f"{number}{' one' * 55}")
+    return talk
+
+
+def test_a_full_context_can_be_summed_up(spawn: Spawn, model: Path) -> None:
+    """Asked with the numbers; Enter stops, s lets the model sum up; the turn is then answered."""
+    talk = fills(spawn, model)
+    talk.terminal.say("4" + " one" * 60)
+    text = talk.terminal.wait("or [Enter] to stop?")
+    assert "warning: the next turn does not fit:" in text and "the context has 512" in text
+    talk.terminal.type("\r")
+    text = talk.terminal.wait("not sent; /clear begins anew")
+    talk.terminal.wait(lambda text: text.endswith("one one"))  # the message is back
+    talk.terminal.type("\r")
+    talk.terminal.wait(lambda text: text.count("or [Enter] to stop?") == 2)
+    talk.terminal.type("s\r")
+    talk.terminal.wait("sent as a summary from now on")
+    talk.terminal.wait(lambda text: text.count("TTFT") == 4)
+    talk.does("/context", "system prompt and summary")
+    talk.leaves()
+
+
+def test_a_full_context_can_drop_the_oldest(spawn: Spawn, model: Path) -> None:
+    """``--overflow drop``: told, and the turn is answered."""
+    talk = fills(spawn, model, "--overflow", "drop")
+    assert "not sent any more:" in talk.asks("4" + " one" * 60)
+    talk.does("/context", "of 4")
+    talk.leaves()
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_history_leaves_no_file(spawn: Spawn, model: Path, other: Path, tmp_path: Path) -> None:
+    """Not a conversation, typed lines, context, experts in use or the name of the model."""
+    (tmp_path / "notes.txt").write_text(LONG)
+    environment(tmp_path)  # puts the speeds of the machine there
+    before = files_below(tmp_path)
+    talk = Talk(spawn, model, "--no-history", "-n", "40", "-f", "notes.txt")
+    talk.asks("secret")
+    talk.does("/regen", "TTFT")
+    talk.does(f"/model {other}", "goes on")
+    talk.asks("again")
+    talk.does("/clear", "the conversation is forgotten")
+    talk.does("/sessions", "--no-history")
+    assert talk.leaves() == 0
+    assert files_below(tmp_path) == before
+
+
+def test_an_export_of_each_kind(spawn: Spawn, model: Path, tmp_path: Path) -> None:
+    """Markdown for people, JSON for programs, private, never over a file that is there."""
+    talk = Talk(spawn, model, "-n", "6")
+    talk.does("/save talk.md", "error: nothing was said yet")
+    talk.asks("hello")
+    talk.does("/save talk.md", "1 turn exported to talk.md")
+    talk.does("/save talk.md", "error: talk.md exists already")
+    talk.does("/save talk.json", "1 turn exported to talk.json")
+    talk.leaves()
+    document = json.loads((tmp_path / "talk.json").read_text())
+    answer = document["turns"][0]["answer"].strip("\n")
+    assert document["turns"][0]["question"] == "hello"
+    markdown = (tmp_path / "talk.md").read_text()
+    assert "## 1. Question\n\n> hello\n\n### Answer\n\n" in markdown and answer in markdown
+    assert (tmp_path / "talk.md").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,28 @@
+"""docs/chat.md names what there is."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from localmoe.cli.arguments import Options
+from localmoe.cli.options import build_parser
+from localmoe.cli.output import Output
+from tests.chat import room
+from tests.chat.scripted import ScriptedEngine
+
+TEXT = Path(__file__).parents[2].joinpath("docs/chat.md").read_text()
+
+
+def test_every_command_is_in_the_list_and_no_other() -> None:
+    """Those of the registry: a command that is added or renamed must be told of."""
+    loop, _ = room.make_loop(ScriptedEngine([]), Output(err=io.StringIO()), Options())
+    named = set(re.findall(r"`/([a-z]+)", TEXT))
+    assert named == set(loop.commands.commands)
+
+
+def test_every_option_that_is_named_exists() -> None:
+    named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", re.sub(r"Ctrl-\w|Alt-\w+", "", TEXT)))
+    assert named
+    assert named <= set(build_parser()._option_string_actions)
