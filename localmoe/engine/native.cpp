@@ -14,6 +14,10 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #endif
 
 #if defined(_WIN32)
@@ -73,6 +77,27 @@ EXPORT int posix_madvise(void * addr, size_t length, int advice) noexcept {
         return 0;
     }
     return madvise(addr, length, advice) == 0 ? 0 : errno;
+}
+
+// Brings a part of a file into the page cache, in units as large as the system has (2 MB), and
+// touches it: a tenth of the processor time of read(2), nothing is copied, and on a virtual machine
+// the first touch of memory is as slow as reading it, so it should not be left to the computation.
+// Returns 0 or an errno; ENOSYS where the system (before Linux 5.14) cannot. `offset`: whole pages.
+EXPORT int32_t localmoe_bring(int32_t fd, int64_t offset, int64_t length) {
+    void * data = mmap(nullptr, size_t(length), PROT_READ, MAP_SHARED, fd, offset);
+    if (data == MAP_FAILED) {
+        return errno;
+    }
+    madvise(data, size_t(length), MADV_HUGEPAGE);
+    int32_t why = 0;
+    if (madvise(data, size_t(length), MADV_POPULATE_READ) != 0) {
+        why = errno == EINVAL ? ENOSYS : errno;
+    }
+    for (int64_t at = 0; why == 0 && at < length; at += 4096) {
+        static_cast<void>(static_cast<volatile char *>(data)[at]);
+    }
+    munmap(data, size_t(length));
+    return why;
 }
 #endif
 
