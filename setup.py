@@ -7,13 +7,23 @@ package installs without it and the engine uses its slower Python paths.
 from setuptools import Extension, setup
 
 ENGINE = "localmoe/engine"
+SOURCES = (
+    "native",
+    "experts",
+    "expert_memory",
+    "expert_reading",
+    "expert_steering",
+    "recording",
+    "usage",
+)
+HEADERS = ("direct_queue", "expert_cache", "ggml_layout", "recording", "usage")
 
 setup(
     ext_modules=[
         Extension(
             "localmoe.engine._native",
-            sources=[f"{ENGINE}/{name}.cpp" for name in ("native", "experts", "recording", "usage")],
-            depends=[f"{ENGINE}/{name}.h" for name in ("ggml_layout", "recording", "usage")],
+            sources=[f"{ENGINE}/{name}.cpp" for name in SOURCES],
+            depends=[f"{ENGINE}/{name}.h" for name in HEADERS],
             extra_compile_args=["-std=c++17", "-O2"],
             optional=True,
         )

@@ -1,11 +1,13 @@
-// What our sources share of ggml: a tensor's layout (ggml.h), and the numbers of operations, which
-// are looked up by name because they move from version to version.
+// What our sources share of ggml: the layouts of ggml.h, ggml-cpu-impl.h, ggml-backend-impl.h and
+// traits.h, and the numbers of operations, which are looked up by name because they move from
+// version to version.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 struct ggml_tensor {
     int           type;  // 0: 32-bit floats
@@ -24,7 +26,40 @@ struct ggml_tensor {
     char          padding[8];
 };
 
-using op_name_fn = const char * (*)(int op);
+struct ggml_compute_params {
+    int    ith, nth;
+    size_t wsize;
+    void * wdata;
+    void * threadpool;
+    bool   use_ref;
+};
+
+struct ggml_backend_buffer_type {
+    void * iface[6];
+    void * device;
+    void * context;
+};
+
+namespace ggml::cpu {
+class tensor_traits {
+  public:
+    virtual ~tensor_traits() = default;
+    virtual bool work_size(int n_threads, const ggml_tensor * op, size_t & size)      = 0;
+    virtual bool compute_forward(ggml_compute_params * params, ggml_tensor * op)      = 0;
+};
+
+class extra_buffer_type {
+  public:
+    virtual ~extra_buffer_type() = default;
+    virtual bool            supports_op(void * dev, const ggml_tensor * op) = 0;
+    virtual tensor_traits * get_tensor_traits(const ggml_tensor * op)       = 0;
+};
+}  // namespace ggml::cpu
+
+using op_name_fn     = const char * (*)(int op);
+using extra_types_fn = std::vector<ggml_backend_buffer_type *> & (*)();
+using get_tensor_fn  = ggml_tensor * (*)(const void * model, const char * name);
+using is_host_fn     = bool (*)(void * buffer);
 
 // -1 if it is not among the first operations of enum ggml_op, where all that we need are.
 inline int op_named(op_name_fn name_of, const char * name) {

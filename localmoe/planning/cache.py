@@ -67,7 +67,7 @@ def _looked_up(tensor: Tensor, tied: bool) -> bool:
 
 
 def slot_bytes(tensors: Iterable[RoutedTensor]) -> int:
-    """Memory of one expert of a layer in the private regime, as ``experts.cpp`` lays it out.
+    """Memory of one expert of a layer in the private regime, as ``expert_memory.cpp`` lays it out.
 
     Whole pages. Where direct reads are possible, each tensor keeps its place within a page of the
     file, and where experts begin within a page, neighbours are kept a page apart.

@@ -1,0 +1,335 @@
+// The expert cache: what it knows of experts, and its parts. experts.cpp says how it works.
+//
+// experts.cpp          llama.cpp's call, what a multiplication needs, waiting for it
+// expert_memory.cpp    address space, budget, eviction
+// expert_reading.cpp   from the files: what is needed, and what will be
+// expert_steering.cpp  other experts than the router chose: replay, and `--prefer-cached`
+
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "direct_queue.h"
+#include "ggml_layout.h"
+#include "recording.h"
+#include "usage.h"
+
+// ---- what Python hands over ----------------------------------------------------------------------
+
+struct localmoe_symbols {
+    void * extra_types;
+    void * op_name;
+    void * get_tensor;
+    void * is_host;
+};
+
+struct localmoe_expert_tensor {  // one *_exps.weight
+    const char * name;
+    int32_t      group;    // tensors of one group share their experts' ids: one layer
+    int32_t      file;     // index of the part
+    int64_t      offset;   // bytes in that part
+    int64_t      nbytes;   // of all experts
+    int32_t      experts;
+};
+
+struct localmoe_expert_stats {
+    uint64_t lookups, misses;   // routed experts of decoded tokens, and those that were not there
+    uint64_t bytes_read;        // by us, from files
+    uint64_t evictions;
+    uint64_t prefetched, prefetch_used;
+    double   stall_s;           // computing waited for reading
+    uint64_t resident_bytes;    // experts within the budget
+    uint64_t own_bytes;         // of those, in anonymous memory
+    uint64_t calls;             // multiplications seen
+    uint64_t preferred;         // chosen experts that gave way to resident ones (lossy)
+};
+
+namespace localmoe {
+
+using steady = std::chrono::steady_clock;
+
+inline double seconds_since(steady::time_point start) {
+    return std::chrono::duration<double>(steady::now() - start).count();
+}
+
+constexpr size_t PAGE  = 4096;  // also the alignment of direct reads: every disk takes it
+
+inline size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+inline size_t down(size_t n, size_t to) { return n / to * to; }
+
+enum mode : int32_t { OFF = 0, PAGES = 1, PRIVATE = 2 };
+enum piece_state : uint8_t { ABSENT = 0, QUEUED = 1, READING = 2, READY = 3 };
+enum backing : uint8_t { NOTHING = 0, FILE_PAGES = 1, OWN = 2 };
+
+constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spare
+
+struct expert {
+    bool    resident = false;  // has memory (private) or was routed before (page)
+    backing memory   = NOTHING;
+    bool    foretold = false;  // brought by prefetch, not used yet
+    bool    counted  = false;  // this visit's lookup is a decoded token's (page: miss not seen yet)
+    struct {
+        piece_state state = ABSENT;
+        bool        bad   = false;  // a chunk could not be read
+        uint16_t    next  = 0;      // chunk to be read next
+        uint16_t    left  = 0;      // chunks not there yet
+    } pieces[MAX_TENSORS];
+    int64_t last_use = -1;     // number of the token that used it
+    double  worth    = -1e300; // how often it was used, old uses fading; see `used`
+    int64_t pinned   = -1;     // the visit that needs it
+};
+
+struct tensor_info {
+    ggml_tensor * tensor;
+    int     file;
+    int64_t offset;   // of expert 0
+    size_t  bytes;    // of one expert
+    size_t  at;       // private: bytes from the start of an expert's place to its data
+    void *  mapped;   // llama.cpp's own data pointer and strides, put back at the end
+    size_t  nb2, nb3;
+};
+
+struct group {
+    int layer = 0;
+    std::vector<tensor_info> tensors;
+    std::vector<expert>      experts;
+    char * base      = nullptr;  // private: address space of all experts
+    size_t span      = 0;
+    size_t stride    = 0;
+    size_t slot      = 0;        // bytes that one expert occupies there, whole pages
+    bool   direct    = true;     // file and memory agree modulo PAGE for every expert
+    bool   taken     = false;    // tensors are redirected
+    int    resident  = 0;
+    int    capacity  = 0;
+    double share     = -1;       // of its experts at the planned budget; < 0: like the others
+    int64_t turn     = -1;       // when it was computed last, for "needed again the latest"
+    uint32_t seen    = 0;        // tensors multiplied in this visit, as bits
+    int64_t  rows    = 0;        // tokens of this batch that were routed here so far
+};
+
+struct part {
+    std::string path;
+    int         fd = -1, direct = -1;
+    struct stat then;
+};
+
+struct file_range {
+    int     file;
+    int64_t offset, length;
+};
+
+struct piece {  // of one expert's part of one tensor
+    group * g;
+    int     expert;
+    int     tensor;
+    int     chunk, chunks;
+};
+
+class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::extra_buffer_type {
+  public:
+    expert_cache(const localmoe_symbols & symbols, mode how, uint64_t budget, int readers, int32_t * interrupt);
+    ~expert_cache() override;
+    bool add_file(const char * path);
+    void add_tensor(const localmoe_expert_tensor & entry, ggml_tensor * tensor);
+    bool start();
+    void remove();
+    bool begin(int64_t position, int64_t tokens, int64_t decoded);
+    bool end();
+    std::string error();
+    localmoe_expert_stats stats();
+    int32_t layer_stats(uint64_t * lookups, uint64_t * misses, int32_t max);
+    void resize(uint64_t budget);
+    void share_out(const float * shares, int32_t n);
+    int32_t hot(int32_t * out, int32_t max);
+    void warm(const int32_t * pairs, int32_t n);
+
+    // ---- called by llama.cpp --------------------------------------------------------------------
+
+    bool supports_op(void *, const ggml_tensor *) override { return false; }
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override;
+
+    bool work_size(int, const ggml_tensor *, size_t &) override { return false; }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override;
+    void impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k);
+    void prefer(float share);
+
+    void record(recording * to) { recording_ = to; }
+
+    void count_uses();
+    bool usage(int32_t index, uint64_t * uses, uint64_t * found_at, int32_t experts, localmoe_usage_totals & totals);
+
+  private:
+    bool multiply(ggml_compute_params * params, const ggml_tensor * op);
+    static int layer_named(const ggml_tensor * op, const char * prefix);
+    group * group_of(int layer);
+    void together(const ggml_compute_params * params);
+    void pass_gate();
+
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    // The batch's token of the first of n rows: a layer may compute the last tokens of a batch only,
+    // or a batch in several parts.
+    int64_t first_row(int64_t before, int64_t n) const {
+        return before == 0 && n < batch_ && n == 1 ? batch_ - n : before;
+    }
+
+    void steer(group & g, const ggml_tensor * probabilities, ggml_tensor * ids);
+    void prefer_resident(group & g, const ggml_tensor * probabilities, ggml_tensor * ids);
+    bool find(const ggml_tensor * weights, group *& g, int & t);
+
+    // ---- address space ---------------------------------------------------------------------------
+
+    bool lay_out(group & g);
+
+    char * place(const group & g, int expert) const {
+        return g.base + down(g.stride * size_t(expert), PAGE);
+    }
+
+    void take_tensors(group & g);
+    void give_tensors_back(group & g);
+
+    // ---- memory ----------------------------------------------------------------------------------
+
+    void share_budget();
+    void share_mappings();
+    bool idle(const expert & x) const;
+    int oldest(const group & g) const;
+    void forget(group & g, int e);
+    void release(group & g, int e);
+
+    void hide(group & g, int e) {
+        mmap(place(g, e), g.slot, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    }
+
+    void keep_budget();
+    bool release_one(const group * except);
+    group * donor(const group * except, bool below_capacity);
+
+    enum urgency { NEEDED, LIKELY, SPARE };  // for now, for soon, only if nobody misses it
+
+    bool give_memory(group & g, int e, urgency why);
+    bool direct_is_slow() const;
+    bool gave(group & g, int e, backing memory);
+    bool map_own(group & g, int e);
+    bool map_file(group & g, int e);
+
+    static char * data_of(const group & g, const tensor_info & t, int e) { return g.base + g.stride * size_t(e) + t.at; }
+
+    // ---- one multiplication ----------------------------------------------------------------------
+
+    static int32_t & id_at(const ggml_tensor * ids, int64_t token, int64_t rank) {
+        return *reinterpret_cast<int32_t *>(static_cast<char *>(ids->data) + token * ids->nb[1] + rank * ids->nb[0]);
+    }
+
+    int64_t observe(group & g, const ggml_tensor * ids);
+    void provide(group & g, int t, const ggml_tensor * ids);
+
+    // Least frequently used with fading: a use counts half after HALF_LIFE tokens. Kept as the
+    // logarithm of the count at time 0, so that it need not be touched while time passes.
+    // docs/policies.md compares it with others.
+    static void used(expert & x, double now) { x.worth = now + std::log2(std::exp2(x.worth - now) + 1); }
+
+    bool demand(std::unique_lock<std::mutex> & lock, group & g, int t);
+    bool read_async(group & g, int e, int tensor);
+    void reap(long patience);
+    void ask(std::deque<piece> & queue, group & g, int e, int t);
+    void wait(std::unique_lock<std::mutex> & lock, group & g, int t);
+
+    bool stopped() const { return failed_ || *static_cast<volatile int32_t *>(interrupt_); }
+
+    bool reading() const;
+    void foretell_all(group & g);
+    bool foretell(group & g, int e, urgency why);
+    void count(group & g, expert & x);
+    void miss(group & g, expert & x);
+
+    // ---- readers ---------------------------------------------------------------------------------
+
+    static bool take_piece(std::deque<piece> & queue, piece & p);
+    bool next_piece(piece & p);
+    void read_loop();
+    void read(std::unique_lock<std::mutex> & lock, const piece & p, std::vector<char> & bounce);
+    void ended(const piece & p, const std::string & problem);
+    std::string read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes);
+    std::string read_pages(const piece & p, size_t & bytes);
+    std::string changed(int file);
+    bool fail(const std::string & why);
+    bool fail_locked(const std::string & why);
+
+    static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
+    static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
+    static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
+    static constexpr double  HALF_LIFE = 32;  // tokens
+    static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
+    static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
+
+    const mode how_;
+    uint64_t   budget_;
+    uint64_t   planned_ = 0;  // the budget that shares of groups are for
+    const int  reader_count_;
+    int32_t *  interrupt_;
+
+    extra_types_fn extra_types_ = nullptr;
+    int            mul_mat_id_ = -1, get_rows_ = -1, mul_ = -1;
+    ggml_backend_buffer_type buffer_type_ = {};
+    bool           installed_ = false;
+
+    std::vector<part>        files_;
+    std::vector<group>       groups_;
+    int                      last_group_ = -1;
+
+    std::mutex               mutex_;
+    std::condition_variable  work_, ready_, go_;
+    std::atomic<bool>        open_{false};
+    std::atomic<int>         left_{0};  // threads that have passed the gate
+    int                      sleepers_ = 0;
+    std::deque<piece>        demand_, foretold_, hot_;
+    std::vector<std::thread> readers_;
+    bool                     stop_ = false;
+
+    direct_queue<piece>      queue_;  // for thread 0 alone
+    std::deque<file_range>   dropped_;
+    struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, page_reads_;
+    uint64_t                 used_ = 0, own_ = 0;
+    long                     file_backed_ = 0, most_file_backed_ = 0;  // experts
+
+    int64_t visit_ = 0, clock_ = 0, batch_ = 0;
+    bool    decoding_ = false;
+    bool      steering_ = false;
+    recording * recording_ = nullptr;
+    std::vector<layer_usage> usage_;  // of each group; empty: not counted
+    float   prefer_ = 0;
+    std::vector<int32_t> imposed_;
+    int64_t imposed_layers_ = 0, imposed_k_ = 0, imposed_prefill_ = 0, imposed_steps_ = 0, step_ = 0, last_ = 0;
+    std::vector<int> needed_;
+    std::vector<char> bounce_;  // thread 0's, where direct reads need one
+    bool    broken_ = false;  // written by thread 0 before the barrier, read by all after it
+    bool    failed_ = false, waiting_ = false;
+    std::string error_, problem_;  // of the decode, and of the last read that went wrong
+
+    localmoe_expert_stats stats_ = {};
+    std::vector<uint64_t> layer_lookups_, layer_misses_;
+};
+
+}  // namespace localmoe
