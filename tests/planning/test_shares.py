@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,10 @@ from localmoe.planning.shares import (
     shares_by_use,
 )
 from localmoe.routing.profile import Profile
+from localmoe.routing.trace import read_trace
+from scripts.placement_gain import section
 from tests.planning.invented import engine, machine, moe_model
+from tests.routing.traces import QWEN3_TRACE
 
 MODEL = moe_model(layers=12, experts=16, used=2, expert_mib=32.0)
 FLAT = {0, 5, 6}  # layers that choose all experts alike; the others have four favourites
@@ -126,3 +130,10 @@ def test_less_cache_than_there_is_room_for() -> None:
     assert free.tiers.ram - bound.tiers.ram >= whole // 2
     assert bound.settings.cache_bytes == whole // 2
     assert "as asked" in bound.reason
+
+
+def test_the_gain_in_docs_is_what_the_script_writes() -> None:
+    """Replayed anew on the real trace, digit by digit."""
+    trace = read_trace(QWEN3_TRACE)
+    expected = "\n".join(section("Qwen3-30B-A3B", trace.select(trace.decode)))
+    assert expected in (Path(__file__).parents[2] / "docs/placement.md").read_text()
