@@ -39,9 +39,9 @@ def other(arch_file: ArchFile) -> Path:
 class Talk:
     """A chat in a terminal, command by command."""
 
-    def __init__(self, spawn: Spawn, *args: str | Path, columns: int = 160) -> None:
+    def __init__(self, spawn: Spawn, *args: str | Path, columns: int = 160, **env: str) -> None:
         words = ("-m", "localmoe", "chat", *map(str, args), "-t", "1", "--temp", "0")
-        self.terminal: Terminal = spawn(*words, columns=columns, rows=50)
+        self.terminal: Terminal = spawn(*words, columns=columns, rows=50, **env)
         self.terminal.wait("context ")
 
     def does(self, line: str, *shown: str) -> str:
@@ -258,3 +258,44 @@ def test_an_export_of_each_kind(spawn: Spawn, model: Path, tmp_path: Path) -> No
     markdown = (tmp_path / "talk.md").read_text()
     assert "## 1. Question\n\n> hello\n\n### Answer\n\n" in markdown and answer in markdown
     assert (tmp_path / "talk.md").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_other_commands(spawn: Spawn, model: Path, tmp_path: Path) -> None:
+    """Each with a real model, and what a wrong word is told."""
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf "edited" > "$1"\n')
+    editor.chmod(0o755)
+    talk = Talk(spawn, model, "-n", "6", VISUAL=str(editor))
+    talk.does("/help regen", "ask your last message again")
+    talk.does("/regen", "error: nothing was asked yet")
+    talk.does("/undo", "error: there is nothing to take back")
+    talk.does("/copy", "error: there is no answer yet")
+    talk.does("/experts", "RAM", "ask something to see where its experts come from")
+    talk.does("/system Be brief.", "system prompt changed")
+    talk.asks("hello")
+    talk.does("/copy", "copied ")
+    talk.does("/copy code", "error: the last answer has no code block")
+    talk.does("/experts", "last answer: ", "from RAM 100.0 %")
+    talk.does("/edit", "TTFT")
+    talk.does("/save", "written as you talk, to ")
+    (log,) = (tmp_path / ".local/share/localmoe/sessions").iterdir()
+    assert [json.loads(line)["kind"] for line in log.read_text().splitlines()][-2:] == [
+        "undo",
+        "turn",
+    ]
+    assert '"question":"edited"' in log.read_text()
+    talk.does("/think high", "no control over thinking")
+    talk.does("/think loud", "error: ")
+    talk.does("/reasoning", "the last answer came without any")
+    talk.does("/reasoning show", "reasoning is shown")
+    talk.does("/set temp 0.5", "temp 0.5")
+    talk.does("/set temp hot", "error: temp is a number from 0")
+    talk.does("/set tempo 1", "Did you mean temp?")
+    talk.does("/system", "Be brief.")
+    talk.does("/sessions", "1 turn")
+    talk.does("/save my chat", 'error: "my chat" cannot be the name of a conversation')
+    talk.does("/save mine", "this conversation is now mine")
+    talk.does("/load thine", 'error: no conversation "thine". Did you mean mine?')
+    talk.does("/regn", "error: no command /regn. Did you mean /regen?")
+    talk.does("/clear now", "error: /clear takes no argument")
+    assert talk.leaves("/exit\r") == 0
