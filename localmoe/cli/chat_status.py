@@ -36,8 +36,8 @@ def card(
 
 def packed(parts: Iterable[Text], width: int) -> list[Text]:
     """The parts that are not empty, on as few lines as hold them."""
-    between = Text(BETWEEN, "dim")
     lines = flow((part for part in parts if part.plain), lambda part: cell_len(part.plain), width)
+    between = Text.assemble((BETWEEN, "dim"))  # the style of its letters: a join takes its own on
     return [between.join(line) for line in lines]
 
 

@@ -21,6 +21,7 @@ from prompt_toolkit.output import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from localmoe.cli.chat_terminal import hushed
 from localmoe.cli.lines import BACKSLASH, PROMPT, Notices, message_of, unfinished
 from localmoe.errors import LocalmoeError
 
@@ -146,8 +147,13 @@ class EditedLines:
             self._exit(error)
             return
         if self._notices.waiting:
-            run_in_terminal(self._notices.show)
+            run_in_terminal(self._show_hushed)
         app.invalidate()
+
+    def _show_hushed(self) -> None:
+        """Keys typed meanwhile stay what they are: Enter sends, and nothing is echoed."""
+        with hushed():
+            self._notices.show()
 
     def _right(self) -> FormattedText:
         return FormattedText([("fg:ansibrightblack", self._status())])
