@@ -17,6 +17,7 @@ from localmoe.bench.runner import Start, run
 from localmoe.bench.versus import Program, program_of
 from localmoe.cli import bench_screen, documents, prepare, tuning
 from localmoe.cli.arguments import Options, only_model
+from localmoe.cli.idle import tell_of_idle_gpus
 from localmoe.cli.output import Output
 from localmoe.errors import DoesNotFitError, UsageError
 from localmoe.facts.hardware import Machine
@@ -74,6 +75,7 @@ def bench_command(options: Options, output: Output) -> int:
     waiting = log.missing(task.jobs)
     left = waiting[: options.at_most]
     planner = _Planner(task, options)
+    tell_of_idle_gpus(planner.machine, output)
     for number, job in enumerate(left, start=len(task.jobs) - len(waiting) + 1):
         made = planner.make(job)
         log.add(made)

@@ -18,7 +18,7 @@ from localmoe.cli.fitted import (
     recommend,
 )
 from localmoe.cli.fitting import Planner, Search
-from localmoe.cli.idle import idle_gpus, idle_line
+from localmoe.cli.idle import tell_of_idle_gpus
 from localmoe.cli.output import Output
 from localmoe.cli.plan_screen import plan_screen
 from localmoe.errors import (
@@ -155,16 +155,14 @@ def _answer(
             output.note(speeds.too_slow(only.forecast, options.min_tps or 0.0))
     else:
         output.print(fit_screens.quantizations(search.reference.repo, best_first(found), best, why))
-        for gpu in idle_gpus(machine):
-            output.note(idle_line(gpu))
+        tell_of_idle_gpus(machine, output)
     if search is not None and search.traffic.requests:
         output.note(fit_screens.cost(*traffic, seconds))
 
 
 def _note_devices(machine: Machine, plan: Plan, output: Output) -> None:
     """What the figures leave out: idle GPUs, devices that could not be asked."""
-    for gpu in idle_gpus(machine):
-        output.note(idle_line(gpu))
+    tell_of_idle_gpus(machine, output)
     used = set(plan.settings.devices)
     for gpu in machine.gpus:
         if not gpu.in_engine and gpu.device in used:
@@ -203,8 +201,7 @@ def _fit_all(options: Options, output: Output, started: float) -> int:
         for reason, entries in groupby(unknown, key=lambda entry: entry.reason):
             names = ", ".join(entry.name for entry in entries)
             output.note(f"{names}: {reason}")
-        for gpu in idle_gpus(machine):
-            output.note(idle_line(gpu))
+        tell_of_idle_gpus(machine, output)
     return 0 if best is not None else DOES_NOT_FIT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from localmoe.cli.output import Output
 from localmoe.facts.hardware import Gpu, Machine
 
 _BUILDS = {"cuda": "cuda", "rocm": "rocm", "hip": "rocm", "metal": "metal"}
@@ -16,6 +17,12 @@ def idle_gpus(machine: Machine) -> list[Gpu]:
     idle = [gpu for gpu in machine.gpus if not gpu.in_engine and gpu.device is None]
     others = any(not gpu.unified and gpu.remote is None for gpu in machine.gpus)
     return [gpu for gpu in idle if not (gpu.unified and others)]
+
+
+def tell_of_idle_gpus(machine: Machine, output: Output) -> None:
+    """A line for each GPU that a rebuilt engine could use."""
+    for gpu in idle_gpus(machine):
+        output.note(idle_line(gpu))
 
 
 def idle_line(gpu: Gpu) -> str:

@@ -19,6 +19,7 @@ from localmoe.cli import fit_screens, prepare, speeds
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.fitted import Fitted
 from localmoe.cli.fitting import Search, best_of
+from localmoe.cli.idle import tell_of_idle_gpus
 from localmoe.cli.output import Output
 from localmoe.cli.pull_screen import display
 from localmoe.errors import (
@@ -107,6 +108,7 @@ def _permitted(wanted: Wanted, search: Search, options: Options, output: Output)
     if options.yes:
         return True
     machine = prepare.find_machine(options, imagined=True)
+    tell_of_idle_gpus(machine, output)
     (found,) = search.fit(machine, [wanted.model])
     doubt = doubt_about(found, options.min_tps)
     if not doubt:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import FrameType
 
 from localmoe import api
-from localmoe.api import LoadableEngine, LoadedModel
+from localmoe.api import LoadedModel
 from localmoe.chat.conversation import Conversation, TurnDone
 from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings
@@ -19,7 +16,8 @@ from localmoe.chat.template import ChatTemplate, Renderer
 from localmoe.cli import configured, prepare, speeds
 from localmoe.cli.arguments import Options
 from localmoe.cli.expected import known
-from localmoe.cli.idle import idle_gpus, idle_line
+from localmoe.cli.idle import tell_of_idle_gpus
+from localmoe.cli.interrupts import interrupts
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.cli.replan import moved
@@ -60,14 +58,15 @@ class Talk(LoadedModel):
     def load(self) -> Loaded:
         """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
         what = f"loading {self.model.name}"
-        with LiveLine(self.output.stderr) as line, interrupts(self.engine) as seen:
+        engine = self.engine
+        with LiveLine(self.output.stderr) as line, interrupts(engine.cancel, engine.close) as seen:
             if not self.output.quiet:
                 line.show(what)
             for event in self.bring_in():
                 if self.output.lines:
                     self.output.json(load_document(event))
                 if isinstance(event, Loaded):
-                    if seen.pressed:
+                    if seen.count:
                         raise InterruptedLoadError("loading was interrupted")
                     return event
                 if not self.output.quiet:
@@ -117,8 +116,7 @@ def open_talk(name: str | None, options: Options, output: Output) -> Iterator[Ta
             remember=remember,
             settle=settle,
         ) as room:
-            for gpu in idle_gpus(room.machine):
-                output.note(idle_line(gpu))
+            tell_of_idle_gpus(room.machine, output)
             room.foresee(verbose=options.verbose and options.command == "run")
             if name is not None and remember:
                 configured.remember(name)
@@ -150,36 +148,6 @@ def load_document(event: LoadProgress | Loaded) -> dict[str, object]:
     if isinstance(event, Loaded):
         return {"event": "loaded", "context": event.context, "load_s": event.load_s}
     return {"event": "load", "fraction": event.fraction}
-
-
-@dataclass(slots=True)
-class Interrupts:
-    pressed: int = 0
-
-
-@contextlib.contextmanager
-def interrupts(engine: LoadableEngine) -> Iterator[Interrupts]:
-    """The first Ctrl-C cancels what the engine does.
-
-    The second ends the engine, which may be deep in a batch, and raises ``KeyboardInterrupt``.
-    """
-    seen = Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        seen.pressed += 1
-        if seen.pressed > 1:
-            engine.close()
-            raise KeyboardInterrupt
-        engine.cancel()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def about(model: Model, plan: Plan, context: int) -> str:

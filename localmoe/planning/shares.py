@@ -62,7 +62,7 @@ def chosen(experts: int, layer: int, profile: Profile | None) -> tuple[float, ..
     if len(row) != experts:
         return (1 / experts,) * experts
     total = sum(row) + PRIOR_USES * experts
-    return tuple(sorted(((uses + PRIOR_USES) / total for uses in row), reverse=True))
+    return tuple((uses + PRIOR_USES) / total for uses in sorted(row, reverse=True))
 
 
 def trusted(model: Model, profile: Profile | None) -> Profile | None:
@@ -90,14 +90,14 @@ def shares_by_use(uses: Sequence[LayerUse], room: int) -> dict[int, float]:
     if left < 0:
         return even_shares(uses, room)
     # A miss costs an expert's bytes and keeping it takes as many, so the choices alone decide.
-    candidates = sorted(
-        ((use.used * part, use) for use in uses for part in use.chosen[kept[use.index] :]),
-        key=lambda candidate: (-candidate[0], candidate[1].index),
+    each = {use.index: use.each for use in uses}
+    wanted = sorted(
+        (-use.used * part, use.index) for use in uses for part in use.chosen[kept[use.index] :]
     )
-    for _, use in candidates:
-        if use.each <= left:
-            kept[use.index] += 1
-            left -= use.each
+    for _, index in wanted:
+        if each[index] <= left:
+            kept[index] += 1
+            left -= each[index]
     return {use.index: kept[use.index] / len(use.chosen) for use in uses}
 
 
