@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from localmoe.cli.chat_terminal import hushed
+from localmoe.cli.interrupts import interrupts
 from localmoe.cli.lines import Notices
 from localmoe.cli.live import LiveLine
 from localmoe.engine.events import Loaded
@@ -200,35 +198,3 @@ def _signature(model: Model) -> Signature:
             status = path.stat()
             found.append((status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(found)
-
-
-class PressedTwice(KeyboardInterrupt):
-    """Ctrl-C, and again before the first was heeded."""
-
-
-@dataclass(slots=True)
-class Pressed:
-    count: int = 0
-
-
-@contextlib.contextmanager
-def interrupts(first: Callable[[], None], second: Callable[[], None]) -> Iterator[Pressed]:
-    """Ctrl-C calls ``first``; the next ones call ``second`` and raise ``PressedTwice``."""
-    pressed = Pressed()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        pressed.count += 1
-        if pressed.count == 1:
-            first()
-            return
-        second()
-        raise PressedTwice
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

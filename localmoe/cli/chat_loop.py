@@ -14,10 +14,10 @@ from localmoe.chat.session_commands import add_session_commands, resumed
 from localmoe.chat.state import Chat
 from localmoe.chat.store import Log, Store
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat_load import PressedTwice, interrupts
 from localmoe.cli.chat_overflow import Overflowing
 from localmoe.cli.chat_seat import OpenRoom, Seat
 from localmoe.cli.chat_terminal import hushed
+from localmoe.cli.interrupts import PressedTwice, interrupts
 from localmoe.cli.lines import Lines, Notices
 from localmoe.cli.output import Output
 from localmoe.errors import (

@@ -9,8 +9,8 @@ from localmoe.chat.conversation import AnswerDelta, ChatEvent, Conversation
 from localmoe.chat.overflow import make_room
 from localmoe.chat.session import Message
 from localmoe.chat.state import Chat
-from localmoe.cli.chat_load import interrupts
 from localmoe.cli.chat_terminal import hushed
+from localmoe.cli.interrupts import interrupts
 from localmoe.cli.lines import Lines
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output

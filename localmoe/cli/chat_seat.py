@@ -15,7 +15,8 @@ from localmoe.chat.session import ModelUsed
 from localmoe.chat.state import Chat
 from localmoe.cli import configured
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat_load import ModelLoad, interrupts
+from localmoe.cli.chat_load import ModelLoad
+from localmoe.cli.interrupts import interrupts
 from localmoe.cli.lines import Lines, Notices
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output

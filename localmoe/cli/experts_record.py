@@ -14,6 +14,7 @@ from localmoe.chat.conversation import TurnDone
 from localmoe.cli import experts_documents, talk
 from localmoe.cli.arguments import Options
 from localmoe.cli.experts import HELP
+from localmoe.cli.interrupts import interrupts
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.errors import UsageError
@@ -111,7 +112,8 @@ def _ask(
 ) -> tuple[list[Prompt], bool]:
     """One conversation per question; what was computed for each, and whether it was interrupted."""
     done: list[Prompt] = []
-    with talk.interrupts(room.engine) as seen, LiveLine(output.stderr) as line:
+    engine = room.engine
+    with interrupts(engine.cancel, engine.close) as seen, LiveLine(output.stderr) as line:
         for number, question in enumerate(questions, 1):
             if not output.quiet:
                 line.show(f"recording {number} of {len(questions)} · {clean_line(question.label)}")
@@ -120,7 +122,7 @@ def _ask(
                 if isinstance(event, TurnDone):
                     usage = event.usage
                     done.append(Prompt(question.label, usage.prompt_tokens - usage.reused_tokens))
-            if seen.pressed:
+            if seen.count:
                 return done, True
     return done, False
 

@@ -15,6 +15,7 @@ from localmoe.chat.overflow import make_room
 from localmoe.chat.session import Message, ModelUsed
 from localmoe.cli import documents, talk
 from localmoe.cli.arguments import Options, model_and_prompt
+from localmoe.cli.interrupts import interrupts
 from localmoe.cli.learning import learn_from
 from localmoe.cli.output import Output
 from localmoe.cli.piped import SILENT_STDIN, PipedInput, compose
@@ -83,9 +84,9 @@ def answer(
     printer: Printer,
 ) -> TurnDone:
     """One turn, shown while it happens."""
-    with talk.interrupts(room.engine) as pressed, printer:
+    with interrupts(room.engine.cancel, room.engine.close) as pressed, printer:
         for event in conversation.ask(prompt, files):
-            if pressed.pressed:
+            if pressed.count:
                 room.engine.cancel()
             printer.show(event)
     if printer.done is None:
@@ -130,10 +131,11 @@ class NobodyThere:
 
     def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
         """Ctrl-C ends the run, and nothing has changed."""
-        with talk.interrupts(self.room.engine) as pressed:
+        engine = self.room.engine
+        with interrupts(engine.cancel, engine.close) as pressed:
             for _ in summary:
                 pass
-        if pressed.pressed:
+        if pressed.count:
             raise KeyboardInterrupt
 
 

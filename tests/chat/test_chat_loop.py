@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,19 @@ from localmoe.chat.store import Store
 from localmoe.cli import run_printers
 from localmoe.cli.arguments import Options
 from localmoe.cli.chat import open_session
-from localmoe.cli.lines import PipedLines, TerminalLines
+from localmoe.cli.chat_loop import ChatLoop
+from localmoe.cli.lines import Notices, PipedLines, TerminalLines
 from localmoe.cli.output import Output
 from localmoe.cli.piped import compose
-from localmoe.cli.talk import about, experts_home, settings
+from localmoe.cli.talk import Talk, about, experts_home, settings
 from localmoe.engine.events import Loaded, LoadProgress, PrefillProgress, Request
-from localmoe.errors import ContextOverflowError, EngineCrashError, ModelFileError, UsageError
+from localmoe.errors import (
+    ContextOverflowError,
+    EngineCrashError,
+    InterruptedLoadError,
+    ModelFileError,
+    UsageError,
+)
 from localmoe.text import format_duration
 from tests.chat import room
 from tests.chat.scripted import Reply, ScriptedEngine
@@ -411,6 +420,37 @@ def test_a_model_that_cannot_be_loaded_ends_the_chat() -> None:
     for lines in (PipedLines(io.StringIO("hi\n")), Keys("hi")):
         with pytest.raises(ModelFileError, match="damaged"):
             room.run_chat(FailsToLoad([]), lines, Output(out=io.StringIO(), err=io.StringIO()))
+
+
+class StoppedInLoad(ScriptedEngine):
+    """An engine whose user presses Ctrl-C while it is loaded."""
+
+    def load(self) -> Iterator[LoadProgress | Loaded]:
+        yield LoadProgress(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert self.cancelled.wait(10)
+        raise InterruptedLoadError("loading was interrupted")
+
+
+def test_ctrl_c_while_another_model_is_loaded(
+    arch_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``/model`` is given up: the model before comes back, and the conversation is as it was."""
+    monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
+    path, first, second = arch_file("qwen3moe"), ScriptedEngine([["a"], ["b"]]), StoppedInLoad([])
+    err = io.StringIO()
+    output, notices = Output(out=io.StringIO(), err=err), Notices()
+
+    @contextmanager
+    def open_room(name: str | None, options: Options) -> Iterator[Talk]:
+        with room.talk(second if name == str(path) else first, output) as talk:
+            yield talk
+
+    loop = ChatLoop(open_room, Options(command="chat"), output, notices)
+    assert loop.run("tiny", Keys("hello", f"/model {path}", "again")) == 0
+    assert "stopped: the model before is loaded again" in err.getvalue()
+    assert (first.loads, len(first.requests)) == (2, 2)
+    assert "hello" in first.requests[1].prompt
 
 
 class Broken(io.StringIO):

@@ -112,11 +112,11 @@ def test_what_was_read_is_not_read_again(
     assert again.leaves() == 0
 
 
-@pytest.mark.parametrize("keys", [CTRL_D, CTRL_C + CTRL_C, "/exit\r"])
+@pytest.mark.parametrize("keys", [CTRL_C + CTRL_C, "/exit\r"])
 def test_every_way_of_leaving_keeps_the_context(
     spawn: Spawn, model: Path, tmp_path: Path, keys: str
 ) -> None:
-    """Ctrl-D, Ctrl-C twice and /exit, after an /undo too; a deleted conversation leaves nothing."""
+    """Ctrl-C twice and /exit, after an /undo too; a deleted conversation leaves nothing."""
     (tmp_path / "notes.txt").write_text(LONG)
     talk = Talk(spawn, model, "-n", "6", "-f", "notes.txt", "--session", "work")
     talk.terminal.wait("notes.txt ·")  # with its tokens, before anything is typed

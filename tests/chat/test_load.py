@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from localmoe.cli.chat_load import ModelLoad, PressedTwice, interrupts
+from localmoe.cli.chat_load import ModelLoad
+from localmoe.cli.interrupts import PressedTwice, interrupts
 from localmoe.cli.lines import Notices
 from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output, make_console
