@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from localmoe.cli import speeds
@@ -45,6 +46,9 @@ def quantizations(
     head = Text.assemble((clean_line(repo), "bold"), f" · {len(found)} models")
     numbers, spare = ("size", "tok/s", *tiers, "context"), ("context", *tiers[:-1])
     lines: list[RenderableType] = [head, Text(), Rows(columns, rows, numbers, spare)]
+    full = next((f.offer for f in found if f.offer and not f.offer.room), None)
+    if full is not None:
+        lines.append(Text(f"{format_bytes(full.disk_free or 0)} are free on the disk", "dim"))
     if best is None or best.offer is None:
         lines += [Text(), Text(why)]
     else:
@@ -52,7 +56,7 @@ def quantizations(
         lines += [
             Text(),
             Text.assemble(("recommended ", "dim"), (best.label, "bold"), f": {clean_line(why)}"),
-            *([Text(f"  {speeds.summary(best.forecast)}")] if best.forecast else []),
+            *([Padding(speeds.summary(best.forecast), (0, 0, 0, 2))] if best.forecast else []),
             Text(f"  localmoe run {command}", style="cyan"),
         ]
     return Group(*lines)
@@ -115,7 +119,7 @@ def _row(found: Fitted, columns: Sequence[str], best: bool) -> list[str | Text]:
     values: dict[str, str | Text] = {
         "quant": Text(found.label, "bold green" if best else ""),
         "size": format_bytes(found.model.size),
-        f"at {LINE}": _download(found),
+        f"at {LINE}": _download(found) if _has_room(found) else Text("no room", "bold red"),
         "runs from": tiers_needed(plan.verdict),
         "tok/s": speeds.cell(found.forecast),
         "GPU": _used(found, plan.tiers.gpu),
@@ -131,12 +135,16 @@ def _used(found: Fitted, count: int) -> str:
     return format_bytes(count) if found.plan.verdict.fits and count else "–"
 
 
+def _has_room(found: Fitted) -> bool:
+    return found.offer is None or found.offer.room
+
+
 def _download(found: Fitted) -> str | Text:
     """``1 h 25 min at 100 Mbit/s``, or that there is no room for it."""
     offer = found.offer
     if offer is None or not offer.missing:
         return Text("here", "green")
-    if not offer.room:
+    if not _has_room(found):
         free = format_bytes(offer.disk_free or 0)
         return Text(f"no room: {format_bytes(offer.missing)}, {free} free", "bold red")
     return format_duration(offer.download_seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -13,14 +12,14 @@ import pytest
 from rich.console import Console
 
 from localmoe.cli.pull_screen import screen, summary
-from localmoe.facts.bandwidth import TypeRate, to_json
+from localmoe.facts.bandwidth import to_json
 from localmoe.hub.download import PartProgress, Progress
 from localmoe.text import FORBIDDEN
+from tests import rates
 from tests.hub.command import COMMAND, HubCommand
 from tests.hub.content import Generated
 from tests.hub.pulling import FILE, KEY, REPO, SIZE, blobs, sha256, snapshots
 from tests.hub.server import Fault, HubServer
-from tests.planning.rates import RATES
 
 
 @pytest.fixture
@@ -204,8 +203,7 @@ def test_the_screen_holds_at_any_width(columns: int) -> None:
 
 def slow_machine(folder: Path) -> str:
     """A file that describes a machine on which everything takes very long."""
-    kind = TypeRate(((1.0, 1e5),), ((1.0, 1e5),), ((1.0, 1e5),))
-    slow = dataclasses.replace(RATES, types=dict.fromkeys(RATES.types, kind))
+    slow = rates.with_kernels(1e5)
     machine = {"ram_total": 1 << 34, "disk_free": 1 << 40, "rates": to_json(slow)}
     (folder / "slow.json").write_text(json.dumps({"machine": machine}))
     return "slow.json"
