@@ -92,8 +92,8 @@ def load_so_far(load: Sequence[LayerLoad]) -> list[str]:
     experts, used = sum(e.experts for e in load), sum(e.used for e in load)
     entropy = sum(e.entropy for e in load) / len(load)
     uneven = sorted(load, key=lambda e: e.entropy)[:WORST]
-    named = ", ".join(f"{e.layer} (busiest {e.busiest:.1f} × the mean)" for e in uneven)
+    named = ", ".join(f"{e.layer} ({e.busiest:.1f})" for e in uneven)
     return [
         f"load so far: {used:,} of {experts:,} experts used, entropy {entropy:.2f} of 1",
-        f"  least even layers: {named}",
+        f"  layers used least evenly, and their busiest ÷ mean: {named}",
     ]
