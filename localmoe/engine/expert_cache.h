@@ -174,6 +174,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool usage(int32_t index, uint64_t * uses, uint64_t * found_at, int32_t experts, localmoe_usage_totals & totals);
 
   private:
+    void rest();
     bool multiply(ggml_compute_params * params, const ggml_tensor * op);
     static int layer_named(const ggml_tensor * op, const char * prefix);
     group * group_of(int layer);
@@ -283,6 +284,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     static constexpr double  HALF_LIFE = 32;  // tokens
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
     static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
+    static constexpr int64_t REST  = 32;  // tokens without a read, after which looking pauses
 
     const mode how_;
     uint64_t   budget_;
@@ -316,6 +318,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     int64_t visit_ = 0, clock_ = 0, batch_ = 0;
     bool    decoding_ = false;
+    bool    resting_ = false;
+    uint64_t read_before_ = 0;
+    int64_t  read_at_ = 0;
     bool      steering_ = false;
     recording * recording_ = nullptr;
     std::vector<layer_usage> usage_;  // of each group; empty: not counted

@@ -124,6 +124,7 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
     last_     = decoding_ ? imposed_steps_ : imposed_prefill_;
     clock_ += batch_;
     batch_ = tokens;
+    rest();
     for (auto & g : groups_) {
         g.seen = g.rows = 0;
     }
@@ -134,6 +135,17 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
         }
     }
     return !failed_;
+}
+
+// The page regime steps down to plain mapping while it finds nothing to read: it looks for REST
+// tokens, then not for seven times as many, until something was missing again.
+void expert_cache::rest() {
+    if (stats_.bytes_read != read_before_) {
+        read_before_ = stats_.bytes_read;
+        read_at_ = clock_;
+    }
+    int64_t quiet = clock_ - read_at_;
+    resting_ = how_ == PAGES && decoding_ && quiet >= REST && quiet / REST % 8 != 0;
 }
 
 // After each llama_decode: nothing is needed any more.
@@ -249,7 +261,7 @@ bool expert_cache::multiply(ggml_compute_params * params, const ggml_tensor * op
     if (!find(op->src[0], g, t)) {
         return false;
     }
-    if (how_ == OFF) {  // nothing is waited for
+    if (how_ == OFF || resting_) {  // nothing is waited for
         if (params->ith == 0 && t == 0) {
             observe(*g, op->src[2]);
         }

@@ -167,3 +167,14 @@ def test_more_experts_than_mappings(tmp_path: Path) -> None:
     plain, cached = run_cases(path, [Case(base, turns), Case(everything, turns)])
     assert cached.turns == plain.turns
     assert cached.counters["resident_bytes"] > 0.9 * whole
+
+
+def test_the_page_regime_rests_while_nothing_is_missing(arch_file: Callable[[str], Path]) -> None:
+    """With the whole file in the page cache it soon looks at one token of eight."""
+    path = arch_file("qwen3moe")
+    path.read_bytes()
+    settings = planned(path, BASE, "page", 0)
+    short, long = run_cases(path, [Case(settings, (Turn("Hello.", tokens=n),)) for n in (30, 150)])
+    per_token = short.counters["calls"] / 30
+    assert long.counters["calls"] < (32 + 150 / 4) * per_token
+    assert long.turns[0].logits[:25] == short.turns[0].logits[:25]
