@@ -20,8 +20,8 @@ QUESTIONS = ROOT / "tests/nano/held_out.txt"
 REAL = ROOT / "tests/routing/data/qwen3-30b-a3b.route.csv.gz"
 PICTURES = ROOT / "docs/pictures"
 PLOTS = {
-    "nano": ("load", "domains", "divergence", "confidence"),
-    "qwen3": ("load", "hits", "reuse"),
+    "nano": ("load", "domains", "divergence"),
+    "qwen3": ("load", "hits"),
 }
 HEIGHT = 9000  # pixels of the browser's window, more than a page has
 
