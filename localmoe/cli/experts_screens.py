@@ -40,7 +40,8 @@ def heading(trace: Trace) -> Text:
     counts = sorted({(layer.experts, layer.used) for layer in header.layers})
     experts = ", ".join(f"{used} of {count}" for count, used in counts)
     facts = [clean_line(header.architecture)] if header.architecture else []
-    facts += [f"{len(header.layers)} MoE layers", f"{experts} experts per token"]
+    count = len(header.layers)
+    facts += [f"{count} MoE layer{'s' if count > 1 else ''}", f"{experts} experts per token"]
     decoded = int(trace.decode.sum())
     facts.append(f"{len(trace) - decoded:,} tokens read, {decoded:,} written")
     text = Text(clean_line(header.model) or "a model", style="bold")

@@ -246,6 +246,18 @@ def test_record_a_prompt(localmoe: Localmoe) -> None:
     assert json.loads(stored[0].read_text())["tokens"] == len(trace)
 
 
+def test_a_disk_that_is_full_in_mid_answer(localmoe: Localmoe) -> None:
+    """The answer ends with the reason, and the steps until then are in the file."""
+    done = localmoe.shell(
+        'ulimit -f 8; localmoe run nano "What is an expert?" --trace n.trace --logits --no-history'
+    )
+    assert done.returncode == 1
+    assert "cannot write the trace n.trace: file too large" in done.stderr
+    assert (localmoe.home / "n.trace").stat().st_size == 8192
+    trace = read_trace(localmoe.home / "n.trace")
+    assert trace.cut and int(trace.decode.sum()) > 5 and trace.logits(0) is not None
+
+
 def test_record_files_as_domains(localmoe: Localmoe) -> None:
     """A file is a domain, a paragraph a prompt; without history no profile is kept."""
     (localmoe.home / "sums.txt").write_text("What is 2 + 2?\n\nWhat is 3 + 4?\n")
