@@ -1,7 +1,7 @@
 """The search for faster settings: trials in turn, as long as there is time.
 
 First every variant is tried once beside the settings as they are, and what is not faster is left
-out; what remains is tried again, in turn with them, until there are enough runs to tell. Then the
+out; the best of the rest are tried again, in turn with them, until there are enough runs. Then the
 best values together must show their gain once more, in new runs: of many tries one looks good by
 chance.
 """
@@ -12,13 +12,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localmoe.bench.variants import SAMPLES, Gain, Sample, Variant, best_of_each, gain, promising
+from localmoe.bench.variants import (
+    SAMPLES,
+    Gain,
+    Sample,
+    Variant,
+    best_of_each,
+    gain,
+    median,
+    promising,
+)
 from localmoe.errors import LocalmoeError
 
 Changed = tuple[Variant, ...]
 """What differs from the settings as they are; () is those."""
 
 AS_IT_IS: Changed = ()
+
+FINALISTS = 3  # that are tried again after the first round
 
 Measure = Callable[[Changed], Sample]
 """One run. Raises LocalmoeError for settings that do not work."""
@@ -80,6 +91,7 @@ class Search:
             if alive:
                 self._round([AS_IT_IS, *alive])
             alive = [c for c in alive if c in self._samples and self._promising(c)]
+            alive = sorted(alive, key=self._turn_s)[:FINALISTS]
         found = [gain(c, self._samples[AS_IT_IS], self._samples[c]) for c in alive]
         self.single = [each for each in found if each is not None]
 
@@ -103,6 +115,9 @@ class Search:
                 if changed == AS_IT_IS:
                     raise
                 del self._samples[changed]
+
+    def _turn_s(self, changed: Changed) -> float:
+        return median(self._samples[changed]).turn_s
 
     def _promising(self, changed: Changed) -> bool:
         return promising(self._samples[AS_IT_IS], self._samples[changed])

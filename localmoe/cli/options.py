@@ -300,7 +300,7 @@ def _bench_options(add: Callable[..., object]) -> None:
         "--tune",
         type=number(0, 86400),
         metavar="SECONDS",
-        help="look for faster settings at the end, for so long at most (120; 0: not at all)",
+        help="look for faster settings at the end, for so long at most (180; 0: not at all)",
     )
 
 

@@ -30,8 +30,8 @@ from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.text import clean_line
 
-SECONDS = 120.0  # that the search takes at most, unless asked otherwise
-READ_SECONDS, WRITE_SECONDS = 4.0, 2.5  # of one trial, about; less where there is less time
+SECONDS = 180.0  # that the search takes at most, unless asked otherwise
+READ_SECONDS, WRITE_SECONDS = 2.0, 1.5  # of one trial, about; less where there is less time
 READ, WRITTEN = (128, 1024), (16, 96)  # tokens of one trial, at least and at most
 
 _FIELDS = {
