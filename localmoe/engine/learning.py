@@ -60,6 +60,16 @@ class Learning:
             load_of(layer, usage.uses) for layer, usage in self._now.items() if usage.tokens
         )
 
+    def favourites(self) -> list[tuple[int, int]]:
+        """(place among the groups, expert) pairs that the profile knows, the most used first."""
+        known = profile.load(self._key)
+        pairs = known.favourites() if known is not None else []
+        return [
+            (self._places[layer], expert)
+            for layer, expert in pairs
+            if layer in self._places and expert < len(self._learnt[layer].uses)
+        ]
+
     def learn(self) -> None:
         """Add to the profile what ``load`` has seen since the last time."""
         new = {layer: usage.since(self._learnt[layer]) for layer, usage in self._now.items()}

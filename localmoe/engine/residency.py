@@ -94,7 +94,9 @@ class Residency:
             raise
         self._learning = Learning(self._cache, model, tensors, settings, keep=hot is not None)
         if self._hot is not None:
-            self._cache.warm(_read_hot(self._hot, len(self._groups)))
+            # What was there at the end; of another quantization only its use is known.
+            found = _read_hot(self._hot, len(self._groups)) or self._learning.favourites()
+            self._cache.warm(found[:HOT_LIMIT])
         if settings.cache == "private":
             layers = range(len(model.layers))
             self._least = needed_budget(model, layers, settings.ubatch, settings.experts_used)

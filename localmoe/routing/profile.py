@@ -131,11 +131,15 @@ class Profile:
         """(layer, experts) of every MoE layer."""
         return tuple((layer, len(row)) for layer, row in sorted(self.counts.items()))
 
-    def busiest(self, layer: int, count: int) -> tuple[int, ...]:
-        """The ``count`` experts of a layer that were used most, the busiest first."""
-        row = self.counts.get(layer, ())
-        used = [expert for expert, uses in enumerate(row) if uses > 0]
-        return tuple(sorted(used, key=lambda expert: (-row[expert], expert))[:count])
+    def favourites(self) -> list[tuple[int, int]]:
+        """(layer, expert) pairs, those used most first; none that was never used."""
+        used = [
+            (-uses, layer, expert)
+            for layer, row in self.counts.items()
+            for expert, uses in enumerate(row)
+            if uses
+        ]
+        return [(layer, expert) for _, layer, expert in sorted(used)]
 
 
 def of_usage(model: str, layers: Mapping[int, LayerUsage], sessions: int = 1) -> Profile:

@@ -59,11 +59,12 @@ def test_a_session_as_the_engine_counts_it() -> None:
     assert nothing.curve == () and nothing.reuse is None and nothing.tokens == 0
 
 
-def test_the_busiest_experts(real: Profile) -> None:
-    """By their uses, and none that was never used."""
-    first, second = real.busiest(10, 2)
-    assert real.counts[10][first] == max(real.counts[10]) >= real.counts[10][second] > 0
-    assert len(real.busiest(10, 128)) < 128
+def test_the_favourites(real: Profile) -> None:
+    """By their uses over all layers, and none that was never used."""
+    pairs = real.favourites()
+    uses = [real.counts[layer][expert] for layer, expert in pairs]
+    assert uses == sorted(uses, reverse=True) and uses[-1] > 0
+    assert len(set(pairs)) == len(pairs) == sum(x > 0 for row in real.counts.values() for x in row)
 
 
 def test_it_comes_back_from_disk(real: Profile, home: Path) -> None:
