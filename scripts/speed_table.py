@@ -91,6 +91,8 @@ def measure(case: Case, path: Path, output: Output) -> Line:
     machine = prepare.find_machine(options, imagined=False)
     plan = prepare.plan_for(model, machine, options, imagined=False)
     rates = forecasting.rates_for(model, plan, machine, output)
+    if rates is not None and not rates.calm:
+        raise SystemExit(f"others took {rates.others:.0%} while this machine was measured: again")
     if rates is None or not plan.verdict.fits:
         raise SystemExit(f"{case.name}: {plan.reason}")
     known = _profile(model, plan, path) if case.routing == "profile" else None

@@ -174,7 +174,7 @@ def _devices(
         with _lock():
             found = device_rates(names, remotes)
             kept = bandwidth.load(key)
-            if kept is not None:
+            if kept is not None and not remotes:  # another worker may have that name tomorrow
                 others = tuple(d for d in kept.devices if d.device not in names)
                 bandwidth.save(key, dataclasses.replace(kept, devices=(*others, *found)))
             return found

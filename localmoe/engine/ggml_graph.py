@@ -46,6 +46,7 @@ def _bound(name: str, result: Any, *arguments: Any) -> Any:
 _init = _bound("ggml_init", _P, _Params)
 _free = _bound("ggml_free", None, _P)
 _new_tensor = _bound("ggml_new_tensor", _P, _P, _I32, _I32, _P)
+_view = _bound("ggml_view_3d", _P, _P, _P, _I64, _I64, _I64, _SIZE, _SIZE, _SIZE)
 _new_graph = _bound("ggml_new_graph_custom", _P, _P, _SIZE, ctypes.c_bool)
 _expand = _bound("ggml_build_forward_expand", None, _P, _P)
 _device_init = _bound("ggml_backend_dev_init", _P, _P, ctypes.c_char_p)
@@ -145,6 +146,12 @@ class Graph:
         tensor = self._tensor(kind, shape)
         self._backend.place(tensor, nbytes(kind, *shape))
         return tensor
+
+    def rows(self, kind: str, width: int, count: int, heads: int) -> int:
+        """A view [width, count, heads] of a cache in the region: heads side by side, per row."""
+        whole = self.weights(kind, width * heads, count)
+        row = nbytes(kind, width * heads)
+        return int(_view(self.context, whole, width, count, heads, row, nbytes(kind, width), 0))
 
     def input(self, *shape: int) -> int:
         """f32 of small numbers."""

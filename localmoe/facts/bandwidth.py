@@ -49,7 +49,8 @@ def value_at(curve: Curve, x: float) -> float:
 class TypeRate:
     """ggml's speed with weights of one type that come from memory; by number of threads."""
 
-    vector: Curve  # bytes of weights per second, one token
+    vector: Curve  # bytes of weights per second, one token through several experts
+    row: Curve  # the same through one matrix
     dense: Curve  # weights × tokens per second, many tokens at once
     experts: Curve  # the same where each expert gets some of the tokens
 
@@ -205,7 +206,7 @@ def devices_from_json(document: Any) -> tuple[DeviceRate, ...]:
 def _types(document: Any) -> dict[str, TypeRate]:
     return {
         str(name)[:20]: TypeRate(
-            _curve(rate["vector"]), _curve(rate["dense"]), _curve(rate["experts"])
+            *(_curve(rate[name]) for name in ("vector", "row", "dense", "experts"))
         )
         for name, rate in document.items()
     }

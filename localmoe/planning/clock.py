@@ -23,27 +23,29 @@ from localmoe.text import format_bytes
 RAM_BOUND = 0.75  # of the memory's speed: from there on it is what limits
 OFFLOADED = 32  # tokens from which on llama.cpp copies experts to a GPU instead of computing there
 
+ROW_S = 2.6e-7  # per thread and cached row, which is far from the last one: memory's latency
 DECODE = 1.06  # × the time of the kernels alone
-PREFILL = 1.10
+PREFILL = 1.05
 ELEMENTS = 3  # times that an operation goes through a token's values, in memory
 TOKEN_S = 0.0004  # per token: sampling and telling
 WORD_S = 6e-9  # per word of the vocabulary, to choose one
-START_S = 0.45  # to start the worker and make a context
-WORD_READ_S = 2.5e-6  # per word of the vocabulary, at load
-MISS = {"private": 2.0, "page": 5.0, "off": 12.0}  # decode: × a direct read, with many at once
+START_S = 0.3  # to start the worker and make a context
+WORD_READ_S = 1.5e-6  # per word of the vocabulary, at load
+LOADING = 0.6  # × the time of a short read into the page cache
+MISS = {"private": 2.6, "page": 5.0, "off": 12.0}  # decode: × a direct read, with many at once
 BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # the same for a prompt
 HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # of a prompt's reading and computing at once
 
 Spread = tuple[float, float]  # × the expected seconds, at best and at worst
 COMPUTE: Spread = (0.85, 1.22)
-BATCH: Spread = (0.75, 1.35)
+BATCH: Spread = (0.65, 1.4)
 READ: Spread = (0.5, 1.8)
 LOAD: Spread = (0.6, 1.6)
 DEVICE: Spread = (0.6, 1.7)
 SUPPOSED: Spread = (0.4, 2.5)
 
 _DISK = DiskRate("", ((1.0, 1e9),), 0.7e9)  # where none was measured
-_TYPE = TypeRate(((1.0, 3e11),), ((1.0, 1e13),), ((1.0, 5e12),))
+_TYPE = TypeRate(((1.0, 3e11),), ((1.0, 3e11),), ((1.0, 1e13),), ((1.0, 5e12),))
 _GPU = DeviceRate("", {"Q4_K": _TYPE}, 3e-6, 3e-5, 1e10, 1e10)  # a small one, where none is known
 _BYTES_PER_WEIGHT = {
     kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()
@@ -127,7 +129,7 @@ class Clock:
         else:
             size = sum(end - start for _, start, end in dense_ranges(self._model))
         fixed = START_S + WORD_READ_S * self._work.vocabulary
-        return Seconds.of(fixed, LOAD) + Seconds.of(size / self._disk.cached, LOAD)
+        return Seconds.of(fixed, LOAD) + Seconds.of(LOADING * size / self._disk.cached, LOAD)
 
     def first_reads(self, tokens: int) -> Seconds:
         """What a first prompt waits for beyond any other: the experts that memory has room for."""
@@ -190,9 +192,12 @@ class Clock:
             for m in work.matrices
             if m.home == CPU and not self._offloads(m, tokens)
         )
-        attention = rates.attention if one else rates.attention_batch
         context = before + (tokens - 1) / 2
-        seconds += tokens * work.attention(CPU, context) / value_at(attention, threads)
+        multiplications, rows = work.attention(CPU, context)
+        attending = rates.attention if one else rates.attention_batch
+        seconds += tokens * multiplications / value_at(attending, threads)
+        if one:
+            seconds += rows * ROW_S / threads
         seconds += tokens * work.state.get(CPU, 0) / value_at(rates.scan, threads)
         passing = ELEMENTS * 4 * work.width * (tokens - 1) / value_at(rates.ram, threads)
         seconds += work.nodes.get(CPU, 0) * (value_at(rates.node_s, threads) + passing)
@@ -217,7 +222,7 @@ class Clock:
             if self._offloads(m, tokens) and name == self._offloader():
                 seconds += m.nbytes * m.touched(tokens) / rate.to_device
                 seconds += self._multiplying(m, tokens, rate.types, 1)
-        attending = tokens * work.attention(name, before + (tokens - 1) / 2)
+        attending = tokens * work.attention(name, before + (tokens - 1) / 2)[0]
         seconds += 2 * attending / value_at(_typed(rate.types, "F16").vector, 1)  # f16 from memory
         return seconds + work.nodes.get(name, 0) * rate.node_s
 
@@ -258,7 +263,8 @@ class Clock:
         """Seconds for one batch: its weights from memory once, or its multiplications."""
         rate = _typed(types, m.kind)
         tokens = 1 if m.last_only else tokens
-        reading = m.nbytes * m.touched(tokens) / value_at(rate.vector, threads)
+        one = rate.vector if m.experts else rate.row
+        reading = m.nbytes * m.touched(tokens) / value_at(one, threads)
         if tokens == 1:
             return reading
         curve = rate.experts if m.experts else rate.dense
@@ -287,8 +293,14 @@ def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:
     size = _BYTES_PER_WEIGHT.get(kind, 1.0)
     near = min(types, key=lambda name: abs(_BYTES_PER_WEIGHT.get(name, 1.0) - size))
     scale = size / _BYTES_PER_WEIGHT.get(near, 1.0)
-    vector: Curve = tuple((x, y * scale) for x, y in types[near].vector)
-    return TypeRate(vector, types[near].dense, types[near].experts)
+    known = types[near]
+    return TypeRate(
+        _times(known.vector, scale), _times(known.row, scale), known.dense, known.experts
+    )
+
+
+def _times(curve: Curve, scale: float) -> Curve:
+    return tuple((x, y * scale) for x, y in curve)
 
 
 def _batches(tokens: int, size: int) -> Iterable[tuple[int, int]]:

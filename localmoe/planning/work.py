@@ -51,11 +51,17 @@ class Matrices:
 
 @dataclass(frozen=True, slots=True)
 class Attending:
-    """The attention of one layer. ``per_token``: multiplications per cached token."""
+    """The attention of one layer."""
 
     home: str
-    per_token: int
+    heads: int
+    widths: int  # of a key and a value together
+    cached: int  # rows per token in its cache, of keys and as many of values
     window: int  # cached tokens that it looks back on at most; 0: all
+
+    def sees(self, context: float) -> float:
+        """Of so many cached tokens, those that it looks at."""
+        return min(context, self.window) if self.window else context
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +76,12 @@ class Work:
     width: int  # values of a token between two layers
     vocabulary: int
 
-    def attention(self, home: str, context: float) -> float:
-        """Multiplications of one token that sees ``context`` others."""
-        return sum(
-            layer.per_token * (min(context, layer.window) if layer.window else context)
-            for layer in self.attending
-            if layer.home == home
+    def attention(self, home: str, context: float) -> tuple[float, float]:
+        """Of one token that sees ``context`` others: multiplications, and cached rows to find."""
+        layers = [(layer, layer.sees(context)) for layer in self.attending if layer.home == home]
+        return (
+            sum(layer.heads * layer.widths * seen for layer, seen in layers),
+            sum(layer.cached * seen for layer, seen in layers),
         )
 
 
@@ -148,7 +154,8 @@ def _attention(model: Model, layer: int, home: str) -> Attending:
     suffix = "_swa" if window and _has(model, "attention.key_length_swa") else ""
     key = _number(model, f"attention.key_length{suffix}", layer) or width
     value = _number(model, f"attention.value_length{suffix}", layer) or width
-    return Attending(home, heads * (key + value), window)
+    groups = _number(model, "attention.head_count_kv", layer) or heads
+    return Attending(home, heads, key + value, groups, window)
 
 
 def _window(model: Model, layer: int) -> int:

@@ -7,10 +7,11 @@ from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates, TypeRate
 VECTOR = 10e9  # bytes/s of any type, with 8 threads
 TYPE = TypeRate(
     vector=((1.0, 2e9), (8.0, VECTOR)),
+    row=((1.0, 2e9), (8.0, VECTOR)),
     dense=((1.0, 50e9), (8.0, 400e9)),
     experts=((1.0, 30e9), (8.0, 200e9)),
 )
-GPU_TYPE = TypeRate(((1.0, 400e9),), ((1.0, 20e12),), ((1.0, 10e12),))
+GPU_TYPE = TypeRate(((1.0, 400e9),), ((1.0, 400e9),), ((1.0, 20e12),), ((1.0, 10e12),))
 RATES = Rates(
     measured=True,
     when="2026-01-01T00:00:00+00:00",
