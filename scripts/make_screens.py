@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts import make_standin
 from scripts.terminal_svg import Line, screen_of, svg, text_of, typed
 from tests.chat.terminal import Terminal
+from tests.cli.command import environment
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs/pictures"
 ROWS = 100  # of the terminal: more than any of these screens has
@@ -213,6 +215,29 @@ def recording(home: Path) -> str:
     return "".join(f"{json.dumps(entry)}\n" for entry in (header, *terminal.events))
 
 
+def measure(home: Path) -> Path:
+    """Let localmoe measure this machine, in a home with a large model; where it noted the speeds.
+
+    ``Terminal`` is made for tests: it gives a home without such a note one that is invented.
+    """
+    env = environment(home)  # as long as there is no folder, it gets nothing
+    home.mkdir()
+    make_standin.main([LARGE, "--header-only", "-o", str(home / f"{LARGE}.gguf")])
+    command = [sys.executable, *LOCALMOE, "fit", f"{LARGE}.gguf", "--json"]
+    subprocess.run(command, cwd=home, env=env, stdout=subprocess.DEVNULL, check=True)
+    (note,) = home.rglob("rates.json")
+    return note
+
+
+def fresh_home(folder: Path, rates: Path) -> Path:
+    """A home where nothing was run before: forecasts learn from runs."""
+    home = Path(tempfile.mkdtemp(dir=folder))
+    note = home / ".cache/localmoe/rates.json"
+    note.parent.mkdir(parents=True)
+    note.write_bytes(rates.read_bytes())
+    return home
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", help="beginnings of names; none: all")
@@ -225,19 +250,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     chosen = [shot for shot in shots() if wanted(shot.name)]
     with tempfile.TemporaryDirectory(prefix="localmoe-screens-") as folder:
-        home = Path(folder)
-        if any(LARGE in shot.command for shot in chosen):
-            make_standin.main([LARGE, "--header-only", "-o", str(home / f"{LARGE}.gguf")])
+        large = Path(folder) / "large"
+        rates = measure(large)
         for shot in chosen:
             for columns in shot.columns:
+                place = large if LARGE in shot.command else fresh_home(Path(folder), rates)
                 path = options.output / f"{shot.name}-{columns}.svg"
-                # Where nothing was run before, no forecast knows a run on a busy machine.
-                place = home if LARGE in shot.command else Path(tempfile.mkdtemp(dir=home))
                 path.write_text(picture(shot, columns, place), encoding="utf-8")
                 print(path)
         if wanted("cast"):
             path = options.output / "chat.cast"
-            path.write_text(recording(Path(tempfile.mkdtemp(dir=home))), encoding="utf-8")
+            path.write_text(recording(fresh_home(Path(folder), rates)), encoding="utf-8")
             print(path)
     return 0
 
