@@ -75,7 +75,7 @@ def summary(forecast: Forecast) -> str:
 def brief(forecast: Forecast) -> str:
     """The same in short facts, which a narrow screen can put on several lines."""
     prompt = f"{forecast.prompt_tokens:,}-token prompt in {_seconds(forecast.first_token.expected)}"
-    return f"{decode_text(forecast)} · {limit_text(forecast)} · {prompt}"
+    return f"{decode_text(forecast)} expected · {limit_text(forecast)} · {prompt}"
 
 
 def rows(forecast: Forecast) -> list[tuple[str, str]]:

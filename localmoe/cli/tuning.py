@@ -13,6 +13,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from localmoe import config, storage
 from localmoe.bench.records import Job
 from localmoe.bench.runner import Start, trial
@@ -33,6 +35,8 @@ from localmoe.text import clean_line
 SECONDS = 180.0  # that the search takes at most, unless asked otherwise
 READ_SECONDS, WRITE_SECONDS = 2.0, 1.5  # of one trial, about; less where there is less time
 READ, WRITTEN = (128, 1024), (16, 96)  # tokens of one trial, at least and at most
+
+BUSY, BUSY_SECONDS = 25.0, 0.5  # percent of the processor in other hands, and how long to look
 
 _FIELDS = {
     "threads": ("threads",),
@@ -71,6 +75,11 @@ def advise(
     if not seconds:
         return None
     output.note(f"looking for faster settings, for {seconds:.0f} s at most (--tune 0: not at all)")
+    busy = psutil.cpu_percent(BUSY_SECONDS)
+    if busy >= BUSY:
+        output.warn(
+            f"other programs use {busy:.0f} % of the processor: what is found holds while they do"
+        )
     trials = Trials(model, options, plan_with)
     found = Search(trials.measure, seconds)
     stopped = False

@@ -335,3 +335,13 @@ def test_what_would_spare_the_disk(localmoe: Localmoe, model: Path) -> None:
     assert plan["advice"][0] in localmoe("plan", *tight).stdout
     done = localmoe("run", *tight, "hello", "-n", "2")
     assert done.returncode == 0 and "nothing would need the disk" in done.stderr
+
+
+def test_the_chat_begins_with_its_speed(localmoe: Localmoe, model: Path) -> None:
+    """On the card: low, expected, high, what limits it, the wait for a long prompt."""
+    done = localmoe("chat", model, "--no-history", "-n", "2", stdin="hello\n")
+    assert done.returncode == 0, done.stderr
+    head = " ".join(done.stderr.split())
+    assert re.search(
+        r"tok/s (\([\d,.]+–[\d,.]+\) )?expected · limited by .*512-token prompt in", head
+    )
