@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from localmoe.text import format_bytes
+from scripts.speed_cases import CASES
 
 if TYPE_CHECKING:
     from scripts.speed_table import Line
@@ -35,6 +36,11 @@ there the routing of a real trace is imposed, the one that the prior was taken f
 def page(lines: Sequence[Line], sums: dict[str, dict[str, float]]) -> str:
     """Markdown: one table per figure, with its sums."""
     parts = [HEAD]
+    if len(lines) < len(CASES):
+        parts.append(
+            f"**Not complete: {len(lines)} of {len(CASES)} models have been measured.** The shares "
+            "and errors below say little yet.\n\n"
+        )
     for name, title in NAMES.items():
         rows = [line for line in lines if name != "prefill" or line.regime == "resident"]
         if not rows:
