@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +22,9 @@ from localmoe.bench.variants import Gain, Sample, Variant
 from localmoe.cli import tuning
 from localmoe.cli.arguments import Options, parse
 from localmoe.cli.configured import configured
+from localmoe.cli.output import Output
 from localmoe.cli.tuning_screen import document, screen
-from tests.cli.command import Localmoe, assert_clear_error
+from tests.cli.command import COMMAND, Localmoe, assert_clear_error, environment
 
 THREADS, KV = Variant("threads", 1, 2), Variant("kv-type", "f16", "q8_0")
 SLOW, QUICK, BOTH = Sample(50.0, 5.0), Sample(90.0, 9.0), Sample(95.0, 9.5)
@@ -150,3 +155,37 @@ def test_bench_without_a_search(localmoe: Localmoe, model: Path) -> None:
 def test_wrong_values(localmoe: Localmoe, model: Path) -> None:
     assert_clear_error(localmoe("bench", model, "--tune", "soon"), 2, "--tune")
     assert_clear_error(localmoe("bench", model, "--vs", "ollama run"), 2, "not ollama")
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_only_a_yes_keeps_them(
+    answer: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    said = io.StringIO()
+    tuning.offer("nano", (THREADS,), Output(err=said))
+    assert "Keep it for nano? [y/N]" in said.getvalue()
+    assert (configured(parse(["run", "nano", "hi"])).threads == 2) == kept
+
+
+def test_ctrl_c_ends_the_search_alone(localmoe: Localmoe, model: Path) -> None:
+    """The measurement is on the screen by then; what the search found is told; 130."""
+    command = [*COMMAND, "bench", str(model), *FAST, "--tune", "100"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(localmoe.home),
+    ) as child:
+        assert child.stderr is not None
+        while "looking for faster settings" not in child.stderr.readline():
+            pass
+        time.sleep(1.0)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "regime" in out and "no faster setting found" in out
+    assert "Traceback" not in err
