@@ -29,7 +29,9 @@ class Window:
         script = ["-m", "tests.chat.scripted_chat", json.dumps([reply]), str(delay)]
         command = shlex.join([sys.executable, *script])
         size = ("-x", str(columns), "-y", str(rows))
-        self.tmux("-f", "/dev/null", "new-session", "-d", *size, f"stty -g; {command}; stty -g; sleep 60")
+        self.tmux(
+            "-f", "/dev/null", "new-session", "-d", *size, f"stty -g; {command}; stty -g; sleep 60"
+        )
         self.tmux("set", "-g", "history-limit", "9000")
 
     def tmux(self, *args: str) -> str:
