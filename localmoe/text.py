@@ -118,9 +118,13 @@ def format_count(count: int | float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """``0.35`` → ``"0.35 s"``, ``75`` → ``"1 min 15 s"``, ``5100`` → ``"1 h 25 min"``."""
+    """``0.004`` → ``"4 ms"``, ``0.35`` → ``"0.35 s"``, ``75`` → ``"1 min 15 s"``, ``5100`` →
+    ``"1 h 25 min"``.
+    """
     if seconds < 0:
         return f"-{format_duration(-seconds)}"
+    if 0 < seconds < 0.00995:
+        return f"{max(1, round(1000 * seconds))} ms"
     if seconds < 9.995:
         return f"{seconds:.2f} s"
     if seconds < 59.95:

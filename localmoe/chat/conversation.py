@@ -79,6 +79,16 @@ class TurnDone:
     timings: Timings
     finished: Finished | None = None  # what the engine itself said
 
+    def why_it_ended(self, context: int, change: str = "") -> str | None:
+        """A sentence when the answer did not end by itself. ``change``: how to ask for more."""
+        if self.finish_reason == "interrupted":
+            return "interrupted; what is there is kept"
+        if self.finish_reason != "length":
+            return None
+        if self.usage.total >= context:
+            return f"stopped: the context of {context:,} tokens is full (--ctx N makes it larger)"
+        return f"stopped after {self.usage.completion_tokens:,} tokens, as asked{change}"
+
 
 PLAIN = ChatTemplate(None)
 

@@ -254,9 +254,9 @@ class ChatLoop:
         learn_from(room.model, room.plan, room.machine, done.finished)
 
     def _status(self, done: TurnDone) -> None:
-        from localmoe.cli.chat_status import status_lines, why_it_ended
+        from localmoe.cli.chat_status import status_lines
 
-        why = why_it_ended(done, self.chat.context)
+        why = done.why_it_ended(self.chat.context, " (/set max_tokens)")
         if why:
             self._output.note(why)
         if self._output.quiet:

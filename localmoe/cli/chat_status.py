@@ -122,14 +122,3 @@ def hit_rate(done: TurnDone) -> float | None:
     """Of the experts that this turn wanted, the part that was in memory; None: not counted."""
     cache = done.finished.cache if done.finished else None
     return cache.hit_rate if cache else None
-
-
-def why_it_ended(done: TurnDone, context: int) -> str | None:
-    """A sentence when the answer did not end by itself."""
-    if done.finish_reason == "interrupted":
-        return "interrupted; what is there is kept"
-    if done.finish_reason != "length":
-        return None
-    if done.usage.total >= context:
-        return f"stopped: the context of {context:,} tokens is full (--ctx N makes it larger)"
-    return f"stopped after {done.usage.completion_tokens:,} tokens, as asked (/set max_tokens)"

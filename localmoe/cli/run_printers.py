@@ -110,7 +110,7 @@ class TextPrinter(Printer):
             self.output.stderr.out(text, style="dim", end="", highlight=False)
 
     def _finish(self, done: TurnDone) -> None:
-        why = talk.why_it_ended(done, self.loaded.context)
+        why = done.why_it_ended(self.loaded.context)
         if why:
             self.output.note(why)
         read = f"{done.usage.prompt_tokens} tokens read"

@@ -180,14 +180,3 @@ def figures(done: TurnDone) -> list[str]:
         parts.append(f"{done.timings.decode_tps:.1f} tok/s")
     parts.append(f"first after {format_duration(done.timings.ttft_s)}")
     return parts
-
-
-def why_it_ended(done: TurnDone, context: int) -> str | None:
-    """A sentence when the answer did not end by itself."""
-    if done.finish_reason == "interrupted":
-        return "interrupted; what is there is kept"
-    if done.finish_reason != "length":
-        return None
-    if done.usage.total >= context:
-        return f"stopped: the context of {context} tokens is full (--ctx N makes it larger)"
-    return f"stopped after {done.usage.completion_tokens} tokens, as asked"
