@@ -24,10 +24,13 @@ GAP = "   "
 
 
 def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> RenderableType:
-    """The whole answer."""
+    """The whole answer; of what does not fit there are no layers to show, and nothing to start."""
+    answer = fit_screen(model, plan, forecast)
+    if not plan.verdict.fits:
+        return answer
     flags = ("-m", str(model.paths[0].absolute()), *llama_args(plan.settings))
     return Group(
-        fit_screen(model, plan, forecast),
+        answer,
         Text(),
         LayerMap(plan.layers, len(plan.settings.devices) > 1 or bool(plan.settings.remotes)),
         Text(),
