@@ -52,7 +52,6 @@ struct localmoe_expert_stats {
     uint64_t prefetched, prefetch_used;
     double   stall_s;           // computing waited for reading
     uint64_t resident_bytes;    // experts within the budget
-    uint64_t own_bytes;         // of those, in anonymous memory
     uint64_t calls;             // multiplications seen
     uint64_t preferred;         // chosen experts that gave way to resident ones (lossy)
 };
@@ -72,13 +71,13 @@ inline size_t down(size_t n, size_t to) { return n / to * to; }
 
 enum mode : int32_t { OFF = 0, PAGES = 1, PRIVATE = 2 };
 enum piece_state : uint8_t { ABSENT = 0, QUEUED = 1, READING = 2, READY = 3 };
-enum backing : uint8_t { NOTHING = 0, FILE_PAGES = 1, OWN = 2 };
+enum origin : uint8_t { DIRECT = 0, PAGE_CACHE = 1, THROUGH_CACHE = 2 };  // of an expert's bytes
 
 constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spare
 
 struct expert {
     bool    resident = false;  // has memory (private) or was routed before (page)
-    backing memory   = NOTHING;
+    origin  from     = DIRECT; // private: how it is read
     bool    foretold = false;  // brought by prefetch, not used yet
     bool    counted  = false;  // this visit's lookup is a decoded token's (page: miss not seen yet)
     struct {
@@ -124,11 +123,6 @@ struct part {
     std::string path;
     int         fd = -1, direct = -1;
     struct stat then;
-};
-
-struct file_range {
-    int     file;
-    int64_t offset, length;
 };
 
 struct piece {  // of one expert's part of one tensor
@@ -213,7 +207,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     // ---- memory ----------------------------------------------------------------------------------
 
     void share_budget();
-    void share_mappings();
     bool idle(const expert & x) const;
     int oldest(const group & g) const;
     void forget(group & g, int e);
@@ -230,10 +223,11 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     enum urgency { NEEDED, LIKELY, SPARE };  // for now, for soon, only if nobody misses it
 
     bool give_memory(group & g, int e, urgency why);
+    bool map(group & g, int e);
+    bool gave(group & g, int e);
+    origin source(const group & g, int e) const;
+    bool in_page_cache(const group & g, int e) const;
     bool direct_is_slow() const;
-    bool gave(group & g, int e, backing memory);
-    bool map_own(group & g, int e);
-    bool map_file(group & g, int e);
 
     static char * data_of(const group & g, const tensor_info & t, int e) { return g.base + g.stride * size_t(e) + t.at; }
 
@@ -273,6 +267,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void read(std::unique_lock<std::mutex> & lock, const piece & p, std::vector<char> & bounce);
     void ended(const piece & p, const std::string & problem);
     std::string read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes);
+    std::string read_copied(const piece & p, size_t & bytes);
     std::string read_pages(const piece & p, size_t & bytes);
     std::string changed(int file);
     bool fail(const std::string & why);
@@ -311,10 +306,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool                     stop_ = false;
 
     direct_queue<piece>      queue_;  // for thread 0 alone
-    std::deque<file_range>   dropped_;
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, page_reads_;
-    uint64_t                 used_ = 0, own_ = 0;
-    long                     file_backed_ = 0, most_file_backed_ = 0;  // experts
+    uint64_t                 used_ = 0;
 
     int64_t visit_ = 0, clock_ = 0, batch_ = 0;
     bool    decoding_ = false;

@@ -5,8 +5,6 @@
 #include "expert_cache.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cerrno>
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -76,25 +74,6 @@ void expert_cache::share_budget() {
     }
 }
 
-// The system bounds a process's mappings. Memory of our own takes two per expert (it, and the gap
-// after it), the file's pages two per tensor: so many experts may have those.
-void expert_cache::share_mappings() {
-    long most = 65530;  // Linux' default
-    if (FILE * file = fopen("/proc/sys/vm/max_map_count", "re")) {
-        if (fscanf(file, "%ld", &most) != 1) {
-            most = 65530;
-        }
-        fclose(file);
-    }
-    most -= most / 8;  // libraries, threads, the allocator
-    long more = 1;
-    for (auto & g : groups_) {
-        most -= 2 * long(g.experts.size());
-        more = std::max(more, 2 * long(g.tensors.size()) - 2);
-    }
-    most_file_backed_ = most / more;
-}
-
 // Whether an expert may be evicted now: not needed by this visit, no reader in it.
 bool expert_cache::idle(const expert & x) const {
     if (!x.resident || x.pinned == visit_) {
@@ -127,19 +106,11 @@ void expert_cache::forget(group & g, int e) {
     }
     g.resident--;
     used_ -= g.slot;
-    own_ -= x.memory == OWN ? g.slot : 0;
-    file_backed_ -= x.memory == FILE_PAGES;
-    x.memory = NOTHING;
     stats_.evictions++;
 }
 
 // Give an expert's memory back to the system; its place becomes inaccessible.
 void expert_cache::release(group & g, int e) {
-    if (g.experts[e].memory == FILE_PAGES) {
-        for (auto & t : g.tensors) {
-            dropped_.push_back({t.file, t.offset + int64_t(t.bytes) * e, int64_t(t.bytes)});
-        }
-    }
     forget(g, e);
     hide(g, e);
 }
@@ -177,11 +148,14 @@ group * expert_cache::donor(const group * except, bool below_capacity) {
     return best;
 }
 
-// Memory at an expert's place.
+// Memory at an expert's place, and how it will be read.
 bool expert_cache::give_memory(group & g, int e, urgency why) {
     keep_budget();
+    auto & x = g.experts[e];
+    x.from = DIRECT;
     if (used_ + g.slot <= budget_) {
-        if (g.direct ? map_file(g, e) : map_own(g, e)) {
+        x.from = source(g, e);
+        if (map(g, e)) {
             return true;
         }
         budget_ = used_;  // the system gives no more
@@ -194,13 +168,15 @@ bool expert_cache::give_memory(group & g, int e, urgency why) {
         return false;
     }
     int victim = oldest(*from);
-    if (from->slot == g.slot && from->experts[victim].memory == OWN) {
-        char * source = place(*from, victim);
+    x.from = direct_is_slow() ? THROUGH_CACHE : DIRECT;
+    if (from->slot == g.slot) {
         char * target = place(g, e);
-        if (mremap(source, g.slot, g.slot, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target) != MAP_FAILED) {
-            mprotect(source, g.slot, PROT_NONE);
+        char * place_of_victim = place(*from, victim);
+        if (mremap(place_of_victim, g.slot, g.slot, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target) !=
+            MAP_FAILED) {
+            mprotect(place_of_victim, g.slot, PROT_NONE);
             forget(*from, victim);
-            return gave(g, e, OWN);
+            return gave(g, e);
         }
     }
     release(*from, victim);
@@ -209,51 +185,45 @@ bool expert_cache::give_memory(group & g, int e, urgency why) {
             return false;
         }
     }
-    // A prompt streams through, and zeroing fresh memory costs more than the page cache; what a
-    // decoded token needs comes and goes for long, so that memory of our own pays.
-    bool pays = decoding_ && !direct_is_slow();
-    return g.direct && !pays ? map_file(g, e) : map_own(g, e);
+    return map(g, e);
 }
 
-// Some file systems read past their cache slowly; then the page cache serves all along.
-bool expert_cache::direct_is_slow() const {
-    return direct_reads_.bytes > ENOUGH && page_reads_.bytes > ENOUGH &&
-           direct_reads_.seconds / double(direct_reads_.bytes) > 1.5 * page_reads_.seconds / double(page_reads_.bytes);
+bool expert_cache::map(group & g, int e) {
+    void * target = mmap(place(g, e), g.slot, PROT_READ | PROT_WRITE,
+                         MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return target != MAP_FAILED && gave(g, e);
 }
 
-bool expert_cache::gave(group & g, int e, backing memory) {
-    auto & x = g.experts[e];
-    x.resident = true;
-    x.memory = memory;
+bool expert_cache::gave(group & g, int e) {
+    g.experts[e].resident = true;
     g.resident++;
     used_ += g.slot;
-    own_ += memory == OWN ? g.slot : 0;
-    file_backed_ += memory == FILE_PAGES;
     return true;
 }
 
-bool expert_cache::map_own(group & g, int e) {
-    void * target = mmap(place(g, e), g.slot, PROT_READ | PROT_WRITE,
-                         MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return target != MAP_FAILED && gave(g, e, OWN);
+// Where a new expert is read from while the budget has room: a prompt's first ones through the page
+// cache, to compare.
+origin expert_cache::source(const group & g, int e) const {
+    if (in_page_cache(g, e)) {
+        return PAGE_CACHE;
+    }
+    bool compare = !decoding_ && page_reads_.bytes <= ENOUGH;
+    return compare || direct_is_slow() ? THROUGH_CACHE : DIRECT;
 }
 
-bool expert_cache::map_file(group & g, int e) {
-    if (file_backed_ >= most_file_backed_) {
-        return map_own(g, e);
-    }
-    for (auto & t : g.tensors) {
-        int64_t offset = t.offset + int64_t(t.bytes) * e;
-        int64_t from   = int64_t(down(size_t(offset), PAGE));
-        char *  target = data_of(g, t, e) - (offset - from);
-        size_t  length = up(size_t(offset - from) + t.bytes, PAGE);
-        if (mmap(target, length, PROT_READ, MAP_FIXED | MAP_SHARED, files_[t.file].fd, from) == MAP_FAILED) {
-            hide(g, e);
-            return map_own(g, e);
-        }
-        madvise(target, length, MADV_RANDOM);  // no window around a fault: all is read by us
-    }
-    return gave(g, e, FILE_PAGES);
+// A glance at the middle of each tensor.
+bool expert_cache::in_page_cache(const group & g, int e) const {
+    return std::all_of(g.tensors.begin(), g.tensors.end(), [&](const tensor_info & t) {
+        size_t middle = size_t(t.mapped) + t.bytes * size_t(e) + t.bytes / 2;
+        unsigned char there = 0;
+        return mincore(reinterpret_cast<void *>(down(middle, PAGE)), PAGE, &there) == 0 && (there & 1);
+    });
+}
+
+// Some file systems read past their cache slowly; then it serves all along.
+bool expert_cache::direct_is_slow() const {
+    return direct_reads_.bytes > ENOUGH && page_reads_.bytes > ENOUGH &&
+           direct_reads_.seconds / double(direct_reads_.bytes) > 1.5 * page_reads_.seconds / double(page_reads_.bytes);
 }
 
 }  // namespace localmoe

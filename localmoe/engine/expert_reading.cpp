@@ -23,6 +23,7 @@ bool expert_cache::add_file(const char * path) {
     if (file.fd < 0 || fstat(file.fd, &file.then) != 0) {
         return fail(std::string("cannot open ") + path + ": " + strerror(errno));
     }
+    posix_fadvise(file.fd, 0, 0, POSIX_FADV_RANDOM);  // what is needed is said, nothing around it
     file.direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
     if (file.direct < 0) {  // some file systems have no direct reads
         file.direct = dup(file.fd);
@@ -185,14 +186,6 @@ void expert_cache::read_loop() {
     std::vector<char> bounce;
     std::unique_lock<std::mutex> lock(mutex_);
     while (!stop_) {
-        if (!dropped_.empty()) {
-            file_range r = dropped_.front();
-            dropped_.pop_front();
-            lock.unlock();
-            posix_fadvise(files_[r.file].fd, r.offset, r.length, POSIX_FADV_DONTNEED);
-            lock.lock();
-            continue;
-        }
         piece p;
         if (!next_piece(p)) {
             work_.wait(lock);
@@ -205,16 +198,18 @@ void expert_cache::read_loop() {
 void expert_cache::read(std::unique_lock<std::mutex> & lock, const piece & p, std::vector<char> & bounce) {
     group &  g = *p.g;
     expert & x = g.experts[p.expert];
-    bool own = x.memory == OWN;
+    origin from = x.from;
     lock.unlock();
     size_t bytes = 0;
     auto   start = steady::now();
-    std::string problem = own ? read_direct(p, bounce, bytes) : read_pages(p, bytes);
+    std::string problem = how_ == PAGES    ? read_pages(p, bytes)
+                          : from == DIRECT ? read_direct(p, bounce, bytes)
+                                           : read_copied(p, bytes);
     double took = seconds_since(start);
     lock.lock();
     stats_.bytes_read += bytes;
-    if (bytes == CHUNK) {  // whole chunks, so that the two ways compare
-        auto & way = own ? direct_reads_ : page_reads_;
+    if (from != PAGE_CACHE && bytes >= CHUNK / 4) {  // large reads, so that the two ways compare
+        auto & way = from == DIRECT ? direct_reads_ : page_reads_;
         way.bytes += bytes;
         way.seconds += took;
     }
@@ -280,9 +275,31 @@ std::string expert_cache::read_direct(const piece & p, std::vector<char> & bounc
     return changed(t.file);
 }
 
+// Through the page cache, which may have it already.
+std::string expert_cache::read_copied(const piece & p, size_t & bytes) {
+    const tensor_info & t = p.g->tensors[p.tensor];
+    size_t begin = CHUNK * size_t(p.chunk), end = std::min(begin + CHUNK, t.bytes);
+    char * data  = data_of(*p.g, t, p.expert);
+    for (size_t at = begin; at < end;) {
+        ssize_t n = pread(files_[t.file].fd, data + at, end - at, t.offset + int64_t(t.bytes) * p.expert + int64_t(at));
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return "cannot read " + files_[t.file].path + ": " + strerror(errno);
+        }
+        if (n == 0) {
+            return files_[t.file].path + " has become shorter while it was in use";
+        }
+        at += size_t(n);
+    }
+    bytes = begin < end ? end - begin : 0;
+    return changed(t.file);
+}
+
 std::string expert_cache::read_pages(const piece & p, size_t & bytes) {
     const tensor_info & t = p.g->tensors[p.tensor];
-    char * data = how_ == PRIVATE ? data_of(*p.g, t, p.expert) : static_cast<char *>(t.mapped) + t.bytes * size_t(p.expert);
+    char * data = static_cast<char *>(t.mapped) + t.bytes * size_t(p.expert);
     size_t from = down(size_t(data), PAGE) + CHUNK * size_t(p.chunk);
     size_t to   = std::min(from + CHUNK, up(size_t(data) + t.bytes, PAGE));
     if (from >= to) {

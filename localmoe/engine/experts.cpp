@@ -13,12 +13,11 @@
 //          are read in parallel, exactly those, instead of one page fault after the other.
 // private  The tensor's data is redirected to address space of our own with the same rows, and a
 //          larger stride between experts. An expert that is not there has inaccessible pages, and
-//          what is there never exceeds a budget. While there is room, an expert's place maps the
-//          file: pages that the system has already cost nothing, and none is zeroed before it is
-//          read. At the budget the least valuable expert is dropped, and the new one gets anonymous
-//          memory, read directly (O_DIRECT; file offset and address agree modulo the page size).
-//          From then on that memory moves from the evicted expert to the next one by mremap: no
-//          fresh page, no copy, nothing for the page cache to do.
+//          what is there never exceeds a budget. It is anonymous memory, read directly (O_DIRECT;
+//          file offset and address agree modulo the page size), so that no other program's need
+//          takes it away; at the budget it moves from the least valuable expert to the next one by
+//          mremap: no fresh page, no copy, nothing for the page cache to do. What the system has in
+//          its page cache already is copied from there.
 //
 // The lock is held for decisions only, never while reading or computing.
 
@@ -95,7 +94,6 @@ bool expert_cache::start() {
         }
     }
     share_budget();
-    share_mappings();
     for (int i = 0; i < reader_count_; i++) {
         readers_.emplace_back([this] { read_loop(); });
     }
@@ -165,7 +163,6 @@ localmoe_expert_stats expert_cache::stats() {
     std::lock_guard<std::mutex> lock(mutex_);
     localmoe_expert_stats result = stats_;
     result.resident_bytes = used_;
-    result.own_bytes      = own_;
     return result;
 }
 
@@ -437,7 +434,8 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
         int tensor = int((t + i) % g.tensors.size());
         for (int e : needed_) {
             auto & x = g.experts[e];
-            if (x.pieces[tensor].state == ABSENT && x.memory == OWN && g.direct && read_async(g, e, tensor)) {
+            if (how_ == PRIVATE && x.pieces[tensor].state == ABSENT && x.from == DIRECT && g.direct &&
+                read_async(g, e, tensor)) {
                 continue;
             }
             if (x.pieces[tensor].state != READY) {  // a queued one may be far behind: ask again

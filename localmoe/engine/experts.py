@@ -56,7 +56,6 @@ class _Stats(ctypes.Structure):
         ("prefetch_used", ctypes.c_uint64),
         ("stall_s", ctypes.c_double),
         ("resident_bytes", ctypes.c_uint64),
-        ("own_bytes", ctypes.c_uint64),
         ("calls", ctypes.c_uint64),
         ("preferred", ctypes.c_uint64),
     )
@@ -84,7 +83,6 @@ class Counters:
     prefetch_used: int
     stall_s: float  # computing waited for reading
     resident_bytes: int  # of experts; never above the budget
-    own_bytes: int  # of those, in anonymous memory
     calls: int  # multiplications by experts that were seen
     preferred: int  # choices changed by ``prefer``
 

@@ -134,10 +134,10 @@ def shrink_and_grow(path: Path) -> None:
         assert cache is not None
         said.append(conversation.say(turns[0]).answer)
         said.append(conversation.say(turns[1]).answer)
-        before, own = anonymous(), conversation.counters().own_bytes
+        before, own = anonymous(), conversation.counters().resident_bytes
         assert own > budget // 3
         cache.resize(smaller)
-        after, less = anonymous(), conversation.counters().own_bytes
+        after, less = anonymous(), conversation.counters().resident_bytes
         assert less <= smaller and less < own
         assert before - after > 0.9 * (own - less)
         said.append(conversation.say(turns[2]).answer)
