@@ -41,6 +41,16 @@ def models_dir() -> Path:
     return data_dir() / "models"
 
 
+def bytes_below(folder: Path) -> int:
+    """What the files in a folder take; what cannot be looked at counts nothing."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += (Path(parent) / name).lstat().st_size
+    return size
+
+
 def user_path(text: str) -> Path:
     """A path as it was typed; ``~`` is the home folder. Raises StorageError for an unknown user."""
     try:

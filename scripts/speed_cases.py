@@ -72,12 +72,24 @@ def _published(name: str, layers: int, vocab: int | None = None) -> Family:
 
 CASES: tuple[Case, ...] = (
     Case("qwen3moe", Family(qwen.qwen3moe, replace(_QWEN, layers=5), F16)),
-    Case("mixtral", Family(others.llama, replace(MODELS["mixtral-8x7b"].dims, layers=2), Q6_K)),
+    Case(
+        "mixtral, Q4_0", Family(others.llama, replace(MODELS["mixtral-8x7b"].dims, layers=2), Q4_0)
+    ),
     Case("gpt-oss", _published("gpt-oss-120b", 3, 100000)),
     Case("olmoe", _published("olmoe-1b-7b", 16)),
     Case("glm-4.7-flash", _published("glm-4.7-flash", 8)),
-    Case("qwen3next", _published("qwen3-next-80b-a3b", 4)),
-    Case("glm-4.5-air", _published("glm-4.5-air", 3)),
+    Case(
+        "qwen35moe, IQ4_XS",
+        Family(
+            qwen.qwen35moe,
+            replace(_QWEN, layers=6, linear_state=128, linear_key_heads=16, linear_value_heads=32),
+            IQ4_XS,
+        ),
+    ),
+    Case(
+        "granitemoe, Q6_K",
+        Family(others.granitemoe, Dims(20, 1536, 12, 4, 128, 512, 40, 8, 768, vocab=49152), Q6_K),
+    ),
     Case(
         "granitehybrid",
         Family(
@@ -138,7 +150,9 @@ CASES: tuple[Case, ...] = (
 
 CALIBRATION: tuple[Case, ...] = (
     Case("qwen2moe", Family(qwen.qwen2moe, replace(_QWEN, layers=4, experts=32), Q8_0)),
-    Case("mixtral", _published("mixtral-8x7b", 3)),
+    Case("mixtral", Family(others.llama, replace(MODELS["mixtral-8x7b"].dims, layers=2), Q6_K)),
+    Case("qwen3next", _published("qwen3-next-80b-a3b", 4)),
+    Case("glm-4.5-air", _published("glm-4.5-air", 3)),
     Case("gpt-oss", _published("gpt-oss-20b", 8)),
     Case("qwen3-30b-a3b", _published("qwen3-30b-a3b", 8)),
     Case(

@@ -2,10 +2,12 @@
 
     python scripts/speed_table.py --folder /tmp --log speed.jsonl --at-most 1   # again and again
     python scripts/speed_table.py --log speed.jsonl --table docs/speed.md
+    python scripts/speed_table.py --folder /tmp --log speed.jsonl --again  # after a change
 
 Each model is written, forecast, run three times in fresh processes from a cold page cache, and
 removed. A run reads a prompt of 256 tokens and writes 48. Nothing else should run meanwhile; with
-``--write-only`` the next model is only written, which may be done beside other work.
+``--write-only`` the next model is only written, which may be done beside other work. ``--again``
+forecasts the measured cases anew, from headers alone, except those with a profile.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +33,7 @@ from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Request, Sampling
+from localmoe.facts.bandwidth import Rates
 from localmoe.facts.load import Load
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.budget import PROCESS_BYTES
@@ -74,12 +78,12 @@ def write_model(case: Case, folder: Path) -> Path:
         part = path.with_suffix(".part")
         make_standin(case.family, part, uniform=case.routing != "profile")
         part.rename(path)
+    os.sync()  # the disk is about to be measured
     return path
 
 
-def measure(case: Case, path: Path, output: Output) -> Line:
-    """Forecast and run."""
-    model = read_model(path)
+def planned(case: Case, model: Model, output: Output) -> tuple[Plan, Rates]:
+    """How a case is run here, and what it will be forecast from."""
     limit = None if case.share is None else int(case.share * model.size)
     options = Options(
         command="run",
@@ -95,6 +99,30 @@ def measure(case: Case, path: Path, output: Output) -> Line:
         raise SystemExit(f"others took {rates.others:.0%} while this machine was measured: again")
     if rates is None or not plan.verdict.fits:
         raise SystemExit(f"{case.name}: {plan.reason}")
+    return plan, rates
+
+
+def forecast_again(lines: Sequence[Line], cases: Sequence[Case], folder: Path) -> list[Line]:
+    """The lines with what would be forecast now; a profile is not kept, so those stay."""
+    again = []
+    for line in lines:
+        case = next((case for case in cases if case.name == line.name), None)
+        if case is not None and case.routing != "profile":
+            path = make_standin(case.family, folder / "header.gguf", header_only=True)
+            model = read_model(path)
+            plan, rates = planned(case, model, Output())
+            path.unlink()
+            expected = forecast(model, plan, rates, prompt_tokens=PROMPT)
+            line = dataclasses.replace(line, forecast=dataclasses.asdict(expected))
+        again.append(line)
+    return again
+
+
+def measure(case: Case, path: Path, output: Output) -> Line:
+    """Forecast and run."""
+    model = read_model(path)
+    plan, rates = planned(case, model, output)
+    limit = None if case.share is None else int(case.share * model.size)
     known = _profile(model, plan, path) if case.routing == "profile" else None
     expected = forecast(model, plan, rates, profile=known, prompt_tokens=PROMPT)
     settings = plan.settings
@@ -196,10 +224,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write-only", action="store_true", help="write the next models")
     parser.add_argument("--keep", action="store_true", help="do not remove the models")
     parser.add_argument("--calibration", action="store_true", help="the models not in the table")
+    parser.add_argument("--again", action="store_true", help="only forecast anew")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table")
     options = parser.parse_args(arguments)
     cases = CALIBRATION if options.calibration else CASES
-    if options.folder is not None:
+    if options.again:
+        lines = forecast_again(lines_of(options.log), cases, options.folder)
+        for line in lines:
+            print(row(line))
+        options.log.write_text("".join(json.dumps(dataclasses.asdict(x)) + "\n" for x in lines))
+    elif options.folder is not None:
         done = {line.name for line in lines_of(options.log)}
         wanted = [case for case in cases if case.name not in done or case.name == options.case]
         if options.case:

@@ -45,6 +45,16 @@ def test_asking_for_a_folder_creates_none(home: Path) -> None:
     assert not home.exists()
 
 
+def test_what_a_folder_takes(home: Path) -> None:
+    """Files at any depth; a link counts as itself, and what is not there takes nothing."""
+    assert storage.bytes_below(home / "nothing") == 0
+    (home / "a" / "b").mkdir(parents=True)
+    (home / "a" / "one").write_bytes(bytes(1000))
+    (home / "a" / "b" / "two").write_bytes(bytes(234))
+    (home / "a" / "link").symlink_to(home / "a" / "one")
+    assert 1234 <= storage.bytes_below(home) < 2234
+
+
 def test_private_folders(home: Path) -> None:
     """Every folder that has to be made is 0700, whatever the umask; what exists is left alone."""
     home.mkdir(mode=0o755)

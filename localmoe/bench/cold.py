@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 
 from localmoe.engine.readahead import missing_chunks
-from localmoe.storage import cache_dir
+from localmoe.storage import cache_dir, private_dir
 
+_SMALL = 1 << 30  # bytes; what is smaller finds room anywhere, and is only dropped
 _DROP = Path("/proc/sys/vm/drop_caches")
-_STEP = 32 << 20  # bytes
 
 
 def forget(paths: Sequence[Path]) -> float:
@@ -45,21 +45,28 @@ def forget(paths: Sequence[Path]) -> float:
 
 
 def _replace(paths: Sequence[Path]) -> None:
-    crowd, step, at = _crowd(), bytearray(_STEP), 0
-    most = max((path.stat().st_size for path in paths), default=0)
-    crowd.seek(0)
-    while crowd.readinto(step) or at < most:
-        for path in paths:
-            _advise(path, at)
-        at += _STEP
+    at = 0
+    if sum(path.stat().st_size for path in paths) >= _SMALL:
+        at = _fill(paths)
+    _advise(paths, at, 0)
+
+
+def _fill(paths: Sequence[Path]) -> int:
+    """Fill the cache; the bytes at the beginning of each file that were dropped meanwhile."""
+    at = 0
+    with contextlib.suppress(OSError):  # a file system without holes may have no room
+        crowd = _crowd().fileno()
+        for start, end in missing_chunks(f"/proc/self/fd/{crowd}"):
+            _advise(paths, at, end - start)
+            at += end - start
+            os.pread(crowd, end - start, start)
+    return at
 
 
 @functools.cache
 def _crowd() -> io.FileIO:
     """As large as the memory, and nothing but a hole: reading it needs memory, but no disk."""
-    folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (until the end)
+    file = tempfile.TemporaryFile(dir=private_dir(cache_dir()), buffering=0)  # noqa: SIM115 (until the end)
     file.truncate(psutil.virtual_memory().total)
     return file
 
@@ -78,11 +85,11 @@ def cached_share(paths: Sequence[Path]) -> float:
     return (total - missing) / total if total else 0.0
 
 
-def _advise(path: Path, start: int) -> None:
-    """A step of a file is not needed in the page cache."""
-    if hasattr(os, "posix_fadvise"):
+def _advise(paths: Sequence[Path], start: int, length: int) -> None:
+    """A part of the files, 0: to the end, is not needed in the page cache."""
+    for path in paths if hasattr(os, "posix_fadvise") else ():
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.posix_fadvise(descriptor, start, _STEP, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

@@ -29,7 +29,9 @@ def screen(
     yield title(model)
     job = jobs[0]
     routing = f" · routing imposed: {clean_line(job.replay)}" if job.replay else ""
-    yield Text(f"{job.prompt_tokens} tokens read, {job.steps} written, cold cache{routing}")
+    yield Text(
+        f"{job.prompt_tokens} tokens read, {job.steps} written, model not in memory before{routing}"
+    )
     seconds = compute_seconds(runs, job.steps)
     if seconds is not None:
         resident = any(run.job.regime == RESIDENT for run in runs)

@@ -29,7 +29,7 @@ REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall -
 class Finding:
     """One line of the diagnosis. ``fix`` is what to type, None when all is well."""
 
-    area: str  # "processor", "memory", "disk", "speed", "gpu", "engine" or "models"
+    area: str  # "processor", "memory", "disk", "kept", "speed", "gpu", "engine" or "models"
     text: str
     fix: str | None = None
 
@@ -47,7 +47,8 @@ def doctor_command(options: Options, output: Output) -> int:
     machine = prepare.apply_limits(machine, options, imagined=False)
     version = binding_version()
     rates = forecasting.machine_rates(machine, output) if info else None
-    found = [*machine_findings(machine), *speed_findings(rates), *gpu_findings(machine)]
+    found = [*machine_findings(machine), kept_finding(), *speed_findings(rates)]
+    found += gpu_findings(machine)
     found += [*engine_findings(info, broken, version), *model_findings(catalog.local_models())]
     if output.as_json:
         output.json(
@@ -59,6 +60,7 @@ def doctor_command(options: Options, output: Output) -> int:
                 "engine": asdict(info) if info else None,
                 "paths": {
                     "models": str(storage.models_dir()),
+                    "cache": str(storage.cache_dir()),
                     "hub_cache": str(catalog.hub_cache()),
                     "bundled": str(catalog.models_package()),
                 },
@@ -84,6 +86,14 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
         "free disk space: most MoE models take more" if machine.disk_free < LITTLE_DISK else None
     )
     yield Finding("disk", f"{format_bytes(machine.disk_free)} free where models are kept", little)
+
+
+def kept_finding() -> Finding:
+    """How much of the disk our own cache takes."""
+    folder = storage.cache_dir()
+    size = format_bytes(storage.bytes_below(folder))
+    what = "contexts of conversations, engine builds, what was measured"
+    return Finding("kept", f"{size} in {folder} ({what}): deleting it loses nothing but time")
 
 
 def speed_findings(rates: Rates | None) -> Iterator[Finding]:

@@ -252,7 +252,8 @@ class _Tiers:
                 continue
             of = f"of {format_bytes(budget)} to use" if tier != "disk" else "read as needed"
             if tier == "ram" and not budget:
-                of = f"none to use: {format_bytes(plan.ram_reserve)} are kept for the system"
+                kept = format_bytes(plan.ram_reserve)
+                of = f"none to use: {kept} are kept for the system" if plan.ram_reserve else "none"
             bar = _bar(used, budget, TIER_STYLE[tier]) if bars and budget else Text()
             name = Text(label, style=TIER_STYLE[tier])
             grid.add_row(name, Text(format_bytes(used)), Text(of, "dim"), bar)

@@ -66,6 +66,7 @@ mul_mat = _bound("ggml_mul_mat", _P, _P, _P, _P)
 mul_mat_id = _bound("ggml_mul_mat_id", _P, _P, _P, _P, _P)
 add = _bound("ggml_add", _P, _P, _P, _P)
 attention = _bound("ggml_flash_attn_ext", _P, _P, _P, _P, _P, _P, _F32, _F32, _F32)
+delta_net = _bound("ggml_gated_delta_net", _P, _P, _P, _P, _P, _P, _P, _P, _I64)
 scan = _bound("ggml_ssm_scan", _P, _P, _P, _P, _P, _P, _P, _P, _P, _I64)
 
 

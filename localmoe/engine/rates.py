@@ -38,7 +38,7 @@ TYPES = (
 """The commonest first: what is not reached in time is not measured."""
 DEVICE_TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "MXFP4")
 SECONDS = 5.0  # after which no further type is begun, in all passes together
-PASSES, RUNS = 2, 3  # the fastest counts: what disturbs is shorter than all of them
+PASSES, RUNS = 2, 3  # the faster pass counts: what disturbs is shorter than both
 
 REGION = 192 << 20  # bytes of weights; several times what runs over one type leave in a cache
 DEVICE_REGION, COPIED = 128 << 20, 16 << 20
@@ -46,9 +46,9 @@ WINDOW = 24 << 20  # bytes that one token reads in one run
 DEVICE_REPEAT = 4  # operations in a row on a device, whose start takes longer than they do
 WIDTH, ROWS = 2048, 768  # of an expert's matrix: those of Qwen3-30B-A3B
 LARGE = 4096  # rows of a matrix that every token uses
-TOKENS, BATCH_ROWS, BATCH_EXPERTS, USED = 128, 128, 16, 4
+TOKENS, BATCH_ROWS, BATCH_EXPERTS, USED = 128, 512, 8, 2
 HEADS, HEAD, CACHED, QUERIES, LAYERS = 32, 128, 512, 32, 8  # of attention
-STATE, STATE_HEADS, STATE_HEAD, SCANNED = 128, 32, 64, 16  # of a recurrent layer (Mamba-2)
+STATE, STATE_HEADS, STATE_HEAD, SCANNED = 128, 32, 64, 16  # of a recurrent layer
 MEMORY_SECONDS = 0.1
 _PIECE = 2 << 20  # bytes between two looks at the clock
 
@@ -92,13 +92,21 @@ def measure(threads: int) -> Rates:
         attention=curves["attention"],
         attention_batch=curves["attention_batch"],
         scan=curves["scan"],
+        delta=curves["delta"],
         node_s=tuple((float(count), 1 / best["nodes"][count]) for count in counts),
     )
 
 
 def _essential() -> set[str]:
     """What is timed however long it takes: without a type there are no rates at all."""
-    return {"nodes", "attention", "attention_batch", "scan", *(f"{TYPES[0]} {n}" for n in _KERNELS)}
+    return {
+        "nodes",
+        "attention",
+        "attention_batch",
+        "scan",
+        "delta",
+        *(f"{TYPES[0]} {n}" for n in _KERNELS),
+    }
 
 
 def _acts(cpu: Backend) -> Iterator[tuple[str, Callable[[], float]]]:
@@ -107,6 +115,7 @@ def _acts(cpu: Backend) -> Iterator[tuple[str, Callable[[], float]]]:
     yield "attention", lambda: _attention(cpu, 1, LAYERS)
     yield "attention_batch", lambda: _attention(cpu, QUERIES)
     yield "scan", lambda: _scan(cpu)
+    yield "delta", lambda: _delta(cpu)
     for kind in TYPES:
         for name, act in _KERNELS.items():
             yield f"{kind} {name}", functools.partial(act, cpu, kind)
@@ -171,7 +180,7 @@ def _vector(backend: Backend, kind: str, repeat: int = 1) -> float:
             graph.ready()
             return graph.compute()
 
-    return repeat * count * expert / min(once() for _ in range(RUNS))
+    return repeat * count * expert / statistics.median(once() for _ in range(RUNS))
 
 
 def _row(backend: Backend, kind: str, repeat: int = 1) -> float:
@@ -187,7 +196,7 @@ def _row(backend: Backend, kind: str, repeat: int = 1) -> float:
             graph.ready()
             return graph.compute()
 
-    return repeat * size / min(once() for _ in range(RUNS))
+    return repeat * size / statistics.median(once() for _ in range(RUNS))
 
 
 def _dense(backend: Backend, kind: str, repeat: int = 1) -> float:
@@ -195,9 +204,9 @@ def _dense(backend: Backend, kind: str, repeat: int = 1) -> float:
     with Graph(backend) as graph:
         tokens = graph.input(WIDTH, TOKENS)
         for _ in range(repeat):
-            matrix = graph.weights(kind, WIDTH, 2 * BATCH_ROWS)
+            matrix = graph.weights(kind, WIDTH, BATCH_ROWS)
             graph.add(ggml_graph.mul_mat(graph.context, matrix, tokens))
-        return repeat * WIDTH * 2 * BATCH_ROWS * TOKENS / _fastest(graph)
+        return repeat * WIDTH * BATCH_ROWS * TOKENS / _fastest(graph)
 
 
 def _experts(backend: Backend, kind: str, repeat: int = 1) -> float:
@@ -234,8 +243,19 @@ def _attention(backend: Backend, queries: int, repeat: int = 1) -> float:
     return repeat * 2 * HEAD * HEADS * CACHED * queries / min(once() for _ in range(RUNS))
 
 
+def _delta(backend: Backend) -> float:
+    """Elements of a gated delta net's state that tokens go through, per second."""
+    with Graph(backend) as graph:
+        query, key, value = (graph.input(STATE, STATE_HEADS, SCANNED, 1) for _ in range(3))
+        gate, beta = (graph.input(1, STATE_HEADS, SCANNED, 1) for _ in range(2))
+        state = graph.input(STATE, STATE, STATE_HEADS, 1)
+        operands = (query, key, value, gate, beta, state)
+        graph.add(ggml_graph.delta_net(graph.context, *operands, 1))
+        return STATE * STATE * STATE_HEADS * SCANNED / _fastest(graph)
+
+
 def _scan(backend: Backend) -> float:
-    """Elements of recurrent state that tokens go through, per second."""
+    """The same of Mamba-2."""
     with Graph(backend) as graph:
         operands = (
             graph.input(STATE, STATE_HEAD, STATE_HEADS, 1),

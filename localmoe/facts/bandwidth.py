@@ -20,7 +20,7 @@ from typing import Any
 from localmoe import storage
 from localmoe.facts.hardware import Machine
 
-VERSION = 1  # of the way of measuring; figures of another one are thrown away
+VERSION = 2  # of the way of measuring; figures of another one are thrown away
 MAX_FILE = 1 << 20  # bytes; a real one has about 10 KB
 MOST = 1e18  # of any figure
 CALM = 0.1  # of the processors, for others
@@ -87,7 +87,8 @@ class Rates:
     types: Mapping[str, TypeRate]  # by storage type ("Q4_K"), for the processor
     attention: Curve  # multiplications per second, one token against its cache (f16)
     attention_batch: Curve  # the same for many tokens
-    scan: Curve  # elements of recurrent state per second and token
+    scan: Curve  # elements of recurrent state per second and token (Mamba-2)
+    delta: Curve  # the same of a gated delta net
     node_s: Curve  # seconds per operation of a graph, beside what it computes
     disk: tuple[DiskRate, ...] = ()
     devices: tuple[DeviceRate, ...] = ()
@@ -179,6 +180,7 @@ def from_json(document: Any) -> Rates:
         attention=_curve(document["attention"]),
         attention_batch=_curve(document["attention_batch"]),
         scan=_curve(document["scan"]),
+        delta=_curve(document["delta"]),
         node_s=_curve(document["node_s"]),
         disk=tuple(
             DiskRate(str(disk["where"])[:80], _curve(disk["reads"]), _number(disk["cached"]))

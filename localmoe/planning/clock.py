@@ -24,10 +24,11 @@ RAM_BOUND = 0.75  # of the memory's speed: from there on it is what limits
 OFFLOADED = 32  # tokens from which on llama.cpp copies experts to a GPU instead of computing there
 
 ROW_S = 2.6e-7  # per thread and cached row, which is far from the last one: memory's latency
-DECODE = 1.06  # × the time of the kernels alone
+EXPERTS = 1.12  # × the time of the kernels alone, one token through experts
 PREFILL = 1.05
 ELEMENTS = 3  # times that an operation goes through a token's values, in memory
-TOKEN_S = 0.0004  # per token: sampling and telling
+NEAR = 2 << 20  # bytes of KV cache that stay in the processor's own
+TOKEN_S = 0.0002  # per token: sampling and telling
 WORD_S = 6e-9  # per word of the vocabulary, to choose one
 START_S = 0.3  # to start the worker and make a context
 WORD_READ_S = 1.5e-6  # per word of the vocabulary, at load
@@ -196,12 +197,13 @@ class Clock:
         multiplications, rows = work.attention(CPU, context)
         attending = rates.attention if one else rates.attention_batch
         seconds += tokens * multiplications / value_at(attending, threads)
-        if one:
+        if one and work.cached_bytes(context) > NEAR:
             seconds += rows * ROW_S / threads
         seconds += tokens * work.state.get(CPU, 0) / value_at(rates.scan, threads)
+        seconds += tokens * work.delta.get(CPU, 0) / value_at(rates.delta, threads)
         passing = ELEMENTS * 4 * work.width * (tokens - 1) / value_at(rates.ram, threads)
         seconds += work.nodes.get(CPU, 0) * (value_at(rates.node_s, threads) + passing)
-        return seconds * (DECODE if one else PREFILL)
+        return seconds if one else seconds * PREFILL
 
     def _apart(self, tokens: int, before: int) -> Seconds:
         """The devices' part, with the ways there and back."""
@@ -260,15 +262,17 @@ class Clock:
     def _multiplying(
         self, m: Matrices, tokens: int, types: Mapping[str, TypeRate], threads: int
     ) -> float:
-        """Seconds for one batch: its weights from memory once, or its multiplications."""
+        """Seconds for one batch: a weight comes from memory for its first token only."""
         rate = _typed(types, m.kind)
         tokens = 1 if m.last_only else tokens
         one = rate.vector if m.experts else rate.row
-        reading = m.nbytes * m.touched(tokens) / value_at(one, threads)
-        if tokens == 1:
-            return reading
+        touched = m.touched(tokens)
         curve = rate.experts if m.experts else rate.dense
-        return max(reading, tokens * m.weights * m.share / value_at(curve, threads))
+        once = m.nbytes * touched / value_at(one, threads)
+        again = m.weights * (tokens * m.share - touched)
+        if tokens == 1:
+            return once * EXPERTS if m.experts else once
+        return once + again / value_at(curve, threads)
 
     def _offloads(self, m: Matrices, tokens: int) -> bool:
         """Whether llama.cpp brings these weights to a GPU for a large batch."""

@@ -15,7 +15,7 @@ LATEST = 8  # runs of the same model that count
 OTHERS = 24  # runs of other models
 WEIGHT = 6  # runs of other models that count half
 LEAST_SPREAD = 1.12  # of two runs one after the other
-FIRST_SPREAD = 1.25  # after a single run
+FIRST_SPREAD = 1.18  # after a single run
 FARTHEST = 4.0  # × a forecast: what differs more was disturbed, or is another thing
 
 

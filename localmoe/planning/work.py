@@ -24,6 +24,7 @@ NODES_PER_TENSOR = 1.3  # a norm is two operations, a matrix is one
 
 _ATTENDS = (".attn_q.", ".attn_q_b.", ".attn_qkv.", ".attn_k.")
 _RECURRENT = (".ssm_", ".time_mix_")
+_DELTA = (".ssm_ba.", ".ssm_beta.")  # a gated delta net's
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,15 @@ class Work:
     matrices: tuple[Matrices, ...]
     attending: tuple[Attending, ...]
     state: Mapping[str, int]  # elements of recurrent state, by home
+    delta: Mapping[str, int]  # the same of gated delta nets
     nodes: Mapping[str, int]  # operations of the graph, by home
     crossings: int  # times that a token's values go from one device to another
     width: int  # values of a token between two layers
     vocabulary: int
+
+    def cached_bytes(self, context: float) -> float:
+        """Of the whole KV cache (f16) that one token looks at."""
+        return sum(2 * x.cached * x.widths * x.sees(context) for x in self.attending)
 
     def attention(self, home: str, context: float) -> tuple[float, float]:
         """Of one token that sees ``context`` others: multiplications, and cached rows to find."""
@@ -93,14 +99,14 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
         if tensor.loaded and tensor.layer is not None:
             by_layer[tensor.layer].append(tensor)
     attending, nodes = [], dict.fromkeys(homes, 0)
-    state = dict.fromkeys(homes, 0)
+    state, delta = dict.fromkeys(homes, 0), dict.fromkeys(homes, 0)
     for layer in model.layers:
         tensors, home = by_layer[layer.index], homes[layer.index]
-        recurrent = any(part in tensor.name for tensor in tensors for part in _RECURRENT)
+        recurrent = _has_part(tensors, _RECURRENT)
         nodes[home] += _nodes(layer, tensors, recurrent, settings)
         if recurrent:
-            state[home] += _state(model)
-        elif any(part in tensor.name for tensor in tensors for part in _ATTENDS):
+            (delta if _has_part(tensors, _DELTA) else state)[home] += _state(model)
+        elif _has_part(tensors, _ATTENDS):
             attending.append(_attention(model, layer.index, home))
     matrices = tuple(_matrices(model, settings, homes))
     words = next(
@@ -110,6 +116,7 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
         matrices,
         tuple(attending),
         state,
+        delta,
         nodes,
         _crossings(model, settings, homes),
         width=words.shape[0] if words else 0,
@@ -118,6 +125,8 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
 
 
 def _matrices(model: Model, settings: EngineSettings, homes: tuple[str, ...]) -> Iterator[Matrices]:
+    layers = [t.layer for t in model.tensors if t.loaded and t.layer is not None]
+    last = max(layers, default=-1)
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     sums: dict[tuple[str, str, int, int, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
     for tensor in model.tensors:
@@ -128,6 +137,8 @@ def _matrices(model: Model, settings: EngineSettings, homes: tuple[str, ...]) ->
             home, output = homes[-1], True
         elif "token_embd." in tensor.name:
             continue  # a row is looked up
+        # In the last layer only what is told of is computed after attention (inp_out_ids).
+        output |= tensor.layer == last and ".ffn_" in tensor.name
         experts = used = 0
         if tensor.role is Role.ROUTED_EXPERT and tensor.layer is not None:
             experts = min(tensor.shape[-1], model.layers[tensor.layer].expert_count)
@@ -186,6 +197,10 @@ def _crossings(model: Model, settings: EngineSettings, homes: tuple[str, ...]) -
     }
     changes = sum(here != there for here, there in pairwise(homes))
     return 2 * len(apart) + changes
+
+
+def _has_part(tensors: list[Tensor], parts: tuple[str, ...]) -> bool:
+    return any(part in tensor.name for tensor in tensors for part in parts)
 
 
 def _has(model: Model, key: str) -> bool:

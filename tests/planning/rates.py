@@ -21,6 +21,7 @@ RATES = Rates(
     attention=((1.0, 5e9), (8.0, 20e9)),
     attention_batch=((1.0, 10e9), (8.0, 60e9)),
     scan=((1.0, 1e9), (8.0, 4e9)),
+    delta=((1.0, 1e9), (8.0, 4e9)),
     node_s=((1.0, 1e-6), (8.0, 2e-6)),
     disk=(DiskRate("1", ((131072.0, 0.5e9), (4194304.0, 2e9)), 1e9),),
     devices=(DeviceRate("GPU0", {"Q8_0": GPU_TYPE, "F16": GPU_TYPE}, 2e-6, 3e-5, 12e9, 12e9),),

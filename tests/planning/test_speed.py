@@ -38,11 +38,13 @@ def resident() -> Plan:
 
 
 def test_decoding_takes_the_active_bytes_over_the_kernels_speed() -> None:
-    """1,160 MiB a token at 10 GB/s are 0.122 s; operations and choosing add a few milliseconds."""
+    """1,160 MiB a token at 10 GB/s are 0.122 s; operations, choosing and the twelfth that experts
+    take longer than bare kernels add some milliseconds."""
     told = forecast(MODEL, resident(), RATES)
-    bare = ACTIVE / VECTOR
-    assert 1 / told.decode.expected == pytest.approx(bare * clock.DECODE, rel=0.06)
-    assert 1 / told.decode.expected > bare * clock.DECODE
+    routed = 24 * 8 * 3 * MIB
+    bare = (ACTIVE - routed + routed * clock.EXPERTS) / VECTOR
+    assert 1 / told.decode.expected == pytest.approx(bare, rel=0.06)
+    assert 1 / told.decode.expected > bare
     assert told.limit == "compute"
 
 
@@ -126,19 +128,22 @@ def test_a_longer_prompt_takes_longer_and_slows_decoding_through_its_cache() -> 
     plan = planned(model, machine(64))
     short, long = (forecast(model, plan, RATES, prompt_tokens=n) for n in (128, 2048))
     each = 32 * 256 / 20e9 + 32 * clock.ROW_S / 8
-    attending = 24 * (2048 - 128) * each * clock.DECODE
+    attending = 24 * (2048 - 128) * each
     assert 1 / long.decode.expected - 1 / short.decode.expected == pytest.approx(attending)
     assert long.first_token.expected > short.first_token.expected
     assert long.prompt_tokens == 2048
     assert forecast(model, plan, RATES, prompt_tokens=10**9).prompt_tokens == 4096
 
 
-def test_prefill_is_bounded_by_multiplications_and_by_reading_each_weight_once() -> None:
-    """512 tokens: experts at 200 G/s and the rest at 400 G/s; in small batches it takes longer."""
+def test_prefill_multiplies_for_each_token_and_reads_each_weight_once() -> None:
+    """512 tokens: experts at 200 G/s and the rest at 400 G/s, all read at 10 GB/s, but for the last
+    layer's experts, of which one token is wanted. In small batches it takes longer."""
     told = forecast(MODEL, resident(), RATES, prompt_tokens=512)
-    experts, dense = 24 * 8 * 3 * MIB, 24 * 16 * MIB
-    least = 512 * (experts / 200e9 + dense / 400e9)
-    assert 512 / told.prefill.expected == pytest.approx(least * clock.PREFILL, rel=0.25)
+    experts, dense = 23 * 8 * 3 * MIB, 24 * 16 * MIB
+    multiplying = 512 * (experts / 200e9 + dense / 400e9)
+    reading = (23 * 128 * 3 * MIB + dense) / VECTOR
+    expected = (multiplying + reading) * clock.PREFILL
+    assert 512 / told.prefill.expected == pytest.approx(expected, rel=0.1)
     plan = resident()
     small = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, ubatch=16))
     assert forecast(MODEL, small, RATES).prefill.expected < told.prefill.expected
@@ -190,7 +195,7 @@ def test_what_runs_teach() -> None:
     """
     assert correction([], []) is None
     same = correction([1.1, 1.0, 0.9], [3.0])
-    assert same is not None and same.factor == 1.0 and same.spread == pytest.approx(1.16, abs=0.01)
+    assert same is not None and same.factor == 1.0 and same.spread == pytest.approx(1.14, abs=0.01)
     assert correction([1.0, 900.0], []) == correction([1.0], [])
     moved = correction([], [1.5] * 3)
     assert moved is not None and 1 < moved.factor < 1.5 and moved.spread is None
