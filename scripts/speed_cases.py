@@ -132,7 +132,16 @@ CASES: tuple[Case, ...] = (
         ),
     ),
     Case("deepseek", Family(deepseek.deepseek, replace(_QWEN, layers=10, shared_ff=1536), Q4_K_M)),
-    Case("olmoe, 0.5 of it in memory", _published("olmoe-1b-7b", 16), 0.5, "profile"),
+    Case(
+        "bailingmoe2, 0.5 of it in memory",
+        Family(
+            others.bailingmoe2,
+            Dims(16, 2048, 16, 4, 128, 5120, 96, 6, 768, 768, vocab=60000),
+            Q4_K_M,
+        ),
+        0.5,
+        "profile",
+    ),
     Case(
         "qwen3moe, 0.4 of it in memory",
         Family(qwen.qwen3moe, replace(_QWEN, layers=14, experts=128), Q8_0),
@@ -209,6 +218,7 @@ CALIBRATION: tuple[Case, ...] = (
         0.5,
         "trace",
     ),
+    Case("olmoe, 0.5 of it in memory", _published("olmoe-1b-7b", 16), 0.5, "profile"),
     Case("qwen2moe in 0.6", Family(qwen.qwen2moe, replace(_QWEN, layers=10), Q8_0), 0.6, "profile"),
     Case(
         "gpt-oss, 4 layers",

@@ -33,7 +33,7 @@ WORD_S = 6e-9  # per word of the vocabulary, to choose one
 START_S = 0.3  # to start the worker and make a context
 WORD_READ_S = 1.5e-6  # per word of the vocabulary, at load
 LOADING = 0.6  # × the time of a short read into the page cache
-MISS = {"private": 2.6, "page": 5.0, "off": 12.0}  # decode: × a direct read, with many at once
+MISS = {"private": 2.2, "page": 5.0, "off": 12.0}  # decode: × a direct read, with many at once
 BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # the same for a prompt
 HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # of a prompt's reading and computing at once
 
