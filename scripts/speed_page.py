@@ -21,14 +21,15 @@ HEAD = """\
 # Speed: predicted and measured
 
 Written by `scripts/speed_table.py`, on 2 virtual cores with 24 GiB and no GPU. Each model is
-generated (random weights, the shapes and types of the architecture named), forecast, and run three
-times in a fresh process, not in the page cache before: 256 tokens read, 48 written. None of them was
-used to choose a constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`.
-Forecasts are without experience of earlier runs, which would narrow them. They were made from one
-timing of the machine, for runs of several hours; before most of the models that stay in memory the
-page cache was empty, before the others full of another file. Three models of a first round showed
-that a prompt's last layer and delta nets were reckoned wrongly; they are in `CALIBRATION` since,
-others took their places, and the rest was forecast anew.
+generated (random weights, the shapes and types of the architecture named), forecast, and run
+three times in a fresh process, out of the page cache before: 256 tokens read, 48 written. None
+was used to choose a constant of the forecast; those are in `CALIBRATION` of
+`scripts/speed_cases.py`. Forecasts are without experience of earlier runs, which would narrow
+them. They were made from one timing of the machine, for runs of several hours; before most of
+the models that stay in memory the page cache was empty, before the others full of another file.
+Three models of a first round showed that a prompt's last layer and delta nets were reckoned
+wrongly, and one with experts on the disk that these were read faster than forecast; they are in
+`CALIBRATION` since, others took their places, and the rest was forecast anew.
 
 "The rest on disk" means a hard limit of memory at that share of the model. Its misses are forecast
 with the profile of an earlier session with another prompt, or, where it says *prior*, without one:

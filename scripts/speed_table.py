@@ -4,8 +4,8 @@
     python scripts/speed_table.py --log speed.jsonl --table docs/speed.md
     python scripts/speed_table.py --folder /tmp --log speed.jsonl --again  # after a change
 
-Each model is written, forecast, run three times in fresh processes from a cold page cache, and
-removed. A run reads a prompt of 256 tokens and writes 48. Nothing else should run meanwhile; with
+Each model is written, forecast, run three times in fresh processes, out of the page cache before,
+and removed. A run reads a prompt of 256 tokens and writes 48. Nothing else should run; with
 ``--write-only`` the next model is only written, which may be done beside other work. ``--again``
 forecasts the measured cases anew, from headers alone, except those with a profile.
 """
@@ -228,11 +228,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table")
     options = parser.parse_args(arguments)
     cases = CALIBRATION if options.calibration else CASES
+    if options.again and options.folder is None:
+        parser.error("--again needs --folder")
     if options.again:
         lines = forecast_again(lines_of(options.log), cases, options.folder)
         for line in lines:
             print(row(line))
-        options.log.write_text("".join(json.dumps(dataclasses.asdict(x)) + "\n" for x in lines))
+        part = options.log.with_suffix(".part")
+        part.write_text("".join(json.dumps(dataclasses.asdict(x)) + "\n" for x in lines), "utf-8")
+        part.replace(options.log)
     elif options.folder is not None:
         done = {line.name for line in lines_of(options.log)}
         wanted = [case for case in cases if case.name not in done or case.name == options.case]

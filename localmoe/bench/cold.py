@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from localmoe.engine.readahead import missing_chunks
+from localmoe.facts.cgroup import memory_limit
 from localmoe.storage import cache_dir, private_dir
 
 _SMALL = 1 << 30  # bytes; what is smaller finds room anywhere, and is only dropped
@@ -46,7 +47,8 @@ def forget(paths: Sequence[Path]) -> float:
 
 def _replace(paths: Sequence[Path]) -> None:
     at = 0
-    if sum(path.stat().st_size for path in paths) >= _SMALL:
+    linux = sys.platform.startswith("linux")  # elsewhere nobody tells what is cached
+    if linux and sum(path.stat().st_size for path in paths) >= _SMALL:
         at = _fill(paths)
     _advise(paths, at, 0)
 
@@ -67,8 +69,14 @@ def _fill(paths: Sequence[Path]) -> int:
 def _crowd() -> io.FileIO:
     """As large as the memory, and nothing but a hole: reading it needs memory, but no disk."""
     file = tempfile.TemporaryFile(dir=private_dir(cache_dir()), buffering=0)  # noqa: SIM115 (until the end)
-    file.truncate(psutil.virtual_memory().total)
+    file.truncate(_memory())
     return file
+
+
+def _memory() -> int:
+    limit = memory_limit()
+    total = int(psutil.virtual_memory().total)
+    return min(total, limit.total) if limit else total
 
 
 def cached_share(paths: Sequence[Path]) -> float:

@@ -117,7 +117,7 @@ def run_line(run: Run, model: Model) -> str:
         return f"{where}: {clean_line(run.error)}"
     found = window(run, run.job.steps)
     speed = f"{found.tps:.2f} tok/s" if found else "no speed"
-    warm = "" if run.cold or run.job.regime == RESIDENT else " · not from a cold cache"
+    warm = "" if run.cold or run.job.regime == RESIDENT else " · the model was in memory before"
     return f"{where}: {speed} · first token after {run.first_s:.1f} s{warm}"
 
 

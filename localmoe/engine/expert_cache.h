@@ -97,7 +97,8 @@ struct tensor_info {
     int64_t offset;   // of expert 0
     size_t  bytes;    // of one expert
     size_t  at;       // private: bytes from the start of an expert's place to its data
-    void *  mapped;   // llama.cpp's own data pointer and strides, put back at the end
+    void *  mapped;   // llama.cpp's own data pointer and strides, put back at the end (the pointer also
+                      // says where the file is mapped)
     size_t  nb2, nb3;
 };
 
@@ -122,6 +123,7 @@ struct group {
 struct part {
     std::string path;
     int         fd = -1, direct = -1;
+    bool        told = false;  // the system says which of its pages are in the page cache
     struct stat then;
 };
 
@@ -225,7 +227,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool give_memory(group & g, int e, urgency why);
     bool map(group & g, int e);
     bool gave(group & g, int e);
-    origin source(const group & g, int e) const;
+    origin source(const group & g, int e);
     bool in_page_cache(const group & g, int e) const;
     bool direct_is_slow() const;
 
@@ -267,7 +269,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void read(std::unique_lock<std::mutex> & lock, const piece & p, std::vector<char> & bounce);
     void ended(const piece & p, const std::string & problem);
     std::string read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes);
-    std::string read_copied(const piece & p, size_t & bytes);
+    std::string read_copied(const piece & p, bool keep, size_t & bytes);
     std::string read_pages(const piece & p, size_t & bytes);
     std::string changed(int file);
     bool fail(const std::string & why);
@@ -306,7 +308,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool                     stop_ = false;
 
     direct_queue<piece>      queue_;  // for thread 0 alone
-    struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, page_reads_;
+    struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, cache_reads_;
+    uint64_t                 compared_ = 0;  // bytes read through the page cache to compare
+    bool                     no_direct_ = false;
     uint64_t                 used_ = 0;
 
     int64_t visit_ = 0, clock_ = 0, batch_ = 0;

@@ -168,7 +168,7 @@ bool expert_cache::give_memory(group & g, int e, urgency why) {
         return false;
     }
     int victim = oldest(*from);
-    x.from = direct_is_slow() ? THROUGH_CACHE : DIRECT;
+    x.from = !direct_is_slow() ? DIRECT : in_page_cache(g, e) ? PAGE_CACHE : THROUGH_CACHE;
     if (from->slot == g.slot) {
         char * target = place(g, e);
         char * place_of_victim = place(*from, victim);
@@ -203,11 +203,12 @@ bool expert_cache::gave(group & g, int e) {
 
 // Where a new expert is read from while the budget has room: a prompt's first ones through the page
 // cache, to compare.
-origin expert_cache::source(const group & g, int e) const {
+origin expert_cache::source(const group & g, int e) {
     if (in_page_cache(g, e)) {
         return PAGE_CACHE;
     }
-    bool compare = !decoding_ && page_reads_.bytes <= ENOUGH;
+    bool compare = !decoding_ && compared_ < 2 * ENOUGH;
+    compared_ += compare ? g.slot : 0;
     return compare || direct_is_slow() ? THROUGH_CACHE : DIRECT;
 }
 
@@ -216,14 +217,16 @@ bool expert_cache::in_page_cache(const group & g, int e) const {
     return std::all_of(g.tensors.begin(), g.tensors.end(), [&](const tensor_info & t) {
         size_t middle = size_t(t.mapped) + t.bytes * size_t(e) + t.bytes / 2;
         unsigned char there = 0;
-        return mincore(reinterpret_cast<void *>(down(middle, PAGE)), PAGE, &there) == 0 && (there & 1);
+        return files_[t.file].told && mincore(reinterpret_cast<void *>(down(middle, PAGE)), PAGE, &there) == 0 && (there & 1);
     });
 }
 
-// Some file systems read past their cache slowly; then it serves all along.
+// Some file systems read past their cache slowly, or not at all; then it serves all along.
 bool expert_cache::direct_is_slow() const {
-    return direct_reads_.bytes > ENOUGH && page_reads_.bytes > ENOUGH &&
-           direct_reads_.seconds / double(direct_reads_.bytes) > 1.5 * page_reads_.seconds / double(page_reads_.bytes);
+    auto & a = direct_reads_;
+    auto & b = cache_reads_;
+    bool known = a.bytes > ENOUGH && b.bytes > ENOUGH;
+    return no_direct_ || (known && a.seconds / double(a.bytes) > 1.5 * b.seconds / double(b.bytes));
 }
 
 }  // namespace localmoe

@@ -27,7 +27,10 @@ bool expert_cache::add_file(const char * path) {
     file.direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
     if (file.direct < 0) {  // some file systems have no direct reads
         file.direct = dup(file.fd);
+        no_direct_  = true;
     }
+    // Linux tells others that all of it is in the page cache (mincore(2)).
+    file.told = file.then.st_uid == geteuid() || access(path, W_OK) == 0;
     files_.push_back(file);
     return true;
 }
@@ -83,7 +86,8 @@ bool expert_cache::read_async(group & g, int e, int tensor) {
     }
     auto & p = g.experts[e].pieces[tensor];
     p.state = READING;
-    p.next  = p.left = 1;
+    p.next  = UINT16_MAX;  // an entry left in a queue must not read a part of it too
+    p.left  = 1;
     p.bad   = false;
     return true;
 }
@@ -199,17 +203,18 @@ void expert_cache::read(std::unique_lock<std::mutex> & lock, const piece & p, st
     group &  g = *p.g;
     expert & x = g.experts[p.expert];
     origin from = x.from;
+    bool   keep = from != THROUGH_CACHE || direct_is_slow();
     lock.unlock();
     size_t bytes = 0;
     auto   start = steady::now();
     std::string problem = how_ == PAGES    ? read_pages(p, bytes)
                           : from == DIRECT ? read_direct(p, bounce, bytes)
-                                           : read_copied(p, bytes);
+                                           : read_copied(p, keep, bytes);
     double took = seconds_since(start);
     lock.lock();
-    stats_.bytes_read += bytes;
-    if (from != PAGE_CACHE && bytes >= CHUNK / 4) {  // large reads, so that the two ways compare
-        auto & way = from == DIRECT ? direct_reads_ : page_reads_;
+    stats_.bytes_read += from == PAGE_CACHE ? 0 : bytes;
+    if (how_ == PRIVATE && from != PAGE_CACHE && bytes >= CHUNK / 4) {  // large reads, so that the two ways compare
+        auto & way = from == DIRECT ? direct_reads_ : cache_reads_;
         way.bytes += bytes;
         way.seconds += took;
     }
@@ -275,13 +280,14 @@ std::string expert_cache::read_direct(const piece & p, std::vector<char> & bounc
     return changed(t.file);
 }
 
-// Through the page cache, which may have it already.
-std::string expert_cache::read_copied(const piece & p, size_t & bytes) {
+// Through the page cache, which may have it already; and need not keep it.
+std::string expert_cache::read_copied(const piece & p, bool keep, size_t & bytes) {
     const tensor_info & t = p.g->tensors[p.tensor];
     size_t begin = CHUNK * size_t(p.chunk), end = std::min(begin + CHUNK, t.bytes);
     char * data  = data_of(*p.g, t, p.expert);
+    int64_t offset = t.offset + int64_t(t.bytes) * p.expert;
     for (size_t at = begin; at < end;) {
-        ssize_t n = pread(files_[t.file].fd, data + at, end - at, t.offset + int64_t(t.bytes) * p.expert + int64_t(at));
+        ssize_t n = pread(files_[t.file].fd, data + at, end - at, offset + int64_t(at));
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -294,6 +300,9 @@ std::string expert_cache::read_copied(const piece & p, size_t & bytes) {
         at += size_t(n);
     }
     bytes = begin < end ? end - begin : 0;
+    if (!keep && bytes) {
+        posix_fadvise(files_[t.file].fd, offset + int64_t(begin), int64_t(bytes), POSIX_FADV_DONTNEED);
+    }
     return changed(t.file);
 }
 

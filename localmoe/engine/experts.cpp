@@ -13,11 +13,11 @@
 //          are read in parallel, exactly those, instead of one page fault after the other.
 // private  The tensor's data is redirected to address space of our own with the same rows, and a
 //          larger stride between experts. An expert that is not there has inaccessible pages, and
-//          what is there never exceeds a budget. It is anonymous memory, read directly (O_DIRECT;
-//          file offset and address agree modulo the page size), so that no other program's need
-//          takes it away; at the budget it moves from the least valuable expert to the next one by
-//          mremap: no fresh page, no copy, nothing for the page cache to do. What the system has in
-//          its page cache already is copied from there.
+//          what is there never exceeds a budget. It is anonymous memory, so that no other program's
+//          need takes it away, read directly (O_DIRECT; file offset and address agree modulo the page
+//          size). While there is room, what the system has in its page cache is copied from there. At
+//          the budget, memory moves from the least valuable expert to the next one by mremap: no fresh
+//          page, no copy, nothing for the page cache to do.
 //
 // The lock is held for decisions only, never while reading or computing.
 
@@ -426,6 +426,7 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
                 return false;
             }
             ready_.wait_for(lock, std::chrono::milliseconds(20));
+            reap(0);
         }
         x.resident = true;
     }

@@ -190,6 +190,7 @@ class Clock:
         threads = self._threads if one else self._batch_threads
         seconds = sum(
             self._multiplying(m, tokens, rates.types, threads)
+            * (EXPERTS if one and m.experts else 1.0)
             for m in work.matrices
             if m.home == CPU and not self._offloads(m, tokens)
         )
@@ -197,7 +198,7 @@ class Clock:
         multiplications, rows = work.attention(CPU, context)
         attending = rates.attention if one else rates.attention_batch
         seconds += tokens * multiplications / value_at(attending, threads)
-        if one and work.cached_bytes(context) > NEAR:
+        if one and work.cached_bytes(CPU, context) > NEAR:
             seconds += rows * ROW_S / threads
         seconds += tokens * work.state.get(CPU, 0) / value_at(rates.scan, threads)
         seconds += tokens * work.delta.get(CPU, 0) / value_at(rates.delta, threads)
@@ -268,15 +269,13 @@ class Clock:
         one = rate.vector if m.experts else rate.row
         touched = m.touched(tokens)
         curve = rate.experts if m.experts else rate.dense
-        once = m.nbytes * touched / value_at(one, threads)
         again = m.weights * (tokens * m.share - touched)
-        if tokens == 1:
-            return once * EXPERTS if m.experts else once
-        return once + again / value_at(curve, threads)
+        return m.nbytes * touched / value_at(one, threads) + again / value_at(curve, threads)
 
     def _offloads(self, m: Matrices, tokens: int) -> bool:
         """Whether llama.cpp brings these weights to a GPU for a large batch."""
-        return m.home == CPU and tokens >= OFFLOADED and self._offloader() is not None
+        many = tokens >= OFFLOADED and not m.last_only
+        return m.home == CPU and many and self._offloader() is not None
 
     def _offloader(self) -> str | None:
         return next((name for name in self._devices if not name.startswith("RPC")), None)

@@ -37,7 +37,7 @@ class Matrices:
     weights: int
     experts: int = 0  # routed: of so many, ``used`` by a token; 0: every token uses all of it
     used: int = 0
-    last_only: bool = False  # needed for the last token of a prompt only: the output
+    last_only: bool = False  # needed for a prompt's last token only: the output, the last FFN
     count: int = 1  # of tensors
 
     @property
@@ -47,6 +47,7 @@ class Matrices:
 
     def touched(self, tokens: int) -> float:
         """Share of the bytes that so many tokens read, if they choose independently."""
+        tokens = 1 if self.last_only else tokens
         return 1 - (1 - self.share) ** tokens
 
 
@@ -78,9 +79,10 @@ class Work:
     width: int  # values of a token between two layers
     vocabulary: int
 
-    def cached_bytes(self, context: float) -> float:
-        """Of the whole KV cache (f16) that one token looks at."""
-        return sum(2 * x.cached * x.widths * x.sees(context) for x in self.attending)
+    def cached_bytes(self, home: str, context: float) -> float:
+        """Of the KV cache (f16) that one token looks at."""
+        layers = [layer for layer in self.attending if layer.home == home]
+        return sum(2 * x.cached * x.widths * x.sees(context) for x in layers)
 
     def attention(self, home: str, context: float) -> tuple[float, float]:
         """Of one token that sees ``context`` others: multiplications, and cached rows to find."""
