@@ -268,6 +268,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void read_loop();
     void read(std::unique_lock<std::mutex> & lock, const piece & p, std::vector<char> & bounce);
     void ended(const piece & p, const std::string & problem);
+    static std::string read_range(const part & file, int fd, char * target, int64_t length, int64_t need, int64_t offset,
+                                  size_t block);
     std::string read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes);
     std::string read_copied(const piece & p, bool keep, size_t & bytes);
     std::string read_pages(const piece & p, size_t & bytes);

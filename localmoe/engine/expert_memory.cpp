@@ -152,7 +152,6 @@ group * expert_cache::donor(const group * except, bool below_capacity) {
 bool expert_cache::give_memory(group & g, int e, urgency why) {
     keep_budget();
     auto & x = g.experts[e];
-    x.from = DIRECT;
     if (used_ + g.slot <= budget_) {
         x.from = source(g, e);
         if (map(g, e)) {

@@ -240,6 +240,29 @@ void expert_cache::ended(const piece & p, const std::string & problem) {
     }
 }
 
+// Reads `length` bytes, or as many of them as are needed if the file ends before. A read that came
+// short goes on at a whole block.
+std::string expert_cache::read_range(const part & file, int fd, char * target, int64_t length, int64_t need,
+                                     int64_t offset, size_t block) {
+    for (int64_t done = 0; done < need;) {
+        ssize_t n = pread(fd, target + done, size_t(length - done), offset + done);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return "cannot read " + file.path + ": " + strerror(errno);
+        }
+        if (n == 0) {
+            return file.path + " has become shorter while it was in use";
+        }
+        done += n;
+        if (done < need) {
+            done = int64_t(down(size_t(done), block));
+        }
+    }
+    return "";
+}
+
 // Reads whole pages of the file to the same place within pages of memory.
 std::string expert_cache::read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes) {
     const tensor_info & t = p.g->tensors[p.tensor];
@@ -256,21 +279,10 @@ std::string expert_cache::read_direct(const piece & p, std::vector<char> & bounc
         target = reinterpret_cast<char *>(up(size_t(bounce.data()), PAGE));
     }
     int64_t need = std::min(to, end) - from;  // the file may end within the last page
-    for (int64_t done = 0; done < need;) {
-        ssize_t n = pread(files_[t.file].direct, target + done, size_t(to - from - done), from + done);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            return "cannot read " + files_[t.file].path + ": " + strerror(errno);
-        }
-        if (n == 0) {
-            return files_[t.file].path + " has become shorter while it was in use";
-        }
-        done += n;
-        if (done < need) {
-            done = int64_t(down(size_t(done), PAGE));  // direct reads go on at a block
-        }
+    const part & file = files_[t.file];
+    std::string problem = read_range(file, file.direct, target, to - from, need, from, PAGE);
+    if (!problem.empty()) {
+        return problem;
     }
     if (!p.g->direct) {
         int64_t first = std::max(from, offset);
@@ -283,25 +295,19 @@ std::string expert_cache::read_direct(const piece & p, std::vector<char> & bounc
 // Through the page cache, which may have it already; and need not keep it.
 std::string expert_cache::read_copied(const piece & p, bool keep, size_t & bytes) {
     const tensor_info & t = p.g->tensors[p.tensor];
+    const part & file = files_[t.file];
     size_t begin = CHUNK * size_t(p.chunk), end = std::min(begin + CHUNK, t.bytes);
-    char * data  = data_of(*p.g, t, p.expert);
-    int64_t offset = t.offset + int64_t(t.bytes) * p.expert;
-    for (size_t at = begin; at < end;) {
-        ssize_t n = pread(files_[t.file].fd, data + at, end - at, offset + int64_t(at));
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            return "cannot read " + files_[t.file].path + ": " + strerror(errno);
-        }
-        if (n == 0) {
-            return files_[t.file].path + " has become shorter while it was in use";
-        }
-        at += size_t(n);
+    if (begin >= end) {
+        return "";
     }
-    bytes = begin < end ? end - begin : 0;
-    if (!keep && bytes) {
-        posix_fadvise(files_[t.file].fd, offset + int64_t(begin), int64_t(bytes), POSIX_FADV_DONTNEED);
+    int64_t size = int64_t(end - begin), offset = t.offset + int64_t(t.bytes) * p.expert + int64_t(begin);
+    std::string problem = read_range(file, file.fd, data_of(*p.g, t, p.expert) + begin, size, size, offset, 1);
+    if (!problem.empty()) {
+        return problem;
+    }
+    bytes = end - begin;
+    if (!keep) {
+        posix_fadvise(file.fd, offset, size, POSIX_FADV_DONTNEED);
     }
     return changed(t.file);
 }
