@@ -62,7 +62,7 @@ template <typename What> class direct_queue {
     }
 
   private:
-    static constexpr int DEPTH = 64;
+    static constexpr int DEPTH = 256;
     struct slot {
         iocb  block;
         What  what;
