@@ -11,6 +11,7 @@ SOURCES = (
     "native",
     "experts",
     "expert_memory",
+    "expert_prediction",
     "expert_reading",
     "expert_steering",
     "recording",

@@ -72,6 +72,7 @@ class Options:
     prompt_tokens: int | None = None
     plain_tokens: int | None = None
     replay: str | None = None  # path
+    predicted: float | None = None
     sweep: bool = False
     log: str | None = None  # path
     at_most: int | None = None

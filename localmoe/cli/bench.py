@@ -46,6 +46,7 @@ _CHANGING = (
     "cache_ram",
     "experts",
     "prefer_cached",
+    "predicted",
     "experts_on",
     "overrides",
 )
@@ -70,6 +71,8 @@ def bench_command(options: Options, output: Output) -> int:
     """Exit code 1 when a regime never reached its end under some limit, else 0."""
     model = prepare.open_model(only_model(options), output, options)
     routing = read_trace(options.replay) if options.replay else None
+    if options.predicted and routing is None:
+        raise UsageError("--predicted is about an imposed routing", hint="with --replay TRACE")
     task = task_of(options, model, routing, psutil.virtual_memory().available)
     log = Log(Path(options.log) if options.log else None)
     waiting = log.missing(task.jobs)
@@ -188,7 +191,8 @@ class _Planner:
             start = start_of(PLAIN, self._plan(PLAIN, job.memory), "")
             return run(job, task.model, start, program.measure)
         plan = self._plan(job.regime, job.memory)
-        return run(job, task.model, start_of(job.regime, plan, self.options.replay or ""))
+        replay, predicted = self.options.replay or "", self.options.predicted or 0.0
+        return run(job, task.model, start_of(job.regime, plan, replay, predicted))
 
     def plan_with(self, options: Options) -> Plan:
         """As ``run`` would plan. Raises DoesNotFitError."""
@@ -207,9 +211,9 @@ class _Planner:
         )
 
 
-def start_of(regime: str, plan: Plan, replay: str) -> Start:
+def start_of(regime: str, plan: Plan, replay: str, predicted: float = 0.0) -> Start:
     """How the engine is started in a regime. Pure."""
-    settings = dataclasses.replace(plan.settings, replay=replay)
+    settings = dataclasses.replace(plan.settings, replay=replay, predicted=predicted)
     planned = plan.tiers.ram + PROCESS_BYTES
     room = settings.cache_bytes or plan.cache.budget
     if regime == PLAIN:

@@ -288,6 +288,12 @@ def _bench_options(add: Callable[..., object]) -> None:
     add("--prompt-tokens", type=whole(1, MAX_INT), metavar="N", help="tokens to read (32)")
     add("--plain-tokens", type=whole(1, MAX_INT), metavar="N", help="plain writes only N tokens")
     add("--replay", metavar="TRACE", help="impose a recorded routing on every run")
+    add(
+        "--predicted",
+        type=number(0, 1),
+        metavar="X",
+        help="of an imposed routing, predict the next layer's experts with accuracy X (0: do not)",
+    )
     add("--sweep", action="store_true", help="eight limits between 0.3x and 1.2x")
     add("--log", metavar="FILE", help="remember runs there, and make only what is missing")
     add("--at-most", type=whole(0, MAX_INT), metavar="N", help="stop after N runs")

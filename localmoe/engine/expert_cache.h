@@ -3,6 +3,7 @@
 // experts.cpp          llama.cpp's call, what a multiplication needs, waiting for it
 // expert_memory.cpp    address space, budget, eviction
 // expert_reading.cpp   from the files: what is needed, and what will be
+// expert_prediction.cpp  which experts the next layer will choose
 // expert_steering.cpp  other experts than the router chose: replay, and `--prefer-cached`
 
 #pragma once
@@ -34,6 +35,7 @@ struct localmoe_symbols {
     void * op_name;
     void * get_tensor;
     void * is_host;
+    void * type_traits;
 };
 
 struct localmoe_expert_tensor {  // one *_exps.weight
@@ -72,6 +74,16 @@ inline size_t down(size_t n, size_t to) { return n / to * to; }
 enum mode : int32_t { OFF = 0, PAGES = 1, PRIVATE = 2 };
 enum piece_state : uint8_t { ABSENT = 0, QUEUED = 1, READING = 2, READY = 3 };
 enum origin : uint8_t { DIRECT = 0, PAGE_CACHE = 1, THROUGH_CACHE = 2 };  // of an expert's bytes
+
+// What a layer chooses its experts by, as seen in the graph; tensors of the model, null: unknown or none.
+struct router {
+    enum gating { LOGITS, SIGMOID, SOFTMAX, SQRT_SOFTPLUS };
+    const ggml_tensor * weights = nullptr;  // [embedding, experts]
+    const ggml_tensor * norm    = nullptr;  // [embedding]: what its input was multiplied by
+    const ggml_tensor * bias    = nullptr;  // [experts]: of the logits
+    const ggml_tensor * select  = nullptr;  // [experts]: of what `gating` makes of them
+    gating by = LOGITS;
+};
 
 constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spare
 
@@ -118,6 +130,8 @@ struct group {
     int64_t turn     = -1;       // when it was computed last, for "needed again the latest"
     uint32_t seen    = 0;        // tensors multiplied in this visit, as bits
     int64_t  rows    = 0;        // tokens of this batch that were routed here so far
+    router   chooses;
+    bool     predicted = false;  // in this visit: the next layer's experts
 };
 
 struct part {
@@ -161,7 +175,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool work_size(int, const ggml_tensor *, size_t &) override { return false; }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override;
-    void impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k);
+    void impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k, float predicted);
     void prefer(float share);
 
     void record(recording * to) { recording_ = to; }
@@ -193,6 +207,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     void steer(group & g, const ggml_tensor * probabilities, ggml_tensor * ids);
     void prefer_resident(group & g, const ggml_tensor * probabilities, ggml_tensor * ids);
+    int predicted_of_imposed(const group & h, int64_t token, int64_t rank);
     bool find(const ggml_tensor * weights, group *& g, int & t);
 
     // ---- address space ---------------------------------------------------------------------------
@@ -258,8 +273,19 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool reading() const;
     void foretell_all(group & g);
     bool foretell(group & g, int e, urgency why);
+    bool expect(group & g, int e, urgency why);
     void count(group & g, expert & x);
     void miss(group & g, expert & x);
+
+    // ---- prediction ------------------------------------------------------------------------------
+
+    bool routes(const ggml_tensor * op) const;
+    void learn(const ggml_tensor * op);
+    void score(const ggml_compute_params * params, const ggml_tensor * op);
+    static void weigh(const router & r, float * scores, size_t n);
+    bool complete(const group & g) const;
+    void foretell_predicted(group & g, int64_t k);
+    void judge(group & g);
 
     // ---- readers ---------------------------------------------------------------------------------
 
@@ -282,6 +308,10 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
     static constexpr double  HALF_LIFE = 32;  // tokens
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
+    static constexpr int64_t MAX_SCORED = 128;  // tokens of a batch for which the next layer is predicted
+    static constexpr int64_t MAX_RANK   = 16;    // of a token's experts
+    static constexpr float   WORTHWHILE = 0.7f;  // how often a prediction must be right to be acted upon
+    static constexpr int64_t DOUBT      = 512;   // tokens without any after the best was not
     static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
     static constexpr int64_t REST  = 32;  // tokens without a read, after which looking pauses
 
@@ -292,7 +322,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     int32_t *  interrupt_;
 
     extra_types_fn extra_types_ = nullptr;
-    int            mul_mat_id_ = -1, get_rows_ = -1, mul_ = -1;
+    type_traits_fn type_traits_ = nullptr;
+    int            mul_mat_id_ = -1, get_rows_ = -1, mul_ = -1, mul_mat_ = -1, add_ = -1, soft_max_ = -1, sqrt_ = -1;
     ggml_backend_buffer_type buffer_type_ = {};
     bool           installed_ = false;
 
@@ -309,7 +340,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::vector<std::thread> readers_;
     bool                     stop_ = false;
 
-    direct_queue<piece>      queue_;  // for thread 0 alone
+    direct_queue<piece>      queue_;  // thread 0 alone starts reads
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, cache_reads_;
     uint64_t                 compared_ = 0;  // bytes read through the page cache to compare
     bool                     no_direct_ = false;
@@ -324,7 +355,17 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     recording * recording_ = nullptr;
     std::vector<layer_usage> usage_;  // of each group; empty: not counted
     float   prefer_ = 0;
+    bool    predicting_ = false;
+    int64_t scored_ = 0;              // tokens of the scores
+    const group * scored_for_ = nullptr;
+    std::vector<float> scores_;       // [MAX_SCORED][experts]
+    const group * predicted_for_ = nullptr;
+    std::vector<int>   predicted_;    // experts [tokens][k] that it is thought to choose, best first
+    float   trust_[MAX_RANK];         // how often the first, second … was right
+    int64_t doubted_until_ = 0;
     std::vector<int32_t> imposed_;
+    float    imposed_predicted_ = 0;
+    uint32_t dice_ = 1;
     int64_t imposed_layers_ = 0, imposed_k_ = 0, imposed_prefill_ = 0, imposed_steps_ = 0, step_ = 0, last_ = 0;
     std::vector<int> needed_;
     std::vector<char> bounce_;  // thread 0's, where direct reads need one

@@ -142,14 +142,23 @@ void expert_cache::foretell_all(group & g) {
     }
 }
 
-bool expert_cache::foretell(group & g, int e, urgency why) {
+// Memory for an expert that nobody has asked for yet.
+bool expert_cache::expect(group & g, int e, urgency why) {
     auto & x = g.experts[e];
     if (x.resident || (how_ == PRIVATE && !give_memory(g, e, why))) {
         return false;
     }
     x.resident = x.foretold = true;
-    x.worth = std::max(x.worth, double(clock_) / HALF_LIFE);  // as if used now: not the next victim
     stats_.prefetched++;
+    return true;
+}
+
+bool expert_cache::foretell(group & g, int e, urgency why) {
+    if (!expect(g, e, why)) {
+        return false;
+    }
+    auto & x = g.experts[e];
+    x.worth = std::max(x.worth, double(clock_) / HALF_LIFE);  // as if used now: not the next victim
     for (size_t i = 0; i < g.tensors.size(); i++) {
         ask(foretold_, g, e, int(i));
     }

@@ -10,14 +10,30 @@ namespace localmoe {
 
 // A recorded routing to impose: expert ids [steps][layers][k], layers as in the model, -1 for none.
 // The first `prefill` steps are for prompts, by position, the others for decoded tokens.
-void expert_cache::impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k) {
+// A prediction of it is to be right for the share `predicted` of the ids.
+void expert_cache::impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k, float predicted) {
     std::lock_guard<std::mutex> lock(mutex_);
     imposed_.assign(ids, ids + steps * layers * k);
     imposed_layers_ = layers;
+    imposed_predicted_ = predicted;
     imposed_prefill_ = prefill;
     imposed_steps_ = steps;
     imposed_k_ = k;
     steering_ = steps > 0 || prefer_ > 0;
+}
+
+// What a prediction takes an imposed choice for: itself, or what any token of the same kind chose; -1
+// where nothing is imposed.
+int expert_cache::predicted_of_imposed(const group & h, int64_t token, int64_t rank) {
+    int64_t step = step_ + first_row(h.rows, scored_) + token, before = decoding_ ? imposed_prefill_ : 0;
+    if (imposed_.empty() || h.layer >= imposed_layers_ || step >= last_ || rank >= imposed_k_) {
+        return -1;
+    }
+    auto roll = [&] { return (dice_ = dice_ * 1664525 + 1013904223) >> 8; };  // Numerical Recipes' generator
+    bool right = float(roll()) < imposed_predicted_ * float(1 << 24);
+    int64_t from = right ? step : before + int64_t(roll()) % (last_ - before);
+    int e = imposed_[size_t((from * imposed_layers_ + h.layer) * imposed_k_ + rank)];
+    return e < int(h.experts.size()) ? e : -1;
 }
 
 // How much less probable than the chosen one an expert may be that is taken because it is there.

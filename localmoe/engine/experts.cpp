@@ -42,6 +42,12 @@ expert_cache::expert_cache(const localmoe_symbols & symbols, mode how, uint64_t 
     mul_mat_id_  = op_named(op_name, "MUL_MAT_ID");
     get_rows_    = op_named(op_name, "GET_ROWS");
     mul_         = op_named(op_name, "MUL");
+    mul_mat_     = op_named(op_name, "MUL_MAT");
+    add_         = op_named(op_name, "ADD");
+    soft_max_    = op_named(op_name, "SOFT_MAX");
+    sqrt_        = op_named(op_name, "SQRT");
+    type_traits_ = reinterpret_cast<type_traits_fn>(symbols.type_traits);
+    std::fill_n(trust_, MAX_RANK, 1.0f);
     buffer_type_.context = static_cast<ggml::cpu::extra_buffer_type *>(this);
 }
 
@@ -94,6 +100,11 @@ bool expert_cache::start() {
         }
     }
     share_budget();
+    size_t most = 0;
+    for (auto & g : groups_) {
+        most = std::max(most, g.experts.size());
+    }
+    scores_.resize(how_ == PRIVATE ? size_t(MAX_SCORED) * most : 0);
     for (int i = 0; i < reader_count_; i++) {
         readers_.emplace_back([this] { read_loop(); });
     }
@@ -123,6 +134,13 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
     clock_ += batch_;
     batch_ = tokens;
     rest();
+    if (trust_[0] < WORTHWHILE) {
+        doubted_until_ = clock_ + DOUBT;
+        trust_[0] = 1;  // to be tried again then
+    }
+    predicting_ = how_ == PRIVATE && (imposed_.empty() || imposed_predicted_ > 0) && clock_ >= doubted_until_;
+    scored_for_ = predicted_for_ = nullptr;
+    predicted_.clear();
     for (auto & g : groups_) {
         g.seen = g.rows = 0;
     }
@@ -150,6 +168,7 @@ void expert_cache::rest() {
 bool expert_cache::end() {
     std::lock_guard<std::mutex> lock(mutex_);
     visit_++;
+    reap(0);
     keep_budget();
     return !failed_;
 }
@@ -179,6 +198,7 @@ void expert_cache::resize(uint64_t budget) {
     std::unique_lock<std::mutex> lock(mutex_);
     budget_ = budget;
     share_budget();
+    reap(0);
     keep_budget();
     work_.notify_all();
 }
@@ -203,7 +223,7 @@ ggml::cpu::tensor_traits * expert_cache::get_tensor_traits(const ggml_tensor * o
     if (named && strncmp(op->name, "ffn_moe_weight", 14) == 0) {
         return this;
     }
-    return recording_ && recording_->logits_in(op) ? this : nullptr;
+    return (predicting_ && routes(op)) || (recording_ && recording_->logits_in(op)) ? this : nullptr;
 }
 
 // True: "computed", which skips the node. That is how a failed read keeps the threads from
@@ -211,6 +231,12 @@ ggml::cpu::tensor_traits * expert_cache::get_tensor_traits(const ggml_tensor * o
 bool expert_cache::compute_forward(ggml_compute_params * params, ggml_tensor * op) {
     if (op->op == mul_mat_id_) {
         return multiply(params, op);
+    }
+    if (predicting_ && routes(op)) {
+        if (params->ith == 0) {
+            learn(op);
+        }
+        score(params, op);
     }
     const ggml_tensor * logits = recording_ ? recording_->logits_in(op) : nullptr;
     if (logits) {
@@ -362,6 +388,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
         visit_++;
         g.seen = 0;
         g.turn = visit_;
+        g.predicted = false;
         row = observe(g, ids);
     }
     g.seen |= 1u << t;
@@ -404,11 +431,18 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
             return;
         }
     }
+    if (first) {
+        judge(g);
+    }
     if (first && how_ == PRIVATE && n * k >= 2 * int64_t(g.experts.size())) {
         foretell_all(g);  // a large batch needs nearly all of the next layer too
     }
     if (!needed_.empty()) {
         wait(lock, g, t);
+    }
+    if (!g.predicted && scored_for_ == &g + 1 && complete(g)) {  // now the disk is idle
+        g.predicted = true;
+        foretell_predicted((&g)[1], k);
     }
 }
 
@@ -564,8 +598,8 @@ EXPORT int32_t localmoe_experts_hot(void * cache, int32_t * pairs, int32_t max) 
 }
 
 EXPORT void localmoe_experts_impose(void * cache, const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers,
-                                    int64_t k) {
-    static_cast<expert_cache *>(cache)->impose(ids, prefill, steps, layers, k);
+                                    int64_t k, float predicted) {
+    static_cast<expert_cache *>(cache)->impose(ids, prefill, steps, layers, k, predicted);
 }
 
 EXPORT void localmoe_experts_prefer(void * cache, float share) { static_cast<expert_cache *>(cache)->prefer(share); }

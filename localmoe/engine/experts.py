@@ -23,6 +23,7 @@ _SYMBOLS = (  # library, mangled name; all of llama-cpp-python 0.3.36 have them
     ("base", "ggml_op_name"),
     ("llama", "_ZNK11llama_model10get_tensorEPKc"),
     ("base", "ggml_backend_buffer_is_host"),
+    ("cpu", "ggml_get_type_traits_cpu"),
 )
 
 
@@ -32,6 +33,7 @@ class _Symbols(ctypes.Structure):
         ("op_name", ctypes.c_void_p),
         ("get_tensor", ctypes.c_void_p),
         ("is_host", ctypes.c_void_p),
+        ("type_traits", ctypes.c_void_p),
     )
 
 
@@ -227,13 +229,20 @@ class ExpertCache:
             self._handle, (ctypes.c_int32 * len(flat))(*flat), len(pairs)
         )
 
-    def impose(self, ids: bytes, prefill: int, steps: int, layers: int, k: int) -> None:
+    def impose(
+        self, ids: bytes, prefill: int, steps: int, layers: int, k: int, predicted: float = 0
+    ) -> None:
         """Replace the router's choice by int32 ids [steps, layers, k]; −1 leaves a choice alone.
 
         The first ``prefill`` steps are for prompts, by position, the others for answers.
+        What the hidden state predicts says nothing about imposed ids. ``predicted``: which share
+        (0…1) of them a prediction is to get right instead; 0: nothing is predicted.
         """
         self._native.localmoe_experts_impose(
-            self._handle, ids, *(ctypes.c_int64(n) for n in (prefill, steps, layers, k))
+            self._handle,
+            ids,
+            *(ctypes.c_int64(n) for n in (prefill, steps, layers, k)),
+            ctypes.c_float(predicted),
         )
 
     def prefer(self, share: float) -> None:

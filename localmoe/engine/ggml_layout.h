@@ -9,8 +9,10 @@
 #include <cstring>
 #include <vector>
 
+constexpr int GGML_TYPE_F32 = 0;
+
 struct ggml_tensor {
-    int           type;  // 0: 32-bit floats
+    int           type;
     void *        buffer;
     int64_t       ne[4];
     size_t        nb[4];
@@ -32,6 +34,13 @@ struct ggml_compute_params {
     void * wdata;
     void * threadpool;
     bool   use_ref;
+};
+
+struct ggml_type_traits_cpu {
+    void (*from_float)(const float * from, void * to, int64_t n);
+    void (*vec_dot)(int n, float * sum, size_t bs, const void * x, size_t bx, const void * y, size_t by, int nrc);
+    int     vec_dot_type;  // what the other operand is to be
+    int64_t nrows;
 };
 
 struct ggml_backend_buffer_type {
@@ -59,6 +68,7 @@ class extra_buffer_type {
 using op_name_fn     = const char * (*)(int op);
 using extra_types_fn = std::vector<ggml_backend_buffer_type *> & (*)();
 using get_tensor_fn  = ggml_tensor * (*)(const void * model, const char * name);
+using type_traits_fn = const ggml_type_traits_cpu * (*)(int type);
 using is_host_fn     = bool (*)(void * buffer);
 
 // -1 if it is not among the first operations of enum ggml_op, where all that we need are.

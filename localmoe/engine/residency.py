@@ -114,7 +114,8 @@ class Residency:
             from localmoe.engine.recording import Recording, imposed
 
             if settings.replay:
-                cache.impose(*imposed(Path(settings.replay), model, settings.experts_used))
+                routing = imposed(Path(settings.replay), model, settings.experts_used)
+                cache.impose(*routing, settings.predicted)
             if settings.record:
                 self._recording = Recording(
                     cache,

@@ -50,6 +50,7 @@ class EngineSettings:
     record: str = ""  # a file for the routing of every token
     record_logits: bool = False  # the routers' logits too
     replay: str = ""  # a recorded routing to impose
+    predicted: float = 0.0  # share of it that the prediction of the next layer gets right; 0: none
     threads: int = 0  # decode; 0 = engine default
     threads_batch: int = 0  # prefill
 

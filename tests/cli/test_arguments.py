@@ -94,6 +94,7 @@ def test_which_word_is_the_model(
         (["--prompt-tokens", "16"], "prompt_tokens", 16),
         (["--tokens", "32"], "max_tokens", 32),
         (["--replay", "a.trace"], "replay", "a.trace"),
+        (["--predicted", "0.886"], "predicted", 0.886),
         (["--at-most", "0"], "at_most", 0),
         (["--json"], "json", True),
         (["--jsonl"], "jsonl", True),

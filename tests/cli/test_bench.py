@@ -96,6 +96,7 @@ def test_imposed_routing(localmoe: Localmoe, model: Path, tmp_path: Path) -> Non
         (("--memory", "0x"), "0x"),
         (("--runs", "0"), "0"),
         (("--replay", "no-such.trace"), "no-such.trace"),
+        (("--predicted", "0.9"), "--replay"),
     ],
 )
 def test_wrong_options(

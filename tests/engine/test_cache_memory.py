@@ -70,24 +70,26 @@ def check_places(conversation: Conversation, path: Path) -> tuple[int, int]:
     """Every expert is wholly there, with the file's bytes, or not at all; how many of each."""
     cache = conversation.experts._cache
     assert cache is not None
-    assert conversation.counters().prefetched == 0, "hot() does not list what was not used"
-    resident, ranges = set(cache.hot(65536)), readable()
+    resident, ranges, foretold = set(cache.hot(65536)), readable(), 0
     seen: set[bool] = set()
     groups, experts = groups_of(conversation.model), 0
     for index, tensors in enumerate(groups.values()):
         for tensor, expert in itertools.product(tensors, range(tensors[0].experts)):
             start, size = where(conversation, tensor, expert)
-            there = (index, expert) in resident
+            there = any(a < start + size and start < b for a, b in ranges)
             experts += tensor is tensors[0]
             if there:
+                foretold += (index, expert) not in resident  # hot() does not list what was not used
                 with path.open("rb") as file:
                     file.seek(tensor.offset + expert * size)
-                    assert ctypes.string_at(start, size) == file.read(size)
+                    own = file.read(size)
+                conversation.wait_until(lambda: ctypes.string_at(start, size) == own)  # noqa: B023
             else:
-                assert not any(a < start + size and start < b for a, b in ranges)
+                assert (index, expert) not in resident
             if there not in seen:
                 seen.add(there)
                 assert survives_a_look(start) == survives_a_look(start + size - 1) == there
+    assert foretold <= conversation.counters().prefetched * len(tensors)
     return len(resident), experts - len(resident)
 
 
