@@ -271,7 +271,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool stopped() const { return failed_ || *static_cast<volatile int32_t *>(interrupt_); }
 
     bool reading() const;
-    void foretell_all(group & g);
+    void foretell_all(group & h);
     bool foretell(group & g, int e, urgency why);
     bool expect(group & g, int e, urgency why);
     void count(group & g, expert & x);

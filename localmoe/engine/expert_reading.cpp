@@ -129,12 +129,7 @@ bool expert_cache::reading() const {
     return false;
 }
 
-void expert_cache::foretell_all(group & g) {
-    size_t next = size_t(&g - groups_.data()) + 1;
-    if (next >= groups_.size()) {
-        return;
-    }
-    group & h = groups_[next];
+void expert_cache::foretell_all(group & h) {
     for (size_t e = 0; e < h.experts.size(); e++) {
         if (!h.experts[e].resident && !foretell(h, int(e), LIKELY)) {
             return;

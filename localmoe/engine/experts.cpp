@@ -414,6 +414,8 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
                 if (x.counted) {
                     count(g, x);
                 }
+                stats_.prefetch_used += x.foretold;
+                x.foretold = false;
             }
             if (first) {
                 x.last_use = clock_ + row + token;
@@ -434,13 +436,15 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
     if (first) {
         judge(g);
     }
-    if (first && how_ == PRIVATE && n * k >= 2 * int64_t(g.experts.size())) {
-        foretell_all(g);  // a large batch needs nearly all of the next layer too
+    // Of a prompt the last layer computes one token; its experts come when it asks.
+    bool ahead = how_ == PRIVATE && &g != &groups_.back() && (decoding_ || &g + 1 != &groups_.back());
+    if (first && ahead && n * k >= 2 * int64_t(g.experts.size())) {
+        foretell_all((&g)[1]);  // a large batch needs nearly all of the next layer too
     }
     if (!needed_.empty()) {
         wait(lock, g, t);
     }
-    if (!g.predicted && scored_for_ == &g + 1 && complete(g)) {  // now the disk is idle
+    if (ahead && !g.predicted && scored_for_ == &g + 1 && complete(g)) {  // now the disk is idle
         g.predicted = true;
         foretell_predicted((&g)[1], k);
     }
@@ -521,10 +525,7 @@ void expert_cache::count(group & g, expert & x) {
     layer_lookups_[index]++;
     if (how_ == PRIVATE && !x.resident) {
         miss(g, x);
-    } else if (x.foretold) {
-        stats_.prefetch_used++;
     }
-    x.foretold = false;
 }
 
 void expert_cache::miss(group & g, expert & x) {

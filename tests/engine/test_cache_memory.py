@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.facts.model import read_model
+from localmoe.planning.cache import needed_budget, routed_tensors
 from localmoe.planning.memory import RoutedTensor
 from scripts.make_standin import make_standin
 from tests.archs import qwen
@@ -169,6 +170,32 @@ def test_more_experts_than_mappings(tmp_path: Path) -> None:
     plain, cached = run_cases(path, [Case(base, turns), Case(everything, turns)])
     assert cached.turns == plain.turns
     assert cached.counters["resident_bytes"] > 0.9 * whole
+
+
+def test_tensors_that_take_several_reads(tmp_path: Path) -> None:
+    """Read ahead in pieces, evicted half read and asked for again: never computed half read."""
+    dims = Dims(layers=3, embd=512, heads=4, experts=12, used=2, expert_ff=4096, context=512)
+    path = make_standin(Family(qwen.qwen3moe, dims, Q8_0), tmp_path / "wide.gguf", uniform=True)
+    model = read_model(path)
+    assert min(t.nbytes // t.experts for t in routed_tensors(model)) > 2 << 20
+    base = dataclasses.replace(BASE, context=512)
+    least = needed_budget(model, [0, 1, 2], base.ubatch)
+    for budget in (least, max(least, whole_budget(model) * 2 // 3)):
+        settings = dataclasses.replace(base, cache="private", cache_bytes=budget, read_ahead=False)
+        turns = tuple(
+            Turn(
+                f"{number} {FIRST}",
+                3,
+                stop=("prefill", number % 3, 12 * number) if number % 2 else None,
+            )
+            for number in range(1, 8)
+        )
+        plain, cached = run_cases(path, [Case(base, turns), Case(settings, turns)])
+        assert cached.counters["evictions"] > 0
+        assert [t.answer for t in cached.turns if t.reason == "length"] == [
+            t.answer for t in plain.turns if t.reason == "length"
+        ]
+        assert len([t for t in cached.turns if t.reason == "length"]) >= 3
 
 
 def test_the_page_regime_rests_while_nothing_is_missing(arch_file: Callable[[str], Path]) -> None:
