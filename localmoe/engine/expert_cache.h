@@ -172,7 +172,11 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override;
 
-    bool work_size(int, const ggml_tensor *, size_t &) override { return false; }
+    // Asked for each node before a graph is computed, by one thread.
+    bool work_size(int, const ggml_tensor * op, size_t &) override {
+        learn(op);
+        return false;
+    }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override;
     void impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k, float predicted);

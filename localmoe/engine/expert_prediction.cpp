@@ -3,8 +3,8 @@
 // From layer to layer the hidden state changes little, so the next router, applied to this one's input,
 // names most of the experts that it will choose from its own. (Eliseev and Mazur, "Fast inference of
 // mixture-of-experts language models with offloading", 2023, arXiv:2312.17238, section 3.2.) They are read
-// while this layer computes. A wrong guess costs a read and a place; it never changes a result. When too
-// few of those that were read are used, guessing pauses.
+// while this layer computes. A wrong guess costs a read and a place; it never changes a result. The first,
+// second … guess of a token is believed while it is right often enough.
 
 #if defined(__linux__)
 
@@ -35,7 +35,7 @@ bool expert_cache::routes(const ggml_tensor * op) const {
 
 // Notes the model's tensors in such a node of llama.cpp's build_moe_ffn.
 void expert_cache::learn(const ggml_tensor * op) {
-    const char * number = strrchr(op->name, '-');
+    const char * number = routes(op) ? strrchr(op->name, '-') : nullptr;
     group * g = number ? group_of(atoi(number + 1)) : nullptr;
     if (!g || !of_model(op->src[op->op == add_])) {
         return;
@@ -60,7 +60,7 @@ void expert_cache::learn(const ggml_tensor * op) {
 
 // The next layer's logits, by all threads: each has a part of its experts. `op` is this layer's router.
 void expert_cache::score(const ggml_compute_params * params, const ggml_tensor * op) {
-    group * g = op->op == mul_mat_ ? group_of(atoi(op->name + strlen(ROUTER))) : nullptr;
+    group * g = begins(op, ROUTER) ? group_of(atoi(op->name + strlen(ROUTER))) : nullptr;
     if (!g || g == &groups_.back()) {
         return;
     }

@@ -232,10 +232,7 @@ bool expert_cache::compute_forward(ggml_compute_params * params, ggml_tensor * o
     if (op->op == mul_mat_id_) {
         return multiply(params, op);
     }
-    if (predicting_ && routes(op)) {
-        if (params->ith == 0) {
-            learn(op);
-        }
+    if (predicting_ && op->op == mul_mat_) {
         score(params, op);
     }
     const ggml_tensor * logits = recording_ ? recording_->logits_in(op) : nullptr;
