@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,7 @@ class Worker:
 
         try:
             model = read_model(message["paths"][0])
-            if settings.load_mode == "mmap":
-                self._read_ahead(model, settings, progress)
-            self._model = loader.open_model(
-                message["paths"], settings, self._log, model.architecture, progress=progress
-            )
+            self._model = self._open(message["paths"], model, settings, progress)
         except loader.LoadInterruptedError:
             raise InterruptedLoadError("loading was interrupted") from None
         pages = PageReader(model, self.interrupt) if needs_pages(settings, model) else None
@@ -168,6 +165,39 @@ class Worker:
                 )
             )
         )
+
+    def _open(
+        self, paths: list[str], model: Model, settings: EngineSettings, progress: loader.Progress
+    ) -> Any:
+        """Load the weights; a mapped file is read ahead while llama.cpp reads the vocabulary."""
+        given_up = False
+
+        def go_on(fraction: float) -> bool:
+            return progress(fraction) and not given_up
+
+        def open_model(progress: loader.Progress) -> Any:
+            return loader.open_model(
+                paths, settings, self._log, model.architecture, progress=progress
+            )
+
+        if settings.load_mode != "mmap":
+            return open_model(progress)
+        if settings.devices or settings.repack:  # it copies the weights
+            self._read_ahead(model, settings, progress)
+            return open_model(progress)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(self._read_ahead, model, settings, go_on)
+            try:
+                opened = open_model(lambda _: not self.interrupt.value)
+            except BaseException:
+                given_up = True
+                raise
+        try:
+            reading.result()
+        except BaseException:
+            llama.llama_model_free(opened)
+            raise
+        return opened
 
     def _read_ahead(
         self, model: Model, settings: EngineSettings, progress: loader.Progress
