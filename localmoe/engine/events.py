@@ -83,7 +83,7 @@ class CacheStats:
     """Experts in host memory during one answer; lookups are those of decoded tokens."""
 
     regime: str  # "page" | "private"
-    hits: int  # routed experts that were in memory
+    hits: int  # routed experts that were in memory, or on their way there
     misses: int  # those that were read from the disk first
     bytes_read: int  # prefill counted
     stall_s: float  # computing waited for reading

@@ -235,7 +235,7 @@ void expert_cache::ended(const piece & p, const std::string & problem) {
         done.bad = true;
         problem_ = problem;
     }
-    if (done.bad && waiting_ && x.pinned == visit_) {  // else whoever needs it asks again
+    if (done.bad && waiting_ && x.pinned == visit_ && !x.foretold) {  // else whoever needs it asks again
         fail_locked(problem_);
     }
     if (--done.left == 0) {
