@@ -21,7 +21,8 @@ template <typename What> class direct_queue {
         }
     }
 
-    bool room() const { return working_ && under_way_ < DEPTH; }
+    // The system makes whoever starts a read wait when its own queue is full: not for long.
+    bool room() const { return working_ && under_way_ < DEPTH && bytes_ < MOST; }
     int  under_way() const { return under_way_; }
 
     bool start(int fd, void * target, size_t length, int64_t offset, const What & what) {
@@ -44,6 +45,7 @@ template <typename What> class direct_queue {
         s.used = true;
         s.what = what;
         under_way_++;
+        bytes_ += length;
         return true;
     }
 
@@ -57,12 +59,14 @@ template <typename What> class direct_queue {
             slot & s = slots_[events[i].data];
             s.used = false;
             under_way_--;
+            bytes_ -= s.block.aio_nbytes;
             done(s.what, int64_t(events[i].res));
         }
     }
 
   private:
-    static constexpr int DEPTH = 256;
+    static constexpr int      DEPTH = 256;
+    static constexpr uint64_t MOST  = 128 << 20;  // bytes under way
     struct slot {
         iocb  block;
         What  what;
@@ -71,6 +75,7 @@ template <typename What> class direct_queue {
     aio_context_t context_ = 0;
     bool          working_ = false;
     int           under_way_ = 0;
+    uint64_t      bytes_ = 0;
     slot          slots_[DEPTH];
 };
 

@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -85,6 +86,7 @@ struct router {
     gating by = LOGITS;
 };
 
+constexpr int64_t MAX_RANK = 16;  // of a token's experts, the most that are predicted
 constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spare
 
 struct expert {
@@ -131,7 +133,10 @@ struct group {
     uint32_t seen    = 0;        // tensors multiplied in this visit, as bits
     int64_t  rows    = 0;        // tokens of this batch that were routed here so far
     router   chooses;
+    int64_t  planned = -1;       // tokens that this graph routes here; -1: not known
     bool     predicted = false;  // in this visit: the next layer's experts
+    std::array<float, MAX_RANK> trust;  // how often a prediction of a token's first, second … expert was right
+    int64_t  doubted_until = 0;  // until this token none is made
 };
 
 struct part {
@@ -174,7 +179,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     // Asked for each node before a graph is computed, by one thread.
     bool work_size(int, const ggml_tensor * op, size_t &) override {
-        learn(op);
+        plan(op);
         return false;
     }
 
@@ -284,10 +289,13 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     // ---- prediction ------------------------------------------------------------------------------
 
     bool routes(const ggml_tensor * op) const;
+    void plan(const ggml_tensor * op);
     void learn(const ggml_tensor * op);
     void score(const ggml_compute_params * params, const ggml_tensor * op);
     static void weigh(const router & r, float * scores, size_t n);
+    static bool there(const group & g, const expert & x);
     bool complete(const group & g) const;
+    bool reads_ahead(const group & g, int64_t n) const;
     void foretell_predicted(group & g, int64_t k);
     void judge(group & g);
 
@@ -311,9 +319,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
     static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
     static constexpr double  HALF_LIFE = 32;  // tokens
+    static constexpr int      SAMPLED = 64;  // reads under way, above which readers take some to be timed
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
     static constexpr int64_t MAX_SCORED = 128;  // tokens of a batch for which the next layer is predicted
-    static constexpr int64_t MAX_RANK   = 16;    // of a token's experts
     static constexpr float   WORTHWHILE = 0.7f;  // how often a prediction must be right to be acted upon
     static constexpr int64_t DOUBT      = 512;   // tokens without any after the best was not
     static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
@@ -365,8 +373,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::vector<float> scores_;       // [MAX_SCORED][experts]
     const group * predicted_for_ = nullptr;
     std::vector<int>   predicted_;    // experts [tokens][k] that it is thought to choose, best first
-    float   trust_[MAX_RANK];         // how often the first, second … was right
-    int64_t doubted_until_ = 0;
     std::vector<int32_t> imposed_;
     float    imposed_predicted_ = 0;
     uint32_t dice_ = 1;

@@ -33,6 +33,25 @@ bool expert_cache::routes(const ggml_tensor * op) const {
     return (op->op == mul_mat_ && begins(op, ROUTER)) || (op->op == add_ && begins(op, "ffn_moe_"));
 }
 
+// What a graph that is going to be computed tells.
+void expert_cache::plan(const ggml_tensor * op) {
+    group * g;
+    int     t;
+    if (how_ != PRIVATE) {
+        return;
+    }
+    if (op->op == mul_mat_id_ && find(op->src[0], g, t)) {
+        g->planned = op->src[2]->ne[1];
+    }
+    learn(op);
+}
+
+// Whether the layer after `g` may be read for before it is asked: it routes no fewer tokens. Many
+// architectures drop all but a prompt's last token in their last layer.
+bool expert_cache::reads_ahead(const group & g, int64_t n) const {
+    return how_ == PRIVATE && &g != &groups_.back() && ((&g)[1].planned < 0 || (&g)[1].planned >= n);
+}
+
 // Notes the model's tensors in such a node of llama.cpp's build_moe_ffn.
 void expert_cache::learn(const ggml_tensor * op) {
     const char * number = routes(op) ? strrchr(op->name, '-') : nullptr;
@@ -67,7 +86,7 @@ void expert_cache::score(const ggml_compute_params * params, const ggml_tensor *
     const group & h = g[1];
     const ggml_tensor * input = op->src[1], * weights = h.chooses.weights;
     int64_t n = input->ne[1], width = input->ne[0], experts = int64_t(h.experts.size());
-    if (!weights || weights->ne[0] != width || weights->ne[1] != experts || n > MAX_SCORED ||
+    if (!weights || clock_ < h.doubted_until || weights->ne[0] != width || weights->ne[1] != experts || n > MAX_SCORED ||
         input->type != GGML_TYPE_F32 || input->nb[0] != sizeof(float) || n * input->ne[2] != n) {
         return;
     }
@@ -100,11 +119,13 @@ void expert_cache::score(const ggml_compute_params * params, const ggml_tensor *
     }
 }
 
+bool expert_cache::there(const group & g, const expert & x) {
+    return std::all_of(x.pieces, x.pieces + g.tensors.size(), [](auto & p) { return p.state == READY; });
+}
+
 // Whether all that this visit needs of a layer is in memory.
 bool expert_cache::complete(const group & g) const {
-    return std::all_of(g.experts.begin(), g.experts.end(), [&](const expert & x) {
-        return x.pinned != visit_ || std::all_of(x.pieces, x.pieces + g.tensors.size(), [](auto & p) { return p.state == READY; });
-    });
+    return std::all_of(g.experts.begin(), g.experts.end(), [&](auto & x) { return x.pinned != visit_ || there(g, x); });
 }
 
 // What the scores are compared by: what llama.cpp makes of logits before it chooses.
@@ -149,7 +170,7 @@ void expert_cache::foretell_predicted(group & h, int64_t k) {
     bool handed = false;
     for (size_t i = 0; i < predicted_.size(); i++) {
         int e = predicted_[i];
-        if (h.experts[size_t(e)].resident || trust_[i % size_t(k)] < WORTHWHILE) {
+        if (h.experts[size_t(e)].resident || h.trust[i % size_t(k)] < WORTHWHILE) {
             continue;
         }
         if (!expect(h, e, NEEDED)) {
@@ -169,12 +190,17 @@ void expert_cache::foretell_predicted(group & h, int64_t k) {
 
 // A layer's choice is known: how good was what had been predicted?
 void expert_cache::judge(group & g) {
-    if (decoding_ && predicted_for_ == &g) {
-        for (size_t rank = 0; rank < predicted_.size(); rank++) {
-            bool right = g.experts[size_t(predicted_[rank])].pinned == visit_;
-            trust_[rank] += (float(right) - trust_[rank]) / 256;
-        }
-        predicted_.clear();
+    if (!decoding_ || predicted_for_ != &g || int64_t(predicted_.size()) > MAX_RANK) {
+        return;
+    }
+    for (size_t rank = 0; rank < predicted_.size(); rank++) {
+        bool right = g.experts[size_t(predicted_[rank])].pinned == visit_;
+        g.trust[rank] += (float(right) - g.trust[rank]) / 32;
+    }
+    predicted_.clear();
+    if (g.trust[0] < WORTHWHILE) {
+        g.doubted_until = clock_ + DOUBT;
+        g.trust[0] = 1;  // to be tried again then
     }
 }
 

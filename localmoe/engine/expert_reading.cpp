@@ -75,7 +75,8 @@ void expert_cache::warm(const int32_t * pairs, int32_t n) {
 }
 
 bool expert_cache::read_async(group & g, int e, int tensor) {
-    if (!queue_.room()) {
+    // Some go through readers until it is known how long they take.
+    if (!queue_.room() || (!decoding_ && direct_reads_.bytes <= ENOUGH && queue_.under_way() >= SAMPLED)) {
         return false;
     }
     const tensor_info & t = g.tensors[tensor];
@@ -235,7 +236,7 @@ void expert_cache::ended(const piece & p, const std::string & problem) {
         done.bad = true;
         problem_ = problem;
     }
-    if (done.bad && waiting_ && x.pinned == visit_ && !x.foretold) {  // else whoever needs it asks again
+    if (done.bad && waiting_ && x.pinned == visit_) {  // else whoever needs it asks again
         fail_locked(problem_);
     }
     if (--done.left == 0) {

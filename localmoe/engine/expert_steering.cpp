@@ -71,7 +71,7 @@ void expert_cache::prefer_resident(group & g, const ggml_tensor * probabilities,
     int64_t k = ids->ne[0];
     for (int64_t rank = k - 1; rank >= 1; rank--) {  // the first choice is always kept
         int chosen = id_at(ids, 0, rank);
-        if (g.experts[size_t(chosen)].resident) {
+        if (there(g, g.experts[size_t(chosen)])) {
             continue;
         }
         int best = -1;
@@ -80,7 +80,7 @@ void expert_cache::prefer_resident(group & g, const ggml_tensor * probabilities,
             for (int64_t r = 0; r < k; r++) {
                 taken = taken || id_at(ids, 0, r) == e;
             }
-            if (!taken && g.experts[size_t(e)].resident && (best < 0 || p(e) > p(best))) {
+            if (!taken && there(g, g.experts[size_t(e)]) && (best < 0 || p(e) > p(best))) {
                 best = e;
             }
         }

@@ -47,7 +47,6 @@ expert_cache::expert_cache(const localmoe_symbols & symbols, mode how, uint64_t 
     soft_max_    = op_named(op_name, "SOFT_MAX");
     sqrt_        = op_named(op_name, "SQRT");
     type_traits_ = reinterpret_cast<type_traits_fn>(symbols.type_traits);
-    std::fill_n(trust_, MAX_RANK, 1.0f);
     buffer_type_.context = static_cast<ggml::cpu::extra_buffer_type *>(this);
 }
 
@@ -79,6 +78,7 @@ void expert_cache::add_tensor(const localmoe_expert_tensor & entry, ggml_tensor 
         groups_.emplace_back();
         groups_.back().experts.resize(entry.experts);
         groups_.back().layer = entry.group;
+        groups_.back().trust.fill(1);
         last_group_ = entry.group;
     }
     group & g = groups_.back();
@@ -134,15 +134,12 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
     clock_ += batch_;
     batch_ = tokens;
     rest();
-    if (trust_[0] < WORTHWHILE) {
-        doubted_until_ = clock_ + DOUBT;
-        trust_[0] = 1;  // to be tried again then
-    }
-    predicting_ = how_ == PRIVATE && (imposed_.empty() || imposed_predicted_ > 0) && clock_ >= doubted_until_;
+    predicting_ = how_ == PRIVATE && (imposed_.empty() || imposed_predicted_ > 0);
     scored_for_ = predicted_for_ = nullptr;
     predicted_.clear();
     for (auto & g : groups_) {
         g.seen = g.rows = 0;
+        g.planned = -1;
     }
     for (size_t i = 0; i < files_.size(); i++) {
         std::string problem = changed(int(i));
@@ -433,8 +430,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
     if (first) {
         judge(g);
     }
-    // Of a prompt the last layer computes one token; its experts come when it asks.
-    bool ahead = how_ == PRIVATE && &g != &groups_.back() && (decoding_ || &g + 1 != &groups_.back());
+    bool ahead = reads_ahead(g, n);
     if (first && ahead && n * k >= 2 * int64_t(g.experts.size())) {
         foretell_all((&g)[1]);  // a large batch needs nearly all of the next layer too
     }

@@ -169,7 +169,7 @@ def test_more_experts_than_mappings(tmp_path: Path) -> None:
     turns = (Turn(FIRST * 6, 2),)
     plain, cached = run_cases(path, [Case(base, turns), Case(everything, turns)])
     assert cached.turns == plain.turns
-    assert cached.counters["resident_bytes"] > 0.9 * whole
+    assert cached.counters["resident_bytes"] > 0.85 * whole  # of the last layer one token's
 
 
 def test_tensors_that_take_several_reads(tmp_path: Path) -> None:
