@@ -319,7 +319,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
     static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
     static constexpr double  HALF_LIFE = 32;  // tokens
-    static constexpr int      SAMPLED = 64;  // reads under way, above which readers take some to be timed
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
     static constexpr int64_t MAX_SCORED = 128;  // tokens of a batch for which the next layer is predicted
     static constexpr float   WORTHWHILE = 0.7f;  // how often a prediction must be right to be acted upon

@@ -75,8 +75,7 @@ void expert_cache::warm(const int32_t * pairs, int32_t n) {
 }
 
 bool expert_cache::read_async(group & g, int e, int tensor) {
-    // Some go through readers until it is known how long they take.
-    if (!queue_.room() || (!decoding_ && direct_reads_.bytes <= ENOUGH && queue_.under_way() >= SAMPLED)) {
+    if (!queue_.room()) {
         return false;
     }
     const tensor_info & t = g.tensors[tensor];
