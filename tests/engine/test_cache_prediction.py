@@ -17,6 +17,7 @@ from tests.engine.cached import Case, Ran, Turn, run_cases
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
 STEPS = 48
+MANY_STEPS = 160
 
 
 def half(path: Path) -> EngineSettings:
@@ -28,7 +29,7 @@ def random_routing(model: Model, path: Path) -> Path:
     header = TraceHeader.of_model(model, weights=False)
     dice = np.random.default_rng(7)
     with TraceWriter(path, header) as writer:
-        for n, phase in ((64, PREFILL), *((1, DECODE),) * STEPS):
+        for n, phase in ((64, PREFILL), *((1, DECODE),) * MANY_STEPS):
             writer.append(
                 phase,
                 [
@@ -39,9 +40,11 @@ def random_routing(model: Model, path: Path) -> Path:
     return path
 
 
-def run_imposed(path: Path, routing: Path, accuracies: tuple[float, ...]) -> list[Ran]:
+def run_imposed(
+    path: Path, routing: Path, accuracies: tuple[float, ...], steps: int = STEPS
+) -> list[Ran]:
     settings = dataclasses.replace(half(path), replay=str(routing))
-    turn = Turn(FIRST[:40], STEPS)
+    turn = Turn(FIRST[:40], steps)
     return run_cases(
         path,
         [
@@ -86,9 +89,12 @@ def test_foretold_experts_are_no_misses(arch_file: Callable[[str], Path], tmp_pa
 def test_a_prediction_that_is_wrong_is_given_up(
     arch_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Reading ahead what nobody uses ends soon: it costs what is needed its place on the disk."""
+    """Reading ahead what nobody uses ends soon: it costs what is needed its place on the disk.
+
+    One in two guesses is right by chance here; that is not enough.
+    """
     path = arch_file("qwen3moe")
     routing = random_routing(read_model(path), tmp_path / "random.trace")
-    perfect, wrong = run_imposed(path, routing, (1.0, 0.01))
+    perfect, wrong = run_imposed(path, routing, (1.0, 0.01), MANY_STEPS)
     assert wrong.turns == perfect.turns
-    assert wrong.counters["prefetched"] < perfect.counters["prefetched"]
+    assert wrong.counters["prefetched"] < perfect.counters["prefetched"] / 5
