@@ -1,10 +1,10 @@
 // The expert cache: what it knows of experts, and its parts. experts.cpp says how it works.
 //
-// experts.cpp          llama.cpp's call, what a multiplication needs, waiting for it
-// expert_memory.cpp    address space, budget, eviction
-// expert_reading.cpp   from the files: what is needed, and what will be
+// experts.cpp            llama.cpp's call, what a multiplication needs, waiting for it
+// expert_memory.cpp      address space, budget, eviction
+// expert_reading.cpp     from the files: what is needed, and what will be
 // expert_prediction.cpp  which experts the next layer will choose
-// expert_steering.cpp  other experts than the router chose: replay, and `--prefer-cached`
+// expert_steering.cpp    other experts than the router chose: replay, and `--prefer-cached`
 
 #pragma once
 
@@ -195,7 +195,6 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
   private:
     void rest();
     bool multiply(ggml_compute_params * params, const ggml_tensor * op);
-    static int layer_named(const ggml_tensor * op, const char * prefix);
     group * group_of(int layer);
     void together(const ggml_compute_params * params);
     void pass_gate();

@@ -19,8 +19,6 @@ namespace {
 
 const char ROUTER[] = "ffn_moe_logits-", PROBABILITIES[] = "ffn_moe_probs";
 
-bool begins(const ggml_tensor * t, const char * with) { return strncmp(t->name, with, strlen(with)) == 0; }
-
 // A tensor of the model, which stays where it is: nothing computed, no copy for this graph.
 bool of_model(const ggml_tensor * t) { return t && t->data && begins(t, "blk."); }
 
@@ -28,7 +26,8 @@ const float * floats(const ggml_tensor * t) { return static_cast<const float *>(
 
 }  // namespace
 
-// Whether a node is what experts are chosen by: the router's multiplication, or a bias added to its result.
+// Whether a node is what experts are chosen by: the router's multiplication, or a bias added to its result
+// (which is claimed for `learn` alone, as the graph is planned: llama.cpp computes it as it is).
 bool expert_cache::routes(const ggml_tensor * op) const {
     return (op->op == mul_mat_ && begins(op, ROUTER)) || (op->op == add_ && begins(op, "ffn_moe_"));
 }
@@ -54,8 +53,7 @@ bool expert_cache::reads_ahead(const group & g, int64_t n) const {
 
 // Notes the model's tensors in such a node of llama.cpp's build_moe_ffn.
 void expert_cache::learn(const ggml_tensor * op) {
-    const char * number = routes(op) ? strrchr(op->name, '-') : nullptr;
-    group * g = number ? group_of(atoi(number + 1)) : nullptr;
+    group * g = routes(op) ? group_of(layer_of(op)) : nullptr;
     if (!g || !of_model(op->src[op->op == add_])) {
         return;
     }
@@ -79,7 +77,7 @@ void expert_cache::learn(const ggml_tensor * op) {
 
 // The next layer's logits, by all threads: each has a part of its experts. `op` is this layer's router.
 void expert_cache::score(const ggml_compute_params * params, const ggml_tensor * op) {
-    group * g = begins(op, ROUTER) ? group_of(atoi(op->name + strlen(ROUTER))) : nullptr;
+    group * g = group_of(layer_named(op, ROUTER));
     if (!g || g == &groups_.back()) {
         return;
     }

@@ -217,7 +217,7 @@ ggml::cpu::tensor_traits * expert_cache::get_tensor_traits(const ggml_tensor * o
     // Nodes of llama.cpp's build_moe_ffn: "ffn_moe_weights-L" gathers the weights of the chosen
     // experts, so ids changed before it are used throughout; "ffn_moe_weighted-L" applies them.
     bool named = (op->op == get_rows_ && steering_) || (op->op == mul_ && recording_);
-    if (named && strncmp(op->name, "ffn_moe_weight", 14) == 0) {
+    if (named && begins(op, "ffn_moe_weight")) {
         return this;
     }
     return (predicting_ && routes(op)) || (recording_ && recording_->logits_in(op)) ? this : nullptr;
@@ -289,12 +289,6 @@ bool expert_cache::multiply(ggml_compute_params * params, const ggml_tensor * op
     }
     together(params);
     return broken_;
-}
-
-// −1: the node is called otherwise.
-int expert_cache::layer_named(const ggml_tensor * op, const char * prefix) {
-    size_t length = strlen(prefix);
-    return strncmp(op->name, prefix, length) == 0 ? atoi(op->name + length) : -1;
 }
 
 group * expert_cache::group_of(int layer) {

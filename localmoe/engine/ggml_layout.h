@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -80,3 +81,14 @@ inline int op_named(op_name_fn name_of, const char * name) {
     }
     return -1;
 }
+
+inline bool begins(const ggml_tensor * t, const char * with) { return strncmp(t->name, with, strlen(with)) == 0; }
+
+// llama.cpp ends the names of a layer's nodes with its number: "ffn_moe_logits_biased-12" → 12; -1: none.
+inline int layer_of(const ggml_tensor * t) {
+    const char * dash = strchr(t->name, '-');
+    return dash ? atoi(dash + 1) : -1;
+}
+
+// -1: the node is called otherwise.
+inline int layer_named(const ggml_tensor * t, const char * prefix) { return begins(t, prefix) ? layer_of(t) : -1; }

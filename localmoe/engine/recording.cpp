@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <unistd.h>
 
@@ -20,14 +19,6 @@ constexpr int     F32 = 0;
 
 const char LOGITS[] = "ffn_moe_logits";   // of build_moe_ffn, and of the graphs that compute them
 const char PROBS[]  = "ffn_moe_probs-";   // themselves; "ffn_moe_logits_biased" begins alike
-
-bool begins(const char * name, const char * prefix) { return strncmp(name, prefix, strlen(prefix)) == 0; }
-
-// "ffn_moe_logits_biased-12" → 12
-int layer_in(const char * name) {
-    const char * dash = strchr(name, '-');
-    return dash ? atoi(dash + 1) : -1;
-}
 
 bool wide_ids(const localmoe_recorded_layer * layers, int32_t n) {
     return std::any_of(layers, layers + n, [](const localmoe_recorded_layer & l) { return l.experts > 255; });
@@ -94,7 +85,7 @@ void recording::weights(int index, const ggml_tensor * applied) {
 
 // Always before the ids. Where a bias is added first, the later call has it and replaces the other.
 void recording::logits(const ggml_tensor * values) {
-    layer * l = at(layer_in(values->name));
+    layer * l = at(layer_of(values));
     if (!l || values->type != F32 || values->ne[0] != l->experts || values->nb[0] != sizeof(float)) {
         return;
     }
@@ -111,8 +102,8 @@ const ggml_tensor * recording::logits_in(const ggml_tensor * op) const {
         return nullptr;
     }
     // Where no function comes before the choice (gpt-oss), the logits themselves are called probs.
-    bool raw = (from->op == add_ || from->op == mul_mat_) && begins(from->name, PROBS);
-    return raw || begins(from->name, LOGITS) ? from : nullptr;
+    bool raw = (from->op == add_ || from->op == mul_mat_) && begins(from, PROBS);
+    return raw || begins(from, LOGITS) ? from : nullptr;
 }
 
 template <typename T> void recording::append(T value) {
