@@ -17,7 +17,14 @@ SOURCES = (
     "recording",
     "usage",
 )
-HEADERS = ("direct_queue", "expert_cache", "ggml_layout", "recording", "usage")
+HEADERS = (
+    "direct_queue",
+    "expert_cache",
+    "ggml_layout",
+    "prefault_list",
+    "recording",
+    "usage",
+)
 
 setup(
     ext_modules=[

@@ -26,6 +26,7 @@
 
 #include "direct_queue.h"
 #include "ggml_layout.h"
+#include "prefault_list.h"
 #include "recording.h"
 #include "usage.h"
 
@@ -198,6 +199,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     group * group_of(int layer);
     void together(const ggml_compute_params * params);
     void pass_gate();
+    void share_zeroing();
 
     static void pause() {
 #if defined(__x86_64__)
@@ -342,13 +344,17 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     int                      last_group_ = -1;
 
     std::mutex               mutex_;
-    std::condition_variable  work_, ready_, go_;
-    std::atomic<bool>        open_{false};
-    std::atomic<int>         left_{0};  // threads that have passed the gate
-    int                      sleepers_ = 0;
+    std::condition_variable  work_, ready_;
     std::deque<piece>        demand_, foretold_, hot_;
     std::vector<std::thread> readers_;
     bool                     stop_ = false;
+
+    std::mutex               gate_;
+    std::condition_variable  go_;
+    std::atomic<bool>        open_{false};
+    std::atomic<int>         left_{0};  // threads that have passed the gate
+    int                      sleepers_ = 0;
+    prefault_list            fresh_;  // of what this visit reads
 
     direct_queue<piece>      queue_;  // thread 0 alone starts reads
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, cache_reads_;

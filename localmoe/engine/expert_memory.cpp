@@ -190,7 +190,11 @@ bool expert_cache::give_memory(group & g, int e, urgency why) {
 bool expert_cache::map(group & g, int e) {
     void * target = mmap(place(g, e), g.slot, PROT_READ | PROT_WRITE,
                          MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return target != MAP_FAILED && gave(g, e);
+    if (target == MAP_FAILED) {
+        return false;
+    }
+    fresh_.add(place(g, e), g.slot);
+    return gave(g, e);
 }
 
 bool expert_cache::gave(group & g, int e) {

@@ -165,7 +165,7 @@ void expert_cache::foretell_predicted(group & h, int64_t k) {
     for (int e : predicted_) {
         h.experts[size_t(e)].pinned = visit_;  // not the one to give way
     }
-    bool handed = false;
+    std::vector<int> coming;
     for (size_t i = 0; i < predicted_.size(); i++) {
         int e = predicted_[i];
         if (h.experts[size_t(e)].resident || h.trust[i % size_t(k)] < WORTHWHILE) {
@@ -174,6 +174,11 @@ void expert_cache::foretell_predicted(group & h, int64_t k) {
         if (!expect(h, e, NEEDED)) {
             break;
         }
+        coming.push_back(e);
+    }
+    share_zeroing();
+    bool handed = false;
+    for (int e : coming) {
         for (size_t t = 0; t < h.tensors.size(); t++) {
             if (h.experts[size_t(e)].from != DIRECT || !h.direct || !read_async(h, e, int(t))) {
                 ask(foretold_, h, e, int(t));

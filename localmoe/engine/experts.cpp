@@ -286,6 +286,7 @@ bool expert_cache::multiply(ggml_compute_params * params, const ggml_tensor * op
     }
     if (params->ith == 0) {
         provide(*g, t, op->src[2]);
+        fresh_.clear();
     }
     together(params);
     return broken_;
@@ -300,13 +301,13 @@ group * expert_cache::group_of(int layer) {
     return nullptr;
 }
 
-// The other threads go on when thread 0 does. They sleep while it waits for the disk: the readers
-// need the processor. The last one closes the gate again; nobody can be at the next one before
+// The other threads go on when thread 0 does. They zero memory while it starts reads, and sleep while it
+// waits for the disk: the readers need the processor. The last one closes the gate again; nobody can be at the next one before
 // that, since ggml has a barrier after each node. How many threads compute may change from graph
 // to graph, so none counts for itself.
 void expert_cache::together(const ggml_compute_params * params) {
     if (params->ith == 0) {
-        std::lock_guard<std::mutex> lock(mutex_);
+        std::lock_guard<std::mutex> lock(gate_);
         open_.store(true, std::memory_order_release);
         if (sleepers_) {
             go_.notify_all();
@@ -325,12 +326,34 @@ void expert_cache::pass_gate() {
         if (open_.load(std::memory_order_acquire)) {
             return;
         }
+        if (fresh_.any()) {
+            fresh_.touch();
+            spin = 0;
+        }
         pause();
     }
-    std::unique_lock<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(gate_);
     sleepers_++;
-    go_.wait(lock, [&] { return open_.load(std::memory_order_relaxed); });
+    while (!open_.load(std::memory_order_relaxed)) {
+        if (fresh_.any()) {
+            lock.unlock();
+            fresh_.touch();
+            lock.lock();
+        } else {
+            go_.wait(lock);
+        }
+    }
     sleepers_--;
+}
+
+// Memory for experts has been given, their reads are about to be started: the other threads may zero it.
+void expert_cache::share_zeroing() {
+    if (fresh_.publish()) {
+        std::lock_guard<std::mutex> lock(gate_);
+        if (sleepers_) {
+            go_.notify_all();
+        }
+    }
 }
 
 bool expert_cache::find(const ggml_tensor * weights, group *& g, int & t) {
@@ -455,6 +478,7 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
         }
         x.resident = true;
     }
+    share_zeroing();
     bool handed = false;
     for (size_t i = 0; i < g.tensors.size(); i++) {
         int tensor = int((t + i) % g.tensors.size());
