@@ -33,7 +33,9 @@ wrongly, and one with experts on the disk that these were read faster than forec
 
 "The rest on disk" means a hard limit of memory at that share of the model. Its misses are forecast
 with the profile of an earlier session with another prompt, or, where it says *prior*, without one:
-there the routing of a real trace is imposed, the one that the prior was taken from.
+there the routing of a real trace is imposed, the one that the prior was taken from. The two with a
+profile were measured again after the next layer's experts began to be predicted, which the forecast
+does not reckon with.
 
 """
 
