@@ -93,6 +93,7 @@ constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spar
 struct expert {
     bool    resident = false;  // has memory (private) or was routed before (page)
     origin  from     = DIRECT; // private: how it is read
+    bool    fresh    = false;  // its memory was never touched, as far as thread 0 knows
     bool    foretold = false;  // brought by prefetch, not used yet
     bool    counted  = false;  // this visit's lookup is a decoded token's (page: miss not seen yet)
     struct {
@@ -199,7 +200,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     group * group_of(int layer);
     void together(const ggml_compute_params * params);
     void pass_gate();
-    void share_zeroing();
+    void share_zeroing(group & g, const std::vector<int> & experts);
 
     static void pause() {
 #if defined(__x86_64__)

@@ -175,6 +175,7 @@ bool expert_cache::give_memory(group & g, int e, urgency why) {
             MAP_FAILED) {
             mprotect(place_of_victim, g.slot, PROT_NONE);
             forget(*from, victim);
+            x.fresh = false;
             return gave(g, e);
         }
     }
@@ -193,7 +194,7 @@ bool expert_cache::map(group & g, int e) {
     if (target == MAP_FAILED) {
         return false;
     }
-    fresh_.add(place(g, e), g.slot);
+    g.experts[e].fresh = true;
     return gave(g, e);
 }
 

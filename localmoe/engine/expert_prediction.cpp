@@ -176,7 +176,7 @@ void expert_cache::foretell_predicted(group & h, int64_t k) {
         }
         coming.push_back(e);
     }
-    share_zeroing();
+    share_zeroing(h, coming);
     bool handed = false;
     for (int e : coming) {
         for (size_t t = 0; t < h.tensors.size(); t++) {

@@ -346,9 +346,16 @@ void expert_cache::pass_gate() {
     sleepers_--;
 }
 
-// Memory for experts has been given, their reads are about to be started: the other threads may zero it.
-void expert_cache::share_zeroing() {
-    if (fresh_.publish()) {
+// These experts have memory, their reads are about to be started: the other threads may zero it. All are
+// needed or predicted in this visit, so none of it is taken away meanwhile.
+void expert_cache::share_zeroing(group & g, const std::vector<int> & experts) {
+    for (int e : experts) {
+        if (g.experts[e].fresh) {
+            g.experts[e].fresh = false;
+            fresh_.add(place(g, e), g.slot);
+        }
+    }
+    if (fresh_.any()) {
         std::lock_guard<std::mutex> lock(gate_);
         if (sleepers_) {
             go_.notify_all();
@@ -478,7 +485,7 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
         }
         x.resident = true;
     }
-    share_zeroing();
+    share_zeroing(g, needed_);
     bool handed = false;
     for (size_t i = 0; i < g.tensors.size(); i++) {
         int tensor = int((t + i) % g.tensors.size());

@@ -16,18 +16,14 @@ namespace localmoe {
 
 // Fresh memory that thread 0 is about to read into, from the first byte on. The system zeroes it when it is
 // first touched, which takes longer than starting the read; so threads that wait for thread 0 touch it
-// meanwhile, from the last byte on. Touching twice, or what has been taken away since, does no harm.
+// meanwhile, from the last byte on. Touching what is being read does no harm; what is in the list must stay
+// where it is until they have passed the gate.
 class prefault_list {
   public:
-    void add(char * at, size_t bytes) { added_.push_back({at, bytes}); }
-
-    // What was added may be touched from now on; false: there is nothing.
-    bool publish() {
+    void add(char * at, size_t bytes) {
         std::lock_guard<std::mutex> lock(mutex_);
-        open_.swap(added_);
-        added_.clear();
-        any_ = !open_.empty();
-        return any_;
+        open_.push_back({at, bytes});
+        any_ = true;
     }
 
     void clear() {
@@ -63,7 +59,7 @@ class prefault_list {
         char * at;
         size_t bytes;
     };
-    std::vector<extent> added_, open_;
+    std::vector<extent> open_;
     std::mutex          mutex_;
     std::atomic<bool>   any_{false};
 };
