@@ -142,16 +142,15 @@ class Seat:
             if old is not None:
                 _check_that_it_fits(model, old.plan, options)
         self.keep(self.chat.name)
-        self.load.close()
         before = self._name, self._options
         try:
+            self.load.close()
             self.begin(target, options)
             self.ready()
-        except InterruptedLoadError:
+        except BaseException as error:
             self._back_to(*before)
-            return "stopped: the model before is loaded again"
-        except BaseException:
-            self._back_to(*before)
+            if isinstance(error, InterruptedLoadError) or type(error) is KeyboardInterrupt:
+                return "stopped: the model before is loaded again"
             raise
         self.chat.last = None
         turns = len(self.chat.session.turns)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -432,18 +432,40 @@ class StoppedInLoad(ScriptedEngine):
         raise InterruptedLoadError("loading was interrupted")
 
 
+class StoppedInClose(ScriptedEngine):
+    """An engine whose user presses Ctrl-C while it is ended: nobody listens for it just then."""
+
+    def close(self) -> None:
+        super().close()
+        if self.loads == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ScriptedEngine([["a"], ["b"]]), StoppedInLoad([])),
+        (StoppedInClose([["a"], ["b"]]), ScriptedEngine([["c"]])),
+    ],
+    ids=["in-load", "in-close"],
+)
 def test_ctrl_c_while_another_model_is_loaded(
-    arch_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: ScriptedEngine,
+    second: ScriptedEngine,
+    arch_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``/model`` is given up: the model before comes back, and the conversation is as it was."""
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
-    path, first, second = arch_file("qwen3moe"), ScriptedEngine([["a"], ["b"]]), StoppedInLoad([])
+    path = arch_file("qwen3moe")
     err = io.StringIO()
     output, notices = Output(out=io.StringIO(), err=err), Notices()
 
     @contextmanager
     def open_room(name: str | None, options: Options) -> Iterator[Talk]:
-        with room.talk(second if name == str(path) else first, output) as talk:
+        engine = second if name == str(path) else first
+        with closing(engine), room.talk(engine, output) as talk:
             yield talk
 
     loop = ChatLoop(open_room, Options(command="chat"), output, notices)
