@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from localmoe.bench.versus import Program, program_of
 from localmoe.cli import bench_screen, documents, prepare, tuning
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.idle import tell_of_idle_gpus
+from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
 from localmoe.errors import DoesNotFitError, UsageError
 from localmoe.facts.hardware import Machine
@@ -79,10 +81,16 @@ def bench_command(options: Options, output: Output) -> int:
     left = waiting[: options.at_most]
     planner = _Planner(task, options)
     tell_of_idle_gpus(planner.machine, output)
-    for number, job in enumerate(left, start=len(task.jobs) - len(waiting) + 1):
-        made = planner.make(job)
+    begun = time.monotonic()
+    for made_here, job in enumerate(left):
+        number = f"{len(task.jobs) - len(waiting) + made_here + 1}/{len(task.jobs)}"
+        took = time.monotonic() - begun
+        with LiveLine(output.stderr) as line:
+            rest = took / made_here * (len(left) - made_here) if made_here else None
+            line.show(f"{number} {bench_screen.waiting_line(job, task.model, rest)}")
+            made = planner.make(job)
         log.add(made)
-        output.note(f"{number}/{len(task.jobs)} {bench_screen.run_line(made, task.model)}")
+        output.note(f"{number} {bench_screen.run_line(made, task.model)}")
         if output.lines:
             output.json({"event": "run", **dataclasses.asdict(made)})
     runs = log.of(task.jobs)

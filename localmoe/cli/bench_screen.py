@@ -13,7 +13,7 @@ from localmoe.bench.records import RESIDENT, Job, Run
 from localmoe.cli.documents import Json
 from localmoe.cli.render import Rows, title
 from localmoe.facts.model import Model
-from localmoe.text import clean_line, format_bytes
+from localmoe.text import clean_line, format_bytes, format_duration
 
 NOTHING = "–"
 
@@ -110,15 +110,25 @@ def median(values: Spread | None, form: str, unit: str = "") -> str:
     return NOTHING if values is None else f"{values.median:{form}}{unit}"
 
 
+def waiting_line(job: Job, model: Model, rest: float | None) -> str:
+    """What is being run. ``rest``: seconds to the end of the last run, None where nobody knows."""
+    left = "" if rest is None else f" · some {format_duration(rest)} left"
+    return f"{_where(job, model)}: running{left}"
+
+
 def run_line(run: Run, model: Model) -> str:
     """One run, in one line."""
-    where = f"{run.job.regime} · {limit_name(run.job.memory, model)}"
+    where = _where(run.job, model)
     if run.error:
         return f"{where}: {clean_line(run.error)}"
     found = window(run, run.job.steps)
     speed = f"{found.tps:.2f} tok/s" if found else "no speed"
     warm = "" if run.cold or run.job.regime == RESIDENT else " · the model was in memory before"
     return f"{where}: {speed} · first token after {run.first_s:.1f} s{warm}"
+
+
+def _where(job: Job, model: Model) -> str:
+    return f"{job.regime} · {limit_name(job.memory, model)}"
 
 
 def limit_name(limit: int | None, model: Model) -> str:

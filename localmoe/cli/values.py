@@ -103,18 +103,18 @@ def _nothing(text: str) -> NoReturn:
 def limits(text: str) -> tuple[float | int, ...]:
     """Shares of the model's size as floats ("0.4x"), bytes as ints ("6.5": GiB)."""
     found: list[float | int] = []
-    for word in text.split(","):
-        share = word.strip().removesuffix("x")
-        if share == word.strip():
-            found.append(ram(share))
-            continue
+    for word in map(str.strip, text.split(",")):
+        number = word.removesuffix("x")
         try:
-            value = float(share)
+            value = float(number)
         except ValueError:
             value = math.nan
-        if not 0.01 <= value <= 100:
-            raise _bad(word, "a share such as 0.4x, or a number of GiB")
-        found.append(value)
+        if number != word and 0.01 <= value <= 100:
+            found.append(value)
+        elif number == word and 1 / GIB <= value <= 1 << 20:
+            found.append(int(value * GIB))
+        else:
+            raise _bad(word, "a share such as 0.4x, or a number of GiB such as 6.5")
     return tuple(found)
 
 

@@ -163,7 +163,7 @@ def plan_cache(
     batch = batch_for(model, layers, room, settings.ubatch, settings.experts_used)
     why = (
         f"{format_bytes(experts)} of experts, {format_bytes(room)} for them: "
-        "the ones used last stay, the others are read when a token needs them"
+        "those used most of late stay, the others are read when a token needs them"
     )
     return (
         dataclasses.replace(

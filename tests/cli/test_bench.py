@@ -12,6 +12,7 @@ import pytest
 
 from localmoe.facts.model import read_model
 from localmoe.routing.trace import DECODE, PREFILL, TraceHeader, TraceWriter
+from tests.chat.terminal import Terminal
 from tests.cli.command import Localmoe
 
 FAST = ("-n", "6", "--prompt-tokens", "12", "--runs", "1", "-t", "1")
@@ -51,6 +52,15 @@ def test_screen(localmoe: Localmoe, model: Path) -> None:
     assert done.stdout.count("regime ") == 2
     assert "memory 1.0 GiB" in done.stdout and "memory 2.0 GiB" in done.stdout
     assert done.stderr.count("tok/s") == len(done.stderr.splitlines()) >= 4
+
+
+def test_a_terminal_shows_what_runs_and_what_is_left(model: Path, tmp_path: Path) -> None:
+    """One line that goes away; the time left is known from the second run on."""
+    bench = ("-m", "localmoe", "bench", str(model), *FAST, "--regimes", "plain,page", "--tune", "0")
+    terminal = Terminal(tmp_path, *bench, columns=160)
+    assert terminal.exit_code() == 0
+    assert ": running\x1b" in terminal.raw and " left\x1b" in terminal.raw
+    assert "running" not in terminal.text and "first token after" in terminal.text
 
 
 def test_goes_on_from_its_log(localmoe: Localmoe, model: Path, tmp_path: Path) -> None:
@@ -94,6 +104,7 @@ def test_imposed_routing(localmoe: Localmoe, model: Path, tmp_path: Path) -> Non
         (("--regimes", "plain,fast"), "no regime fast"),
         (("--memory", "0.4y"), "0.4y"),
         (("--memory", "0x"), "0x"),
+        (("--memory", "5MiB"), "a share such as 0.4x"),
         (("--runs", "0"), "0"),
         (("--replay", "no-such.trace"), "no-such.trace"),
         (("--predicted", "0.9"), "--replay"),
