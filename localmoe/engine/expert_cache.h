@@ -75,7 +75,7 @@ inline size_t down(size_t n, size_t to) { return n / to * to; }
 
 enum mode : int32_t { OFF = 0, PAGES = 1, PRIVATE = 2 };
 enum piece_state : uint8_t { ABSENT = 0, QUEUED = 1, READING = 2, READY = 3 };
-enum origin : uint8_t { DIRECT = 0, PAGE_CACHE = 1, THROUGH_CACHE = 2 };  // of an expert's bytes
+enum origin : uint8_t { DIRECT, DIRECT_TIMED, PAGE_CACHE, THROUGH_CACHE };  // of an expert's bytes
 
 // What a layer chooses its experts by, as seen in the graph; tensors of the model, null: unknown or none.
 struct router {
@@ -255,6 +255,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool gave(group & g, int e);
     origin source(const group & g, int e);
     bool in_page_cache(const group & g, int e) const;
+    bool compared() const;
     bool direct_is_slow() const;
 
     static char * data_of(const group & g, const tensor_info & t, int e) { return g.base + g.stride * size_t(e) + t.at; }
@@ -359,7 +360,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     direct_queue<piece>      queue_;  // thread 0 alone starts reads
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, cache_reads_;
-    uint64_t                 compared_ = 0;  // bytes read through the page cache to compare
+    uint64_t                 to_compare_ = 0;  // bytes read one way or the other to compare
+    bool                     through_cache_ = false;
     bool                     no_direct_ = false;
     uint64_t                 used_ = 0;
 

@@ -205,15 +205,18 @@ bool expert_cache::gave(group & g, int e) {
     return true;
 }
 
-// Where a new expert is read from while the budget has room: a prompt's first ones through the page
-// cache, to compare.
+// Where a new expert is read from while the budget has room. To compare, a prompt's first ones are read
+// by the readers, every other one through the page cache.
 origin expert_cache::source(const group & g, int e) {
     if (in_page_cache(g, e)) {
         return PAGE_CACHE;
     }
-    bool compare = !decoding_ && compared_ < 2 * ENOUGH;
-    compared_ += compare ? g.slot : 0;
-    return compare || direct_is_slow() ? THROUGH_CACHE : DIRECT;
+    if (decoding_ || compared() || to_compare_ > 8 * ENOUGH) {
+        return direct_is_slow() ? THROUGH_CACHE : DIRECT;
+    }
+    to_compare_ += g.slot;
+    through_cache_ = !through_cache_;
+    return through_cache_ ? THROUGH_CACHE : DIRECT_TIMED;
 }
 
 // A glance at the middle of each tensor.
@@ -225,12 +228,15 @@ bool expert_cache::in_page_cache(const group & g, int e) const {
     });
 }
 
+bool expert_cache::compared() const {
+    return no_direct_ || (direct_reads_.bytes > ENOUGH && cache_reads_.bytes > ENOUGH);
+}
+
 // Some file systems read past their cache slowly, or not at all; then it serves all along.
 bool expert_cache::direct_is_slow() const {
     auto & a = direct_reads_;
     auto & b = cache_reads_;
-    bool known = a.bytes > ENOUGH && b.bytes > ENOUGH;
-    return no_direct_ || (known && a.seconds / double(a.bytes) > 1.5 * b.seconds / double(b.bytes));
+    return no_direct_ || (compared() && a.seconds / double(a.bytes) > 1.5 * b.seconds / double(b.bytes));
 }
 
 }  // namespace localmoe

@@ -208,17 +208,19 @@ void expert_cache::read(std::unique_lock<std::mutex> & lock, const piece & p, st
     expert & x = g.experts[p.expert];
     origin from = x.from;
     bool   keep = from != THROUGH_CACHE || direct_is_slow();
+    bool   direct = from == DIRECT || from == DIRECT_TIMED;
+    bool   fair = how_ == PRIVATE && from != PAGE_CACHE && !queue_.under_way();
     lock.unlock();
     size_t bytes = 0;
     auto   start = steady::now();
     std::string problem = how_ == PAGES    ? read_pages(p, bytes)
-                          : from == DIRECT ? read_direct(p, bounce, bytes)
+                          : direct         ? read_direct(p, bounce, bytes)
                                            : read_copied(p, keep, bytes);
     double took = seconds_since(start);
     lock.lock();
     stats_.bytes_read += from == PAGE_CACHE ? 0 : bytes;
-    if (how_ == PRIVATE && from != PAGE_CACHE && bytes >= CHUNK / 4) {  // large reads, so that the two ways compare
-        auto & way = from == DIRECT ? direct_reads_ : cache_reads_;
+    if (fair && !queue_.under_way() && bytes >= CHUNK / 4) {  // large reads among their like, so that the ways compare
+        auto & way = direct ? direct_reads_ : cache_reads_;
         way.bytes += bytes;
         way.seconds += took;
     }
