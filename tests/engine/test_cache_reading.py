@@ -49,7 +49,7 @@ def test_the_quicker_way_is_found(
 ) -> None:
     """A first prompt tries both; once memory is full, all that follows goes the quicker way."""
     library, reads = tmp_path / "watch.so", tmp_path / "reads"
-    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"]
     subprocess.run(command, input=WATCH.encode(), check=True)
     model = read_model(medium_file)
     base = dataclasses.replace(BASE, context=512, batch=256, ubatch=256)
