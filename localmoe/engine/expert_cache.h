@@ -325,6 +325,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
     static constexpr int64_t MAX_SCORED = 128;  // tokens of a batch for which the next layer is predicted
     static constexpr float   WORTHWHILE = 0.7f;  // how often a prediction must be right to be acted upon
+    static constexpr float   WORTHWHILE_IN_BATCH = 0.9f;  // the disk is what a short prompt waits for
     static constexpr int64_t DOUBT      = 512;   // tokens without any after the best was not
     static constexpr int64_t FRESH = 16;  // tokens for which a page just read is taken to be there
     static constexpr int64_t REST  = 32;  // tokens without a read, after which looking pauses
@@ -380,6 +381,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::vector<float> scores_;       // [MAX_SCORED][experts]
     const group * predicted_for_ = nullptr;
     std::vector<int>   predicted_;    // experts [tokens][k] that it is thought to choose, best first
+    size_t  predicted_each_ = 0;      // k
+    std::array<float, MAX_RANK> batch_trust_;  // as a layer's, of all layers, for several tokens at once
     std::vector<int32_t> imposed_;
     float    imposed_predicted_ = 0;
     uint32_t dice_ = 1;

@@ -162,13 +162,16 @@ void expert_cache::foretell_predicted(group & h, int64_t k) {
         }
     }
     predicted_for_ = &h;
+    predicted_each_ = size_t(k);
     for (int e : predicted_) {
         h.experts[size_t(e)].pinned = visit_;  // not the one to give way
     }
     std::vector<int> coming;
+    auto & trust = scored_ > 1 ? batch_trust_ : h.trust;
+    float  least = scored_ > 1 ? WORTHWHILE_IN_BATCH : WORTHWHILE;
     for (size_t i = 0; i < predicted_.size(); i++) {
         int e = predicted_[i];
-        if (h.experts[size_t(e)].resident || h.trust[i % size_t(k)] < WORTHWHILE) {
+        if (h.experts[size_t(e)].resident || trust[i % size_t(k)] < least) {
             continue;
         }
         if (!expect(h, e, NEEDED)) {
@@ -191,19 +194,22 @@ void expert_cache::foretell_predicted(group & h, int64_t k) {
     }
 }
 
-// A layer's choice is known: how good was what had been predicted?
+// A layer's choice is known: how good was what had been predicted? In a batch a guess is right if any of
+// its tokens needs the expert, and all layers are judged alike: a prompt passes each of them only once.
 void expert_cache::judge(group & g) {
-    if (!decoding_ || predicted_for_ != &g || int64_t(predicted_.size()) > MAX_RANK) {
+    if (predicted_for_ != &g || predicted_.empty()) {
         return;
     }
-    for (size_t rank = 0; rank < predicted_.size(); rank++) {
-        bool right = g.experts[size_t(predicted_[rank])].pinned == visit_;
-        g.trust[rank] += (float(right) - g.trust[rank]) / 32;
+    bool batch = predicted_.size() > predicted_each_;
+    auto & trust = batch ? batch_trust_ : g.trust;
+    for (size_t i = 0; i < predicted_.size(); i++) {
+        bool right = g.experts[size_t(predicted_[i])].pinned == visit_;
+        trust[i % predicted_each_] += (float(right) - trust[i % predicted_each_]) / 32;
     }
     predicted_.clear();
-    if (g.trust[0] < WORTHWHILE) {
+    if (!batch && trust[0] < WORTHWHILE) {
         g.doubted_until = clock_ + DOUBT;
-        g.trust[0] = 1;  // to be tried again then
+        trust[0] = 1;  // to be tried again then
     }
 }
 

@@ -47,6 +47,7 @@ expert_cache::expert_cache(const localmoe_symbols & symbols, mode how, uint64_t 
     soft_max_    = op_named(op_name, "SOFT_MAX");
     sqrt_        = op_named(op_name, "SQRT");
     type_traits_ = reinterpret_cast<type_traits_fn>(symbols.type_traits);
+    batch_trust_.fill(1);
     buffer_type_.context = static_cast<ggml::cpu::extra_buffer_type *>(this);
 }
 

@@ -12,6 +12,10 @@ import pytest
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.memory import EngineSettings
 from localmoe.routing.trace import DECODE, PREFILL, TraceHeader, TraceWriter
+from scripts.make_standin import make_standin
+from tests.archs import qwen
+from tests.archs.families import Q8_0, Family
+from tests.archs.recipe import Dims
 from tests.engine.cache_matrix import BASE, FIRST, variants
 from tests.engine.cached import Case, Ran, Turn, run_cases
 
@@ -98,3 +102,19 @@ def test_a_prediction_that_is_wrong_is_given_up(
     perfect, wrong = run_imposed(path, routing, (1.0, 0.01), MANY_STEPS)
     assert wrong.turns == perfect.turns
     assert wrong.counters["prefetched"] < perfect.counters["prefetched"] / 5
+
+
+def test_wrong_predictions_for_short_prompts_are_given_up(tmp_path: Path) -> None:
+    """Three new tokens a turn, too few for reading all of the next layer."""
+    dims = Dims(layers=12, embd=256, heads=4, experts=64, used=2, expert_ff=64)
+    family = Family(qwen.qwen3moe, dims, Q8_0)
+    path = make_standin(family, tmp_path / "many.gguf", uniform=True)
+    routing = random_routing(read_model(path), tmp_path / "random.trace")
+    turns = tuple(Turn(FIRST[:length], 1) for length in range(3, 60, 3))
+    settings = dataclasses.replace(half(path), replay=str(routing))
+    perfect, wrong = run_cases(
+        path,
+        [Case(dataclasses.replace(settings, predicted=share), turns) for share in (1.0, 0.01)],
+    )
+    assert wrong.turns == perfect.turns
+    assert wrong.counters["prefetched"] < perfect.counters["prefetched"] / 3
