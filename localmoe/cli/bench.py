@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,7 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.budget import PROCESS_BYTES
 from localmoe.planning.plan import Plan, Verdict
+from localmoe.routing.rewrite import write_trace
 from localmoe.routing.trace import Trace, read_trace
 
 PLAIN, OFF = "plain", "off"
@@ -81,18 +84,8 @@ def bench_command(options: Options, output: Output) -> int:
     left = waiting[: options.at_most]
     planner = _Planner(task, options)
     tell_of_idle_gpus(planner.machine, output)
-    begun = time.monotonic()
-    for made_here, job in enumerate(left):
-        number = f"{len(task.jobs) - len(waiting) + made_here + 1}/{len(task.jobs)}"
-        took = time.monotonic() - begun
-        with LiveLine(output.stderr) as line:
-            rest = took / made_here * (len(left) - made_here) if made_here else None
-            line.show(f"{number} {bench_screen.waiting_line(job, task.model, rest)}")
-            made = planner.make(job)
-        log.add(made)
-        output.note(f"{number} {bench_screen.run_line(made, task.model)}")
-        if output.lines:
-            output.json({"event": "run", **dataclasses.asdict(made)})
+    with _quickly_read(routing, options.replay or "") as replay:
+        _make_runs(left, len(task.jobs) - len(waiting), planner, replay, log, output)
     runs = log.of(task.jobs)
     summaries = summaries_of(task, runs)
     to_do = len(waiting) - len(left)
@@ -109,6 +102,35 @@ def bench_command(options: Options, output: Output) -> int:
     if advice is not None and advice.stopped:
         return INTERRUPTED
     return 0 if all(summary.decode is not None for summary in summaries) else 1
+
+
+def _make_runs(
+    jobs: Sequence[Job], before: int, planner: _Planner, replay: str, log: Log, output: Output
+) -> None:
+    """One after the other, each told when it is made; ``before`` of the task were there already."""
+    task, begun = planner.task, time.monotonic()
+    for done, job in enumerate(jobs):
+        number = f"{before + done + 1}/{len(task.jobs)}"
+        rest = (time.monotonic() - begun) / done * (len(jobs) - done) if done else None
+        with LiveLine(output.stderr) as line:
+            line.show(f"{number} {bench_screen.waiting_line(job, task.model, rest)}")
+            made = planner.make(job, replay)
+        log.add(made)
+        output.note(f"{number} {bench_screen.run_line(made, task.model)}")
+        if output.lines:
+            output.json({"event": "run", **dataclasses.asdict(made)})
+
+
+@contextlib.contextmanager
+def _quickly_read(routing: Trace | None, name: str) -> Iterator[str]:
+    """The path of a routing to impose: reading the user's own file would count as loading."""
+    if routing is None:
+        yield ""
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(name).name  # errors are about the user's
+        write_trace(path, routing)
+        yield str(path)
 
 
 def task_of(options: Options, model: Model, routing: Trace | None, free: int) -> Task:
@@ -180,7 +202,7 @@ class _Planner:
     """Plans and makes runs; a plan is asked for once per regime and limit."""
 
     def __init__(self, task: Task, options: Options) -> None:
-        self._task = task
+        self.task = task
         tokens = task.jobs[0].prompt_tokens + task.jobs[0].steps + _ROOM
         used = options.experts
         if task.routing is not None:
@@ -193,21 +215,21 @@ class _Planner:
         self.machine: Machine = prepare.find_machine(self.options, imagined=False)
         self._plan = cache(self._make_plan)
 
-    def make(self, job: Job) -> Run:
-        task, program = self._task, self._task.program
+    def make(self, job: Job, replay: str) -> Run:
+        task, program = self.task, self.task.program
         if program is not None and job.regime == program.name:  # as plain mapping would be run
             start = start_of(PLAIN, self._plan(PLAIN, job.memory), "")
             return run(job, task.model, start, program.measure)
         plan = self._plan(job.regime, job.memory)
-        replay, predicted = self.options.replay or "", self.options.predicted or 0.0
-        return run(job, task.model, start_of(job.regime, plan, replay, predicted))
+        start = start_of(job.regime, plan, replay, self.options.predicted or 0.0)
+        return run(job, task.model, start)
 
     def plan_with(self, options: Options) -> Plan:
         """As ``run`` would plan. Raises DoesNotFitError."""
-        plan = prepare.plan_for(self._task.model, self.machine, options, imagined=False)
+        plan = prepare.plan_for(self.task.model, self.machine, options, imagined=False)
         if plan.verdict is Verdict.NO:
             raise DoesNotFitError(
-                f"{self._task.model.name} does not run with so little memory: {plan.reason}",
+                f"{self.task.model.name} does not run with so little memory: {plan.reason}",
                 hint="a greater --memory",
             )
         return plan
