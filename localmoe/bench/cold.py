@@ -57,12 +57,11 @@ def _fill(paths: Sequence[Path]) -> int:
     """Fill the cache; the bytes at the beginning of each file that were dropped meanwhile."""
     at = 0
     with contextlib.suppress(OSError):  # a file system without holes may have no room
-        crowd = Path(f"/proc/self/fd/{_crowd().fileno()}")
-        for start, end in missing_chunks(str(crowd)):
+        crowd = _crowd().fileno()
+        for start, end in missing_chunks(f"/proc/self/fd/{crowd}"):
             _advise(paths, at, end - start)
             at += end - start
-            _advise([crowd], start, end - start)  # the system forgets that it was there before:
-            os.pread(_crowd().fileno(), end - start, start)  # its pages shall count as used once
+            os.pread(crowd, end - start, start)
     return at
 
 
