@@ -6,7 +6,7 @@ package installs without it and the engine uses its slower Python paths.
 
 from setuptools import Extension, setup
 
-ENGINE = "localmoe/engine"
+NATIVE = "localmoe/engine/native"
 SOURCES = (
     "native",
     "experts",
@@ -29,9 +29,9 @@ HEADERS = (
 setup(
     ext_modules=[
         Extension(
-            "localmoe.engine._native",
-            sources=[f"{ENGINE}/{name}.cpp" for name in SOURCES],
-            depends=[f"{ENGINE}/{name}.h" for name in HEADERS],
+            "localmoe.engine.native._native",
+            sources=[f"{NATIVE}/{name}.cpp" for name in SOURCES],
+            depends=[f"{NATIVE}/{name}.h" for name in HEADERS],
             extra_compile_args=["-std=c++17", "-O2"],
             optional=True,
         )

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localmoe.engine import binding, loader
-from localmoe.engine.binding import llama
-from localmoe.engine.residency import Residency
-from localmoe.engine.vocabulary import Vocabulary
+from localmoe.engine.worker import binding, loader
+from localmoe.engine.worker.binding import llama
+from localmoe.engine.worker.residency import Residency
+from localmoe.engine.worker.vocabulary import Vocabulary
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.memory import EngineSettings
 from scripts.nano import intents, judge

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localmoe.planning.shares import LayerUse, by_gain, chosen, even_shares, shares
+from localmoe.planning.cache_shares import LayerUse, by_gain, chosen, even_shares, shares
 from localmoe.routing.capacity import counts_of
 from localmoe.routing.policies import lfu
 from localmoe.routing.profile import Profile

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localmoe.bench.best import imposed_part
+from localmoe.bench.bounds import imposed_part
 from localmoe.bench.records import RESIDENT, Run, read_runs
 from localmoe.facts.catalog import resolve
 from localmoe.facts.model import read_model

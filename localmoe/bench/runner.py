@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from localmoe.bench.cold import forget
+from localmoe.bench.cold_start import forget
 from localmoe.bench.limits import Box, Unlimited, memory_box
 from localmoe.bench.records import RESIDENT, Job, Run, Tick
 from localmoe.engine.client import Engine

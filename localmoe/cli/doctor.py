@@ -10,7 +10,7 @@ from pathlib import Path
 from localmoe import __version__, storage
 from localmoe.cli import documents, forecasting, prepare, render
 from localmoe.cli.arguments import Options, no_words
-from localmoe.cli.idle import idle_gpus, install_command
+from localmoe.cli.idle_gpus import idle_gpus, install_command
 from localmoe.cli.output import Output
 from localmoe.engine.builds import binding_version
 from localmoe.engine.devices import EngineInfo, engine_info

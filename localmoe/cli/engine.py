@@ -10,8 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from localmoe.cli.arguments import Options
-from localmoe.cli.idle import idle_gpus, idle_line
-from localmoe.cli.live import LiveLine
+from localmoe.cli.idle_gpus import idle_gpus, idle_line
 from localmoe.cli.output import Output
 from localmoe.cli.render import pairs
 from localmoe.engine import builds
@@ -21,6 +20,7 @@ from localmoe.engine.rpc_build import build_rpc_library, find_rpc_library
 from localmoe.errors import EngineError, LocalmoeError, UsageError
 from localmoe.facts import hardware
 from localmoe.facts.hardware import Machine
+from localmoe.terminal.live_line import LiveLine
 from localmoe.text import format_bytes, format_duration
 
 RPC = "rpc"

@@ -13,7 +13,7 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.planning.speed import Forecast, forecast
-from localmoe.planning.suppose import with_enough_ram
+from localmoe.planning.what_if import with_enough_ram
 from localmoe.routing import profile
 
 

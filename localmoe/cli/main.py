@@ -28,20 +28,20 @@ TERMINATED = 143
 Handler = Callable[[Options, Output], int]
 
 HANDLERS = {
-    "fit": ("localmoe.cli.fit", "fit_command"),
-    "plan": ("localmoe.cli.fit", "plan_command"),
-    "pull": ("localmoe.cli.pull", "pull_command"),
+    "fit": ("localmoe.cli.fit.command", "fit_command"),
+    "plan": ("localmoe.cli.fit.command", "plan_command"),
+    "pull": ("localmoe.cli.pull.command", "pull_command"),
     "rm": ("localmoe.cli.rm", "rm_command"),
-    "run": ("localmoe.cli.run", "run_command"),
-    "chat": ("localmoe.cli.chat", "chat_command"),
+    "run": ("localmoe.cli.run.command", "run_command"),
+    "chat": ("localmoe.cli.chat.command", "chat_command"),
     "list": ("localmoe.cli.models", "list_command"),
     "show": ("localmoe.cli.models", "show_command"),
-    "bench": ("localmoe.cli.bench", "bench_command"),
+    "bench": ("localmoe.cli.bench.command", "bench_command"),
     "engine": ("localmoe.cli.engine", "engine_command"),
-    "experts": ("localmoe.cli.experts", "experts_command"),
+    "experts": ("localmoe.cli.experts.command", "experts_command"),
     "worker": ("localmoe.cli.worker", "worker_command"),
-    "config": ("localmoe.cli.config", "config_command"),
-    "completion": ("localmoe.cli.completion", "completion_command"),
+    "config": ("localmoe.cli.config.command", "config_command"),
+    "completion": ("localmoe.cli.config.completion", "completion_command"),
     "doctor": ("localmoe.cli.doctor", "doctor_command"),
 }
 
@@ -100,7 +100,7 @@ def _run(argv: Sequence[str]) -> int:
     output = Output(as_json=options.json, lines=options.jsonl, quiet=options.quiet)
     handler = _handler(options.command)
     if COMMANDS[options.command].model:
-        from localmoe.cli.configured import configured
+        from localmoe.cli.config.defaults import configured
 
         options = configured(options)
         output.quiet = options.quiet

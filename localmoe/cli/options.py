@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
-from localmoe.cli import places
+from localmoe.cli import placement_options
 from localmoe.cli.commands import (
     ALL_GROUPS,
     COMMANDS,
@@ -20,7 +20,7 @@ from localmoe.cli.commands import (
     overview,
     screen_width,
 )
-from localmoe.cli.values import (
+from localmoe.cli.option_types import (
     MAX_INT,
     gib,
     layers,
@@ -154,7 +154,7 @@ def _memory_options(add: Callable[..., object]) -> None:
     add(
         "--experts-on",
         action="append",
-        type=places.experts_on,
+        type=placement_options.experts_on,
         metavar="TIER[:LAYERS]",
         help="gpu, ram or disk for the experts of some layers (ram:0-11,15) or of all; repeatable",
     )
@@ -164,7 +164,7 @@ def _memory_options(add: Callable[..., object]) -> None:
         "--override-tensor",
         dest="overrides",
         action="extend",
-        type=places.override,
+        type=placement_options.override,
         metavar="REGEX=DEVICE",
         help="put tensors by name: -ot 'blk.3.*exps=CPU'; before every other rule; repeatable",
     )
@@ -173,7 +173,7 @@ def _memory_options(add: Callable[..., object]) -> None:
         "--rpc",
         dest="remotes",
         action="extend",
-        type=places.remote,
+        type=placement_options.remote,
         metavar="HOST:PORT",
         help="use the memory of a `localmoe worker` on another machine; repeatable",
     )
@@ -185,7 +185,7 @@ def _worker_options(add: Callable[..., object]) -> None:
         "--port",
         type=whole(1, 65535),
         metavar="N",
-        help=f"and at which port ({places.DEFAULT_PORT})",
+        help=f"and at which port ({placement_options.DEFAULT_PORT})",
     )
 
 

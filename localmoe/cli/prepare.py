@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from localmoe import ledger
-from localmoe.cli import configured
 from localmoe.cli.arguments import Options
+from localmoe.cli.config import defaults as configured
 from localmoe.cli.documents import machine_from_document
 from localmoe.cli.output import Output
 from localmoe.engine.devices import engine_info
@@ -66,8 +66,9 @@ def download_model(name: str, options: Options, output: Output) -> Path:
     Raises UsageError when there is nobody to ask, DoesNotFitError when it would not run here,
     TransferError, UnknownModelError.
     """
-    from localmoe.cli import fit_screens, pull
+    from localmoe.cli.fit import screens as fit_screens
     from localmoe.cli.fitting import Search, best_of
+    from localmoe.cli.pull import command as pull
 
     reference = names.parse(name)
     assert reference is not None  # or it would not be "not here"

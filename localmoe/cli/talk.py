@@ -13,12 +13,11 @@ from localmoe.chat.conversation import Conversation, TurnDone
 from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
-from localmoe.cli import configured, prepare, speeds
+from localmoe.cli import prepare, speeds
 from localmoe.cli.arguments import Options
+from localmoe.cli.config import defaults as configured
 from localmoe.cli.expected import known
-from localmoe.cli.idle import tell_of_idle_gpus
-from localmoe.cli.interrupts import interrupts
-from localmoe.cli.live import LiveLine
+from localmoe.cli.idle_gpus import tell_of_idle_gpus
 from localmoe.cli.output import Output
 from localmoe.cli.replan import moved
 from localmoe.engine.events import Loaded, LoadProgress, Sampling
@@ -26,6 +25,8 @@ from localmoe.errors import EngineError, EngineMemoryError, InterruptedLoadError
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.planning.speed import Forecast
+from localmoe.terminal.interrupts import interrupts
+from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_duration
 
 

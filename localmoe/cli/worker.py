@@ -9,11 +9,11 @@ import socket
 from dataclasses import asdict
 
 from localmoe.cli.arguments import Options, no_words
-from localmoe.cli.live import LiveLine
 from localmoe.cli.output import Output
-from localmoe.cli.places import DEFAULT_PORT
-from localmoe.engine.serving import Server
+from localmoe.cli.placement_options import DEFAULT_PORT
+from localmoe.engine.rpc_serving import Server
 from localmoe.facts import hardware
+from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_bytes
 
 LOOPBACK = "127.0.0.1"

@@ -8,12 +8,9 @@ with a time limit, and every way to fail is a typed error.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import socket
 import struct
-from collections.abc import Sequence
 
-from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.errors import EngineError
 
 PATIENCE = 5.0  # seconds that a worker may take to answer
@@ -60,36 +57,3 @@ def _receive(connection: socket.socket, count: int) -> bytes:
         while len(data) < count and (more := connection.recv(count - len(data))):
             data += more
     return data
-
-
-class Servers:
-    """The RPC servers of this worker process, in the order in which they give devices names."""
-
-    def __init__(self) -> None:
-        self._known: list[str] = []
-        self._library: ctypes.CDLL | None = None
-
-    def add(self, endpoints: Sequence[str]) -> None:
-        """Register servers that are not known yet as devices ``RPC0``, ``RPC1`` …
-
-        Raises EngineError: no RPC backend in this engine build, or no free worker there.
-        """
-        from localmoe.engine import binding
-
-        new = [each for each in dict.fromkeys(endpoints) if each not in self._known]
-        if not new:
-            return
-        if self._library is None:
-            path = find_rpc_library()
-            if path is None:
-                raise EngineError("this engine build has no RPC backend", hint=INSTALL)
-            self._library = ctypes.CDLL(str(path))
-            self._library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
-            self._library.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
-        for endpoint in new:
-            greet(endpoint)
-            registry = self._library.ggml_backend_rpc_add_server(endpoint.encode())
-            if not registry:
-                raise EngineError(f"the worker at {endpoint} has no device to give")
-            binding.backend_register(registry)
-            self._known.append(endpoint)

@@ -2,7 +2,8 @@
 
 Decoding on a processor is bounded by memory or by ggml's own multiplication of a quantized matrix
 with a vector, whichever is slower, and the second differs from type to type; so both are measured,
-by the engine (``localmoe/engine/rates.py``). This module has the records, their JSON and the file.
+by the engine (``localmoe/engine/worker/kernel_timing.py``). This module has the records, their
+JSON and the file.
 """
 
 from __future__ import annotations

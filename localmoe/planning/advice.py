@@ -9,9 +9,9 @@ from typing import Protocol
 
 from localmoe.facts.model import Model
 from localmoe.planning.budget import GIB, Budget
+from localmoe.planning.candidates import Candidate
 from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Verdict, Wishes
-from localmoe.planning.trial import Candidate
 from localmoe.text import format_bytes
 
 SMALLER_CONTEXTS = (16384, 8192, 4096, 2048)

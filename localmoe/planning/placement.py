@@ -15,12 +15,12 @@ from localmoe.facts.model import Model
 from localmoe.planning.advice import Question, advise, explain
 from localmoe.planning.budget import Budget, budget_of
 from localmoe.planning.cache import plan_cache
+from localmoe.planning.cache_shares import trusted
+from localmoe.planning.candidates import Candidate, Trials
+from localmoe.planning.layer_rows import cache_shares, layer_rows
 from localmoe.planning.memory import CPU, EngineSettings, Measure
 from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict, Wishes
-from localmoe.planning.rows import cache_shares, layer_rows
 from localmoe.planning.search import MAX_CONTEXT, Search
-from localmoe.planning.shares import trusted
-from localmoe.planning.trial import Candidate, Trials
 from localmoe.routing.profile import Profile
 
 CONTEXT_STEP = 1024  # granularity of max_context, tokens

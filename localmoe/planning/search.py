@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from localmoe.planning.dealing import fillings, proportional, redealt
+from localmoe.planning.cache_shares import by_gain, layer_uses, missed_bytes, shares
+from localmoe.planning.candidates import Candidate, Trials
+from localmoe.planning.device_split import fillings, proportional, redealt
 from localmoe.planning.layout import (
     expert_parts,
     experts_to_host,
@@ -19,8 +21,6 @@ from localmoe.planning.layout import (
 )
 from localmoe.planning.memory import CPU, EngineSettings
 from localmoe.planning.plan import Wishes
-from localmoe.planning.shares import by_gain, layer_uses, missed_bytes, shares
-from localmoe.planning.trial import Candidate, Trials
 from localmoe.routing.profile import Profile
 
 DEFAULT_CONTEXTS = (32768, 16384, 8192)

@@ -20,7 +20,7 @@ from localmoe.routing.policies import belady, lfu, lru
 from localmoe.routing.records import Trace
 from localmoe.routing.simulate import Outcome, simulate, tokens_per_second
 
-SHIPPED = "LFU, half-life 32"  # the engine's, localmoe/engine/expert_cache.h
+SHIPPED = "LFU, half-life 32"  # the engine's, localmoe/engine/native/expert_cache.h
 RECENCY = "LRU"
 BY_GAIN = "room by gain"  # the shipped policy, other shares per layer
 OPTIMUM = "optimum"

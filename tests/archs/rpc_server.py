@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from localmoe.engine.rpc import greet
-from localmoe.engine.serving import Server
+from localmoe.engine.rpc_serving import Server
 from localmoe.errors import EngineError
 
 HOST = "127.0.0.1"

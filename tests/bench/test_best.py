@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localmoe.bench.best import imposed_part, least_read
+from localmoe.bench.bounds import imposed_part, least_read
 from localmoe.routing.trace import DECODE, PREFILL, Trace, TraceHeader, TraceLayer
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from localmoe.bench import cold, limits
-from localmoe.bench.cold import cached_share, forget
+from localmoe.bench import cold_start, limits
+from localmoe.bench.cold_start import cached_share, forget
 from localmoe.bench.limits import Group, memory_box
 from localmoe.facts.cgroup import own_groups
 
@@ -92,21 +92,21 @@ def test_no_limit() -> None:
 def test_another_file_takes_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large model's pages give way to those of a file that takes no disk."""
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cold, "_SMALL", 0)
-    monkeypatch.setattr(cold, "_memory", lambda: 64 * MIB)
-    cold._crowd.cache_clear()
+    monkeypatch.setattr(cold_start, "_SMALL", 0)
+    monkeypatch.setattr(cold_start, "_memory", lambda: 64 * MIB)
+    cold_start._crowd.cache_clear()
     path = tmp_path / "file"
     path.write_bytes(os.urandom(16 * MIB))
     os.sync()
     path.read_bytes()
     try:
         assert forget([path]) == 0 == cached_share([path])
-        crowd = Path(f"/proc/self/fd/{cold._crowd().fileno()}")
+        crowd = Path(f"/proc/self/fd/{cold_start._crowd().fileno()}")
         assert crowd.stat().st_size == 64 * MIB and crowd.stat().st_blocks == 0
         assert cached_share([crowd]) > 0.9
     finally:
-        cold._crowd().close()
-        cold._crowd.cache_clear()
+        cold_start._crowd().close()
+        cold_start._crowd.cache_clear()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mincore is asked on Linux only")

@@ -9,15 +9,15 @@ from typing import Any
 
 from localmoe.chat.template import Renderer
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat import QueuedOutput
-from localmoe.cli.chat_loop import ChatLoop
-from localmoe.cli.lines import Lines, Notices
+from localmoe.cli.chat.command import QueuedOutput
+from localmoe.cli.chat.loop import ChatLoop
 from localmoe.cli.output import Output
 from localmoe.cli.talk import Talk
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings, MemoryReport
 from localmoe.planning.plan import CachePlan, LayerPlacement, Plan, Tiers, Verdict
+from localmoe.terminal.line_sources import Lines, Notices
 from tests.chat import templates
 from tests.chat.scripted import CONTEXT, ScriptedEngine
 

@@ -11,11 +11,11 @@ import signal
 import sys
 
 from localmoe.cli.arguments import parse
-from localmoe.cli.chat import line_reader, open_session
-from localmoe.cli.chat_terminal import kept
+from localmoe.cli.chat.command import line_reader, open_session
 from localmoe.cli.main import _terminate
 from localmoe.cli.output import Output
 from localmoe.errors import EngineCrashError
+from localmoe.terminal.tty import kept
 from tests.chat.room import make_loop
 from tests.chat.scripted import ScriptedEngine
 

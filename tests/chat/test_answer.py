@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from localmoe.chat.inline import Style
-from localmoe.cli.chat_answer import AnswerWriter, ReasoningWriter
-from localmoe.cli.chat_wrap import Wrapper
+from localmoe.terminal.answer_writer import AnswerWriter, ReasoningWriter
+from localmoe.terminal.inline import Style
+from localmoe.terminal.wrap import Wrapper
 from localmoe.text import FORBIDDEN
 
 SGR = re.compile(r"\x1b\[[\d;]*m")

@@ -16,13 +16,12 @@ import pytest
 
 from localmoe.chat.conversation import TurnDone
 from localmoe.chat.store import Store
-from localmoe.cli import run_printers
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat import open_session
-from localmoe.cli.chat_loop import ChatLoop
-from localmoe.cli.lines import Notices, PipedLines, TerminalLines
+from localmoe.cli.chat.command import open_session
+from localmoe.cli.chat.loop import ChatLoop
 from localmoe.cli.output import Output
-from localmoe.cli.piped import compose
+from localmoe.cli.run import printers
+from localmoe.cli.run.piped_input import compose
 from localmoe.cli.talk import Talk, about, experts_home, settings
 from localmoe.engine.events import Loaded, LoadProgress, PrefillProgress, Request
 from localmoe.errors import (
@@ -32,6 +31,7 @@ from localmoe.errors import (
     ModelFileError,
     UsageError,
 )
+from localmoe.terminal.line_sources import Notices, PipedLines, TerminalLines
 from localmoe.text import format_duration
 from tests.chat import room
 from tests.chat.scripted import Reply, ScriptedEngine
@@ -498,7 +498,7 @@ class TestRun:
             *_, done = talk.conversation(Options()).ask("hi")
             assert isinstance(done, TurnDone)
             assert talk.loaded
-            return run_printers.run_document("tiny", done, talk.loaded, talk.plan, {"layers": []})
+            return printers.run_document("tiny", done, talk.loaded, talk.plan, {"layers": []})
 
     def test_document(self) -> None:
         """The names of the command line contract; text is there as the model wrote it."""
@@ -527,7 +527,7 @@ class TestRun:
         with room.talk(ScriptedEngine([["<think>hm</think>", "a", "\x1b[31mb"]]), output) as talk:
             conversation = talk.conversation(Options())
             assert talk.loaded
-            with run_printers.TextPrinter(talk, talk.loaded, output) as printer:
+            with printers.TextPrinter(talk, talk.loaded, output) as printer:
                 for event in conversation.ask("hi"):
                     printer.show(event)
         assert out.getvalue() == "ab\n"
@@ -541,7 +541,7 @@ class TestRun:
         with room.talk(ScriptedEngine([["<think>hm</think>", "a"]]), output) as talk:
             conversation = talk.conversation(Options())
             assert talk.loaded
-            with run_printers.EventPrinter(talk, talk.loaded, output) as printer:
+            with printers.EventPrinter(talk, talk.loaded, output) as printer:
                 for event in conversation.ask("hi"):
                     printer.show(event)
         lines = [json.loads(line) for line in out.getvalue().splitlines()]

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from localmoe.cli.chat_load import ModelLoad
-from localmoe.cli.interrupts import PressedTwice, interrupts
-from localmoe.cli.lines import Notices
-from localmoe.cli.live import LiveLine
+from localmoe.cli.chat.load import ModelLoad
 from localmoe.cli.output import Output, make_console
 from localmoe.cli.talk import Talk
 from localmoe.errors import InterruptedLoadError
+from localmoe.terminal.interrupts import PressedTwice, interrupts
+from localmoe.terminal.line_sources import Notices
+from localmoe.terminal.live_line import LiveLine
 from tests.chat import room
 from tests.chat.scripted import ScriptedEngine
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from localmoe.chat.inline import LIMIT, InlineStream, Span, Style
-from localmoe.chat.markdown import (
+from localmoe.terminal.inline import LIMIT, InlineStream, Span, Style
+from localmoe.terminal.markdown import (
     Blank,
     CodeEnd,
     CodeLine,

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from localmoe.cli import piped as piped_module
-from localmoe.cli.piped import PipedInput
+from localmoe.cli.run import piped_input
+from localmoe.cli.run.piped_input import PipedInput
 from localmoe.errors import UsageError
 
 Pipe = tuple[int, io.FileIO]
@@ -75,7 +75,7 @@ def test_binary_is_refused(pipe: Pipe) -> None:
 
 def test_endless_input_is_refused(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """``yes |`` ends with an error, not with all memory."""
-    monkeypatch.setattr(piped_module, "STDIN_LIMIT", 1 << 20)
+    monkeypatch.setattr(piped_input, "STDIN_LIMIT", 1 << 20)
     reader, writer = pipe
     stop = threading.Event()
 

@@ -14,7 +14,7 @@ import pytest
 
 import localmoe
 from localmoe import AnswerDelta, Conversation, PrefillProgress, ReasoningDelta, TurnDone
-from localmoe.engine.kv import CHECKPOINT_TOKENS, least_useful
+from localmoe.engine.worker.kv import CHECKPOINT_TOKENS, least_useful
 from tests.chat import templates
 
 ARCHITECTURES = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from localmoe.cli.chat_experts import load_so_far, sources
+from localmoe.cli.chat.experts import load_so_far, sources
 from localmoe.engine.events import CacheStats, LayerLoad
 from localmoe.planning.plan import LayerPlacement
 

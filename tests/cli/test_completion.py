@@ -11,7 +11,7 @@ import pexpect
 import pytest
 
 from localmoe.cli.commands import COMMANDS
-from localmoe.cli.completion import FILES, candidates
+from localmoe.cli.config.completion import FILES, candidates
 from tests.cli.command import Localmoe, assert_clear_error, environment
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from localmoe import config
-from localmoe.cli import configured
 from localmoe.cli.arguments import Options, parse
+from localmoe.cli.config import defaults as configured
 from localmoe.errors import UsageError
 from tests.cli.command import Localmoe, assert_clear_error
 

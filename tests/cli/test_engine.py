@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from localmoe.cli import places
+from localmoe.cli import placement_options
 from localmoe.cli.doctor import engine_findings
-from localmoe.cli.idle import idle_gpus, idle_line
+from localmoe.cli.idle_gpus import idle_gpus, idle_line
 from localmoe.cli.worker import is_loopback, warning_for
 from localmoe.engine.devices import EngineInfo, once_per_card
 from localmoe.facts.hardware import Gpu
@@ -112,21 +112,31 @@ def test_a_warning_when_others_can_connect(host: str, safe: bool) -> None:
 
 
 def test_places_as_people_write_them() -> None:
-    assert places.experts_on("gpu") == ("gpu", ())
-    assert places.experts_on("ram:0-11,15") == ("ram", ((0, 11), (15, 15)))
-    assert places.override(r"blk\.3\..*=CPU,exps=CUDA0") == [
+    assert placement_options.experts_on("gpu") == ("gpu", ())
+    assert placement_options.experts_on("ram:0-11,15") == ("ram", ((0, 11), (15, 15)))
+    assert placement_options.override(r"blk\.3\..*=CPU,exps=CUDA0") == [
         (r"blk\.3\..*", "CPU"),
         ("exps", "CUDA0"),
     ]
-    assert places.remote("box,10.0.0.2:7,:9") == ["box:50052", "10.0.0.2:7", "127.0.0.1:9"]
+    assert placement_options.remote("box,10.0.0.2:7,:9") == [
+        "box:50052",
+        "10.0.0.2:7",
+        "127.0.0.1:9",
+    ]
 
 
 @pytest.mark.parametrize(
     ("parse", "bad"),
     [
-        *((places.experts_on, text) for text in ("", "vram", "ram:", "ram:3-1", "ram:x", "gpu:²")),
-        *((places.override, text) for text in ("exps", "=CPU", "exps=", "(=CPU")),
-        *((places.remote, text) for text in ("a:b", "a:0", "a:99999", "a b:1", "u@h:1", "a:-1")),
+        *(
+            (placement_options.experts_on, text)
+            for text in ("", "vram", "ram:", "ram:3-1", "ram:x", "gpu:²")
+        ),
+        *((placement_options.override, text) for text in ("exps", "=CPU", "exps=", "(=CPU")),
+        *(
+            (placement_options.remote, text)
+            for text in ("a:b", "a:0", "a:99999", "a b:1", "u@h:1", "a:-1")
+        ),
     ],
 )
 def test_places_that_are_none(parse: object, bad: str) -> None:

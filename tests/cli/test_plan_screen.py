@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from localmoe.cli.plan_screen import LayerMap
+from localmoe.cli.fit.plan_screen import LayerMap
 from localmoe.cli.render import fit_screen
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes

@@ -14,15 +14,16 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from localmoe.cli import fit_screens, speeds
+from localmoe.cli import speeds
+from localmoe.cli.fit import screens
+from localmoe.cli.fit.plan_screen import plan_screen
 from localmoe.cli.fitted import Fitted, best_first, recommend
-from localmoe.cli.plan_screen import plan_screen
-from localmoe.cli.pull import doubt_about
+from localmoe.cli.pull.command import doubt_about
 from localmoe.facts.bandwidth import to_json
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Tiers, Wishes
 from localmoe.planning.speed import Forecast, Range
-from localmoe.planning.suppose import with_enough_ram
+from localmoe.planning.what_if import with_enough_ram
 from tests.cli.command import Localmoe, assert_clear_error
 from tests.planning.invented import GIB, engine, machine, moe_model
 from tests.planning.rates import RATES
@@ -199,12 +200,12 @@ FOUND = [
     fitted("Q8_0", 30.3, NO, None),
 ]
 SCREENS: dict[str, Callable[[], RenderableType]] = {
-    "detail": lambda: fit_screens.detail(FOUND[1]),
+    "detail": lambda: screens.detail(FOUND[1]),
     "plan": lambda: plan_screen(
         dataclasses.replace(MODEL, paths=(Path("/m.gguf"),)), DISK, forecast(5.2)
     ),
-    "quantizations": lambda: fit_screens.quantizations("some/Repo-GGUF", FOUND, FOUND[0], "why"),
-    "local": lambda: fit_screens.local(FOUND),
+    "quantizations": lambda: screens.quantizations("some/Repo-GGUF", FOUND, FOUND[0], "why"),
+    "local": lambda: screens.local(FOUND),
 }
 
 
@@ -244,8 +245,8 @@ def test_a_table_of_quantizations_fits_80_columns() -> None:
 
 def test_without_speeds_there_is_no_column() -> None:
     bare = [dataclasses.replace(f, forecast=None) for f in FOUND]
-    assert "tok/s" not in drawn(fit_screens.quantizations("r", bare, bare[0], ""), 160)
-    assert "tok/s" not in drawn(fit_screens.local(bare), 160)
+    assert "tok/s" not in drawn(screens.quantizations("r", bare, bare[0], ""), 160)
+    assert "tok/s" not in drawn(screens.local(bare), 160)
 
 
 # -- commands ----------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def test_internal_errors_are_one_line(localmoe: Localmoe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "code"), [("localmoe.cli.options", -signal.SIGINT), ("localmoe.cli.config", 130)]
+    ("module", "code"),
+    [("localmoe.cli.options", -signal.SIGINT), ("localmoe.cli.config.command", 130)],
 )
 def test_ctrl_c_while_imports_last(localmoe: Localmoe, module: str, code: int) -> None:
     """However early it comes, there is no traceback."""

@@ -19,11 +19,11 @@ from rich.console import Console
 from localmoe import config
 from localmoe.bench.tuning import Search
 from localmoe.bench.variants import Gain, Sample, Variant
-from localmoe.cli import tuning
 from localmoe.cli.arguments import Options, parse
-from localmoe.cli.configured import configured
+from localmoe.cli.bench import tuning
+from localmoe.cli.bench.tuning_screen import document, screen
+from localmoe.cli.config.defaults import configured
 from localmoe.cli.output import Output
-from localmoe.cli.tuning_screen import document, screen
 from tests.cli.command import COMMAND, Localmoe, assert_clear_error, environment
 
 THREADS, KV = Variant("threads", 1, 2), Variant("kv-type", "f16", "q8_0")

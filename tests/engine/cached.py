@@ -31,7 +31,7 @@ from localmoe.planning.cache import plan_cache
 from localmoe.planning.memory import EngineSettings
 
 if TYPE_CHECKING:
-    from localmoe.engine.experts import Counters
+    from localmoe.engine.worker.expert_cache import Counters
 
 ROOT = Path(__file__).parents[2]
 Result = TypeVar("Result")
@@ -139,8 +139,8 @@ class Conversation:
     """A loaded model in this process. Use as a context manager."""
 
     def __init__(self, path: Path, settings: EngineSettings, hot: str = "") -> None:
-        from localmoe.engine import binding, loader
-        from localmoe.engine.residency import Residency
+        from localmoe.engine.worker import binding, loader
+        from localmoe.engine.worker.residency import Residency
 
         self._llama = binding.llama
         self.flag = ctypes.c_int32(0)
@@ -219,8 +219,8 @@ class Conversation:
 
 
 def _witness(model: Any, ctx: Any, flag: ctypes.c_int32, experts: Any) -> Any:
-    from localmoe.engine.binding import llama
-    from localmoe.engine.generation import PROMPT, Generator
+    from localmoe.engine.worker.binding import llama
+    from localmoe.engine.worker.generation import PROMPT, Generator
 
     class Witness(Generator):
         """Notes the logits of each decode, and interrupts in the middle of one if told to."""

@@ -30,8 +30,8 @@ MIB = 1 << 20
 
 def where(conversation: Conversation, tensor: RoutedTensor, expert: int) -> tuple[int, int]:
     """First address and bytes of one expert's part of a tensor, as the engine computes them."""
-    from localmoe.engine.binding import llama
-    from localmoe.engine.portable import GgmlTensor
+    from localmoe.engine.worker.binding import llama
+    from localmoe.engine.worker.page_reader import GgmlTensor
 
     get = llama._lib["_ZNK11llama_model10get_tensorEPKc"]
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]

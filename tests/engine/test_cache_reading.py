@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localmoe.bench.cold import forget
+from localmoe.bench.cold_start import forget
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Request, Sampling
 from localmoe.facts.model import read_model

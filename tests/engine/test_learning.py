@@ -11,7 +11,7 @@ import pytest
 
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Request, Sampling
-from localmoe.engine.learning import load_of
+from localmoe.engine.worker.usage import load_of
 from localmoe.facts.catalog import resolve
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings

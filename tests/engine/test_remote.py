@@ -25,7 +25,7 @@ from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.rpc import greet
-from localmoe.engine.serving import Server
+from localmoe.engine.rpc_serving import Server
 from localmoe.errors import EngineCrashError, EngineError, EngineMemoryError
 from localmoe.facts.model import read_model
 from localmoe.planning.cache import needed_budget

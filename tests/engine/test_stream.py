@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localmoe.engine.vocabulary import TextStream
+from localmoe.engine.worker.vocabulary import TextStream
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:

@@ -23,7 +23,6 @@ from localmoe.engine.events import (
     Text,
 )
 from localmoe.engine.process import WorkerProcess
-from localmoe.engine.readahead import missing_chunks
 from localmoe.errors import (
     ContextOverflowError,
     EngineCrashError,
@@ -32,6 +31,7 @@ from localmoe.errors import (
     ModelFileError,
 )
 from localmoe.facts.model import read_model
+from localmoe.facts.page_cache import missing_chunks
 from localmoe.planning.memory import EngineSettings
 
 SETTINGS = EngineSettings(context=2048, batch=512, ubatch=512, threads=1, threads_batch=1)

@@ -11,7 +11,7 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from localmoe.cli.pull_screen import screen, summary
+from localmoe.cli.pull.screen import screen, summary
 from localmoe.facts.bandwidth import to_json
 from localmoe.hub.download import PartProgress, Progress
 from localmoe.text import FORBIDDEN

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from localmoe.planning.placement import make_plan
-from localmoe.planning.plan import ExpertsOn, Plan, Verdict, Wishes
-from localmoe.planning.shares import (
+from localmoe.planning.cache_shares import (
     ENOUGH,
     LayerUse,
     even_shares,
     missed_bytes,
     shares_by_use,
 )
+from localmoe.planning.placement import make_plan
+from localmoe.planning.plan import ExpertsOn, Plan, Verdict, Wishes
 from localmoe.routing.profile import Profile
 from localmoe.routing.trace import read_trace
 from scripts.placement_gain import section

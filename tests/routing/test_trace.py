@@ -16,8 +16,8 @@ import pytest
 from localmoe.errors import StorageError, TraceFileError
 from localmoe.facts.model import read_model
 from localmoe.routing import reader, recorder, rewrite
-from localmoe.routing.pieces import token_texts
 from localmoe.routing.records import TraceHeader, TraceLayer
+from localmoe.routing.token_texts import token_texts
 from localmoe.routing.trace import DECODE, PREFILL, TraceWriter, read_trace
 from tests.archs.plain import plain_greedy
 from tests.routing import traces

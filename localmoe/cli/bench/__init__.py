@@ -1,0 +1,1 @@
+"""``bench``: measuring this machine with a model, and the search for faster settings."""

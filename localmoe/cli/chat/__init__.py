@@ -1,0 +1,1 @@
+"""``chat``: the conversation in a terminal, its commands and its screens."""

@@ -1,0 +1,292 @@
+"""The loop of a chat: a line is read, the model is asked or a command runs, what comes is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterable, Sequence
+
+from localmoe.chat.builtin import add_builtin
+from localmoe.chat.commands import Again, Ask, ExitChat, Registry, parse
+from localmoe.chat.conversation import ChatEvent, TurnDone
+from localmoe.chat.session import Message
+from localmoe.chat.session_commands import add_session_commands, resumed
+from localmoe.chat.state import Chat
+from localmoe.chat.store import Log, Store
+from localmoe.cli.arguments import Options
+from localmoe.cli.chat.overflow import Overflowing
+from localmoe.cli.chat.seat import OpenRoom, Seat
+from localmoe.cli.output import Output
+from localmoe.errors import (
+    ContextOverflowError,
+    EngineCrashError,
+    InterruptedLoadError,
+    LocalmoeError,
+)
+from localmoe.terminal.interrupts import PressedTwice, interrupts
+from localmoe.terminal.line_sources import Lines, Notices
+from localmoe.terminal.tty import hushed
+from localmoe.text import clean
+
+INTERRUPTED = 130
+TWICE = 2.0  # seconds within which a second Ctrl-C leaves
+NEVER = float("-inf")
+# of the commands in the help
+ORDER = """help regen undo edit copy read think reasoning set system model
+stats context experts save load sessions clear exit""".split()  # noqa: SIM905
+
+Events = Generator[ChatEvent, None, None]
+
+
+class Quit(Exception):  # noqa: N818 - leaving is no error
+    """Ctrl-C twice."""
+
+
+class ChatLoop:
+    """One chat, from its options to its exit code."""
+
+    def __init__(
+        self,
+        open_room: OpenRoom,
+        options: Options,
+        output: Output,
+        notices: Notices,
+        *,
+        store: Store | None = None,
+        log: Log | None = None,
+        grammar: str | None = None,
+    ) -> None:
+        self._output = output
+        self._learns = not options.no_history
+        self._notices = notices
+        self._draft = ""  # for the next input line
+        self._pressed = NEVER  # when Ctrl-C was pressed last
+        self.seat = Seat(open_room, options, output, notices, grammar)
+        self.chat = Chat(
+            ready=self.seat.ready,
+            store=store,
+            warn=output.warn,
+            columns=lambda: output.columns,
+            leaving=self.seat.keep,
+            entered=self.seat.resume,
+        )
+        self.seat.chat = self.chat
+        if log is not None:
+            self.chat.open_log(log)
+        if options.system is not None:
+            self.chat.session.system = options.system
+        if options.overflow is not None:
+            self.chat.set("overflow", options.overflow)
+        self.commands = self._registry()
+
+    def propose(self, text: str) -> Sequence[tuple[str, int]]:
+        """Completions of what is typed so far."""
+        return self.commands.complete(self.chat, text)
+
+    def run(self, name: str | None, lines: Lines) -> int:
+        """Talk to the model of that name until the end of input. Returns the exit code.
+
+        Raises what planning and loading raise, if no model was loaded at all.
+        """
+        self._lines = self.seat.lines = lines
+        self._overflowing = Overflowing(self.chat, lines, self._output)
+        if self.chat.session.turns and lines.interactive:
+            self._show(resumed(self.chat))
+        self.seat.begin(name)
+        try:
+            if not lines.interactive:
+                self.seat.ready()
+            elif not lines.tells_news:
+                self.seat.wait_for_plan()
+            code = self._until_the_end()
+            self.seat.keep(self.chat.name)
+            return code
+        finally:
+            self.seat.close()
+            if self.chat.log is not None:
+                self.chat.log.close()
+
+    # Lines and commands.
+
+    def _until_the_end(self) -> int:
+        try:
+            self._read_lines()
+        except Quit:
+            return INTERRUPTED
+        return 0
+
+    def _read_lines(self) -> None:
+        """Until the end of input or /exit. Raises ``Quit``."""
+        while True:
+            default, self._draft = self._draft, ""
+            try:
+                line = self._lines.read(default)
+                self._pressed = NEVER
+                self._handle(line)
+            except (EOFError, ExitChat):
+                return
+            except PressedTwice:
+                raise Quit from None
+            except KeyboardInterrupt:
+                self._interrupted()
+            except InterruptedLoadError as error:
+                if not self._lines.interactive:
+                    raise
+                self._pressed = time.monotonic()
+                self._output.note(f"{error.message}; your next message begins it again")
+            except LocalmoeError as error:
+                if not self.seat.taken and self.seat.load.error is error:
+                    raise  # there is no model to talk to
+                self._output.error(error)
+
+    def _interrupted(self) -> None:
+        """Ctrl-C at the input line, or in a command."""
+        if time.monotonic() - self._pressed < TWICE or not self._lines.interactive:
+            raise Quit
+        self._pressed = time.monotonic()
+        if self.seat.load.busy:
+            self.seat.load.cancel()
+            self._output.note("loading stops; your next message begins it again")
+        else:
+            self._output.note("Ctrl-C once more leaves; so does Ctrl-D")
+
+    def _handle(self, line: str) -> None:
+        self._notices.show()
+        if not line.strip():
+            return
+        invocation = parse(line)
+        if invocation is None:
+            self._ask(line)
+            return
+        result = self.commands.dispatch(self.chat, invocation)
+        if isinstance(result, Again):
+            self._again()
+        elif isinstance(result, Ask):
+            self._ask(result.text, replace=result.replace)
+        elif result:
+            self._show(result)
+
+    def _show(self, text: str) -> None:
+        if not self._output.quiet:
+            console = self._output.stderr
+            with contextlib.suppress(OSError):
+                console.print(clean(text), style="dim", soft_wrap=not console.file.isatty())
+
+    # Turns.
+
+    def _ask(self, text: str, *, replace: bool = False) -> None:
+        """A turn; with ``replace`` in place of the last one, which stays if there is no answer."""
+        chat = self.chat
+        text = text.encode(errors="replace").decode()  # half a character may come from a terminal
+        try:
+            conversation = self.seat.ready()
+        except InterruptedLoadError:
+            self._draft = text
+            raise
+        replaced = chat.session.undo() if replace else None
+        files = (*(replaced.question.files if replaced else ()), *chat.files)
+        before = len(chat.session.turns)
+        try:
+            if self._overflowing.fits(conversation, Message("user", text, files=files)):
+                self._play(conversation.ask(text, files))
+            else:
+                self._draft = text
+        finally:
+            if replaced is not None and chat.session.put_back(replaced, before):
+                self._draft = text
+            elif len(chat.session.turns) > before:
+                chat.files.clear()
+
+    def _again(self) -> None:
+        conversation = self.seat.ready()
+        if self.chat.settings.sampling.seed is not None:
+            self._output.note("the seed is fixed (/set seed random for another answer)")
+        self._play(conversation.regenerate())
+
+    def _play(self, events: Events) -> None:
+        """Show a turn while it happens."""
+        from localmoe.cli.chat.screen import screen_for
+
+        engine = self.seat.room().engine
+        self.seat.unkept = True
+        screen = screen_for(self._output, show_reasoning=self.chat.show_reasoning)
+        with hushed(), interrupts(engine.cancel, engine.close) as pressed:
+            try:
+                with screen:
+                    for event in events:
+                        if pressed.count:
+                            engine.cancel()
+                        screen.show(event)
+                        if isinstance(event, TurnDone):
+                            self._done(event)
+            except KeyboardInterrupt:
+                raise Quit from None
+            except ContextOverflowError as error:
+                self._output.error(error)
+            except EngineCrashError as error:
+                self._output.error(error)
+                self._output.note(
+                    "the conversation is kept; your next message starts the engine again"
+                )
+            finally:
+                events.close()
+        if pressed.count:
+            self._pressed = time.monotonic()
+
+    def _done(self, done: TurnDone) -> None:
+        """Remember and show the figures of a turn. One that ended before its first word has none:
+        how much of its prompt is in the context is not known, and the next turn counts anew.
+        """
+        begun = done.usage.completion_tokens > 0 or done.finish_reason != "interrupted"
+        self.chat.last = done if begun else None
+        if begun:
+            self._status(done)
+            if self._learns:
+                self._learn(done)
+        else:
+            self._output.note("interrupted before the first word")
+
+    def _learn(self, done: TurnDone) -> None:
+        """Keep how fast it was, for the next forecast."""
+        from localmoe.cli.learning import learn_from
+
+        room = self.seat.room()
+        learn_from(room.model, room.plan, room.machine, done.finished)
+
+    def _status(self, done: TurnDone) -> None:
+        from localmoe.cli.chat.status import status_lines
+
+        why = done.why_it_ended(self.chat.context, " (/set max_tokens)")
+        if why:
+            self._output.note(why)
+        if self._output.quiet:
+            return
+        console = self._output.stderr
+        width = self._output.columns - 1
+        with contextlib.suppress(OSError):
+            for line in status_lines(done, self.chat.meter, self.seat.plan, width):
+                console.print(line, soft_wrap=True)
+            if self._lines.interactive:
+                console.print()
+
+    def _registry(self) -> Registry:
+        from localmoe.cli.chat.commands import add_terminal_commands
+
+        registry = Registry()
+        add_builtin(registry)
+        add_session_commands(registry)
+        add_terminal_commands(registry, self._output, self.seat, models=local_names)
+        registry.sort(ORDER)
+        return registry
+
+
+def local_names() -> Iterable[str]:
+    """Models on this machine and aliases, by the names to type."""
+    from localmoe import config
+    from localmoe.facts import catalog
+    from localmoe.facts.local_files import model_name
+
+    names = {catalog.BUNDLED, *(model_name(path) for path in catalog.local_models())}
+    with contextlib.suppress(LocalmoeError):  # of a configuration that cannot be read
+        names |= config.read().aliases.keys()
+    return sorted(names)

@@ -1,0 +1,80 @@
+"""A context that is full: nothing is cut but by a choice that was made, and told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from localmoe.chat.context import Overflow, answer_room, surely_fits
+from localmoe.chat.conversation import AnswerDelta, ChatEvent, Conversation
+from localmoe.chat.overflow import make_room
+from localmoe.chat.session import Message
+from localmoe.chat.state import Chat
+from localmoe.cli.output import Output
+from localmoe.terminal.interrupts import interrupts
+from localmoe.terminal.line_sources import Lines
+from localmoe.terminal.live_line import LiveLine
+from localmoe.terminal.tty import hushed
+
+
+class Overflowing:
+    """Makes room for the next turn, as the user wants it; the ``Host`` of ``make_room``."""
+
+    def __init__(self, chat: Chat, lines: Lines, output: Output) -> None:
+        self._chat = chat
+        self._lines = lines
+        self._output = output
+
+    def fits(self, conversation: Conversation, question: Message) -> bool:
+        """Whether the question can be sent, after what had to go for it.
+
+        Raises ``TemplateError``, ``EngineError``, and ``KeyboardInterrupt`` on Ctrl-C twice.
+        """
+        chat = self._chat
+        room = answer_room(chat.context, chat.settings.max_tokens)
+        size = len(question.for_prompt().content.encode())
+        if chat.last and surely_fits(size, chat.last.usage.total, chat.context, room):
+            return True
+        self._engine = conversation.engine
+        shortage = make_room(conversation, question, chat.context, self)
+        if shortage is not None and shortage.drop is None:
+            self.note("even alone it is too long: shorten it, or use a larger --ctx")
+        return shortage is None
+
+    def choose(self, turns: int) -> Overflow:
+        choice = self._chat.settings.overflow
+        if choice is Overflow.ASK:
+            choice = self._ask(turns)
+        if choice is Overflow.STOP:
+            self.note("not sent; /clear begins anew, /set overflow has other choices")
+        return choice
+
+    def _ask(self, turns: int) -> Overflow:
+        if not self._lines.interactive:
+            return Overflow.STOP
+        what = "the oldest turn" if turns == 1 else f"the {turns} oldest turns"
+        answer = self._lines.choose(f"{what}: [d]rop, [s]ummarise, or [Enter] to stop? ")
+        found = {"d": Overflow.DROP, "s": Overflow.SUMMARISE}.get(answer.strip()[:1].lower())
+        return found or Overflow.STOP
+
+    def warn(self, text: str) -> None:
+        self._output.warn(text)
+
+    def note(self, text: str) -> None:
+        self._output.note(text)
+
+    def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
+        """Count its words on one live line; Ctrl-C stops it."""
+        engine, words = self._engine, 0
+        what = "1 turn" if turns == 1 else f"{turns} turns"
+        with (
+            hushed(),
+            interrupts(engine.cancel, engine.cancel) as pressed,
+            LiveLine(self._output.stderr) as line,
+        ):
+            for event in summary:
+                if pressed.count:
+                    engine.cancel()
+                if isinstance(event, AnswerDelta):
+                    words += len(event.text.split())
+                if not self._output.quiet:
+                    line.show(f"summarising · {what} · {words} words")

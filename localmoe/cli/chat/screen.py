@@ -1,0 +1,148 @@
+"""How a turn looks while it happens: plain text for pipes, markdown for terminals.
+
+Both only ever append. Reading the prompt and folded thinking are one line each that changes in
+place and then goes away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from types import TracebackType
+from typing import Self
+
+from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta
+from localmoe.cli.output import Output
+from localmoe.engine.events import PrefillProgress
+from localmoe.terminal.answer_writer import AnswerWriter, ReasoningWriter
+from localmoe.terminal.live_line import LiveLine
+from localmoe.text import Sanitizer, format_duration
+
+
+class Screen:
+    """What both screens do the same way. A context manager: its end tidies the terminal."""
+
+    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
+        self._output = output
+        self._line = LiveLine(output.stderr)
+        self._show_reasoning = show_reasoning and not output.quiet
+        self._reasoning: ReasoningWriter | None = None
+        self._words = 0
+        self._began = time.monotonic()
+        self._thinking_since: float | None = None
+
+    def show(self, event: ChatEvent) -> None:
+        if isinstance(event, PrefillProgress):
+            self._read(event)
+        elif isinstance(event, ReasoningDelta):
+            self._think(event.text)
+        else:
+            self._end_thinking()
+            if isinstance(event, AnswerDelta):
+                self.answer(event.text)
+            else:
+                self.finish()
+
+    def answer(self, text: str) -> None:
+        """More of the answer."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """The rest of the answer. May be called again, and then does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(OSError):  # the reader is gone, and that is told elsewhere
+            self._end_thinking()
+            self.finish()
+
+    def _live(self, text: str) -> None:
+        if not self._output.quiet:
+            self._line.show(text)
+
+    def _read(self, event: PrefillProgress) -> None:
+        if event.done >= event.total:
+            return
+        fresh, took = event.done - event.reused, time.monotonic() - self._began
+        left = (event.total - event.done) * took / fresh if fresh > 0 else 0.0
+        rest = f" · {left:.0f} s left" if left >= 1 else ""
+        self._live(f"reading · {event.done:,} of {event.total:,} tokens{rest}")
+
+    def _think(self, text: str) -> None:
+        if self._thinking_since is None:
+            self._thinking_since = time.monotonic()
+            if self._show_reasoning:
+                self._line.clear()
+                self._reasoning = ReasoningWriter(self._output.stderr)
+        self._words += len(text.split())
+        if self._reasoning is not None:
+            with contextlib.suppress(OSError):  # nobody reads it: the answer is what counts
+                self._reasoning.feed(text)
+            return
+        seconds = time.monotonic() - self._thinking_since
+        self._live(f"thinking · {self._words:,} words · {seconds:.0f} s")
+
+    def _end_thinking(self) -> None:
+        self._line.clear()
+        if self._thinking_since is None:
+            return
+        if self._reasoning is not None:
+            with contextlib.suppress(OSError):
+                self._reasoning.finish()
+            self._reasoning = None
+        seconds = time.monotonic() - self._thinking_since
+        self._thinking_since = None
+        words = "1 word" if self._words == 1 else f"{self._words:,} words"
+        self._output.note(f"thought {words} in {format_duration(seconds)}")
+
+
+class PlainScreen(Screen):
+    """The answer as it arrives, cleaned and otherwise untouched, and a newline at its end."""
+
+    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
+        super().__init__(output, show_reasoning=show_reasoning)
+        self._sanitizer = Sanitizer()
+        self._last = "\n"
+
+    def answer(self, text: str) -> None:
+        self._write(self._sanitizer.feed(text))
+
+    def finish(self) -> None:
+        self._write(self._sanitizer.flush())
+        if self._last != "\n":
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if text:
+            stream = self._output.stdout.file
+            stream.write(text)
+            stream.flush()
+            self._last = text[-1]
+
+
+class MarkdownScreen(Screen):
+    """The answer as rich text, word by word."""
+
+    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
+        super().__init__(output, show_reasoning=show_reasoning)
+        self._writer = AnswerWriter(output.stdout)
+
+    def answer(self, text: str) -> None:
+        self._writer.feed(text)
+
+    def finish(self) -> None:
+        self._writer.finish()
+
+
+def screen_for(output: Output, *, show_reasoning: bool) -> Screen:
+    """Markdown on a terminal that can show it, else plain text."""
+    kind = MarkdownScreen if output.stdout.is_terminal else PlainScreen
+    return kind(output, show_reasoning=show_reasoning)

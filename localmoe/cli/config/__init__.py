@@ -1,0 +1,1 @@
+"""``config`` and ``completion``: what need not be typed."""

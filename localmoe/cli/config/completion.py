@@ -1,0 +1,207 @@
+"""``completion``: the scripts that let bash, zsh and fish complete localmoe's words.
+
+A script asks ``localmoe completion candidates -- WORDS…`` for what may stand in place of the last
+word, so that all shells propose the same. One candidate per line, with a tab before its
+description; the line ``:files`` alone asks the shell for file names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from localmoe import config
+from localmoe.cli.arguments import Options
+from localmoe.cli.commands import COMMANDS
+from localmoe.cli.config import defaults as configured
+from localmoe.cli.config.command import VERBS
+from localmoe.cli.options import build_parser
+from localmoe.cli.output import Output
+from localmoe.errors import LocalmoeError, UsageError
+from localmoe.facts import catalog
+from localmoe.facts.other_programs import other_files
+from localmoe.text import clean_line
+
+SHELLS = ("bash", "zsh", "fish")
+FILES = ":files"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    text: str
+    about: str = ""
+
+
+def completion_command(options: Options, output: Output) -> int:
+    """Print a script, or the candidates for a line."""
+    words = options.words
+    if words == ("candidates",):
+        for candidate in candidates(options.after_dashes or ("",)):
+            print(f"{candidate.text}\t{candidate.about}" if candidate.about else candidate.text)
+        return 0
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise UsageError(
+            f"completion is for one of {', '.join(SHELLS)}",
+            hint='eval "$(localmoe completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; '
+            "fish: localmoe completion fish > ~/.config/fish/completions/localmoe.fish",
+        )
+    script = files("localmoe.cli").joinpath(f"completion.{words[0]}").read_text(encoding="utf-8")
+    print(script, end="")
+    return 0
+
+
+def candidates(words: Sequence[str]) -> list[Candidate]:
+    """What the last of ``words`` may become; those before it stand after ``localmoe``."""
+    *before, partial = words
+    if "--" in before:
+        return [Candidate(FILES)]
+    parser = build_parser()
+    flags = {flag: action for action in parser._actions for flag in action.option_strings}
+    flag, equals, value = partial.partition("=")
+    if equals and flag in flags:
+        return [
+            Candidate(c.text if c.text == FILES else f"{flag}={c.text}", c.about)
+            for c in _starting(value, _values(flags[flag]))
+        ]
+    last = flags.get(before[-1]) if before else None
+    if last is not None and last.nargs != 0:
+        return list(_starting(partial, _values(last)))
+    typed = _positional(before, flags)
+    command = COMMANDS.get(typed[0]) if typed else None
+    if partial.startswith("-"):
+        return list(_starting(partial, _flags(command.name if command else None)))
+    if command is None:
+        return list(_starting(partial, (Candidate(c.name, c.summary) for c in COMMANDS.values())))
+    return list(_starting(partial, _words(command.name, typed[1:], partial)))
+
+
+def _positional(before: Sequence[str], flags: dict[str, argparse.Action]) -> list[str]:
+    """The words that are neither options nor their values."""
+    found, skip = [], False
+    for word in before:
+        if skip:
+            skip = False
+        elif word.startswith("-") and word != "-":
+            action = flags.get(word)
+            skip = action is not None and action.nargs != 0
+        else:
+            found.append(word)
+    return found
+
+
+def _flags(command: str | None) -> Iterator[Candidate]:
+    for action in build_parser(command)._actions:
+        if action.help != argparse.SUPPRESS:
+            for flag in action.option_strings:
+                if flag.startswith("--"):
+                    yield Candidate(flag, clean_line(action.help or ""))
+
+
+def _values(action: argparse.Action) -> Iterable[Candidate]:
+    """Values of an option."""
+    if action.choices:
+        return [Candidate(str(choice)) for choice in action.choices]
+    if action.metavar == "FILE":
+        return [Candidate(FILES)]
+    if action.dest == "model":
+        return _models("")
+    if action.dest == "session":
+        return _sessions()
+    return []
+
+
+def _words(command: str, typed: Sequence[str], partial: str) -> Iterable[Candidate]:
+    """Words of a command after the ``typed`` ones."""
+    if command == "completion":
+        return [Candidate(shell) for shell in SHELLS] if not typed else []
+    if command == "config":
+        return _config_words(typed)
+    if command == "experts":
+        return _experts_words(typed, partial)
+    if command == "engine":
+        return _engine_words(typed)
+    if COMMANDS[command].model and not typed:
+        return _models(partial)
+    return []
+
+
+def _experts_words(typed: Sequence[str], partial: str) -> Iterable[Candidate]:
+    from localmoe.cli.experts.command import ACTIONS
+
+    if not typed:
+        return [Candidate(action) for action in ACTIONS]
+    if typed[0] == "record":
+        return _models(partial) if len(typed) == 1 else []
+    return [Candidate(FILES)]
+
+
+def _engine_words(typed: Sequence[str]) -> Iterable[Candidate]:
+    from localmoe.cli.engine import RPC
+    from localmoe.engine.builds import BACKENDS
+
+    if not typed:
+        return [Candidate("install")]
+    return [Candidate(name) for name in (*BACKENDS, RPC)] if len(typed) == 1 else []
+
+
+def _config_words(typed: Sequence[str]) -> Iterable[Candidate]:
+    if not typed:
+        return [Candidate(verb) for verb in VERBS]
+    settings = configured.settings()
+    if typed[0] in ("set", "unset", "explain") and len(typed) == 1:
+        model = [] if typed[0] == "explain" else [Candidate("model", "where none is named")]
+        return [*(Candidate(name, a.help or "") for name, a in settings.items()), *model]
+    if typed == ["set", "model"] or (typed[0] == "alias" and len(typed) == 2):
+        return _models("")
+    if typed[0] == "set" and len(typed) == 2 and typed[1] in settings:
+        action = settings[typed[1]]
+        return [Candidate("true"), Candidate("false")] if action.nargs == 0 else _values(action)
+    return []
+
+
+def _models(partial: str) -> Iterator[Candidate]:
+    """Aliases, models on this machine, names of the catalog; files where a path is begun."""
+    if partial.startswith(("/", ".", "~")):
+        yield Candidate(FILES)
+        return
+    names: dict[str, str] = {}
+    for source in (
+        lambda: {a: clean_line(m) for a, m in config.read().aliases.items()},
+        lambda: {catalog.BUNDLED: "the small bundled model"},
+        lambda: {_local_name(path): "here" for path in catalog.local_models()},
+        lambda: {file.name: f"here, of {file.program}" for file in other_files()},
+        lambda: {entry.alias: entry.family for entry in catalog.catalog()[0]},
+    ):
+        names = _quietly(source) | names
+    yield from (Candidate(clean_line(name), about) for name, about in names.items())
+    yield Candidate(FILES)
+
+
+def _local_name(path: Path) -> str:
+    """What to type for a model file found here."""
+    repo = next((part for part in path.parts if part.startswith("models--")), "")
+    if not repo:
+        return catalog.model_name(path)
+    return f"{repo.removeprefix('models--').replace('--', '/', 1)}:{catalog.quant_of(path)}"
+
+
+def _sessions() -> Iterator[Candidate]:
+    from localmoe.chat.store import Store  # late: other proposals come sooner
+
+    for entry in Store().entries():
+        yield Candidate(entry.name, entry.title)
+
+
+def _quietly(source: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Nothing where a source has an error: Tab is no place to tell it."""
+    try:
+        return source()
+    except (LocalmoeError, OSError):
+        return {}
+
+
+def _starting(partial: str, proposals: Iterable[Candidate]) -> Iterator[Candidate]:
+    return (c for c in proposals if c.text == FILES or c.text.startswith(partial))

@@ -1,0 +1,1 @@
+"""``experts``: the routing of a model, recorded, shown, compared, simulated, reported."""

@@ -1,0 +1,154 @@
+"""``experts record``: run prompts and write down what the routers chose."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from localmoe.chat.conversation import TurnDone
+from localmoe.cli import talk
+from localmoe.cli.arguments import Options
+from localmoe.cli.experts import documents
+from localmoe.cli.experts.command import HELP
+from localmoe.cli.output import Output
+from localmoe.errors import UsageError
+from localmoe.facts import catalog
+from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
+from localmoe.routing.token_texts import token_texts
+from localmoe.routing.trace import Trace, read_trace
+from localmoe.terminal.interrupts import interrupts
+from localmoe.terminal.live_line import LiveLine
+from localmoe.text import clean_line, format_bytes
+
+WRITTEN = 32  # tokens per prompt, unless -n says otherwise
+MAX_FILE = 8 << 20  # bytes of a text
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    label: str
+    text: str
+
+
+def record_command(words: Sequence[str], options: Options, output: Output) -> int:
+    """Exit code 0, or 130 when it was interrupted: what was recorded until then is kept."""
+    name, prompt = _model_and_prompt(words, options)
+    questions = questions_of(prompt, options.files, options.domains)
+    with tempfile.TemporaryDirectory(prefix="localmoe-") as folder:
+        raw = Path(folder) / "raw.trace"
+        asked = dataclasses.replace(
+            options,
+            model=name,
+            trace=str(raw),
+            logits=True,
+            max_tokens=options.max_tokens if options.max_tokens is not None else WRITTEN,
+        )
+        with talk.open_talk(name, asked, output) as room:
+            room.load()
+            out = Path(options.output or f"{Path(room.model.name).name}.trace")
+            done, interrupted = _ask(room, asked, questions, output)
+            model = room.model
+        trace = _finished(raw, done)
+    texts = token_texts(model, {int(token) for token in trace.tokens if token >= 0})
+    write_trace(out, dataclasses.replace(trace, pieces=texts))
+    _tell(out, trace, len(done), len(questions), output)
+    return INTERRUPTED if interrupted else 0
+
+
+def questions_of(prompt: str, files: Sequence[str], domains: bool) -> list[Question]:
+    """What to ask: the prompt typed, each paragraph of each file (a domain), the bundled set.
+
+    Raises UsageError when there is nothing, or a file is no text.
+    """
+    questions = [Question("prompt", prompt)] if prompt else []
+    for name in files:
+        path = Path(name)
+        try:
+            if path.stat().st_size > MAX_FILE:
+                raise UsageError(
+                    f"{clean_line(name)} is longer than {MAX_FILE >> 20} MiB",
+                    hint="a part of it will do: a few thousand words show the load",
+                )
+            text = path.read_text(encoding="utf-8-sig", errors="strict")
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else "not text"
+            raise UsageError(
+                f"cannot read {clean_line(name)}: {why.lower()}",
+                hint="-f takes text files in UTF-8",
+            ) from error
+        paragraphs = [part.strip() for part in text.replace("\r\n", "\n").split("\n\n")]
+        questions += [Question(path.stem, part) for part in paragraphs if part]
+    if domains:
+        questions += bundled()
+    if not questions:
+        raise UsageError(
+            "nothing to record: name a prompt, -f FILE or --domains", hint=HELP["record"]
+        )
+    return questions
+
+
+def bundled() -> list[Question]:
+    """The small set of prompts by domain that comes with localmoe."""
+    text = resources.files("localmoe.routing").joinpath("prompts.toml").read_text("utf-8")
+    domains: dict[str, list[str]] = tomllib.loads(text)["domains"]
+    return [Question(label, part) for label, parts in domains.items() for part in parts]
+
+
+def _model_and_prompt(words: Sequence[str], options: Options) -> tuple[str | None, str]:
+    if options.model is not None:
+        return options.model, " ".join(words)
+    if words and (catalog.looks_like_model(words[0]) or len(words) == 1):
+        return words[0], " ".join(words[1:])
+    return None, " ".join(words)
+
+
+def _ask(
+    room: talk.Talk, options: Options, questions: Sequence[Question], output: Output
+) -> tuple[list[Prompt], bool]:
+    """One conversation per question; what was computed for each, and whether it was interrupted."""
+    done: list[Prompt] = []
+    engine = room.engine
+    with interrupts(engine.cancel, engine.close) as seen, LiveLine(output.stderr) as line:
+        for number, question in enumerate(questions, 1):
+            if not output.quiet:
+                line.show(f"recording {number} of {len(questions)} · {clean_line(question.label)}")
+            conversation = room.conversation(options)
+            for event in conversation.ask(question.text):
+                if isinstance(event, TurnDone):
+                    usage = event.usage
+                    done.append(Prompt(question.label, usage.prompt_tokens - usage.reused_tokens))
+            if seen.count:
+                return done, True
+    return done, False
+
+
+def _finished(raw: Path, done: Sequence[Prompt]) -> Trace:
+    trace = read_trace(raw)
+    return name_prompts(trace, done)
+
+
+def _tell(out: Path, trace: Trace, done: int, asked: int, output: Output) -> None:
+    size = out.stat().st_size
+    if output.as_json:
+        output.json(
+            {
+                "path": str(out),
+                "bytes": size,
+                "prompts": done,
+                "trace": documents.trace_document(trace),
+            }
+        )
+        return
+    decoded = int(trace.decode.sum())
+    of = "" if done == asked else f" of {asked}"
+    output.note(
+        f"{out}: {done}{of} prompts, {len(trace) - decoded:,} tokens read, {decoded:,} written, "
+        f"{format_bytes(size)}"
+    )
+    output.note(f"`localmoe experts show {out}` shows the load")

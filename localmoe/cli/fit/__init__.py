@@ -1,0 +1,1 @@
+"""``fit`` and ``plan``: will it run here, and laid out how."""

@@ -1,0 +1,1 @@
+"""``pull``: a model from the Hub onto this machine."""

@@ -1,0 +1,1 @@
+"""``run``: one answer, as text, as a document or as events."""

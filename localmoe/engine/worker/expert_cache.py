@@ -1,0 +1,268 @@
+"""The expert cache of ``experts.cpp``, seen from Python: what is opened, told and asked of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from localmoe.engine.worker import binding
+from localmoe.engine.worker.binding import llama
+from localmoe.errors import EngineError
+from localmoe.planning.memory import RoutedTensor
+from localmoe.routing.profile import LayerUsage
+
+REGIMES = {"off": 0, "page": 1, "private": 2}
+READERS = min(4, max(2, os.cpu_count() or 2))
+"""Threads that read: two keep a fast disk busy, more hide the latency of a slow one."""
+
+_SYMBOLS = (  # library, mangled name; all of llama-cpp-python 0.3.36 have them
+    ("cpu", "_Z39ggml_backend_cpu_get_extra_buffer_typesv"),
+    ("base", "ggml_op_name"),
+    ("llama", "_ZNK11llama_model10get_tensorEPKc"),
+    ("base", "ggml_backend_buffer_is_host"),
+    ("cpu", "ggml_get_type_traits_cpu"),
+)
+
+
+class _Symbols(ctypes.Structure):
+    _fields_ = (
+        ("extra_types", ctypes.c_void_p),
+        ("op_name", ctypes.c_void_p),
+        ("get_tensor", ctypes.c_void_p),
+        ("is_host", ctypes.c_void_p),
+        ("type_traits", ctypes.c_void_p),
+    )
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("group", ctypes.c_int32),
+        ("file", ctypes.c_int32),
+        ("offset", ctypes.c_int64),
+        ("nbytes", ctypes.c_int64),
+        ("experts", ctypes.c_int32),
+    )
+
+
+class _Stats(ctypes.Structure):
+    _fields_ = (
+        ("lookups", ctypes.c_uint64),
+        ("misses", ctypes.c_uint64),
+        ("bytes_read", ctypes.c_uint64),
+        ("evictions", ctypes.c_uint64),
+        ("prefetched", ctypes.c_uint64),
+        ("prefetch_used", ctypes.c_uint64),
+        ("stall_s", ctypes.c_double),
+        ("resident_bytes", ctypes.c_uint64),
+        ("calls", ctypes.c_uint64),
+        ("preferred", ctypes.c_uint64),
+    )
+
+
+class _UsageTotals(ctypes.Structure):
+    _fields_ = (
+        ("tokens", ctypes.c_uint64),
+        ("decoded", ctypes.c_uint64),
+        ("lookups", ctypes.c_uint64),
+        ("follow", ctypes.c_uint64),
+        ("again", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the cache did since it was opened."""
+
+    lookups: int  # routed experts of decoded tokens
+    misses: int  # those that had to be read first
+    bytes_read: int
+    evictions: int
+    prefetched: int  # experts read before they were asked for
+    prefetch_used: int
+    stall_s: float  # computing waited for reading
+    resident_bytes: int  # of experts; never above the budget
+    calls: int  # multiplications by experts that were seen
+    preferred: int  # choices changed by ``prefer``
+
+
+def available() -> str | None:
+    """None if the cache can be used with this engine, else why not."""
+    if binding.native is None:
+        return "the native helper was not built (no C++ compiler?), or is switched off"
+    if not hasattr(binding.native, "localmoe_experts_open"):
+        return "reading experts ourselves is made for Linux"
+    try:
+        _symbols()
+    except AttributeError as error:
+        return f"this build of llama.cpp has no {error.args[0].split()[-1]}"
+    return None
+
+
+def _symbols() -> _Symbols:
+    libraries = {"cpu": binding.cpu_library, "base": binding.base_library, "llama": llama._lib}
+    return _Symbols(
+        *(ctypes.cast(getattr(libraries[lib], name), ctypes.c_void_p) for lib, name in _SYMBOLS)
+    )
+
+
+class ExpertCache:
+    """Serves the routed experts of one loaded model until ``close``.
+
+    ``interrupt``: the flag that the abort callback reads; the cache sets it to 2 when it fails.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        paths: Sequence[str],
+        tensors: Sequence[RoutedTensor],
+        regime: str,
+        budget: int,
+        interrupt: ctypes.c_int32,
+    ) -> None:
+        why_not = available()
+        if why_not is not None:
+            raise EngineError(f"no expert cache: {why_not}", hint="--cache off")
+        assert binding.native is not None
+        self._native = binding.native
+        self.regime = regime
+        files = (ctypes.c_char_p * len(paths))(*(os.fsencode(path) for path in paths))
+        entries = (_Tensor * len(tensors))(
+            *(
+                _Tensor(t.name.encode(), t.group, t.part, t.offset, t.nbytes, t.experts)
+                for t in tensors
+            )
+        )
+        why = ctypes.create_string_buffer(1024)
+        self._native.localmoe_experts_open.restype = ctypes.c_void_p
+        self._handle = ctypes.c_void_p(
+            self._native.localmoe_experts_open(
+                ctypes.byref(_symbols()),
+                model
+                if isinstance(model, ctypes.c_void_p)
+                else ctypes.cast(model, ctypes.c_void_p),
+                REGIMES[regime],
+                ctypes.c_uint64(budget),
+                READERS if paths else 0,
+                ctypes.byref(interrupt),
+                files,
+                len(paths),
+                entries,
+                len(tensors),
+                why,
+                len(why),
+            )
+        )
+        if not self._handle:
+            raise EngineError(f"no expert cache: {why.value.decode(errors='replace')}")
+        # Twice per token: ctypes converts what it knows the types of in a third of the time.
+        self._begin, self._end = (
+            self._native.localmoe_experts_begin,
+            self._native.localmoe_experts_end,
+        )
+        self._begin.argtypes = (ctypes.c_void_p, *(ctypes.c_int64,) * 3)
+        self._end.argtypes = (ctypes.c_void_p,)
+        self._begin.restype = self._end.restype = ctypes.c_bool
+
+    def close(self) -> None:
+        if self._handle:
+            self._native.localmoe_experts_close(self._handle)
+            self._handle = ctypes.c_void_p()
+
+    def begin(self, position: int, tokens: int, decoded: int) -> bool:
+        """To be called before each llama_decode: ``tokens`` of one batch, from ``position`` on.
+
+        ``decoded``: the number of the answer's token, −1 while the prompt is read. False: the file
+        has changed, ``error`` says so.
+        """
+        return bool(self._begin(self._handle, position, tokens, decoded))
+
+    def end(self) -> bool:
+        """To be called after each llama_decode: what it needed may be evicted again.
+
+        False: the cache made it fail, ``error`` says why.
+        """
+        return bool(self._end(self._handle))
+
+    def error(self) -> str:
+        """Why the last decode failed, "" if the cache is not to blame."""
+        out = ctypes.create_string_buffer(2048)
+        self._native.localmoe_experts_error(self._handle, out, len(out))
+        return out.value.decode(errors="replace")
+
+    def counters(self) -> Counters:
+        out = _Stats()
+        self._native.localmoe_experts_stats(self._handle, ctypes.byref(out))
+        return Counters(*(getattr(out, name) for name, _ in _Stats._fields_))
+
+    def layers(self, count: int) -> list[tuple[int, int]]:
+        """(lookups, misses) per group of tensors, in the order of ``tensors``."""
+        lookups, misses = (ctypes.c_uint64 * count)(), (ctypes.c_uint64 * count)()
+        n = self._native.localmoe_experts_layers(self._handle, lookups, misses, count)
+        return list(zip(lookups[:n], misses[:n], strict=True))
+
+    def resize(self, budget: int) -> None:
+        """A new budget in bytes; memory above it is given back at once."""
+        self._native.localmoe_experts_resize(self._handle, ctypes.c_uint64(budget))
+
+    def share_out(self, shares: Sequence[float]) -> None:
+        """How much of its experts each group may keep at the present budget, in the order of
+        ``tensors``; of another budget in proportion.
+        """
+        numbers = (ctypes.c_float * len(shares))(*shares)
+        self._native.localmoe_experts_share_out(self._handle, numbers, len(shares))
+
+    def hot(self, limit: int) -> list[tuple[int, int]]:
+        """(group, expert) pairs in memory, the most recently used first."""
+        pairs = (ctypes.c_int32 * (2 * limit))()
+        n = self._native.localmoe_experts_hot(self._handle, pairs, limit)
+        return [(pairs[2 * i], pairs[2 * i + 1]) for i in range(n)]
+
+    def warm(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Read these in the background, as long as there is room and nothing else is read."""
+        flat = [number for pair in pairs for number in pair]
+        self._native.localmoe_experts_warm(
+            self._handle, (ctypes.c_int32 * len(flat))(*flat), len(pairs)
+        )
+
+    def impose(
+        self, ids: bytes, prefill: int, steps: int, layers: int, k: int, predicted: float = 0
+    ) -> None:
+        """Replace the router's choice by int32 ids [steps, layers, k]; −1 leaves a choice alone.
+
+        The first ``prefill`` steps are for prompts, by position, the others for answers.
+        What the hidden state predicts says nothing about imposed ids. ``predicted``: which share
+        (0…1) of them a prediction is to get right instead; 0: nothing is predicted.
+        """
+        self._native.localmoe_experts_impose(
+            self._handle,
+            ids,
+            *(ctypes.c_int64(n) for n in (prefill, steps, layers, k)),
+            ctypes.c_float(predicted),
+        )
+
+    def prefer(self, share: float) -> None:
+        """Lossy: take a resident expert up to ``share`` less probable than the chosen one."""
+        self._native.localmoe_experts_prefer(self._handle, ctypes.c_float(share))
+
+    def record(self, recording: ctypes.c_void_p | None) -> None:
+        """Tell a recording of ``recording.cpp`` every choice, or stop to."""
+        self._native.localmoe_experts_record(self._handle, recording)
+
+    def count_uses(self) -> None:
+        """From now on: how often each expert is used, for ``usage``."""
+        self._native.localmoe_experts_count(self._handle)
+
+    def usage(self, group: int, experts: int) -> LayerUsage:
+        """Of one group of tensors, since ``count_uses``; ``experts``: how many it has."""
+        uses, found_at = (ctypes.c_uint64 * experts)(), (ctypes.c_uint64 * experts)()
+        totals = _UsageTotals()
+        self._native.localmoe_experts_usage(
+            self._handle, group, uses, found_at, experts, ctypes.byref(totals)
+        )
+        numbers = (getattr(totals, name) for name, _ in _UsageTotals._fields_)
+        return LayerUsage(tuple(uses), tuple(found_at), *numbers)
