@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
 from localmoe.errors import LocalmoeError
+from localmoe.terminal.dumb import is_dumb
 from localmoe.text import clean
 
 if TYPE_CHECKING:
@@ -153,11 +154,6 @@ def make_console(stream: TextIO) -> Console:
         emoji=False,
         highlight=False,
     )
-
-
-def is_dumb() -> bool:
-    """Whether a terminal cannot move its cursor, as far as ``TERM`` tells."""
-    return os.environ.get("TERM", "") in ("", "dumb", "unknown")
 
 
 def _width(stream: TextIO) -> int | None:

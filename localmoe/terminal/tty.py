@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
-from localmoe.cli.output import is_dumb
 from localmoe.errors import UsageError
+from localmoe.terminal.dumb import is_dumb
 
 HUNG_UP = 128 + signal.SIGHUP
 OSC52_LIMIT = 74_994  # bytes of text; what xterm and tmux take at once

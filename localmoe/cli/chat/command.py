@@ -13,10 +13,11 @@ from localmoe.chat.store import Log, Store
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.chat.loop import ChatLoop
 from localmoe.cli.config import defaults as configured
-from localmoe.cli.output import Output, is_dumb
+from localmoe.cli.output import Output
 from localmoe.errors import UnknownModelError, UsageError
 from localmoe.facts import catalog
 from localmoe.terminal import tty
+from localmoe.terminal.dumb import is_dumb
 from localmoe.terminal.line_sources import Lines, Notices, PipedLines, TerminalLines
 from localmoe.text import clean_line
 
