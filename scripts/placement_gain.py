@@ -17,7 +17,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localmoe.planning.cache_shares import LayerUse, by_gain, chosen, even_shares, shares
+from localmoe.planning.cache_shares import (
+    LayerUse,
+    by_gain,
+    chosen_shares,
+    even_shares,
+    planned_shares,
+)
 from localmoe.routing.capacity import counts_of
 from localmoe.routing.policies import lfu
 from localmoe.routing.profile import Profile
@@ -60,13 +66,13 @@ def section(name: str, trace: Trace) -> Iterator[str]:
     for share in RAM:
         room = int(share * size)
         cells = [read(trace, later, even_shares(uses, room))]
-        cells.append(read(trace, later, shares(uses, room)))
+        cells.append(read(trace, later, planned_shares(uses, room)))
         left = [use for use in uses if use.index not in last]
         cells.append(read(trace, later, even_shares(left, room), last))
-        cells.append(read(trace, later, shares(left, room), last))
+        cells.append(read(trace, later, planned_shares(left, room), last))
         best = by_gain(uses, dict.fromkeys((use.index for use in uses), share))[-many:]
         left = [use for use in uses if use.index not in best]
-        cells.append(read(trace, later, shares(left, room), best))
+        cells.append(read(trace, later, planned_shares(left, room), best))
         even, use, gpu_even, gpu_use, gpu_gain = (f"{cell:.1f}" for cell in cells)
         changes = [f"{100 * (b / a - 1):+.0f} %" for a, b in (cells[:2], cells[2:5:2])]
         yield (
@@ -90,7 +96,7 @@ def layer_uses(trace: Trace, profile: Profile) -> list[LayerUse]:
             layer.index,
             layer.experts * max(1, layer.expert_bytes),
             layer.used,
-            chosen(layer.experts, layer.index, profile),
+            chosen_shares(layer.experts, layer.index, profile),
         )
         for layer in trace.header.layers
     ]

@@ -1,1 +1,1 @@
-"""Pure decisions: from facts and a memory measurement to a plan. No I/O in this room."""
+"""From facts and the engine's memory figures to a plan and its speed. Pure functions, no I/O."""

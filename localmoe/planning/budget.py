@@ -66,8 +66,8 @@ class Budget:
 
 
 def budget_of(model: Model, machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
-    """What the planner may use. A wish is used to the full, as far as the machine has it; else a
-    reserve is kept.
+    """What the planner may use. ``--ram`` and ``--vram`` are used to the full, as far as the
+    machine has that much; without them a reserve is left free.
 
     ``promised_ram``: bytes that other localmoe processes will still take.
     """
@@ -76,7 +76,7 @@ def budget_of(model: Model, machine: Machine, wishes: Wishes, promised_ram: int 
 
 
 def budget_beside(own: int, machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Budget:
-    """The same, beside ``own`` bytes of RAM that are neither weights, KV cache nor buffers."""
+    """``budget_of`` where ``own`` bytes of RAM are known to go to the program itself."""
     if wishes.ram is not None:
         ram, reserve = min(wishes.ram, machine.ram_available - promised_ram) - own, 0
     else:

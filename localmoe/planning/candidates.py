@@ -1,4 +1,4 @@
-"""Settings tried out: what they cost, by the engine's word, and whether the budget allows it."""
+"""Candidates for a plan: settings, what they cost by the engine's figures, and whether they fit."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ from localmoe.planning.memory import CPU, EngineSettings, Measure, MemoryReport
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Settings, what they cost, and what that means within the budget."""
+    """One way to place the model: its settings, their memory, and how it stands to the budget."""
 
     settings: EngineSettings
     memory: MemoryReport
     host_experts: dict[int, int]  # layer → bytes of routed experts not on a GPU
-    disk: int  # bytes of those that RAM cannot keep, or shall not
+    disk: int  # bytes of the host experts that stay on the disk: RAM is too small, or as wished
     gpus_fit: bool
     fits: bool  # on the GPUs and in RAM, with room for at least one token's experts
     one_token: int  # bytes of the host experts that one token reads
-    spare: int  # bytes of RAM for experts, once all that every token needs is in it, as allowed
+    spare: int  # bytes of RAM left for experts beside what every token needs; --cache-ram applied
 
     @property
     def room(self) -> int:
-        """Bytes of experts that stay in RAM by the plan."""
+        """Bytes of experts that stay in RAM."""
         return sum(self.host_experts.values()) - self.disk
 
     @property
     def cache_room(self) -> int:
-        """RAM in which experts may be kept: where some are on the disk by wish, more than
-        ``room``, since a cache in front of them may use what is free.
+        """Bytes of RAM in which experts may be kept.
+
+        More than ``room`` where the user wants experts on the disk although RAM is free: a cache in
+        front of them may use it.
         """
         return min(self.spare, sum(self.host_experts.values())) if self.disk else self.room
 
 
-class Trials:
-    """Every question to the engine about one model and one budget goes through here.
+class Candidates:
+    """Makes candidates of one model on one budget; every question to the engine goes through here.
 
-    ``tiers``: layers whose experts shall be in "ram" or on "disk"; others may be anywhere.
-    ``cache_ram``: bytes of RAM that the user allows for experts, None for what there is.
+    ``tiers``: layer → "gpu", "ram" or "disk" where the user said so; other layers are free.
+    ``cache_ram``: bytes of RAM that the user allows for experts; None: no limit but the budget.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Trials:
         self.remotes = tuple(gpu.remote for gpu in machine.gpus if gpu.remote is not None)
 
     def measure(self, settings: EngineSettings) -> MemoryReport:
-        """The engine's figures, or an estimate for devices it does not have."""
+        """The engine's figures; an estimate where the engine build lacks one of the devices."""
         if all(device in self._in_engine for device in settings.devices):
             report = self._measure_engine(settings)
             if report.exact or not settings.devices:
@@ -75,8 +77,8 @@ class Trials:
         )
         return estimate.split(self.model, self._measure_engine(host), settings)
 
-    def try_out(self, settings: EngineSettings) -> Candidate:
-        """Measure and hold against the budget."""
+    def judge(self, settings: EngineSettings) -> Candidate:
+        """Measure these settings and compare the result with the budget."""
         if settings.devices:
             settings = dataclasses.replace(settings, remotes=self.remotes)
         memory = self.measure(settings)
@@ -97,7 +99,7 @@ class Trials:
             for entry in memory.devices
             if entry.device != CPU
         )
-        # Below one token's experts every read would evict what the next layer needs.
+        # With less RAM than one token's experts, every read would evict what the next layer needs.
         in_ram = everything - disk
         ram_fits = in_ram <= spare and (disk == 0 or spare >= one_token)
         wished = not any(self._on(layer, "gpu") for layer in experts)
@@ -105,7 +107,7 @@ class Trials:
         return Candidate(settings, memory, experts, disk, gpus_fit, fits, one_token, allowed)
 
     def ram_use(self, memory: MemoryReport) -> int:
-        """Bytes of the machine's RAM: the host's, and those of GPUs that have none of their own."""
+        """Bytes taken of the machine's RAM; GPUs without memory of their own take theirs there."""
         homes = (CPU, *self.budget.unified)
         return sum(entry.total for entry in memory.devices if entry.device in homes)
 

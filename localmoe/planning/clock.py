@@ -1,7 +1,8 @@
-"""Seconds that a plan takes, tier by tier. Pure.
+"""Seconds that a model takes under a plan: processor, devices and disk. Pure.
 
-The constants say how far llama.cpp and our engine stay behind bare kernels and reads. They were
-found on models that are not in the table of docs/speed.md (``scripts/speed_table.py``).
+Rates are those of bare kernels and reads; the constants say by how much llama.cpp and our engine
+are slower. They were found on models that are not in the table of docs/speed.md
+(``scripts/speed_table.py``).
 """
 
 from __future__ import annotations
@@ -20,34 +21,35 @@ from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
 from localmoe.text import format_bytes
 
-RAM_BOUND = 0.75  # of the memory's speed: from there on it is what limits
-OFFLOADED = 32  # tokens from which on llama.cpp copies experts to a GPU instead of computing there
+RAM_BOUND = 0.75  # share of the memory's bandwidth; a faster decode is limited by it
+OFFLOADED = 32  # tokens; for larger batches llama.cpp copies experts to a GPU and computes there
 
-ROW_S = 2.6e-7  # per thread and cached row, which is far from the last one: memory's latency
-EXPERTS = 1.12  # × the time of the kernels alone, one token through experts
-PREFILL = 1.05
-ELEMENTS = 3  # times that an operation goes through a token's values, in memory
-NEAR = 2 << 20  # bytes of KV cache that stay in the processor's own
-TOKEN_S = 0.0002  # per token: sampling and telling
-WORD_S = 6e-9  # per word of the vocabulary, to choose one
-START_S = 0.3  # to start the worker and make a context
-WORD_READ_S = 1.5e-6  # per word of the vocabulary, at load
-LOADING = 0.6  # × the time of a short read into the page cache
-MISS = {"private": 2.2, "page": 5.0, "off": 12.0}  # decode: × a direct read, with many at once
-BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # the same for a prompt
-HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # of a prompt's reading and computing at once
+ROW_S = 2.6e-7  # seconds of one thread to find a row of the KV cache: the latency of memory
+EXPERTS = 1.12  # one token through experts takes so many times the kernels' own time
+PREFILL = 1.05  # a batch takes so many times the kernels' own time
+ELEMENTS = 3  # an operation reads or writes a token's values so many times
+NEAR = 2 << 20  # bytes; a smaller KV cache stays in the processor's caches
+TOKEN_S = 0.0002  # seconds per token to sample it and to hand it on
+WORD_S = 6e-9  # seconds per entry of the vocabulary to choose among them
+START_S = 0.3  # seconds to start the worker and make a context
+WORD_READ_S = 1.5e-6  # seconds per entry of the vocabulary to read it at load
+LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
+# Reads of experts take so many times as long as timed direct reads, by cache regime:
+MISS = {"private": 2.2, "page": 5.0, "off": 12.0}  # in decoding
+BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # in a prompt, which reads more at once
+HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
 
-Spread = tuple[float, float]  # × the expected seconds, at best and at worst
+Spread = tuple[float, float]  # the expected seconds are multiplied by it, at best and at worst
 COMPUTE: Spread = (0.85, 1.22)
 BATCH: Spread = (0.65, 1.4)
 READ: Spread = (0.5, 1.8)
 LOAD: Spread = (0.6, 1.6)
 DEVICE: Spread = (0.6, 1.7)
-SUPPOSED: Spread = (0.4, 2.5)
+ASSUMED: Spread = (0.4, 2.5)
 
-_DISK = DiskRate("", ((1.0, 1e9),), 0.7e9)  # where none was measured
+_DISK = DiskRate("", ((1.0, 1e9),), 0.7e9)  # stands in where no disk was measured
 _TYPE = TypeRate(((1.0, 3e11),), ((1.0, 3e11),), ((1.0, 1e13),), ((1.0, 5e12),))
-_GPU = DeviceRate("", {"Q4_K": _TYPE}, 3e-6, 3e-5, 1e10, 1e10)  # a small one, where none is known
+_GPU = DeviceRate("", {"Q4_K": _TYPE}, 3e-6, 3e-5, 1e10, 1e10)  # a small one, stands in likewise
 _BYTES_PER_WEIGHT = {
     kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()
 }
@@ -66,7 +68,7 @@ class Seconds:
         return cls(seconds * spread[0], seconds, seconds * spread[1])
 
     def scaled(self, factor: float) -> Seconds:
-        """So many times as long."""
+        """``factor`` times as long."""
         return Seconds(self.least * factor, self.expected * factor, self.most * factor)
 
     def __add__(self, other: Seconds) -> Seconds:
@@ -79,7 +81,11 @@ NOTHING = Seconds(0.0, 0.0, 0.0)
 
 
 class Clock:
-    """Times one model under one plan."""
+    """The time of one model under one plan, by the rates of a machine.
+
+    ``profile``: how the model's experts were used before; None: a real trace of another model
+    stands in for it.
+    """
 
     def __init__(self, model: Model, plan: Plan, rates: Rates, profile: Profile | None) -> None:
         self._model, self._plan, self._rates = model, plan, rates
@@ -103,16 +109,16 @@ class Clock:
             share = self._active_experts / experts
             self._hit_rate = expected_hit_rate(profile, room, used_share=share)
 
-    # -- what is asked -----------------------------------------------------------------------
+    # -- answers -----------------------------------------------------------------------------
 
     def decode(self, context: int) -> Seconds:
-        """One token, after ``context`` others."""
+        """Decoding one token after ``context`` others."""
         choosing = Seconds.of(TOKEN_S + WORD_S * self._work.vocabulary, COMPUTE)
         processor = Seconds.of(self._processor(1, context), COMPUTE)
         return processor + choosing + self._apart(1, context) + self._missing()
 
     def prefill(self, tokens: int) -> Seconds:
-        """A prompt, with those experts in memory already that the plan keeps there."""
+        """Reading a prompt of ``tokens`` tokens when the experts that the plan keeps are loaded."""
         total = NOTHING
         for size, before in _batches(tokens, self._plan.settings.ubatch):
             computing = Seconds.of(self._processor(size, before), BATCH)
@@ -124,7 +130,7 @@ class Clock:
         return total
 
     def start(self) -> Seconds:
-        """From nothing to a loaded model, its files out of the page cache."""
+        """From the command to a loaded model, when no part of its files is in the page cache."""
         if self._plan.settings.read_ahead:
             size = self._model.size
         else:
@@ -133,7 +139,7 @@ class Clock:
         return Seconds.of(fixed, LOAD) + Seconds.of(LOADING * size / self._disk.cached, LOAD)
 
     def first_reads(self, tokens: int) -> Seconds:
-        """What a first prompt waits for beyond any other: the experts that memory has room for."""
+        """What the first prompt waits for beyond later ones: experts that memory then keeps."""
         if self._regime not in MISS:
             return NOTHING
         needed = sum(m.nbytes * m.touched(tokens) for m in self._routed)
@@ -141,7 +147,7 @@ class Clock:
         return Seconds.of(size / self._read_speed() * BATCH_MISS[self._regime], READ)
 
     def limit(self, context: int) -> str:
-        """What most of a token's time goes to."""
+        """What most of a decoded token's time goes to: an entry of ``Forecast.limit``."""
         remote = {name for name in self._devices if name.startswith("RPC")}
         apart = {name: self._device(name, 1, context) for name in self._devices}
         parts = {
@@ -160,7 +166,7 @@ class Clock:
         return most
 
     def why(self) -> str:
-        """``1.1 GiB of weights a token, 9.4 GB/s with 2 threads``, and what the disk adds."""
+        """``1.1 GiB of weights a token at 9.4 GB/s (2 threads)``, and what GPU and disk add."""
         parts = []
         size = self._host_bytes()
         if size:
@@ -207,13 +213,13 @@ class Clock:
         return seconds if one else seconds * PREFILL
 
     def _apart(self, tokens: int, before: int) -> Seconds:
-        """The devices' part, with the ways there and back."""
+        """The devices' computing, with the copies of a token's values between them."""
         if not self._devices:
             return NOTHING
         seconds = sum(self._device(name, tokens, before) for name in self._devices)
         seconds += self._crossing(tokens)
         known = all(self._rates.on_device(name) for name in self._devices)
-        return Seconds.of(seconds, DEVICE if known else SUPPOSED)
+        return Seconds.of(seconds, DEVICE if known else ASSUMED)
 
     def _device(self, name: str, tokens: int, before: int) -> float:
         """Seconds that one device computes."""
@@ -238,14 +244,14 @@ class Clock:
         return self._work.crossings * (slowest.sync_s + size / slowest.from_device)
 
     def _missing(self) -> Seconds:
-        """What a decoded token waits for the disk."""
+        """How long a decoded token waits for experts from the disk."""
         if self._regime not in MISS:
             return NOTHING
         missed = (1 - self._hit_rate) * self._active_experts
         return Seconds.of(missed / self._read_speed() * MISS[self._regime], READ)
 
     def _beside(self, computing: Seconds, size: float) -> Seconds:
-        """Computing a batch while ``size`` bytes are read for it."""
+        """``computing`` a batch while ``size`` bytes of experts are read for it."""
         hidden = HIDDEN[self._regime]
         reading = Seconds.of(size / self._read_speed() * BATCH_MISS[self._regime], READ)
 
@@ -263,7 +269,7 @@ class Clock:
     def _multiplying(
         self, m: Matrices, tokens: int, types: Mapping[str, TypeRate], threads: int
     ) -> float:
-        """Seconds for one batch: a weight comes from memory for its first token only."""
+        """Seconds for one batch: its first token reads a weight from memory, the others reuse it."""
         rate = _typed(types, m.kind)
         tokens = 1 if m.last_only else tokens
         one = rate.vector if m.experts else rate.row
@@ -273,7 +279,7 @@ class Clock:
         return m.nbytes * touched / value_at(one, threads) + again / value_at(curve, threads)
 
     def _offloads(self, m: Matrices, tokens: int) -> bool:
-        """Whether llama.cpp brings these weights to a GPU for a large batch."""
+        """Whether llama.cpp copies these weights to a GPU for a batch of so many tokens."""
         many = tokens >= OFFLOADED and not m.last_only
         return m.home == CPU and many and self._offloader() is not None
 
@@ -290,7 +296,9 @@ class Clock:
 
 
 def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:
-    """The rates of a type; of one that was not measured, those of the type nearest in size."""
+    """The rates of a storage type; one that was not timed gets those of the type nearest to it in
+    bytes per weight.
+    """
     if kind in types:
         return types[kind]
     size = _BYTES_PER_WEIGHT.get(kind, 1.0)

@@ -1,6 +1,6 @@
-"""Which layers to deal to which device, and what fits into the rest: arithmetic, nothing measured.
+"""How layers are split between several GPUs, and which tensors fill what is left on each.
 
-The search asks the engine about what comes out of here.
+Sums over the header only; ``search.py`` then asks the engine about the result.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from localmoe.planning.budget import MIB
 from localmoe.planning.candidates import Candidate
 from localmoe.planning.layout import expert_parts, layer_homes
 
-SHIFTS = (0, -1, 1, -2, 2)  # layers that a border between two devices is moved by
-MOST_DEVICES = 4  # for which all combinations of shifts are looked at
+SHIFTS = (0, -1, 1, -2, 2)  # layers by which the border between two devices is moved
+MOST_DEVICES = 4  # with more there are too many combinations of shifts to look at
 
 
-def proportional(budgets: Sequence[int]) -> tuple[float, ...]:
-    """Proportions of several devices, in MiB: readable, and the same wherever they are used."""
+def proportional_split(budgets: Sequence[int]) -> tuple[float, ...]:
+    """``EngineSettings.tensor_split`` by the devices' memory, in MiB; () for a single device."""
     return tuple(float(max(1, budget // MIB)) for budget in budgets) if len(budgets) > 1 else ()
 
 
-def fillings(
+def fitting_tensors(
     parts: Mapping[int, Mapping[str, int]], layers: Sequence[int], room: int
 ) -> list[tuple[int, frozenset[str]]]:
-    """Tensors of one of ``layers`` that fit into ``room`` bytes, the largest first; of equals the
-    last layer's. ``parts``: bytes per projection and layer.
+    """Sets of one layer's expert tensors that fit into ``room`` bytes: (layer, projections).
+
+    The largest set comes first; of equal sets that of the last layer. ``parts``: layer →
+    projection → bytes.
     """
     found = [
         (sum(parts[layer][name] for name in some), layer, frozenset(some))
@@ -39,14 +41,14 @@ def fillings(
     return [(layer, chosen) for _, layer, chosen in fitting]
 
 
-def redealt(
+def finer_split(
     model: Model, dense: Candidate, budgets: Mapping[str, int], free: Sequence[int]
 ) -> tuple[float, ...]:
-    """Layers per device, near those of ``dense``, with which most bytes of experts find room.
+    """The split near that of ``dense`` with which the most bytes of experts fit on the devices.
 
-    A device keeps whole layers and one part of a layer, so what is left over on it may be as large
-    as a tensor; a border moved by a layer or two leaves less. The split of ``dense`` where that is
-    best, and where a layer is not on a device.
+    A device keeps whole layers' experts and some tensors of one more layer, so as much memory as
+    one tensor may stay unused on it. A border moved by a layer or two leaves less. Returns the
+    split of ``dense`` when no other is better, and when some layer is not on any device.
     """
     settings = dense.settings
     devices = settings.devices
@@ -64,12 +66,12 @@ def redealt(
     parts = expert_parts(model)
     sizes = {index: sum(parts.get(index, {}).values()) for index in free}
     best, best_bytes = settings.tensor_split, -1
-    for shifted in _shifts(counts):
+    for shifted in _shifted_counts(counts):
         placed = start = 0
         for number, count in enumerate(shifted):
             layers = [i for i in range(start, start + count) if i in sizes]
             own = sum(i < len(model.layers) for i in range(start, start + count))
-            placed += _room_for(layers, sizes, parts, rest[number] - own * each[number])
+            placed += _bytes_taken(layers, sizes, parts, rest[number] - own * each[number])
             start += count
         if placed > best_bytes:
             best, best_bytes = tuple(float(count) for count in shifted), placed
@@ -78,14 +80,16 @@ def redealt(
 
 
 def model_output(model: Model) -> int:
-    """Bytes of the output matrix and norm, which the last device has; the embedding if tied."""
+    """Bytes of the output matrix and norm, which are on the last device; where the model uses its
+    token embedding as output (tied), the embedding counts instead.
+    """
     sizes = {tensor.name: tensor.nbytes for tensor in model.tensors if tensor.loaded}
     output = sum(count for name, count in sizes.items() if name.startswith("output"))
     return output if "output.weight" in sizes else output + sizes.get("token_embd.weight", 0)
 
 
-def _shifts(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Counts with the same sum, each border moved a little; unmoved first."""
+def _shifted_counts(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Layers per device with every border moved by each of ``SHIFTS``; the unmoved counts first."""
     for moves in product(SHIFTS, repeat=len(counts) - 1):
         borders = (0, *moves, 0)
         shifted = [
@@ -95,19 +99,21 @@ def _shifts(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield tuple(shifted)
 
 
-def _room_for(
+def _bytes_taken(
     layers: Sequence[int],
     sizes: Mapping[int, int],
     parts: Mapping[int, Mapping[str, int]],
     room: int,
 ) -> int:
-    """Bytes of experts that one device would take: its last layers, and a part of another."""
+    """Bytes of experts that fit in ``room`` on one device: its last layers whole, and tensors of
+    one more.
+    """
     if room < 0:
         return -(1 << 60)  # not even the dense part fits
     left, waiting = room, list(layers)
     while waiting and sizes[waiting[-1]] <= left:
         left -= sizes[waiting.pop()]
-    best = fillings(parts, waiting, left)
+    best = fitting_tensors(parts, waiting, left)
     if best:
         layer, chosen = best[0]
         left -= sum(parts[layer][name] for name in chosen)

@@ -12,13 +12,14 @@ from localmoe.facts.model import Model
 from localmoe.planning.layout import home_of, layer_homes
 from localmoe.planning.memory import CPU, DeviceMemory, EngineSettings, MemoryReport
 
-HOST_COMPUTE_SHARE = 10  # of a full compute buffer, for the tensors that pass through the host
+HOST_COMPUTE_SHARE = 10  # the host's compute buffer is this part (1/10) of a device's
 
 
 def split(model: Model, host: MemoryReport, settings: EngineSettings) -> MemoryReport:
-    """``host`` (everything on the host) divided between the host and ``settings.devices``.
+    """Divides ``host``, the engine's figures with everything on the host, among the devices.
 
-    Weights by the header; KV by the share of layers; a compute buffer of full size on each device.
+    Weights go where the header says; the KV cache in proportion to the layers; every device gets
+    a compute buffer of full size.
     """
     homes = layer_homes(model, settings)
     used = [device for device in settings.devices if device in homes]

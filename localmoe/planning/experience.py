@@ -1,7 +1,8 @@
-"""What earlier runs say of the next one's speed. Pure.
+"""Corrects a forecast by earlier runs. Pure.
 
-Of the same model in the same place a few runs say more than any sum; of other models they say
-whether this machine is faster or slower than was measured.
+Each run gives a ratio, measured seconds ÷ forecast seconds. A few ratios of the same model on the
+same tiers tell more than the forecast itself. Ratios of other models tell whether this machine is
+generally faster or slower than its rates say.
 """
 
 from __future__ import annotations
@@ -11,27 +12,29 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LATEST = 8  # runs of the same model that count
-OTHERS = 24  # runs of other models
-WEIGHT = 6  # runs of other models that count half
-LEAST_SPREAD = 1.12  # of two runs one after the other
-FIRST_SPREAD = 1.18  # after a single run
-FARTHEST = 4.0  # × a forecast: what differs more was disturbed, or is another thing
+LATEST = 8  # the last so many runs of the same model count
+OTHERS = 24  # the last so many runs of other models count
+WEIGHT = 6  # with so many runs of other models, half of their median is believed
+LEAST_SPREAD = 1.12  # two runs one after the other differ by as much
+FIRST_SPREAD = 1.18  # the spread that is assumed after a single run
+FARTHEST = 4.0  # × a forecast; a run that differs more was disturbed and is left out
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Measured ÷ forecast seconds, and a factor ≥ 1 for both borders; None: as without runs."""
+    """``factor``: expected seconds are multiplied by it. ``spread`` (≥ 1): the range goes from
+    expected ÷ spread to expected × spread; None leaves the range as it is without runs.
+    """
 
     factor: float
     spread: float | None
 
 
 def correction(same: Sequence[float], others: Sequence[float]) -> Correction | None:
-    """From ratios (measured ÷ forecast seconds), oldest first.
+    """The correction that ratios (measured ÷ forecast seconds), oldest first, suggest.
 
-    ``same``: of the same model in the same place; ``others``: of others on this machine. None
-    where there are none.
+    ``same``: ratios of this model on the same tiers; ``others``: of other models on this machine.
+    None when both are empty.
     """
     same, others = _plausible(same)[-LATEST:], _plausible(others)[-OTHERS:]
     if same:

@@ -1,7 +1,7 @@
-"""A first guess of where a model would live, from its size alone: no header has been read.
+"""A first guess of which memories a model needs, from its file size alone, before any header.
 
-Marked approximate wherever it is shown. It rests on one rule of thumb: beside its weights a model
-takes a tenth of them, at least 1 and at most 8 GiB, for KV cache and buffers at a modest context.
+Marked approximate wherever it is shown. The rule of thumb: KV cache and buffers at a modest context
+take a tenth of the weights' size, at least 1 GiB and at most 8 GiB.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from localmoe.planning.plan import Verdict, Wishes
 def guess(size: int, machine: Machine, wishes: Wishes, promised_ram: int = 0) -> Verdict:
     """The verdict that ``size`` bytes of weights suggest.
 
-    That experts can be read from the disk is assumed up to eight times the memory there is: the
-    share that every token needs is a tenth of a large model or less.
+    Reading experts from the disk is taken to work for models of up to eight times the memory: of
+    a large MoE model every token needs a tenth or less (attention, shared experts, embedding).
     """
     own = PROCESS_BYTES + CHECKPOINT_BYTES
     budget = budget_beside(own, machine, wishes, promised_ram)

@@ -1,11 +1,11 @@
-"""What of each layer is where, of a placement that was decided: the rows of a plan. Pure."""
+"""The layer table of a plan: how many bytes of each layer are on GPU, in RAM, on the disk. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from localmoe.facts.model import Model
-from localmoe.planning.cache_shares import even_shares, layer_uses, shares
+from localmoe.planning.cache_shares import even_shares, layer_uses, planned_shares
 from localmoe.planning.candidates import Candidate
 from localmoe.planning.layout import layer_homes
 from localmoe.planning.memory import CPU
@@ -16,10 +16,10 @@ from localmoe.routing.profile import Profile
 def layer_rows(
     model: Model, candidate: Candidate, tiers: Mapping[int, str], profile: Profile | None
 ) -> Iterator[LayerPlacement]:
-    """One row per layer. ``tiers``: where the user wants a layer's experts ("ram", "disk")."""
+    """One row per layer. ``tiers``: layer → "gpu", "ram" or "disk" where the user said so."""
     homes = layer_homes(model, candidate.settings)
     wanted = {index: tier for index, tier in tiers.items() if tier != "gpu"}
-    kept = in_ram(model, candidate, wanted, profile)
+    kept = bytes_in_ram(model, candidate, wanted, profile)
     for layer in model.layers:
         here = candidate.host_experts.get(layer.index, 0)
         ram = kept.get(layer.index, 0)
@@ -41,30 +41,34 @@ def layer_rows(
         )
 
 
-def in_ram(
+def bytes_in_ram(
     model: Model, candidate: Candidate, tiers: Mapping[int, str], profile: Profile | None
 ) -> dict[int, int]:
-    """Bytes of each layer's experts that stay in RAM; whole layers only where it is wished."""
+    """Layer → bytes of its experts that stay in RAM. ``tiers``: layer → "ram" or "disk".
+
+    A layer wished in RAM stays whole; the others share what is left.
+    """
     host = candidate.host_experts
     kept = {index: host[index] for index in host if tiers.get(index) == "ram"}
     free = {index: count for index, count in host.items() if index not in tiers}
     left = candidate.room - sum(kept.values())
-    part = parts(model, free, left, profile)
+    part = layer_shares(model, free, left, profile)
     kept |= {index: int(part[index] * count) for index, count in free.items() if index in part}
     rounded = min(left, sum(free.values())) - sum(kept[index] for index in free if index in kept)
-    for index in free:  # to the byte
+    for index in free:  # what rounding down has left over, so that the rows add up to the byte
         more = min(rounded, free[index] - kept.get(index, 0))
         kept[index] = kept.get(index, 0) + more
         rounded -= more
     return kept
 
 
-def cache_shares(
+def cache_shares_of(
     model: Model, candidate: Candidate, tiers: Mapping[int, str], room: int, profile: Profile | None
 ) -> tuple[tuple[int, float], ...]:
-    """(layer, share of its experts) for a cache of ``room`` bytes; () when all are treated alike.
+    """``EngineSettings.cache_shares``: (layer, share of its experts) for a cache of ``room`` bytes.
 
-    Layers that shall be in RAM come first; those that shall be on the disk get what is left.
+    Empty when every layer gets the same share. Layers wished in RAM are served first; those wished
+    on the disk get what the others leave.
     """
     host = candidate.host_experts
     wanted = {index: tier for index, tier in tiers.items() if index in host and tier != "gpu"}
@@ -73,14 +77,14 @@ def cache_shares(
     found: dict[int, float] = {}
     for tier in ("ram", None, "disk"):
         group = {i: n for i, n in host.items() if wanted.get(i) == tier}
-        found |= parts(model, group, max(0, room), profile)
+        found |= layer_shares(model, group, max(0, room), profile)
         room -= sum(group.values())
     return tuple(sorted((index, round(share, 6)) for index, share in found.items()))
 
 
-def parts(
+def layer_shares(
     model: Model, host_experts: Mapping[int, int], room: int, profile: Profile | None
 ) -> dict[int, float]:
-    """The share of each layer's experts in ``room`` bytes."""
+    """Layer → share of its experts that ``room`` bytes hold. ``host_experts``: layer → bytes."""
     uses = layer_uses(model, host_experts, profile)
-    return even_shares(uses, room) if profile is None else shares(uses, room)
+    return even_shares(uses, room) if profile is None else planned_shares(uses, room)

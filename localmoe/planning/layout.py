@@ -67,7 +67,9 @@ def experts_to_host(layers: Iterable[int]) -> tuple[tuple[str, str], ...]:
 
 
 def projections_to_host(layer: int, projections: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The same for some tensors of one layer: a device may have room for a part of it."""
+    """The override that keeps some projections ("gate", "up", …) of one layer's experts in host
+    memory, while the others stay on the device.
+    """
     return _to_host((layer,), sorted(projections))
 
 

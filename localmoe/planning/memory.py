@@ -44,13 +44,13 @@ class EngineSettings:
     repack: bool = False  # llama.cpp's use_extra_bufts
     cache: str = "off"  # experts in host memory: "off" | "page" | "private"
     cache_bytes: int = 0  # private: memory for experts, never exceeded
-    cache_shares: tuple[tuple[int, float], ...] = ()  # (layer, share of its experts); () = alike
+    cache_shares: tuple[tuple[int, float], ...] = ()  # (layer, share of its experts); () = even
     experts_used: int = 0  # lossy: experts per token; 0 = the model's own
     prefer_cached: float = 0.0  # lossy: how much less probable a resident expert may be (0…1)
     record: str = ""  # a file for the routing of every token
     record_logits: bool = False  # the routers' logits too
     replay: str = ""  # a recorded routing to impose
-    predicted: float = 0.0  # share of it that the prediction of the next layer gets right; 0: none
+    predicted: float = 0.0  # replay: share of experts that the prediction gets right; 0: none
     threads: int = 0  # decode; 0 = engine default
     threads_batch: int = 0  # prefill
 

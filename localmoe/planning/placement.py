@@ -1,8 +1,8 @@
 """The planner: where a model's weights live on a machine. Pure, given a pure ``Measure``.
 
-``search.py`` has the order of preference, ``trial.py`` the judgement of one candidate. Every
-candidate is measured by the engine, never summed up here; only a device outside the engine build is
-estimated (``estimate.py``).
+``search.py`` has the order of preference, ``candidates.py`` judges one candidate. Every candidate
+is measured by the engine, never summed up here; only a device outside the engine build is estimated
+(``estimate.py``).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import dataclasses
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
-from localmoe.planning.advice import Question, advise, explain
+from localmoe.planning.advice import Decision, advise, explain
 from localmoe.planning.budget import Budget, budget_of
 from localmoe.planning.cache import plan_cache
 from localmoe.planning.cache_shares import trusted
-from localmoe.planning.candidates import Candidate, Trials
-from localmoe.planning.layer_rows import cache_shares, layer_rows
+from localmoe.planning.candidates import Candidate, Candidates
+from localmoe.planning.layer_rows import cache_shares_of, layer_rows
 from localmoe.planning.memory import CPU, EngineSettings, Measure
 from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict, Wishes
-from localmoe.planning.search import MAX_CONTEXT, Search
+from localmoe.planning.search import MAX_CONTEXT, PlacementSearch
 from localmoe.routing.profile import Profile
 
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
@@ -43,49 +43,51 @@ def make_plan(
     """
     _check_experts(model, wishes)
     budget = budget_of(model, machine, wishes, promised_ram)
-    planner = _Planner(
+    placement = _Placement(
         model, machine, _known(wishes, budget), measure, budget, trusted(model, profile)
     )
-    best = planner.search.best()
-    verdict = planner.verdict(best)
-    question = Question(
+    candidate = placement.search.find()
+    verdict = placement.verdict(candidate)
+    decision = Decision(
         model,
-        planner.wishes,
+        placement.wishes,
         verdict,
-        best,
+        candidate,
         budget,
-        need=planner.trials.ram_use(best.memory),
+        need=placement.candidates.ram_use(candidate.memory),
         taken=machine.ram_total - machine.ram_available,
         unused=machine.ram_available - promised_ram - (wishes.ram or 0),
     )
-    settings, cache = planner.cached(best, verdict)
-    memory = best.memory
-    if settings.ubatch != best.settings.ubatch:  # a cache may want smaller batches
-        memory = planner.trials.measure(settings)
+    settings, cache = placement.cached(candidate, verdict)
+    memory = candidate.memory
+    if settings.ubatch != candidate.settings.ubatch:  # a cache may want smaller batches
+        memory = placement.candidates.measure(settings)
     return Plan(
         verdict=verdict,
         settings=settings,
         memory=memory,
         tiers=Tiers(
             gpu=sum(d.total for d in memory.devices if d.device != CPU),
-            ram=memory.on(CPU).total - best.disk + max(0, settings.cache_bytes - best.room),
-            disk=best.disk,
+            ram=memory.on(CPU).total
+            - candidate.disk
+            + max(0, settings.cache_bytes - candidate.room),
+            disk=candidate.disk,
         ),
-        layers=tuple(layer_rows(model, best, planner.tiers, planner.profile)),
-        max_context=planner.max_context(best),
+        layers=tuple(layer_rows(model, candidate, placement.tiers, placement.profile)),
+        max_context=placement.max_context(candidate),
         cache=cache,
         ram_budget=budget.ram,
         ram_reserve=budget.reserve,
         vram_budget=budget.vram,
-        reason=explain(question),
-        advice=tuple(advise(question, planner)),
+        reason=explain(decision),
+        advice=tuple(advise(decision, placement)),
         gpu_budgets=tuple(budget.gpus.items()),
-        missing_ram=max(0, question.shortfall) if verdict.fits and best.disk else 0,
+        missing_ram=max(0, decision.shortfall) if verdict.fits and candidate.disk else 0,
     )
 
 
-class _Planner:
-    """Plans for one model on one budget, and for what would change if something were different."""
+class _Placement:
+    """One model on one budget: its best placement, and how that would change with other wishes."""
 
     def __init__(
         self,
@@ -103,9 +105,9 @@ class _Planner:
         self.tiers = _tiers(model, wishes)
         self._machine = machine
         self._measure = measure
-        self.trials = Trials(model, machine, measure, budget, self.tiers, wishes.cache_ram)
+        self.candidates = Candidates(model, machine, measure, budget, self.tiers, wishes.cache_ram)
         threads = wishes.threads or min(machine.cores_physical, machine.cores_logical)
-        self.search = Search(self.trials, wishes, self.tiers, threads, profile)
+        self.search = PlacementSearch(self.candidates, wishes, self.tiers, threads, profile)
 
     def verdict(self, candidate: Candidate) -> Verdict:
         if not candidate.fits:
@@ -129,7 +131,7 @@ class _Planner:
         budget = self.budget
         if wishes.ram != self.wishes.ram or wishes.vram != self.wishes.vram:
             budget = budget_of(self.model, self._machine, wishes)
-        other = _Planner(self.model, self._machine, wishes, self._measure, budget, self.profile)
+        other = _Placement(self.model, self._machine, wishes, self._measure, budget, self.profile)
         return other.search.place(context)
 
     def without_remotes(self, context: int) -> Candidate:
@@ -139,11 +141,11 @@ class _Planner:
         names = {gpu.device for gpu in here}
         gpus = {name: room for name, room in self.budget.gpus.items() if name in names}
         budget = dataclasses.replace(self.budget, gpus=gpus)
-        other = _Planner(self.model, machine, self.wishes, self._measure, budget, self.profile)
+        other = _Placement(self.model, machine, self.wishes, self._measure, budget, self.profile)
         return other.search.place(context)
 
     def cached(self, candidate: Candidate, verdict: Verdict) -> tuple[EngineSettings, CachePlan]:
-        """The settings of a candidate with what serves the experts that RAM cannot keep."""
+        """The candidate's settings with an expert cache where one is needed, and why."""
         wishes = self.wishes
         settings = dataclasses.replace(
             candidate.settings,
@@ -155,13 +157,15 @@ class _Planner:
             return settings, CachePlan("none", 0, "the model does not fit")
         wish, room = wishes.cache, candidate.cache_room
         if wish == "auto" and room > candidate.room:
-            wish = "private"  # on the disk by wish: not kept like the others, but not read in vain
+            wish = "private"  # experts wished on the disk are cached in the RAM that is free
         settings, plan = plan_cache(
             self.model, settings, candidate.host_experts, room, wish, wishes.cache_ram
         )
         if plan.regime != "private":
             return settings, plan
-        shares = cache_shares(self.model, candidate, self.tiers, settings.cache_bytes, self.profile)
+        shares = cache_shares_of(
+            self.model, candidate, self.tiers, settings.cache_bytes, self.profile
+        )
         if self.profile is not None:
             tokens = f"{self.profile.tokens:,.0f} recorded tokens"
             plan = dataclasses.replace(plan, why=f"{plan.why}; shared out by {tokens}")
@@ -199,7 +203,9 @@ class _Planner:
         KV cache and buffers grow linearly; a quarter is added for what does not.
         """
         context = candidate.settings.context
-        wider = self.trials.measure(dataclasses.replace(candidate.settings, context=2 * context))
+        wider = self.candidates.measure(
+            dataclasses.replace(candidate.settings, context=2 * context)
+        )
         growth = (wider.total - candidate.memory.total) / context  # bytes per token
         room = self.budget.ram + self.budget.vram
         if growth <= 0:

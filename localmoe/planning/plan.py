@@ -89,19 +89,21 @@ class CachePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Complete and executable; ``verdict`` NO carries the numbers that make it so."""
+    """All that is needed to load the model; with verdict NO, the figures that say why not."""
 
     verdict: Verdict
     settings: EngineSettings
     memory: MemoryReport
     tiers: Tiers
     layers: tuple[LayerPlacement, ...]
-    max_context: int  # tokens; the largest at which nothing moves to a slower tier than now
+    max_context: int  # tokens; the largest with the same verdict; 0 when the model does not fit
     cache: CachePlan
-    ram_budget: int  # bytes the planner allowed itself in RAM, the reserve already taken off
+    ram_budget: int  # bytes of RAM that the plan may use, without the reserve
     ram_reserve: int  # bytes left for everything else
     vram_budget: int
     reason: str  # one sentence: why this verdict
     advice: tuple[str, ...]  # what would change it, most useful first
     gpu_budgets: tuple[tuple[str, int], ...] = ()  # bytes allowed on each GPU, of ``vram_budget``
-    missing_ram: int = 0  # bytes of RAM with which nothing would need the disk; 0: nothing does
+    missing_ram: int = (
+        0  # bytes of RAM that would keep everything off the disk; 0: nothing is there
+    )

@@ -1,8 +1,8 @@
-"""The search for the best placement: settings are tried out until none better is left to try.
+"""The search for the best placement of a model on a budget.
 
-Order of preference: dense weights, router, shared experts and KV cache on the GPUs first, then the
-routed experts of as many layers as fit there, down to single tensors of one layer per device; the
-others in RAM, and what RAM cannot keep is read from the disk when a token needs it.
+Order of preference: dense weights, router, shared experts and KV cache go to the GPUs first, then
+the routed experts of as many layers as fit there, down to single tensors of one layer per device.
+The other experts stay in RAM, and what RAM cannot keep is read from the disk when a token needs it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from localmoe.planning.cache_shares import by_gain, layer_uses, missed_bytes, shares
-from localmoe.planning.candidates import Candidate, Trials
-from localmoe.planning.device_split import fillings, proportional, redealt
+from localmoe.planning.cache_shares import by_gain, layer_uses, missed_bytes, planned_shares
+from localmoe.planning.candidates import Candidate, Candidates
+from localmoe.planning.device_split import finer_split, fitting_tensors, proportional_split
 from localmoe.planning.layout import (
     expert_parts,
     experts_to_host,
@@ -32,26 +32,26 @@ BATCHES = (512, 256, 128, 64)
 MAX_CONTEXT = 10 * 1024 * 1024
 """No larger context is asked about, whatever a header claims: a dry run costs memory per token."""
 
-RESHARES = 4  # times that layers are dealt anew to several devices before less is put on them
+RESPLITS = 4  # times that layers are split anew between the devices before less is put on them
 
 
-class Search:
-    """One model, one budget, one user's wishes. ``tiers``: what ``--experts-on`` says per layer.
+class PlacementSearch:
+    """The search for one model, budget and user. ``tiers``: layer → what ``--experts-on`` says.
 
-    ``profile``: how the experts were used so far, where that is known.
+    ``profile``: how the experts were used so far; None when that is not known.
     """
 
     def __init__(
         self,
-        trials: Trials,
+        candidates: Candidates,
         wishes: Wishes,
         tiers: Mapping[int, str],
         threads: int,
         profile: Profile | None = None,
     ) -> None:
-        self._trials = trials
-        self._model = trials.model
-        self._budgets = trials.budget.gpus
+        self._candidates = candidates
+        self._model = candidates.model
+        self._budgets = candidates.budget.gpus
         self._wishes = wishes
         self._tiers = tiers
         self._threads = threads
@@ -59,8 +59,8 @@ class Search:
         self._expert_bytes = {layer.index: layer.expert_bytes for layer in self._model.layers}
         self._moe = [layer.index for layer in self._model.layers if layer.expert_count]
 
-    def best(self) -> Candidate:
-        """Context and batch first as wished, then what fits."""
+    def find(self) -> Candidate:
+        """The best placement at the wished context; without a wish, at the context that suits."""
         choice: Candidate | None = None
         for context in self._contexts():
             candidate = self.place(context)
@@ -73,7 +73,7 @@ class Search:
         return choice
 
     def _contexts(self) -> list[int]:
-        """Largest first."""
+        """Tokens, the largest first."""
         if self._wishes.context is not None:
             return [self._wishes.context]
         own = min(self._model.context_train or DEFAULT_CONTEXTS[0], MAX_CONTEXT)
@@ -99,14 +99,17 @@ class Search:
         return candidate
 
     def _place(self, settings: EngineSettings) -> Candidate:
-        """The fastest placement that fits, else the one that lacks least; wishes are not bent."""
+        """The fastest placement that fits, else the one that lacks the least memory.
+
+        What the user fixed by ``--gpu-layers`` and the like is never changed to make it fit.
+        """
         wishes = self._wishes
         if not self._budgets or wishes.gpu_layers == 0:
-            return self._try(settings, ())
+            return self._judge(settings, ())
         settings = dataclasses.replace(
             settings,
             devices=tuple(self._budgets),
-            tensor_split=proportional(list(self._budgets.values())),
+            tensor_split=proportional_split(list(self._budgets.values())),
             gpu_layers=-1,
         )
         off = [index for index in self._moe if self._tiers.get(index) in ("ram", "disk")]
@@ -124,10 +127,10 @@ class Search:
             return dense if wished else self._fewer_layers(settings, host)
         free = [index for index in host if index not in off]
         filled = self._filled(dense, free, off)
-        shares = redealt(self._model, dense, self._budgets, free)
-        if shares != dense.settings.tensor_split:
-            # Layers dealt so that less is left over on each device.
-            other = self._try(dataclasses.replace(dense.settings, tensor_split=shares), host)
+        split = finer_split(self._model, dense, self._budgets, free)
+        if split != dense.settings.tensor_split:
+            # Borders between the devices moved, so that less memory stays unused on each.
+            other = self._judge(dataclasses.replace(dense.settings, tensor_split=split), host)
             if other.gpus_fit:
                 other = self._filled(other, free, off)
                 filled = other if faster(other, filled) else filled
@@ -136,32 +139,32 @@ class Search:
 
     # -- several devices ---------------------------------------------------------------------
 
-    def _try(
+    def _judge(
         self, settings: EngineSettings, host: Iterable[int], more: tuple[tuple[str, str], ...] = ()
     ) -> Candidate:
-        """With the experts of ``host`` layers, and what ``more`` overrides say, in host memory."""
+        """The candidate with the experts of ``host`` layers, and by ``more``, on the host."""
         overrides = (*self._wishes.overrides, *experts_to_host(host), *more)
         if not settings.devices and any(device != CPU for _, device in overrides):
-            # No layer is on a device, but tensors that the user sends there.
+            # No layer is on a device, but the user's overrides send tensors to one.
             settings = dataclasses.replace(
                 settings,
                 devices=tuple(self._budgets),
-                tensor_split=proportional(list(self._budgets.values())),
+                tensor_split=proportional_split(list(self._budgets.values())),
             )
-        return self._trials.try_out(dataclasses.replace(settings, overrides=overrides))
+        return self._candidates.judge(dataclasses.replace(settings, overrides=overrides))
 
     def _balanced(self, settings: EngineSettings, host: list[int]) -> Candidate:
-        """Layers dealt to the devices in proportion to their memory, and anew where one is full."""
-        candidate = self._try(settings, host)
-        for _ in range(RESHARES if len(settings.devices) > 1 else 0):
-            shares = self._reshared(candidate)
-            if candidate.gpus_fit or shares is None or shares == candidate.settings.tensor_split:
+        """Layers split between the devices by memory, and split anew while one is too full."""
+        candidate = self._judge(settings, host)
+        for _ in range(RESPLITS if len(settings.devices) > 1 else 0):
+            split = self._split_by_cost(candidate)
+            if candidate.gpus_fit or split is None or split == candidate.settings.tensor_split:
                 break
-            candidate = self._try(dataclasses.replace(settings, tensor_split=shares), host)
+            candidate = self._judge(dataclasses.replace(settings, tensor_split=split), host)
         return candidate
 
-    def _reshared(self, candidate: Candidate) -> tuple[float, ...] | None:
-        """Layers per device by what one of them has cost there; None where they cannot all fit."""
+    def _split_by_cost(self, candidate: Candidate) -> tuple[float, ...] | None:
+        """Layers per device by what a layer has cost on each; None when they cannot all fit."""
         devices = candidate.settings.devices
         homes = [home for home in layer_homes(self._model, candidate.settings) if home in devices]
         room: list[float] = []
@@ -179,9 +182,10 @@ class Search:
         return tuple(float(count) for count in counts)
 
     def _dense(self, settings: EngineSettings, host: list[int]) -> Candidate:
-        """All but ``host`` layers' experts on the GPUs; a device too small for a share is left out.
+        """Everything on the GPUs but the experts of ``host`` layers.
 
-        Where no set of them can hold it, the answer is that of all devices.
+        A device too small for its share is left out. When no set of devices can hold it, the
+        answer is the candidate with all of them, which does not fit.
         """
         first = candidate = self._balanced(settings, host)
         while not candidate.gpus_fit and len(candidate.settings.devices) > 1:
@@ -190,19 +194,19 @@ class Search:
             fewer = dataclasses.replace(
                 settings,
                 devices=devices,
-                tensor_split=proportional([self._budgets[device] for device in devices]),
+                tensor_split=proportional_split([self._budgets[device] for device in devices]),
             )
             candidate = self._balanced(fewer, host)
         return candidate if candidate.gpus_fit else first
 
     def _fewer_layers(self, settings: EngineSettings, host: list[int]) -> Candidate:
         """As many layers' dense weights on the GPUs as fit, no experts of ``host`` layers."""
-        low, high = 0, len(self._model.layers) + 1  # low fits (nothing is there), high does not
+        low, high = 0, len(self._model.layers) + 1  # 0 layers on the GPUs fit, all do not
         alone = dataclasses.replace(settings, devices=(), tensor_split=(), gpu_layers=0)
-        best = self._try(alone, ())
+        best = self._judge(alone, ())
         while high - low > 1:
             middle = (low + high) // 2
-            candidate = self._try(dataclasses.replace(settings, gpu_layers=middle), host)
+            candidate = self._judge(dataclasses.replace(settings, gpu_layers=middle), host)
             if candidate.gpus_fit:
                 best, low = candidate, middle
             else:
@@ -210,18 +214,18 @@ class Search:
         return best
 
     def _without_idle(self, candidate: Candidate) -> Candidate:
-        """The same without devices that got nothing: each would only cost buffers."""
+        """The candidate without the devices that got no weights: each would only cost buffers."""
         settings = candidate.settings
         used = [i for i, d in enumerate(settings.devices) if candidate.memory.on(d).weights]
         if not used or len(used) == len(settings.devices):
             return candidate
-        shares = settings.tensor_split or (1.0,) * len(settings.devices)
+        split = settings.tensor_split or (1.0,) * len(settings.devices)
         fewer = dataclasses.replace(
             settings,
             devices=tuple(settings.devices[i] for i in used),
-            tensor_split=tuple(shares[i] for i in used) if len(used) > 1 else (),
+            tensor_split=tuple(split[i] for i in used) if len(used) > 1 else (),
         )
-        other = self._trials.try_out(fewer)
+        other = self._candidates.judge(fewer)
         return other if other.fits and not faster(candidate, other) else candidate
 
     # -- experts -----------------------------------------------------------------------------
@@ -246,7 +250,7 @@ class Search:
                 kept[device].append(waiting[device].pop())
         best = dense
         while any(kept.values()):
-            candidate = self._try(dense.settings, _all(waiting, off))
+            candidate = self._judge(dense.settings, _all(waiting, off))
             full = self._full(candidate)
             if not full:
                 best = candidate
@@ -264,10 +268,10 @@ class Search:
         more: tuple[tuple[str, str], ...] = ()
         for device, layers in waiting.items():
             room = self._budgets[device] - best.memory.on(device).total
-            for layer, chosen in fillings(parts, layers, room)[:2]:
+            for layer, chosen in fitting_tensors(parts, layers, room)[:2]:
                 rest = projections_to_host(layer, parts[layer].keys() - chosen)
                 others = {**waiting, device: [index for index in layers if index != layer]}
-                candidate = self._try(best.settings, _all(others, off), (*more, *rest))
+                candidate = self._judge(best.settings, _all(others, off), (*more, *rest))
                 if not self._full(candidate):
                     best, more, waiting = candidate, (*more, *rest), others
                     break
@@ -276,27 +280,27 @@ class Search:
     def _by_routing(
         self, best: Candidate, host: list[int], free: list[int], off: list[int]
     ) -> Candidate:
-        """Other layers on the GPUs, where fewer bytes are then expected to be read from the disk.
+        """Other layers' experts on the GPUs, if fewer bytes are then expected from the disk.
 
-        As much memory there serves a layer that chooses evenly better than one whose favourites
-        would be in RAM anyway.
+        A layer that chooses its experts evenly gains more from GPU memory than one with a few
+        favourites, which RAM would keep anyway.
         """
         if self._profile is None or not best.disk or not best.fits:
             return best
         uses = layer_uses(self._model, {i: self._expert_bytes[i] for i in free}, self._profile)
         share = best.room / max(1, sum(best.host_experts.values()))
         order = by_gain(uses, dict.fromkeys(free, share))
-        other = self._filled(self._try(best.settings, host), order, off)
+        other = self._filled(self._judge(best.settings, host), order, off)
         better = other.fits and self._missed(other) < self._missed(best)
         return other if better else best
 
     def _missed(self, candidate: Candidate) -> float:
         """Bytes that a token is expected to read from the disk, by the profile."""
         uses = layer_uses(self._model, candidate.host_experts, self._profile)
-        return missed_bytes(uses, shares(uses, candidate.room))
+        return missed_bytes(uses, planned_shares(uses, candidate.room))
 
     def _full(self, candidate: Candidate) -> list[str]:
-        """The devices on which it is too much."""
+        """The devices that would need more memory than they can give."""
         return [
             device
             for device in candidate.settings.devices
@@ -305,7 +309,9 @@ class Search:
 
 
 def faster(candidate: Candidate, other: Candidate) -> bool:
-    """Whether fewer expert bytes are on a slower tier."""
+    """Whether ``candidate`` has fewer expert bytes on the disk than ``other``, or as many there and
+    fewer off the GPUs.
+    """
     mine = (candidate.disk, sum(candidate.host_experts.values()))
     return mine < (other.disk, sum(other.host_experts.values()))
 

@@ -1,7 +1,7 @@
 """How fast a plan will be: decode, prefill and the first token, with a range. Pure.
 
-Time = bytes and multiplications of each tier ÷ what was measured of it (``facts.bandwidth``), plus
-operations × their fixed cost, plus the experts that the cache is expected to miss ÷ the disk.
+Seconds = bytes and multiplications of each tier ÷ the rates measured of it (``facts.bandwidth``),
+plus operations × their fixed cost, plus bytes of experts missing in memory ÷ the disk's rate.
 ``planning/clock.py`` does the sums.
 """
 
@@ -21,7 +21,7 @@ PROMPT = 512  # tokens of the prompt that a first token is forecast for
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """``expected`` is the best guess; the truth is between the others in nine cases of ten."""
+    """``expected`` is the best guess; nine of ten measurements lie between ``low`` and ``high``."""
 
     low: float
     expected: float
@@ -50,10 +50,11 @@ def forecast(
     decode: Correction | None = None,
     prefill: Correction | None = None,
 ) -> Forecast:
-    """Of a plan that fits, on a machine with these rates; its first disk is where the model is.
+    """The forecast for a plan that fits, on a machine with these rates; ``rates.disk[0]`` is the
+    disk that the model is on.
 
-    ``profile``: how the model's experts have been used here, None for a real trace of another
-    model. ``decode`` and ``prefill``: what earlier runs taught.
+    ``profile``: how the model's experts were used here; None: a real trace of another model stands
+    in. ``decode`` and ``prefill``: corrections by earlier runs.
     """
     prompt_tokens = max(1, min(prompt_tokens, plan.settings.context))
     clock = Clock(model, plan, rates, profile)
@@ -75,7 +76,7 @@ def forecast(
 
 
 def _corrected(seconds: Seconds, correction: Correction | None) -> Seconds:
-    """Moved by what runs taught, and never a wider range than without them."""
+    """``seconds`` corrected by earlier runs; the range never gets wider than without them."""
     if correction is None:
         return seconds
     moved = seconds.scaled(correction.factor)

@@ -1,4 +1,4 @@
-"""A plan as it would be if something were different, without asking the engine anew. Pure."""
+"""What a plan would be with more memory, worked out without asking the engine again. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _WITHOUT_DISK = {
 
 
 def with_enough_ram(plan: Plan) -> Plan:
-    """The same placement where RAM holds what now is read from the disk.
+    """``plan`` on a machine whose RAM also holds the experts that are now read from the disk.
 
-    Batches stay as small as a cache has made them, so prefill would be a little faster still.
+    The batch stays as small as the expert cache has made it; a new plan would use a larger one, so
+    a forecast of the result is a little too slow for prompts.
     """
     layers = tuple(map(_in_ram, plan.layers))
     experts = sum(layer.experts_ram for layer in layers)

@@ -1,7 +1,7 @@
-"""What a token makes a machine do: weights to read and multiply, cache to attend to. Pure.
+"""The work of one token: bytes of weights to read, multiplications, KV cache to attend to. Pure.
 
-Counted from the header alone, so it holds for architectures that nobody has thought of; what is not
-a matrix (norms, biases, activations) is counted as operations.
+Counted from the tensor table alone, so it holds for architectures that have no code of their own
+here. What is not a matrix (norms, biases, activations) is counted as an operation of fixed cost.
 """
 
 from __future__ import annotations
@@ -15,77 +15,77 @@ from localmoe.facts.model import Layer, Model, Role, Tensor
 from localmoe.planning.layout import home_of, layer_homes
 from localmoe.planning.memory import EngineSettings
 
-MATRIX = 32  # a tensor with shorter rows is no matrix: a convolution, a scale
-SMALL = 4 << 10  # bytes; what has less is no matrix either, but a norm or a bias
-LAYER_NODES = 9  # operations of a layer beside its tensors: rotations, cache, attention, sums
-MOE_NODES = 9  # of a router, beside one sum per expert used
-RECURRENT_NODES = 20
-NODES_PER_TENSOR = 1.3  # a norm is two operations, a matrix is one
+MATRIX = 32  # elements; a tensor with shorter rows is a convolution or a scale, not a matrix
+SMALL = 4 << 10  # bytes; a smaller tensor is a norm or a bias, not a matrix
+LAYER_NODES = 9  # operations of a layer beside those on its tensors: rotations, cache, attention
+MOE_NODES = 9  # operations of a router, beside one sum per expert used
+RECURRENT_NODES = 20  # further operations of a recurrent layer
+NODES_PER_TENSOR = 1.3  # operations: a matrix takes one, a norm two
 
 _ATTENDS = (".attn_q.", ".attn_q_b.", ".attn_qkv.", ".attn_k.")
 _RECURRENT = (".ssm_", ".time_mix_")
-_DELTA = (".ssm_ba.", ".ssm_beta.")  # a gated delta net's
+_DELTA = (".ssm_ba.", ".ssm_beta.")  # tensors that only gated delta nets have
 
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """Matrices of one type in one place that are used alike; figures are sums."""
+    """Matrices of one type on one device that a token uses in the same way; figures are sums."""
 
     home: str  # the engine's device name
     kind: str  # storage type, "Q4_K"
     nbytes: int
     weights: int
-    experts: int = 0  # routed: of so many, ``used`` by a token; 0: every token uses all of it
-    used: int = 0
-    last_only: bool = False  # needed for a prompt's last token only: the output, the last FFN
-    count: int = 1  # of tensors
+    experts: int = 0  # routed experts in each tensor; 0: every token uses the whole matrix
+    used: int = 0  # of those, experts per token (top-k)
+    last_only: bool = False  # used for a prompt's last token only: output matrix, last layer's FFN
+    count: int = 1  # number of tensors
 
     @property
     def share(self) -> float:
-        """Of the bytes, that one token reads."""
+        """Share of the bytes that one token reads."""
         return self.used / self.experts if self.experts else 1.0
 
     def touched(self, tokens: int) -> float:
-        """Share of the bytes that so many tokens read, if they choose independently."""
+        """Share of the bytes that ``tokens`` tokens read together, if they choose independently."""
         tokens = 1 if self.last_only else tokens
         return 1 - (1 - self.share) ** tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Attending:
-    """The attention of one layer."""
+    """The attention of one layer, per token."""
 
     home: str
     heads: int
-    widths: int  # of a key and a value together
-    cached: int  # rows per token in its cache, of keys and as many of values
-    window: int  # cached tokens that it looks back on at most; 0: all
+    widths: int  # elements of one head's key and value together
+    cached: int  # rows per token in its KV cache (KV heads), for keys and as many for values
+    window: int  # sliding window: tokens that it looks back on at most; 0: all
 
     def sees(self, context: float) -> float:
-        """Of so many cached tokens, those that it looks at."""
+        """How many of ``context`` cached tokens it looks at."""
         return min(context, self.window) if self.window else context
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All that one token takes."""
+    """All that one token takes; ``home`` is the engine's name of a device."""
 
     matrices: tuple[Matrices, ...]
     attending: tuple[Attending, ...]
-    state: Mapping[str, int]  # elements of recurrent state, by home
-    delta: Mapping[str, int]  # the same of gated delta nets
-    nodes: Mapping[str, int]  # operations of the graph, by home
+    state: Mapping[str, int]  # home → elements of recurrent state (Mamba)
+    delta: Mapping[str, int]  # home → elements of recurrent state (gated delta nets)
+    nodes: Mapping[str, int]  # home → operations of the graph
     crossings: int  # times that a token's values go from one device to another
-    width: int  # values of a token between two layers
-    vocabulary: int
+    width: int  # values of a token between two layers (embedding length)
+    vocabulary: int  # tokens
 
     def cached_bytes(self, home: str, context: float) -> float:
-        """Of the KV cache (f16) that one token looks at."""
+        """Bytes of the KV cache (f16) that one token reads after ``context`` others."""
         layers = [layer for layer in self.attending if layer.home == home]
         return sum(2 * x.cached * x.widths * x.sees(context) for x in layers)
 
     def attention(self, home: str, context: float) -> tuple[float, float]:
-        """Of one token that sees ``context`` others: multiplications, and cached rows to find."""
+        """Of one token after ``context`` others: (multiplications, rows of KV cache read)."""
         layers = [(layer, layer.sees(context)) for layer in self.attending if layer.home == home]
         return (
             sum(layer.heads * layer.widths * seen for layer, seen in layers),
@@ -94,7 +94,7 @@ class Work:
 
 
 def work_of(model: Model, settings: EngineSettings) -> Work:
-    """Of one token of ``model``, placed by ``settings``."""
+    """The work of one token of ``model`` under ``settings``."""
     homes = layer_homes(model, settings)
     by_layer: dict[int, list[Tensor]] = defaultdict(list)
     for tensor in model.tensors:
@@ -138,8 +138,9 @@ def _matrices(model: Model, settings: EngineSettings, homes: tuple[str, ...]) ->
         if tensor.name == "token_embd.weight" and tied:
             home, output = homes[-1], True
         elif "token_embd." in tensor.name:
-            continue  # a row is looked up
-        # In the last layer only what is told of is computed after attention (inp_out_ids).
+            continue  # of the embedding only one row is read
+        # After the last layer's attention llama.cpp goes on with the tokens whose output is
+        # wanted only (inp_out_ids): in a prompt that is the last one.
         output |= tensor.layer == last and ".ffn_" in tensor.name
         experts = used = 0
         if tensor.role is Role.ROUTED_EXPERT and tensor.layer is not None:
@@ -172,7 +173,10 @@ def _attention(model: Model, layer: int, home: str) -> Attending:
 
 
 def _window(model: Model, layer: int) -> int:
-    """A stated pattern is followed; without one every second layer has the window."""
+    """Tokens of this layer's sliding window, 0 for full attention.
+
+    Where the header has no pattern, every second layer has the window, as in gpt-oss.
+    """
     window = _number(model, "attention.sliding_window", layer)
     pattern = model.metadata.get(f"{model.architecture}.attention.sliding_window_pattern")
     if isinstance(pattern, tuple):
@@ -183,12 +187,14 @@ def _window(model: Model, layer: int) -> int:
 
 
 def _state(model: Model) -> int:
-    """Elements of one layer's state: as wide as the inner values, times the state's size."""
+    """Elements of one recurrent layer's state: inner size × state size, as the header has them."""
     return _number(model, "ssm.inner_size", 0) * _number(model, "ssm.state_size", 0)
 
 
 def _crossings(model: Model, settings: EngineSettings, homes: tuple[str, ...]) -> int:
-    """A layer whose experts are elsewhere than the rest of it is left and come back to."""
+    """Times that a token's values change device: twice for a layer whose experts are on another
+    device than its dense part, and once wherever the next layer is on another device.
+    """
     apart = {
         tensor.layer
         for tensor in model.tensors
@@ -210,7 +216,7 @@ def _has(model: Model, key: str) -> bool:
 
 
 def _number(model: Model, key: str, layer: int) -> int:
-    """A count from the header, of one layer where there is one for each; 0 if it does not say."""
+    """A count from the header, which may hold one number for all layers or one for each; else 0."""
     value = model.metadata.get(f"{model.architecture}.{key}", 0)
     if isinstance(value, tuple):
         value = value[layer] if layer < len(value) else 0
