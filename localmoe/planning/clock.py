@@ -269,7 +269,7 @@ class Clock:
     def _multiplying(
         self, m: Matrices, tokens: int, types: Mapping[str, TypeRate], threads: int
     ) -> float:
-        """Seconds for one batch: its first token reads a weight from memory, the others reuse it."""
+        """Seconds of a batch: its first token reads a weight from memory, the others reuse it."""
         rate = _typed(types, m.kind)
         tokens = 1 if m.last_only else tokens
         one = rate.vector if m.experts else rate.row

@@ -1,4 +1,4 @@
-"""The router, seen: traces, cache policies replayed on them, statistics, gating references.
+"""What a model's routers choose: traces, statistics, and cache policies replayed on traces.
 
-Everything here is pure or reads and writes its own files; no engine is needed.
+Everything here is pure, or reads and writes its own files; no engine is needed.
 """

@@ -1,4 +1,4 @@
-"""How much room each layer gets: evenly, or where a profile says that it gains the most."""
+"""How many experts each layer's cache may keep: evenly, or more where that gains more hits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localmoe.routing.records import Mask, Trace
 
 
 def even_capacities(trace: Trace, fraction: float) -> Capacities:
-    """The same share of every layer, rounded to whole experts."""
+    """Experts per layer when every layer keeps the same share, rounded to whole experts."""
     experts = np.array([layer.experts for layer in trace.header.layers], np.int64)
     room: Capacities = np.rint(experts * fraction).astype(np.int64)
     return room
@@ -33,21 +33,28 @@ def expert_sizes(trace: Trace) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curves:
-    """LRU hits of every layer for every capacity. ``hits`` i64[layers, experts + 1],
-    ``lookups`` i64[layers]; layers with fewer experts repeat their last value."""
+    """How often an LRU cache of each size would hit, per layer.
+
+    ``hits`` i64[layers, experts + 1]: hits with room for 0, 1, 2 … experts; layers with fewer
+    experts repeat their last value. ``lookups`` i64[layers].
+    """
 
     hits: NDArray[np.int64]
     lookups: NDArray[np.int64]
 
     def hit_rate(self, capacities: Capacities) -> float:
-        """Over all layers, for experts kept per layer."""
+        """Hits ÷ lookups of all layers together, with ``capacities`` experts kept per layer."""
         at = np.minimum(capacities, self.hits.shape[1] - 1)
         total = int(self.lookups.sum())
         return float(self.hits[np.arange(len(at)), at].sum() / total) if total else 0.0
 
 
 def lru_curves(trace: Trace, *, counted: Mask | None = None, at_once: bool = True) -> Curves:
-    """All LRU caches at once, from the stack distances."""
+    """The hits of LRU caches of every size, from one pass over the trace (stack distances).
+
+    ``counted`` bool[n]: whose lookups count, the decoded tokens by default. ``at_once``: see
+    ``stack_distances``.
+    """
     counted = trace.decode if counted is None else counted
     accesses = Accesses.of(trace)
     distances = stack_distances(accesses, at_once=at_once)[counted]
@@ -65,11 +72,11 @@ def lru_curves(trace: Trace, *, counted: Mask | None = None, at_once: bool = Tru
 def capacities_by_gain(
     curves: Curves, sizes: NDArray[np.int64], budget: int, minimum: Capacities
 ) -> Capacities:
-    """Room per layer for which an LRU hits most within ``budget`` bytes.
+    """Experts per layer with which LRU caches hit most often within ``budget`` bytes.
 
-    Each layer starts with ``minimum`` and gets more where the next bytes gain the most hits,
-    steps taken along the concave envelope of its curve (Stone, Turek and Wolf, 1992, on the optimal
-    partitioning of caches). Room for less than the minimum is shared out evenly.
+    Each layer starts with ``minimum`` experts and gets more where the next bytes gain the most
+    hits, in steps along the concave envelope of its curve (Stone, Turek and Wolf, 1992, on the
+    optimal partitioning of caches). A budget below the minimum is shared out evenly.
     """
     experts = curves.hits.shape[1] - 1
     result: Capacities = np.minimum(minimum, experts).astype(np.int64)
@@ -91,7 +98,8 @@ def capacities_by_gain(
         more = min(to - int(result[layer]), left // int(sizes[layer]))
         result[layer] += more
         left -= more * int(sizes[layer])
-    while (open_ := np.nonzero((result < experts) & (sizes <= left))[0]).size:  # what gains nothing
+    # Bytes that gain no hit on this trace are still given out: another one may use them.
+    while (open_ := np.nonzero((result < experts) & (sizes <= left))[0]).size:
         layer = int(open_[np.argmin(result[open_])])
         result[layer] += 1
         left -= int(sizes[layer])
@@ -99,7 +107,7 @@ def capacities_by_gain(
 
 
 def counts_of(trace: Trace, tokens: Mask | None = None) -> NDArray[np.float64]:
-    """Uses f64[layers, experts] in some tokens of a trace, all by default."""
+    """Uses of every expert, f64[layers, experts], by ``tokens`` bool[n]; None: by all tokens."""
     most = max(layer.experts for layer in trace.header.layers)
     rows: list[NDArray[Any]] = []
     for ids in trace.layer_ids:

@@ -1,8 +1,8 @@
-"""Do experts specialise? Load per domain, its divergence, and what chance alone would give.
+"""Do experts specialise? How far the loads of several domains differ, beside chance alone.
 
-Tokens of one text resemble each other, so shuffling tokens would find differences everywhere. What
-is shuffled between the domains are whole prompts, or runs of tokens where there are too few prompts
-(``Comparison.unit`` says which).
+Chance is found by shuffling what belongs to which domain. Tokens of one text resemble each other,
+so with single tokens shuffled every trace would seem to differ; whole prompts are shuffled instead,
+or runs of tokens where there are too few prompts (``Comparison.unit`` says which).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from localmoe.errors import TraceFileError, UsageError
 from localmoe.routing.records import Trace
 from localmoe.routing.stats import one_hot
 
-RUN = 32  # tokens in a run, where prompts are too few
-MIN_PROMPTS = 4  # per domain, to shuffle prompts
-MIN_RUNS = 3
-PERMUTATIONS = 200
-LEVEL = 0.05
-TOKENS_SHOWN = 6
+RUN = 32  # tokens in a run, which are shuffled where prompts are too few
+MIN_PROMPTS = 4  # prompts in every domain, to shuffle prompts
+MIN_RUNS = 3  # runs in every domain, to compare at all
+PERMUTATIONS = 200  # shuffles
+LEVEL = 0.05  # a difference is believed when fewer shuffles than this share reach it
+TOKENS_SHOWN = 6  # per specialist
 
 Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The tokens of one domain: ``parts`` are a trace and the tokens of it, bool[n]."""
+    """One domain: the ``tokens`` bool[n] of ``trace`` that belong to it."""
 
     label: str
     trace: Trace
@@ -38,19 +38,22 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LayerDivergence:
-    """Jensen-Shannon divergence of the domains' loads in bits, and the same of shuffled domains."""
+    """Jensen-Shannon divergence of the domains' loads in one layer, in bits."""
 
     layer: int
     divergence: float
-    chance_mean: float
-    chance_high: float  # 95th percentile
-    p: float
+    chance_mean: float  # mean divergence of shuffled domains
+    chance_high: float  # 95th percentile of the divergence of shuffled domains
+    p: float  # share of shuffles that reach ``divergence``
 
 
 @dataclass(frozen=True, slots=True)
 class Specialist:
-    """An expert that a domain uses more than the others do. ``z``: the difference in standard
-    deviations of the shuffles. ``fires_on``: token id, its uses, its occurrences in the domain."""
+    """An expert that one domain uses more than the others do.
+
+    ``z``: the difference of the shares, in standard deviations of the shuffles. ``fires_on``:
+    (token id, times that it used this expert, times that it occurs in the domain).
+    """
 
     layer: int
     expert: int
@@ -63,8 +66,12 @@ class Specialist:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """``divergence`` and the rest of its row are means over the layers. ``specialists`` are those
-    beyond the largest z that 95 % of the shuffles reach anywhere."""
+    """How far the domains differ; ``divergence``, ``chance_…`` and ``p`` are for the mean of all
+    layers.
+
+    ``specialists`` are the experts with a z above ``threshold``: in 95 % of the shuffles not one
+    expert of any layer exceeds it.
+    """
 
     domains: Mapping[str, int]  # tokens of each
     unit: str  # what was shuffled: "prompts" or "runs of 32 tokens"
@@ -111,7 +118,7 @@ def domains_of(traces: Sequence[Trace], names: Sequence[str]) -> tuple[Group, ..
 
 
 def compare(groups: Sequence[Group], seed: int = 0, permutations: int = PERMUTATIONS) -> Comparison:
-    """Divergence between domains, and the specialists; chance by ``permutations`` shuffles.
+    """The divergence between domains and the specialists, beside ``permutations`` shuffles.
 
     Raises UsageError for domains that are too short to say anything.
     """
@@ -162,7 +169,9 @@ def compare(groups: Sequence[Group], seed: int = 0, permutations: int = PERMUTAT
 
 
 def js_divergence(shares: Counts) -> Counts:
-    """Of distributions [groups, …, experts] with equal weights, in bits: [ …]."""
+    """Jensen-Shannon divergence in bits, f64[…], of equally weighted distributions
+    f64[groups, …, experts].
+    """
     middle = shares.mean(axis=0)
     result: Counts = np.maximum(_entropy(middle) - _entropy(shares).mean(axis=0), 0.0)
     return result
@@ -205,7 +214,9 @@ def _shares(counts: Counts, owner: NDArray[np.int64], groups: int) -> Counts:
 
 
 def _measure(counts: Counts, owner: NDArray[np.int64], groups: int) -> tuple[Counts, Counts]:
-    """Divergence [layers], and each group's shares minus the mean of the others'."""
+    """The divergence f64[layers], and each group's shares minus the mean of the other groups'
+    shares, f64[groups, layers, experts].
+    """
     shares = _shares(counts, owner, groups)
     others = (shares.sum(axis=0) - shares) / (groups - 1)
     return js_divergence(shares), shares - others
@@ -238,7 +249,9 @@ def _specialists(
 
 
 def _fires_on(group: Group, at: int, expert: int) -> tuple[tuple[int, int, int], ...]:
-    """The domain's tokens that this expert takes most beyond its rate; at least three times."""
+    """``Specialist.fires_on``: the tokens that use this expert most beyond its usual rate, three
+    times at least.
+    """
     ids, tokens = group.trace.layer_ids[at][group.tokens], group.trace.tokens[group.tokens]
     known = (tokens >= 0) & (ids >= 0).any(axis=1)
     if not known.any():

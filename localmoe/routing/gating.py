@@ -24,22 +24,17 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Gating:
-    """One layer's way. ``function``: of the logits, see the constants above. ``bias``: a learnt
-    bias is added for the choice alone. ``groups``: experts are chosen within the best ``kept``
-    groups (by the sum of each one's two best scores). ``normalized``: the chosen weights are
-    divided by their sum; ``scale``: then multiplied. ``by_logits``: chosen by the raw logits
-    whatever the function. ``before``: weights multiply the experts' input, not their output.
-    ``by_token``: no choice at all, a table of the vocabulary says which."""
+    """How one layer's router turns logits into chosen experts and weights."""
 
-    function: int = SOFTMAX
-    bias: bool = False
-    groups: int = 1
-    kept: int = 1
-    normalized: bool = False
-    scale: float = 1.0
-    by_logits: bool = False
-    before: bool = False
-    by_token: bool = False
+    function: int = SOFTMAX  # logits → scores; one of the constants above
+    bias: bool = False  # a learnt bias is added to the scores for the choice, not for the weights
+    groups: int = 1  # experts form so many groups
+    kept: int = 1  # experts are chosen from the groups with the highest sum of two best scores
+    normalized: bool = False  # the chosen weights are divided by their sum
+    scale: float = 1.0  # the weights are multiplied by it at the end
+    by_logits: bool = False  # experts are chosen by the raw logits, whatever the function
+    before: bool = False  # weights multiply the experts' input instead of their output
+    by_token: bool = False  # a table of token ids names the experts; only weights are computed
 
     def describe(self) -> str:
         """In words, for people and for the header of a trace."""
@@ -73,7 +68,7 @@ _FROM_METADATA = {  # architecture: function where the file has no expert_gating
     "glm-dsa": SIGMOID,
     "glm4moe": SIGMOID,
 }
-"""Function, normalization and scale are all in the metadata."""
+"""Architectures whose metadata has function, normalization and scale."""
 
 _FIXED = {
     "deepseek": Gating(),
@@ -95,37 +90,37 @@ _FIXED = {
     "qwen3next": Gating(normalized=True),
     "qwen3vlmoe": Gating(normalized=True),
 }
-_FUNCTION_TOLD = ("lfm2moe", "minimax-m2")  # but not the rest
-_SCALE_TOLD = ("deepseek", "nemotron_h_moe")
-_NORM_TOLD = ("nemotron_h_moe",)
+_FUNCTION_IN_FILE = ("lfm2moe", "minimax-m2")  # of ``_FIXED``: the metadata has the function
+_SCALE_IN_FILE = ("deepseek", "nemotron_h_moe")  # … the scale
+_NORM_IN_FILE = ("nemotron_h_moe",)  # … whether weights are normalized
 
 
 def gating_of(model: Model, layer: int) -> Gating | None:
     """The gating of one MoE layer; None for an architecture that is not known here."""
     arch = model.architecture
-    told = _Told(model.metadata, arch)
+    metadata = _Metadata(model.metadata, arch)
     if arch in _FROM_METADATA:
         gating = Gating(
-            told.integer("expert_gating_func") or _FROM_METADATA[arch],
-            normalized=told.flag("expert_weights_norm"),
-            scale=told.scale(),
+            metadata.integer("expert_gating_func") or _FROM_METADATA[arch],
+            normalized=metadata.flag("expert_weights_norm"),
+            scale=metadata.scale(),
         )
     elif arch in _FIXED:
         gating = _FIXED[arch]
-        if arch in _FUNCTION_TOLD:
-            gating = replace(gating, function=told.integer("expert_gating_func") or SOFTMAX)
-        if arch in _SCALE_TOLD:
-            gating = replace(gating, scale=told.scale())
-        if arch in _NORM_TOLD:
-            gating = replace(gating, normalized=told.flag("expert_weights_norm"))
+        if arch in _FUNCTION_IN_FILE:
+            gating = replace(gating, function=metadata.integer("expert_gating_func") or SOFTMAX)
+        if arch in _SCALE_IN_FILE:
+            gating = replace(gating, scale=metadata.scale())
+        if arch in _NORM_IN_FILE:
+            gating = replace(gating, normalized=metadata.flag("expert_weights_norm"))
     else:
         return None
     if gating.function not in (SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS):
         return None
-    groups = told.integer("expert_group_count")
+    groups = metadata.integer("expert_group_count")
     if groups > 1:
-        gating = replace(gating, groups=groups, kept=told.integer("expert_group_used_count"))
-    by_token = arch == "deepseek4" and layer < told.integer("hash_layer_count")
+        gating = replace(gating, groups=groups, kept=metadata.integer("expert_group_used_count"))
+    by_token = arch == "deepseek4" and layer < metadata.integer("hash_layer_count")
     biased = any(
         t.layer == layer and t.name.startswith(f"blk.{layer}.exp_probs_b.") for t in model.tensors
     )
@@ -147,7 +142,7 @@ def describe(model: Model) -> str:
 
 
 def scores(logits: Floats, gating: Gating) -> Floats:
-    """What the weights are taken from, f64[n, experts]."""
+    """The scores of the logits, f64[n, experts], from which the weights are taken."""
     if gating.function == SOFTMAX:
         e = np.exp(logits - logits.max(axis=-1, keepdims=True))
         result: Floats = e / e.sum(axis=-1, keepdims=True)
@@ -161,7 +156,7 @@ def scores(logits: Floats, gating: Gating) -> Floats:
 
 
 def selection(logits: Floats, gating: Gating, bias: Floats | None = None) -> Floats:
-    """What experts are chosen by: the highest; -inf outside the kept groups."""
+    """f64[n, experts] whose k highest are chosen; -inf for experts outside the kept groups."""
     chosen_by = logits if gating.by_logits else scores(logits, gating)
     if gating.bias and bias is not None:
         chosen_by = chosen_by + bias
@@ -211,8 +206,8 @@ def route(
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What the metadata says, under the architecture's prefix."""
+class _Metadata:
+    """Values of the metadata under the architecture's prefix."""
 
     metadata: Mapping[str, Value]
     architecture: str

@@ -29,23 +29,24 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Of a machine, in bytes/s; ``resident_tps``: tokens/s with every expert in RAM."""
+    """What a machine does, for this model."""
 
-    disk: float
-    resident_tps: float
+    disk: float  # bytes/s
+    resident_tps: float  # tokens/s with every expert in RAM
     measured: bool  # resident_tps was measured with the model, not estimated from the bandwidth
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One budget. ``outcomes`` by policy. ``tps``: reading after computing; ``tps_hidden``: reading
-    wholly hidden behind computing. None without speeds, or without sizes in the trace."""
+    """What one memory budget for experts gives. Speeds are None where the machine's or the sizes of
+    the experts are unknown.
+    """
 
     share: float  # of all routed experts
     budget: int  # bytes; 0 when sizes are unknown
-    outcomes: Mapping[str, Outcome]
-    tps: float | None
-    tps_hidden: float | None
+    outcomes: Mapping[str, Outcome]  # by policy
+    tps: float | None  # tokens/s when missing experts are read before computing goes on
+    tps_hidden: float | None  # tokens/s when all reading is hidden behind computing
 
 
 def expert_total(trace: Trace) -> int:
@@ -54,13 +55,13 @@ def expert_total(trace: Trace) -> int:
 
 
 def active_bytes(trace: Trace) -> int:
-    """Bytes that one token touches."""
+    """Bytes of weights that one token reads."""
     routed = sum(layer.used * layer.expert_bytes for layer in trace.header.layers)
     return trace.header.dense_bytes + routed
 
 
 def estimated_speeds(trace: Trace, ram: float, disk: float) -> Speeds:
-    """Decoding as fast as RAM delivers a token's weights: an upper bound."""
+    """An upper bound: tokens/s when nothing but ``ram`` bytes/s of memory limits decoding."""
     active = active_bytes(trace)
     return Speeds(disk, ram / active if active else 0.0, measured=False)
 
@@ -68,9 +69,9 @@ def estimated_speeds(trace: Trace, ram: float, disk: float) -> Speeds:
 def outlook(
     trace: Trace, shares: Sequence[float] = SHARES, speeds: Speeds | None = None
 ) -> tuple[Row, ...]:
-    """One row per share of the experts that fits in memory; all of them: loaded before the start.
+    """One row per share of the experts in memory; at 1.0 all are loaded before the first token.
 
-    Shares below one token's experts are left out: no cache works there.
+    Shares that hold less than one token's experts are left out: no cache works there.
 
     Raises TraceFileError for a trace without decoded tokens.
     """

@@ -1,8 +1,8 @@
 """Cache policies as pure functions, replayed on the expert ids of a trace.
 
-Every policy here ranks experts by what was asked of them, not by what the cache holds; so a policy
-is a function from the accesses to a stream of priorities, one array per step, and the replay evicts
-the lowest. That makes a new policy five lines, and the optimum (Belady) one more of them.
+Every policy here ranks experts by their uses alone, not by what the cache holds. So a policy is a
+function from the accesses to one array of priorities per step, and the replay evicts the experts
+with the lowest. The optimum, which knows the future (Belady), is a function of the same kind.
 
 A step is one token: the router names all its k experts at once, so none of them is evicted to make
 room for another of the same token.
@@ -30,14 +30,17 @@ _IN_USE = 1e15  # added to the priorities of the experts that are being used
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Accesses:
-    """``ids`` i64[steps, layers, k], padded with -1; ``experts`` i64[layers]."""
+    """The experts that each token used: ``ids`` i64[steps, layers, k], padded with -1.
+
+    ``experts`` i64[layers]: how many the layers have.
+    """
 
     ids: NDArray[np.int64]
     experts: NDArray[np.int64]
 
     @classmethod
     def of(cls, trace: Trace) -> Accesses:
-        """Token by token, prefill too."""
+        """Of all tokens of a trace, one step each; tokens of prompts too."""
         width = max(layer.used for layer in trace.header.layers)
         ids = np.full((len(trace), len(trace.layers), width), ABSENT, np.int64)
         for at, layer_ids in enumerate(trace.layer_ids):
@@ -46,7 +49,7 @@ class Accesses:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers, and experts of the largest."""
+        """(layers, experts of the layer with most of them)."""
         return len(self.experts), int(self.experts.max())
 
     def used(self, step: int) -> Mask:
@@ -72,9 +75,9 @@ def lru(accesses: Accesses, capacities: Capacities) -> Iterator[Priorities]:
 def lfu(
     accesses: Accesses, capacities: Capacities, *, half_life: float | None = None
 ) -> Iterator[Priorities]:
-    """Least frequently used, over all steps so far, or with old uses fading (in steps).
+    """Least frequently used. ``half_life``: steps after which a use counts half; None: all count.
 
-    Ties are broken by recency, which is why counts alone are never compared.
+    Of experts used equally often the least recently used goes first.
     """
     counts = np.zeros(accesses.shape)
     fade = 0.5 ** (1 / half_life) if half_life else 1.0
@@ -84,7 +87,7 @@ def lfu(
 
 
 def belady(accesses: Accesses, capacities: Capacities) -> Iterator[Priorities]:
-    """The optimum: evicts what is needed again last. It knows the future (Belady, 1966)."""
+    """The optimum: evicts the expert whose next use is farthest away (Belady, 1966)."""
     following = np.full(accesses.shape, NEVER)
     next_use = np.full(accesses.ids.shape, NEVER)
     for step in range(len(accesses.ids) - 1, -1, -1):
@@ -101,7 +104,7 @@ def belady(accesses: Accesses, capacities: Capacities) -> Iterator[Priorities]:
 def pinned(
     accesses: Accesses, capacities: Capacities, *, counts: NDArray[np.float64], share: float = 1.0
 ) -> Iterator[Priorities]:
-    """A profile's busiest experts stay for good, in ``share`` of each layer's room; else LRU.
+    """A profile's busiest experts always stay, in ``share`` of each layer's room; LRU in the rest.
 
     ``counts`` f64[layers, experts]: uses in the profile.
     """
@@ -111,7 +114,7 @@ def pinned(
 
 
 def busiest(counts: NDArray[np.float64], capacities: Capacities) -> Mask:
-    """bool[layers, experts]: each layer's most used experts, none that was never used."""
+    """bool[layers, experts]: each layer's ``capacities`` most used experts, unused ones left out."""
     rank = np.argsort(np.argsort(-counts, axis=1, kind="stable"), axis=1)
     return np.less(rank, capacities[:, None]) & (counts > 0)
 
@@ -128,9 +131,9 @@ POLICIES: dict[str, Policy] = {
 def replay(
     accesses: Accesses, capacities: Capacities, policy: Policy, start: Mask | None = None
 ) -> Mask:
-    """Which lookups hit: bool[steps, layers, k]; padding never does.
+    """Which lookups find their expert in the cache: bool[steps, layers, k], False for padding.
 
-    ``start`` bool[layers, experts]: what is resident at first, nothing by default.
+    ``start`` bool[layers, experts]: the experts in the cache at first, none by default.
     """
     layers = np.arange(len(accesses.experts))[:, None]
     resident = np.zeros(accesses.shape, bool) if start is None else start.copy()
@@ -145,7 +148,7 @@ def replay(
 
 
 def _evict(resident: Mask, capacities: Capacities, priority: Priorities) -> None:
-    """Take the lowest out of every layer that holds too many."""
+    """Removes the experts of lowest priority from every layer that holds too many."""
     excess = resident.sum(axis=1) - capacities
     rows = np.nonzero(excess > 0)[0]
     if not len(rows):

@@ -1,11 +1,11 @@
 """A model's routing profile: how its experts have been used here, in a small file that grows.
 
-Counts per layer and expert (what to load first), how often caches of several sizes would have hit,
-and how many experts a token shares with the one before: the engine counts them while it answers.
-Old sessions fade, so the profile follows what the model is used for. Only numbers are kept, no text
-and no token.
+The engine counts while it answers: uses per layer and expert (they say what to load first), how
+often caches of several sizes would have hit, and how many experts a token shares with the one
+before. Old sessions count less and less, so the profile follows what the model is used for. Only
+numbers are kept, no text and no token.
 
-Light on purpose: the planner asks it while ``fit`` starts, so NumPy is not imported here.
+NumPy is not imported here: the planner reads profiles while ``fit`` starts, which must be quick.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from localmoe import storage
 from localmoe.facts.model import Model
 
-VERSION = 2  # 1: curves were those of LRU
+VERSION = 2  # of the file; in version 1 the curves were those of an LRU cache
 MAX_FILE = 16 << 20  # bytes; a real one has about 40 KB
 HALF_LIFE = 20_000.0  # tokens after which an old session counts half
 FRACTIONS = (0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
@@ -43,33 +43,29 @@ PRIOR = (
     (0.75, 0.9707),
     (0.9, 0.9709),
 )
-PRIOR_USED = 6 / 128  # of a layer's experts, per token, in that trace
-PRIOR_TOKENS = 128
+PRIOR_USED = 6 / 128  # share of a layer's experts that a token uses in that trace
+PRIOR_TOKENS = 128  # decoded tokens that the prior counts as
 
 
 @dataclass(frozen=True, slots=True)
 class LayerUsage:
-    """One layer's experts as the engine counted them (``usage.h``).
+    """The uses of one layer's experts, as the engine counts them (``engine/native/usage.h``)."""
 
-    ``uses`` per expert, prompts counted. ``found_at``: lookups of decoded tokens by place: a cache
-    of c experts that evicts as ours does answers those at the places below c. ``follow``: lookups
-    of tokens that came right after another one, ``again``: those that this one had wanted too."""
-
-    uses: tuple[int, ...]
-    found_at: tuple[int, ...]
+    uses: tuple[int, ...]  # per expert, by tokens of prompts and decoded ones
+    found_at: tuple[int, ...]  # [c]: lookups that a cache of c + 1 experts hits, one of c misses
     tokens: int
-    decoded: int
-    lookups: int
-    follow: int
-    again: int
+    decoded: int  # of those, tokens that were decoded
+    lookups: int  # experts that the decoded tokens asked for
+    follow: int  # lookups of tokens that came right after another one
+    again: int  # of those, experts that the token before had used too
 
     @classmethod
     def none(cls, experts: int) -> LayerUsage:
-        """Of a layer that was not seen."""
+        """The counts of a layer that no token has gone through."""
         return cls((0,) * experts, (0,) * experts, 0, 0, 0, 0, 0)
 
     def since(self, before: LayerUsage) -> LayerUsage:
-        """What was added to an earlier count."""
+        """The difference to an earlier count of the same layer."""
         return LayerUsage(
             tuple(now - then for now, then in zip(self.uses, before.uses, strict=True)),
             tuple(now - then for now, then in zip(self.found_at, before.found_at, strict=True)),
@@ -83,23 +79,20 @@ class LayerUsage:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """``counts``: uses per layer number, one float per expert. ``curve``: (fraction of the experts
-    resident, share of lookups that hit), fractions ascending; empty when none was measured.
-    ``curve_tokens``: decoded tokens behind the curve. ``reuse``: share of a token's experts that
-    the token before used; None unknown."""
+    """How a model's experts have been used on this machine; old sessions count less."""
 
     model: str
-    counts: Mapping[int, tuple[float, ...]]
+    counts: Mapping[int, tuple[float, ...]]  # layer → uses of each expert
     tokens: float
-    curve: tuple[tuple[float, float], ...] = ()
-    curve_tokens: float = 0.0
-    reuse: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()  # (share of the experts in memory, hit rate)
+    curve_tokens: float = 0.0  # decoded tokens behind ``curve``, whose shares ascend
+    reuse: float | None = None  # share of a token's experts that the token before used
     sessions: int = 1
 
     def merge(self, newer: Profile, half_life: float = HALF_LIFE) -> Profile:
-        """This profile, faded by the tokens of a newer session, and that session.
+        """This profile and a newer session together; this one counts less, the longer that was.
 
-        Layers that the session did not see (those of a GPU) stay as they were.
+        Layers that the session has no counts of (their experts are on a GPU) stay as they were.
         """
         if any(len(self.counts.get(i, row)) != len(row) for i, row in newer.counts.items()):
             return newer  # another model of the same name
@@ -132,7 +125,7 @@ class Profile:
         return tuple((layer, len(row)) for layer, row in sorted(self.counts.items()))
 
     def favourites(self) -> list[tuple[int, int]]:
-        """(layer, expert) pairs, those used most first; none that was never used."""
+        """(layer, expert) of every expert that was used, the most used first."""
         used = [
             (-uses, layer, expert)
             for layer, row in self.counts.items()
@@ -143,7 +136,10 @@ class Profile:
 
 
 def of_usage(model: str, layers: Mapping[int, LayerUsage], sessions: int = 1) -> Profile:
-    """What the engine counted, by layer number; ``sessions`` 0: more of one that is known."""
+    """The profile of what the engine counted, by layer number.
+
+    ``sessions``: 0 when the counts go on with a session that the stored profile already has.
+    """
     used = list(layers.values())
     lookups, follow = (sum(u.lookups for u in used), sum(u.follow for u in used))
     return Profile(
@@ -158,7 +154,7 @@ def of_usage(model: str, layers: Mapping[int, LayerUsage], sessions: int = 1) ->
 
 
 def _found(layers: Sequence[LayerUsage], fraction: float) -> int:
-    """Lookups answered when that share of every layer is resident, in whole experts."""
+    """Lookups that hit when ``fraction`` of every layer's experts, rounded, is in memory."""
     return sum(sum(u.found_at[: round(fraction * len(u.uses))]) for u in layers)
 
 
@@ -167,10 +163,10 @@ def expected_hit_rate(
 ) -> float:
     """Share of the expert lookups of a decoded token that our cache will answer.
 
-    ``fraction`` of the experts is resident. Interpolated in the profile's curve and in that of a
-    real trace of Qwen3-30B-A3B, which counts like ``PRIOR_TOKENS`` of the model's own: a short
-    session says little. ``used_share``: k / experts of the model in question; the borrowed curve is
-    moved so that a cache of one token's experts stays one.
+    ``fraction`` of the experts is in memory. The rate is interpolated in the profile's curve and in
+    that of a real trace of Qwen3-30B-A3B, which weighs as much as ``PRIOR_TOKENS`` tokens of the
+    model's own, since a short session says little. ``used_share``: k / experts of this model; the
+    borrowed curve is stretched so that room for one token's experts means the same in both models.
     """
     fraction = min(max(fraction, 0.0), 1.0)
     at = fraction
@@ -270,7 +266,7 @@ def _mix(
 
 
 def _at(curve: tuple[tuple[float, float], ...], fraction: float) -> float:
-    """Linear between the points, from nothing at 0 to everything at 1."""
+    """The curve's hit rate at ``fraction``: linear between its points, (0, 0) and (1, 1)."""
     points = [(0.0, 0.0), *curve, (1.0, 1.0)]
     at = bisect.bisect_left(points, (fraction, -1.0))
     (f0, h0), (f1, h1) = points[max(at - 1, 0)], points[min(at, len(points) - 1)]
@@ -280,7 +276,9 @@ def _at(curve: tuple[tuple[float, float], ...], fraction: float) -> float:
 
 
 def _moved(fraction: float, used: float, reference: float) -> float:
-    """The fraction at which a model with another k / experts has as much room beyond one token."""
+    """``fraction`` of a model that uses the share ``used`` of its experts per token, as a fraction
+    of one that uses ``reference``: one token's experts map to one token's, all to all.
+    """
     if fraction <= used:
         return fraction / used * reference
     return reference + (fraction - used) / (1 - used) * (1 - reference)

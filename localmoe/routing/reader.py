@@ -29,9 +29,9 @@ Buffer: TypeAlias = bytes | mmap.mmap
 
 
 def read_binary(data: Buffer, name: str) -> Trace:
-    """A trace in localmoe's format; ``name`` for messages.
+    """The trace in ``data``, in localmoe's format; ``name`` is the file's name in messages.
 
-    Never more memory than ``MAX_ARRAYS`` and about 32 times the file. Raises TraceFileError.
+    Takes at most ``MAX_ARRAYS`` bytes, and about 32 times the file. Raises TraceFileError.
     """
     header, start = _read_header(data, name)
     try:
@@ -41,7 +41,7 @@ def read_binary(data: Buffer, name: str) -> Trace:
 
 
 class _Reader:
-    """Two passes: count and check, then fill arrays of the right size."""
+    """Reads a trace in two passes: the first counts and checks, the second fills the arrays."""
 
     def __init__(self, data: Buffer, header: TraceHeader) -> None:
         self.data, self.header = data, header
@@ -50,7 +50,7 @@ class _Reader:
         self.experts = np.array([layer.experts for layer in header.layers])
         self.steps: list[tuple[int, int, int, int]] = []  # offset of the body, n, phase, flags
         self.starts: list[tuple[int, str]] = []  # first token of a prompt, its label
-        self.pieces: dict[int, str] = {}
+        self.token_texts: dict[int, str] = {}
 
     def read(self, start: int) -> Trace:
         count, cut = self._scan(start)
@@ -89,7 +89,7 @@ class _Reader:
             layer_ids=tuple(ids),
             layer_weights=tuple(weights) if weights is not None else None,
             layer_logits=tuple(logits) if logits is not None else None,
-            pieces=self.pieces,
+            token_texts=self.token_texts,
             cut=cut,
         )
 
@@ -187,7 +187,7 @@ class _Reader:
     def _texts(self, note: Mapping[str, Any]) -> None:
         for key, text in note.items():
             if isinstance(text, str) and key.isascii() and key.isdigit() and len(key) < 10:
-                self.pieces[int(key)] = text[:200]
+                self.token_texts[int(key)] = text[:200]
 
 
 def _read_header(data: Buffer, name: str) -> tuple[TraceHeader, int]:
@@ -201,7 +201,7 @@ def _read_header(data: Buffer, name: str) -> tuple[TraceHeader, int]:
 
 
 def header_from_json(document: Mapping[str, Any]) -> TraceHeader:
-    """The header line. Unknown keys are ignored. Raises TraceFileError."""
+    """The header from its JSON line; unknown keys are ignored. Raises TraceFileError."""
     try:
         layers = tuple(
             TraceLayer(

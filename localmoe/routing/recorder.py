@@ -107,7 +107,7 @@ class TraceWriter:
         """What follows belongs to another prompt, of the domain (or file) ``label``."""
         self._record(b"P", json.dumps({"label": label[:200]}).encode())
 
-    def pieces(self, texts: Mapping[int, str]) -> None:
+    def token_texts(self, texts: Mapping[int, str]) -> None:
         """Texts of token ids, for people who read the trace."""
         self._record(b"T", json.dumps({str(key): text for key, text in texts.items()}).encode())
 

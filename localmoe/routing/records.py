@@ -102,7 +102,7 @@ class Trace:
 
     ``phase`` u8[n]: PREFILL or DECODE. ``batch`` i32[n]: number of the engine step that computed
     the token. ``tokens`` i32[n]: token ids, -1 unknown. ``segment`` i32[n]: index into ``labels``,
-    the prompts (or domains) of the recording. ``pieces``: text of token ids, untrusted.
+    the prompts (or domains) of the recording. ``token_texts``: text of token ids, untrusted.
     ``cut``: the recording broke off in the middle of a step.
     """
 
@@ -115,7 +115,7 @@ class Trace:
     layer_ids: tuple[Ids, ...]
     layer_weights: tuple[Floats, ...] | None = None
     layer_logits: tuple[Floats, ...] | None = None
-    pieces: Mapping[int, str] = field(default_factory=dict)
+    token_texts: Mapping[int, str] = field(default_factory=dict)
     cut: bool = False
 
     def __len__(self) -> int:

@@ -16,7 +16,9 @@ from localmoe.routing.records import PREFILL, Trace
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One that was asked: its domain, and how many of its tokens were computed (not reused)."""
+    """A prompt that was run while recording: its domain, and its tokens that were computed, which
+    leaves out those that an earlier prompt had left in the KV cache.
+    """
 
     label: str
     prefill: int
@@ -43,8 +45,8 @@ def name_prompts(trace: Trace, prompts: Sequence[Prompt]) -> Trace:
 def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
     """``trace`` in localmoe's format. Raises StorageError."""
     with TraceWriter(path, trace.header) as writer:
-        if trace.pieces:
-            writer.pieces(trace.pieces)
+        if trace.token_texts:
+            writer.token_texts(trace.token_texts)
         edges = np.nonzero(np.diff(trace.batch) | np.diff(trace.segment))[0] + 1
         shown = -1
         for start, end in zip([0, *edges], [*edges, len(trace)], strict=True):
@@ -66,7 +68,7 @@ def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
 
 
 def _leading(ids: NDArray[np.int16]) -> int:
-    """Rows at the beginning that the layer did not compute."""
+    """The number of rows at the beginning that the layer did not compute."""
     computed = (ids >= 0).any(axis=1)
     return int(np.argmax(computed)) if computed.any() else len(ids)
 

@@ -1,7 +1,6 @@
-"""What a cache of a given size would have done on a trace: hits, misses, bytes, speed.
+"""What a cache of a given size would have done on a trace: hits, misses, bytes, speed. Pure.
 
-Pure. Prefill tokens warm the cache unless they are left out; figures are those of the tokens that
-are counted, by default the decoded ones.
+Tokens of prompts fill the cache like all others, but by default only decoded tokens are counted.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ from localmoe.routing.records import Mask, Trace
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Counts of one replay. ``compulsory``: misses of experts never used before, which every
-    policy has unless it starts warm. ``bytes_missed`` is 0 when expert sizes are unknown."""
+    """Counts of one replay."""
 
     policy: str
     room: int  # experts that fit, all layers together
     tokens: int
     lookups: int
     hits: int
-    compulsory: int
-    bytes_missed: int
+    compulsory: int  # misses of experts never used before: no policy avoids them on a cold start
+    bytes_missed: int  # 0 when the trace has no expert sizes
     layer_hit_rates: tuple[float, ...]
 
     @property
@@ -155,7 +153,9 @@ def first_uses(accesses: Accesses) -> Mask:
 def tokens_per_second(
     compute_seconds: float, bytes_per_token: float, bandwidth: float, *, overlap: bool = False
 ) -> float:
-    """Speed when every miss is read at ``bandwidth`` bytes/s, after (or while) computing."""
+    """Tokens/s when misses are read at ``bandwidth`` bytes/s, after computing or at the same time
+    (``overlap``).
+    """
     reading = bytes_per_token / bandwidth if bandwidth > 0 else 0.0
     seconds = max(compute_seconds, reading) if overlap else compute_seconds + reading
     return 1 / seconds if seconds > 0 else 0.0

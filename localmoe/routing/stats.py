@@ -17,9 +17,9 @@ from localmoe.routing.records import Floats, Ids, Mask, Trace
 
 CAPACITY_FACTORS = (1.0, 1.25, 2.0)
 LAGS = (1, 2, 4, 8, 16, 32, 64)
-NEAR_DEAD = 0.1  # of an even share
-MIN_TOGETHER = 5  # co-activations below this are not worth a word
-PAIRS = 5
+NEAR_DEAD = 0.1  # an expert with less than this part of an even share is near dead
+MIN_TOGETHER = 5  # pairs that fire together less often are left out: that may be chance
+PAIRS = 5  # pairs per layer that are listed
 
 Load = NDArray[np.int64]
 
@@ -39,7 +39,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """How decided the router is; from its logits."""
+    """How clearly the router prefers the experts that it chooses, from its logits."""
 
     top_mass: float  # softmax probability of the chosen experts together, mean
     margin: float  # lowest chosen logit minus highest other, mean
@@ -48,18 +48,17 @@ class Confidence:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """How soon experts come back. ``at_lag``: share of a token's experts that the token that many
-    steps before used; ``by_chance``: the same if tokens were independent with this load."""
+    """How soon experts are used again."""
 
     median_distance: float | None  # distinct other experts used since; None: nothing came back
     first_uses: float  # share of lookups that were the first of their expert
-    at_lag: Mapping[int, float]
-    by_chance: float
+    at_lag: Mapping[int, float]  # lag → share of a token's experts that the token lag before used
+    by_chance: float  # that share if tokens were independent, with the same load
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two experts of a layer that fire together. ``lift``: times more often than independently."""
+    """Two experts of a layer that are chosen together ``lift`` times as often as by chance."""
 
     a: int
     b: int
@@ -69,12 +68,14 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Recall of the next MoE layer's experts, k guesses, learnt from the first half of the tokens
-    and tested on the second: from this layer's experts, from the token before, from popularity."""
+    """Recall with k guesses of the next MoE layer's experts.
 
-    from_layer: float
-    from_previous: float
-    from_popularity: float
+    Learnt on the first half of the tokens, tested on the second.
+    """
+
+    from_layer: float  # guessed from the experts of this layer
+    from_previous: float  # … from those that the token before used in the next layer
+    from_popularity: float  # … from how often each was used so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def load_of(ids: Ids, experts: int) -> Load:
 
 
 def balance(load: Load, tokens: int) -> Balance:
-    """Balance of a load over ``tokens`` tokens. Of an empty load everything is NaN or 0."""
+    """How even ``load`` i64[experts] of ``tokens`` tokens is; NaN or 0 for an empty load."""
     total, experts = int(load.sum()), len(load)
     if not total:
         nothing = dict.fromkeys(CAPACITY_FACTORS, math.nan)
@@ -263,7 +264,7 @@ def recall(scores: NDArray[np.float64], wanted: Mask, k: int) -> float:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Mean of what is known; NaN when nothing is."""
+    """The mean of the values that are not NaN; NaN when there is none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 

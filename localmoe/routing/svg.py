@@ -166,7 +166,7 @@ def heat_map(
 
 
 def _level(value: float) -> str:
-    """Few colours make few paths."""
+    """The cell's colour, rounded to few levels: cells of one colour are drawn as one path."""
     if not value > 0:
         return hex_colour(0)
     low, high = math.log(0.1), math.log(HOTTEST)
@@ -185,7 +185,7 @@ def _runs(xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, fl
 
 
 def _ceiling(value: float) -> float:
-    """The next round number."""
+    """The smallest round number that is not below ``value``."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

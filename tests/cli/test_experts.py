@@ -236,7 +236,7 @@ def test_record_a_prompt(localmoe: Localmoe) -> None:
     trace = read_trace(localmoe.home / "n.trace")
     assert document["path"] == "n.trace"
     assert document["trace"]["tokens"]["decode"] == int(trace.decode.sum()) == 7
-    text = "".join(trace.pieces[int(token)] for token in trace.tokens)
+    text = "".join(trace.token_texts[int(token)] for token in trace.tokens)
     assert "What is a router?" in text
     assert trace.header.gating == "softmax, then top-k, renormalized"
     weights = trace.weights(0)
@@ -272,7 +272,7 @@ def test_record_files_as_domains(localmoe: Localmoe) -> None:
     assert trace.labels == ("sums", "sums", "words")
     starts = [int(np.argmax(trace.segment == number)) for number in range(3)]
     for start, words in zip(starts, ("2 + 2", "3 + 4", "expert"), strict=True):
-        following = [trace.pieces[int(t)] for t in trace.tokens[start : start + 14]]
+        following = [trace.token_texts[int(t)] for t in trace.tokens[start : start + 14]]
         assert words in "".join(following)
     assert not list((localmoe.home / ".local").rglob("*.json"))
 

@@ -36,7 +36,7 @@ def write_uneven(path: Path, steps: int = 3) -> None:
     rng = np.random.default_rng(1)
     with TraceWriter(path, UNEVEN) as writer:
         writer.prompt("prose")
-        writer.pieces({5: " the"})
+        writer.token_texts({5: " the"})
         writer.append(
             PREFILL,
             [traces.random_ids(rng, 7, 300, 4), traces.random_ids(rng, 1, 16, 2)],
@@ -51,7 +51,7 @@ def write_uneven(path: Path, steps: int = 3) -> None:
 
 
 def test_what_was_recorded_is_read(tmp_path: Path) -> None:
-    """Layers of different sizes, missing rows and weights, prompts and pieces survive the file."""
+    """Layers of different sizes, missing rows and weights, prompts and texts survive the file."""
     write_uneven(tmp_path / "t.trace")
     trace = read_trace(tmp_path / "t.trace")
     assert trace.header == UNEVEN
@@ -60,7 +60,7 @@ def test_what_was_recorded_is_read(tmp_path: Path) -> None:
     assert trace.batch.tolist() == [0] * 7 + [1, 2, 3]
     assert trace.tokens.tolist() == [*range(7), 100, 101, 102]
     assert [trace.labels[s] for s in trace.segment] == ["prose"] * 7 + ["code"] * 3
-    assert trace.pieces == {5: " the"}
+    assert trace.token_texts == {5: " the"}
     assert trace.ids(1)[7:].tolist() == [[0, 299, 7, -1], [1, 299, 7, -1], [2, 299, 7, -1]]
     assert (trace.ids(3)[:6] == -1).all() and (trace.ids(3)[6] >= 0).all()
     weights, logits = trace.weights(1), trace.logits(3)
@@ -335,10 +335,10 @@ def test_prompts_are_named_afterwards(tmp_path: Path) -> None:
     two = read_trace(tmp_path / "two.trace")
     named = rewrite.name_prompts(two, [rewrite.Prompt("law", 5), rewrite.Prompt("code", 4)])
     assert [named.labels[s] for s in named.segment] == ["law"] * 7 + ["code"] * 4
-    rewrite.write_trace(tmp_path / "again.trace", replace(named, pieces={1: "x"}))
+    rewrite.write_trace(tmp_path / "again.trace", replace(named, token_texts={1: "x"}))
     again = read_trace(tmp_path / "again.trace")
     assert [again.labels[s] for s in again.segment] == ["law"] * 7 + ["code"] * 4
-    assert again.pieces == {1: "x"} and again.batch.tolist() == two.batch.tolist()
+    assert again.token_texts == {1: "x"} and again.batch.tolist() == two.batch.tolist()
     assert again.ids(1).tolist() == two.ids(1).tolist()
 
 

@@ -61,11 +61,11 @@ def compare_command(words: Sequence[str], options: Options, output: Output) -> i
     if not traces:
         raise UsageError("experts compare needs one or more traces", hint=HELP["compare"])
     result = compare(domains_of(traces, names_of(words)))
-    pieces = {token: text for trace in traces for token, text in trace.pieces.items()}
+    texts = {token: text for trace in traces for token, text in trace.token_texts.items()}
     if output.as_json:
-        output.json(documents.compare_document(result, pieces))
+        output.json(documents.compare_document(result, texts))
     else:
-        output.print(*screens.compare(result, pieces))
+        output.print(*screens.compare(result, texts))
     return 0
 
 

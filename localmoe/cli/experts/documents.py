@@ -33,12 +33,12 @@ def show_document(trace: Trace, layers: Sequence[LayerStats]) -> Json:
     return {"trace": trace_document(trace), "layers": [plain(asdict(layer)) for layer in layers]}
 
 
-def compare_document(result: Comparison, pieces: Mapping[int, str]) -> Json:
+def compare_document(result: Comparison, texts: Mapping[int, str]) -> Json:
     document = plain(asdict(result))
     document["differs"] = result.differs
     for told, expert in zip(document["specialists"], result.specialists, strict=True):
         told["fires_on"] = [
-            {"token": token, "text": pieces.get(token), "uses": uses, "seen": seen}
+            {"token": token, "text": texts.get(token), "uses": uses, "seen": seen}
             for token, uses, seen in expert.fires_on
         ]
     return dict(document)

@@ -56,7 +56,7 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
             model = room.model
         trace = _finished(raw, done)
     texts = token_texts(model, {int(token) for token in trace.tokens if token >= 0})
-    write_trace(out, dataclasses.replace(trace, pieces=texts))
+    write_trace(out, dataclasses.replace(trace, token_texts=texts))
     _tell(out, trace, len(done), len(questions), output)
     return INTERRUPTED if interrupted else 0
 

@@ -86,8 +86,8 @@ def _comparison(traces: Sequence[Trace], names: Sequence[str], output: Output) -
     except LocalmoeError as error:
         output.note(f"no comparison: {error.message}")
         return []
-    pieces = {token: text for trace in traces for token, text in trace.pieces.items()}
-    table = screens.specialists_table(result, pieces)
+    texts = {token: text for trace in traces for token, text in trace.token_texts.items()}
+    table = screens.specialists_table(result, texts)
     return [
         Section(
             "Specialisation",

@@ -171,7 +171,7 @@ def strongest_pairs(layers: Sequence[LayerStats]) -> list[tuple[int, Pair]]:
     return everything[:SHOWN_PAIRS]
 
 
-def compare(result: Comparison, pieces: Mapping[int, str]) -> Iterator[RenderableType]:
+def compare(result: Comparison, texts: Mapping[int, str]) -> Iterator[RenderableType]:
     """The answer of ``experts compare``."""
     names = ", ".join(f"{clean_line(k)} ({n:,})" for k, n in result.domains.items())
     yield Text.assemble(("domains (tokens): ", "bold"), names)
@@ -201,14 +201,14 @@ def compare(result: Comparison, pieces: Mapping[int, str]) -> Iterator[Renderabl
         + (f", the clearest {SHOWN_SPECIALISTS}" if count > SHOWN_SPECIALISTS else ""),
         style="bold",
     )
-    yield specialists_table(result, pieces)
+    yield specialists_table(result, texts)
 
 
-def specialists_table(result: Comparison, pieces: Mapping[int, str]) -> Rows:
+def specialists_table(result: Comparison, texts: Mapping[int, str]) -> Rows:
     """The experts that stand out most."""
     return Rows(
         ("domain", "layer", "expert", "share", "elsewhere", "z", "fires on"),
-        [_specialist(e, pieces) for e in result.specialists[:SHOWN_SPECIALISTS]],
+        [_specialist(e, texts) for e in result.specialists[:SHOWN_SPECIALISTS]],
         right=("layer", "expert", "share", "elsewhere", "z"),
         spare=("elsewhere", "z", "share"),
     )
@@ -280,7 +280,7 @@ def simulation_table(rows: Sequence[Row]) -> Rows:
     return Rows(columns, table, right=columns, spare=[*spare, "read per token"])
 
 
-def _specialist(expert: Specialist, pieces: Mapping[int, str]) -> tuple[str, ...]:
+def _specialist(expert: Specialist, texts: Mapping[int, str]) -> tuple[str, ...]:
     return (
         clean_line(expert.domain),
         str(expert.layer),
@@ -288,15 +288,15 @@ def _specialist(expert: Specialist, pieces: Mapping[int, str]) -> tuple[str, ...
         _percent(expert.share),
         _percent(expert.elsewhere),
         f"{expert.z:.1f}",
-        " ".join(token_text(token, pieces) for token, _, _ in expert.fires_on) or NOTHING,
+        " ".join(token_text(token, texts) for token, _, _ in expert.fires_on) or NOTHING,
     )
 
 
-def token_text(token: int, pieces: Mapping[int, str]) -> str:
+def token_text(token: int, texts: Mapping[int, str]) -> str:
     """A token as it can be told from its neighbours: quoted, white space visible."""
-    if token not in pieces or "\ufffd" in pieces[token]:  # unknown, or part of a character
+    if token not in texts or "\ufffd" in texts[token]:  # unknown, or part of a character
         return f"#{token}"
-    visible = pieces[token].replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    visible = texts[token].replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
     return f"“{clean_line(visible)}”"
 
 
