@@ -21,11 +21,11 @@ from typing import Any
 from localmoe import storage
 from localmoe.facts.hardware import Machine
 
-VERSION = 2  # of the way of measuring; figures of another one are thrown away
-MAX_FILE = 1 << 20  # bytes; a real one has about 10 KB
-MOST = 1e18  # of any figure
-CALM = 0.1  # of the processors, for others
-MAX_POINTS = 64
+VERSION = 2  # of the way of measuring; rates of another version are measured anew
+MAX_FILE = 1 << 20  # bytes; a real file has about 10 KB
+MOST = 1e18  # no rate in a document may be larger
+CALM = 0.1  # rates are kept for good when other programs took no more of the processors
+MAX_POINTS = 64  # of a curve in a document
 
 Curve = tuple[tuple[float, float], ...]
 """(x, value) with x ascending: a figure by number of threads, or by bytes of a request."""
@@ -48,29 +48,29 @@ def value_at(curve: Curve, x: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TypeRate:
-    """ggml's speed with weights of one type that come from memory; by number of threads."""
+    """ggml's speed with weights of one type, read from memory; by number of threads."""
 
     vector: Curve  # bytes of weights per second, one token through several experts
-    row: Curve  # the same through one matrix
-    dense: Curve  # weights × tokens per second, many tokens at once
-    experts: Curve  # the same where each expert gets some of the tokens
+    row: Curve  # bytes of weights per second, one token through one matrix
+    dense: Curve  # weights × tokens per second, many tokens through one matrix
+    experts: Curve  # weights × tokens per second, many tokens spread over several experts
 
 
 @dataclass(frozen=True, slots=True)
 class DiskRate:
-    """``where``: the file system, as ``disk_of`` names it. Bytes per second."""
+    """How fast a file system is read."""
 
-    where: str
-    reads: Curve  # directly, several at once, by bytes of a request
-    cached: float  # into the page cache, in order: what a load takes
+    where: str  # as ``disk_of`` names it
+    reads: Curve  # bytes/s of direct reads, several at once, by bytes of one read
+    cached: float  # bytes/s of reading a file in order into the page cache, as a load does
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRate:
-    """A GPU or a remote device. ``device``: the engine's name."""
+    """How fast a GPU or a remote device is."""
 
-    device: str
-    types: Mapping[str, TypeRate]  # with one point each
+    device: str  # the engine's name
+    types: Mapping[str, TypeRate]  # by storage type; curves of one point
     node_s: float  # seconds per operation of a graph
     sync_s: float  # seconds of the smallest copy there and back
     to_device: float  # bytes/s
@@ -87,9 +87,9 @@ class Rates:
     ram: Curve  # bytes/s that threads read together
     types: Mapping[str, TypeRate]  # by storage type ("Q4_K"), for the processor
     attention: Curve  # multiplications per second, one token against its cache (f16)
-    attention_batch: Curve  # the same for many tokens
-    scan: Curve  # elements of recurrent state per second and token (Mamba-2)
-    delta: Curve  # the same of a gated delta net
+    attention_batch: Curve  # multiplications per second, many tokens at once against the cache
+    scan: Curve  # elements of recurrent state × tokens per second (Mamba-2)
+    delta: Curve  # elements of recurrent state × tokens per second (gated delta nets)
     node_s: Curve  # seconds per operation of a graph, beside what it computes
     disk: tuple[DiskRate, ...] = ()
     devices: tuple[DeviceRate, ...] = ()
@@ -104,7 +104,7 @@ class Rates:
         return next((disk for disk in self.disk if disk.where == where), None)
 
     def with_disk(self, disk: DiskRate) -> Rates:
-        """With that disk first: the one that a forecast reckons with."""
+        """These rates with ``disk`` first in the list, where a forecast looks for it."""
         others = tuple(other for other in self.disk if other.where != disk.where)
         return dataclasses.replace(self, disk=(disk, *others))
 
@@ -124,9 +124,10 @@ def disk_of(path: Path) -> str:
 
 
 def key_of(machine: Machine, engine: str) -> str:
-    """Names this machine and this ``engine`` version: what was measured holds for nothing else.
+    """A name for this machine with this ``engine`` version, for which measured rates hold.
 
-    Not its memory: ``--ram`` plans with more, and is no reason to measure anew.
+    The size of its memory is left out: ``--ram`` plans with another, and that is no reason to
+    measure anew.
     """
     told = (
         VERSION,
@@ -141,12 +142,12 @@ def key_of(machine: Machine, engine: str) -> str:
 
 
 def path_of_rates() -> Path:
-    """The file in which they are kept."""
+    """The file in which measured rates are kept."""
     return storage.cache_dir() / "rates.json"
 
 
 def load(key: str) -> Rates | None:
-    """What was measured for ``key``; None if that is nothing, or nothing that can be read."""
+    """The rates measured for ``key``; None when there are none, or the file cannot be read."""
     try:
         with path_of_rates().open("rb") as file:
             raw = file.read(MAX_FILE + 1)
@@ -157,20 +158,20 @@ def load(key: str) -> Rates | None:
 
 
 def save(key: str, rates: Rates) -> None:
-    """Keep them, in a private file written whole or not at all. Raises StorageError."""
+    """Keeps ``rates`` in a private file, written whole or not at all. Raises StorageError."""
     document = {"key": key, "rates": to_json(rates)}
     storage.atomic_write(path_of_rates(), json.dumps(document, separators=(",", ":")))
 
 
 def to_json(rates: Rates) -> dict[str, Any]:
-    """As ``doctor --json`` has them."""
+    """The document that ``doctor --json`` has."""
     return dataclasses.asdict(rates)
 
 
 def from_json(document: Any) -> Rates:
-    """The inverse, for documents of other machines too.
+    """The inverse of ``to_json``; the document may come from another machine.
 
-    Raises ValueError, TypeError, KeyError or AttributeError for anything else.
+    Raises ValueError, TypeError, KeyError or AttributeError for any other document.
     """
     return Rates(
         measured=bool(document["measured"]),
@@ -192,7 +193,7 @@ def from_json(document: Any) -> Rates:
 
 
 def devices_from_json(document: Any) -> tuple[DeviceRate, ...]:
-    """The same for a list of devices."""
+    """``Rates.devices`` from its part of the document. Raises what ``from_json`` does."""
     return tuple(
         DeviceRate(
             device=str(device["device"])[:80],
@@ -229,7 +230,7 @@ def _share(value: Any) -> float:
 
 
 def _number(value: Any) -> float:
-    """A positive number, or the document is not ours."""
+    """A positive number. Raises TypeError or ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(value)
     if not (math.isfinite(value) and 0 < value < MOST):

@@ -114,7 +114,7 @@ def pinned(
 
 
 def busiest(counts: NDArray[np.float64], capacities: Capacities) -> Mask:
-    """bool[layers, experts]: each layer's ``capacities`` most used experts, unused ones left out."""
+    """bool[layers, experts]: each layer's most used experts, ``capacities`` of them at most."""
     rank = np.argsort(np.argsort(-counts, axis=1, kind="stable"), axis=1)
     return np.less(rank, capacities[:, None]) & (counts > 0)
 

@@ -35,28 +35,28 @@ TYPES = (
     "IQ1_M", "IQ1_S", "NVFP4", "TQ1_0", "TQ2_0",
 )
 # fmt: on
-"""The commonest first: what is not reached in time is not measured."""
+"""The commonest types come first: those that are not reached in time are not measured."""
 DEVICE_TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "MXFP4")
-SECONDS = 5.0  # after which no further type is begun, in all passes together
-PASSES, RUNS = 2, 3  # the faster pass counts: what disturbs is shorter than both
+SECONDS = 5.0  # after so long, in all passes together, no further type is begun
+PASSES, RUNS = 2, 3  # the faster pass counts: other programs only slow it down
 
-REGION = 192 << 20  # bytes of weights; several times what runs over one type leave in a cache
+REGION = 192 << 20  # bytes of weights; several times the processor's caches
 DEVICE_REGION, COPIED = 128 << 20, 16 << 20
 WINDOW = 24 << 20  # bytes that one token reads in one run
-DEVICE_REPEAT = 4  # operations in a row on a device, whose start takes longer than they do
-WIDTH, ROWS = 2048, 768  # of an expert's matrix: those of Qwen3-30B-A3B
+DEVICE_REPEAT = 4  # operations in a row on a device: to start one takes longer than to compute it
+WIDTH, ROWS = 2048, 768  # of an expert's matrix, as in Qwen3-30B-A3B
 LARGE = 4096  # rows of a matrix that every token uses
-TOKENS, BATCH_ROWS, BATCH_EXPERTS, USED = 128, 512, 8, 2
+TOKENS, BATCH_ROWS, BATCH_EXPERTS, USED = 128, 512, 8, 2  # of a batch
 HEADS, HEAD, CACHED, QUERIES, LAYERS = 32, 128, 512, 32, 8  # of attention
 STATE, STATE_HEADS, STATE_HEAD, SCANNED = 128, 32, 64, 16  # of a recurrent layer
-MEMORY_SECONDS = 0.1
+MEMORY_SECONDS = 0.1  # for which each number of threads reads memory
 _PIECE = 2 << 20  # bytes between two looks at the clock
 
 
 def measure(threads: int) -> Rates:
-    """Of the processor with 1 … ``threads`` threads.
+    """The rates of the processor and its memory with 1 … ``threads`` threads.
 
-    Disk and devices are not measured. Raises MemoryError where there is no room for it.
+    Disk and devices are not measured. Raises MemoryError without 192 MiB of free memory.
     """
     region = _region()
     load = Load()
@@ -98,7 +98,7 @@ def measure(threads: int) -> Rates:
 
 
 def _essential() -> set[str]:
-    """What is timed however long it takes: without a type there are no rates at all."""
+    """The timings that are made even when time is up: no forecast is possible without them."""
     return {
         "nodes",
         "attention",
@@ -110,7 +110,7 @@ def _essential() -> set[str]:
 
 
 def _acts(cpu: Backend) -> Iterator[tuple[str, Callable[[], float]]]:
-    """What is timed of the processor; each gives a figure per second."""
+    """(name, timing) of everything that is timed on the processor; a timing returns a rate."""
     yield "nodes", lambda: _nodes(cpu)
     yield "attention", lambda: _attention(cpu, 1, LAYERS)
     yield "attention_batch", lambda: _attention(cpu, QUERIES)
@@ -184,7 +184,7 @@ def _vector(backend: Backend, kind: str, repeat: int = 1) -> float:
 
 
 def _row(backend: Backend, kind: str, repeat: int = 1) -> float:
-    """The same through one matrix."""
+    """Bytes of weights per second, one token through one matrix."""
     size = ggml_graph.nbytes(kind, WIDTH, LARGE)
 
     def once() -> float:
@@ -210,7 +210,7 @@ def _dense(backend: Backend, kind: str, repeat: int = 1) -> float:
 
 
 def _experts(backend: Backend, kind: str, repeat: int = 1) -> float:
-    """The same where each expert has some of the tokens."""
+    """Weights × tokens per second, when each expert gets some of the tokens."""
     chosen = [[(token + 5 * i) % BATCH_EXPERTS for i in range(USED)] for token in range(TOKENS)]
     with Graph(backend) as graph:
         tokens, ids = graph.input(WIDTH, 1, TOKENS), graph.indices(chosen)
@@ -255,7 +255,7 @@ def _delta(backend: Backend) -> float:
 
 
 def _scan(backend: Backend) -> float:
-    """The same of Mamba-2."""
+    """Elements of a Mamba-2 layer's state that tokens go through, per second."""
     with Graph(backend) as graph:
         operands = (
             graph.input(STATE, STATE_HEAD, STATE_HEADS, 1),
@@ -288,7 +288,7 @@ def _fastest(graph: Graph) -> float:
 
 
 def measure_device(name: str) -> DeviceRate | None:
-    """Of a GPU or a remote device; None where it has no room for the weights."""
+    """The rates of a GPU or a remote device; None when it has too little free memory."""
     data = _region()
     size = min(DEVICE_REGION, data.nbytes)
     try:
