@@ -23,20 +23,11 @@ from pathlib import Path
 
 import psutil
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.errors import StorageError
 
 _PROMISE_LIMIT = 65_536  # bytes; a real one has about 100
 _MAX_BYTES = 2**60
-_DAMAGED = (  # what reading a file of unexpected content can raise
-    OSError,
-    ValueError,
-    ArithmeticError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)
 PATIENCE = 10.0  # seconds; a plan takes one
 _SAME_START = 10.0  # seconds; start times move when the clock is set
 
@@ -87,9 +78,11 @@ def promise(ram: int, holder: int | None = None) -> Iterator[None]:
     """Tell whoever plans of ``ram`` bytes that a process will take, until the block ends.
 
     ``holder`` is the id of that process, by default this one. A ledger that cannot be written (a
-    read-only home) stops nobody from working.
+    read-only home) stops nobody from working. A process that is forked off inside the block does
+    not end the promise.
     """
-    pid = holder or os.getpid()
+    owner = os.getpid()
+    pid = holder or owner
     path = _ledger() / f"{pid}-{uuid.uuid4().hex[:8]}.json"
     entry = {
         "pid": pid,
@@ -101,8 +94,9 @@ def promise(ram: int, holder: int | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if os.getpid() == owner:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _started(pid: int) -> float:
@@ -174,13 +168,11 @@ def _read(path: Path) -> Promise | None:
     """None for what is not a promise: a damaged file counts as nobody's."""
     try:
         with path.open("rb") as file:
-            entry = json.loads(file.read(_PROMISE_LIMIT))
-        pid, started, ram = int(entry["pid"]), float(entry["started"]), int(entry["ram"])
-    except _DAMAGED:
+            entry = kept.parse(file.read(_PROMISE_LIMIT))
+        pid, ram = kept.whole(entry["pid"], 1), kept.whole(entry["ram"], most=_MAX_BYTES)
+        return Promise(pid, kept.number(entry["started"]), ram, ram)
+    except (OSError, *kept.DAMAGED):
         return None
-    if pid <= 0 or not 0 <= ram <= _MAX_BYTES:
-        return None
-    return Promise(pid, started, ram, ram)
 
 
 def _ledger() -> Path:

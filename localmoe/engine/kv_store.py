@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.errors import StorageError
 
 if TYPE_CHECKING:  # whoever looks for files only need not wait for it
@@ -187,48 +187,56 @@ def opened(
 
     The caller may delete the file too, by ``path``, if its content turns out to be of no use.
     """
+    with contextlib.ExitStack() as mapping:  # the caller's exceptions say nothing of the file
+        yield _open(mapping, path, who, interrupted)
+
+
+def _open(
+    mapping: contextlib.ExitStack, path: Path, who: str, interrupted: Callable[[], bool]
+) -> Saved | None:
+    """``opened``, with the file mapped until ``mapping`` is closed."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < len(MAGIC) + 8 + 32:
                 raise ValueError("too short")
-            with _mapped(file.fileno(), size, write=False) as (memory, address):
-                saved = _read(memory, size, address, who)
-                digest = _checksum(memory, size - 32, interrupted)
-                if digest is None:
-                    yield None
-                    return
-                if digest != memory[size - 32 :]:
-                    raise ValueError("damaged")
-                with contextlib.suppress(OSError):
-                    os.utime(path)  # used now
-                yield saved
-    except FileNotFoundError:
-        yield None
-    except (ValueError, TypeError, LookupError, struct.error, RecursionError):
+            memory, address = mapping.enter_context(_mapped(file.fileno(), size, write=False))
+        digest = _checksum(memory, size - 32, interrupted)
+        if digest is None:
+            return None
+        if digest != memory[size - 32 :]:
+            raise ValueError("damaged")
+        saved = _read(memory, size, address, who)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # used now
+        return saved
+    except kept.DAMAGED:
+        mapping.close()
         with contextlib.suppress(OSError):
             path.unlink()
-        yield None
+        return None
     except OSError:
-        yield None
+        return None
 
 
 def _read(memory: mmap.mmap, size: int, address: int, who: str) -> Saved:
-    """Raises ValueError, TypeError or LookupError for what ``write`` did not write."""
+    """Raises one of ``kept.DAMAGED`` for what ``write`` did not write."""
     if memory[: len(MAGIC)] != MAGIC:
         raise ValueError("another format")
     (length,) = struct.unpack_from("<Q", memory, len(MAGIC))
     at = len(MAGIC) + 8
     if length > min(_HEADER_LIMIT, size - at - 32):
         raise ValueError("header too long")
-    header = json.loads(memory[at : at + length])
+    header = kept.parse(memory[at : at + length])
     at += length
     if header["identity"] != who:
         raise ValueError("of another model, build or setting")
-    count, state = int(header["tokens"]), int(header["state"])
-    checkpoints = [(int(tokens), int(nbytes)) for tokens, nbytes in header["checkpoints"]]
-    parts = [4 * count, state, *(nbytes for _, nbytes in checkpoints)]
-    if min(parts) < 0 or at + sum(parts) + 32 != size:
+    count, state = kept.whole(header["tokens"]), kept.whole(header["state"])
+    checkpoints = [
+        (kept.whole(tokens, most=count), kept.whole(nbytes))
+        for tokens, nbytes in header["checkpoints"]
+    ]
+    if at + 4 * count + state + sum(nbytes for _, nbytes in checkpoints) + 32 != size:
         raise ValueError("the parts do not add up")
     tokens = list(struct.unpack_from(f"<{count}i", memory, at))
     at += 4 * count

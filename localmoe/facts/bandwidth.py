@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.facts.hardware import Machine
 
 VERSION = 2  # of the way of measuring; rates of another version are measured anew
@@ -151,9 +150,9 @@ def load(key: str) -> Rates | None:
     try:
         with path_of_rates().open("rb") as file:
             raw = file.read(MAX_FILE + 1)
-        document = json.loads(raw) if len(raw) <= MAX_FILE else {}
+        document = kept.parse(raw) if len(raw) <= MAX_FILE else {}
         return from_json(document["rates"]) if document["key"] == key else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, *kept.DAMAGED):
         return None
 
 
@@ -171,7 +170,7 @@ def to_json(rates: Rates) -> dict[str, Any]:
 def from_json(document: Any) -> Rates:
     """The inverse of ``to_json``; the document may come from another machine.
 
-    Raises ValueError, TypeError, KeyError or AttributeError for any other document.
+    Raises one of ``kept.DAMAGED`` for any other document.
     """
     return Rates(
         measured=bool(document["measured"]),
@@ -224,15 +223,12 @@ def _curve(points: Any) -> Curve:
 
 
 def _share(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(value)
-    return min(max(float(value), 0.0), 1.0)
+    return min(max(kept.number(value), 0.0), 1.0)
 
 
 def _number(value: Any) -> float:
-    """A positive number. Raises TypeError or ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(value)
-    if not (math.isfinite(value) and 0 < value < MOST):
+    """A positive number. Raises one of ``kept.DAMAGED`` for anything else."""
+    number = kept.number(value)
+    if not 0 < number < MOST:
         raise ValueError(value)
-    return float(value)
+    return number

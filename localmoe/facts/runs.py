@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from localmoe import storage
+from localmoe import kept, storage
 
 MOST = 300  # runs that are kept, the newest
 MAX_FILE = 1 << 20  # bytes; one of 300 runs has about 60 KB
@@ -47,8 +46,8 @@ def load(machine: str) -> list[Ran]:
         return []
     found = []
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            ran = _from_json(json.loads(line))
+        with contextlib.suppress(*kept.DAMAGED):
+            ran = _from_json(kept.parse(line))
             if ran.machine == machine:
                 found.append(ran)
     return found
@@ -73,9 +72,9 @@ def ratios(runs: Sequence[Ran], what: str) -> list[float]:
 
 def _from_json(document: Any) -> Ran:
     return Ran(
-        machine=str(document["machine"])[:80],
-        model=str(document["model"])[:200],
-        regime=str(document["regime"])[:80],
+        machine=kept.text(document["machine"], 80),
+        model=kept.text(document["model"], 200),
+        regime=kept.text(document["regime"], 80),
         decode=_ratio(document["decode"]),
         prefill=_ratio(document["prefill"]),
     )
@@ -84,8 +83,7 @@ def _from_json(document: Any) -> Ran:
 def _ratio(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(value)
-    if not (math.isfinite(value) and 0 < value < 1e6):
+    ratio = kept.number(value)
+    if not 0 < ratio < 1e6:
         raise ValueError(value)
-    return float(value)
+    return ratio

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.errors import StorageError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class HeaderCache:
             if path.stat().st_size > _LARGEST:
                 return None
             line, _, data = path.read_bytes().partition(b"\n")
-            compact = _from_json(json.loads(line), data)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            compact = _from_json(kept.parse(line), data)
+        except (OSError, *kept.DAMAGED):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # used now: the last to go
@@ -88,13 +88,14 @@ def _to_json(compact: Compact) -> dict[str, Any]:
 
 
 def _from_json(stated: Any, data: bytes) -> Compact:
-    """Raises ValueError, LookupError or TypeError for what was not written by us."""
+    """Raises one of ``kept.DAMAGED`` for what was not written by us."""
     from localmoe.hub.headers import Block, Compact
 
     if stated["format"] != _FORMAT or stated["sha256"] != hashlib.sha256(data).hexdigest():
         raise ValueError("another format, or damaged")
     block = stated["block"]
     if block is not None:
+        counts = {name: kept.whole(block[name]) for name in ("start", "length", "keys", "tokens")}
         borders = {border: base64.b64decode(block[border]) for border in ("head", "tail")}
-        block = Block(**block | borders)
-    return Compact(data, int(stated["size"]), int(stated["cut"]), block)
+        block = Block(**counts, **borders, states_size=block["states_size"] is True)
+    return Compact(data, kept.whole(stated["size"]), kept.whole(stated["cut"]), block)

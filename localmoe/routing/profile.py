@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.facts.model import Model
 
 VERSION = 2  # of the file; in version 1 the curves were those of an LRU cache
@@ -198,8 +198,8 @@ def load(key: str) -> Profile | None:
     try:
         with path_of(key).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
-        return _from_json(json.loads(raw)) if len(raw) <= MAX_FILE else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return _from_json(kept.parse(raw)) if len(raw) <= MAX_FILE else None
+    except (OSError, *kept.DAMAGED):
         return None
 
 
@@ -236,7 +236,7 @@ def _from_json(document: Any) -> Profile:
         raise ValueError("a curve out of order")
     reuse = document["reuse"]
     return Profile(
-        model=str(document["model"])[:200],
+        model=kept.text(document["model"], 200),
         counts={
             int(layer): tuple(_number(x) for x in row) for layer, row in document["counts"].items()
         },
@@ -244,17 +244,12 @@ def _from_json(document: Any) -> Profile:
         curve=curve,
         curve_tokens=_number(document["curve_tokens"]),
         reuse=None if reuse is None else _number(reuse),
-        sessions=int(document["sessions"]),
+        sessions=kept.whole(document["sessions"]),
     )
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(value)
-    number = float(value)
-    if not 0 <= number < 1e15:  # false for NaN too
-        raise ValueError(value)
-    return number
+    return kept.number(value, 0, 1e15)
 
 
 def _mix(
