@@ -53,7 +53,7 @@ class Loaded:
     bos: str  # text of the beginning-of-sequence token, "" if there is none
     eos: str
     cache: str = "off"  # the regime that serves the experts: "off" | "page" | "private"
-    note: str = ""  # what the user should know of it
+    note: str = ""  # why the regime is not the one that was planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,7 @@ class Finished:
     stop_string: str | None = None
     cache: CacheStats | None = None  # None when all experts are resident
     load: tuple[LayerLoad, ...] = ()  # of layers in host memory, where they are counted
+    note: str = ""  # what the user should know of the engine, and came out during this answer
 
 
 Event = LoadProgress | Loaded | PrefillProgress | Text | Finished

@@ -30,15 +30,13 @@ MIB = 1 << 20
 
 def where(conversation: Conversation, tensor: RoutedTensor, expert: int) -> tuple[int, int]:
     """First address and bytes of one expert's part of a tensor, as the engine computes them."""
-    from localmoe.engine.worker.binding import llama
-    from localmoe.engine.worker.page_reader import GgmlTensor
+    from localmoe.engine.worker.model_tensors import expert_tensors
 
-    get = llama._lib["_ZNK11llama_model10get_tensorEPKc"]
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
-    handle = ctypes.cast(conversation.handle, ctypes.c_void_p)
-    found = GgmlTensor.from_address(get(handle, tensor.name.encode()))
-    assert found.data is not None
-    return found.data + expert * found.nb[2], tensor.nbytes // tensor.experts
+    (found,) = (
+        t for t in expert_tensors(conversation.handle, conversation.model) if t.entry == tensor
+    )
+    assert found.loaded.data is not None
+    return found.loaded.data + expert * found.loaded.nb[2], tensor.nbytes // tensor.experts
 
 
 def readable() -> list[tuple[int, int]]:

@@ -35,13 +35,11 @@
 struct localmoe_symbols {
     void * extra_types;
     void * op_name;
-    void * get_tensor;
-    void * is_host;
     void * type_traits;
 };
 
 struct localmoe_expert_tensor {  // one *_exps.weight
-    const char * name;
+    void *       tensor;   // llama.cpp's ggml_tensor, in host memory
     int32_t      group;    // tensors of one group share their experts' ids: one layer
     int32_t      file;     // index of the part
     int64_t      offset;   // bytes in that part
@@ -74,6 +72,7 @@ inline size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 inline size_t down(size_t n, size_t to) { return n / to * to; }
 
 enum mode : int32_t { OFF = 0, PAGES = 1, PRIVATE = 2 };
+enum cause : int32_t { NONE = 0, FILE_CHANGED = 1, OTHER = 2 };  // of a failed decode
 enum piece_state : uint8_t { ABSENT = 0, QUEUED = 1, READING = 2, READY = 3 };
 enum origin : uint8_t { DIRECT, DIRECT_TIMED, PAGE_CACHE, THROUGH_CACHE };  // of an expert's bytes
 
@@ -160,12 +159,12 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     expert_cache(const localmoe_symbols & symbols, mode how, uint64_t budget, int readers, int32_t * interrupt);
     ~expert_cache() override;
     bool add_file(const char * path);
-    void add_tensor(const localmoe_expert_tensor & entry, ggml_tensor * tensor);
+    void add_tensor(const localmoe_expert_tensor & entry);
     bool start();
     void remove();
     bool begin(int64_t position, int64_t tokens, int64_t decoded);
     bool end();
-    std::string error();
+    cause failure(std::string & why);
     localmoe_expert_stats stats();
     int32_t layer_stats(uint64_t * lookups, uint64_t * misses, int32_t max);
     void resize(uint64_t budget);

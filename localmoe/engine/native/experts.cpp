@@ -74,7 +74,8 @@ expert_cache::~expert_cache() {
 }
 
 // A tensor of a group; groups come in the order in which they are computed.
-void expert_cache::add_tensor(const localmoe_expert_tensor & entry, ggml_tensor * tensor) {
+void expert_cache::add_tensor(const localmoe_expert_tensor & entry) {
+    auto * tensor = static_cast<ggml_tensor *>(entry.tensor);
     if (groups_.empty() || entry.group != last_group_) {
         groups_.emplace_back();
         groups_.back().experts.resize(entry.experts);
@@ -123,7 +124,7 @@ void expert_cache::remove() {
 }
 
 // Before each llama_decode: the tokens of the batch, how many came before them, and the number of
-// the decoded token (-1 while a prompt is read). False, here and at the end: `error` says why not.
+// the decoded token (-1 while a prompt is read). False, here and at the end: `failure` says why not.
 bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
     std::lock_guard<std::mutex> lock(mutex_);
     failed_ = false;
@@ -171,9 +172,20 @@ bool expert_cache::end() {
     return !failed_;
 }
 
-std::string expert_cache::error() {
+// Why the last decode failed. A read that came short, or other bytes than expected, may have been the
+// first sign of a changed file: so the files are asked again.
+cause expert_cache::failure(std::string & why) {
     std::lock_guard<std::mutex> lock(mutex_);
-    return error_;
+    why = error_;
+    if (why.empty()) {
+        return NONE;
+    }
+    for (size_t i = 0; i < files_.size(); i++) {
+        if (!changed(int(i)).empty()) {
+            return FILE_CHANGED;
+        }
+    }
+    return OTHER;
 }
 
 localmoe_expert_stats expert_cache::stats() {
@@ -560,24 +572,21 @@ using localmoe::expert_cache;
 // ---- for Python ----------------------------------------------------------------------------------
 
 // Null when it cannot be: `why` then says so.
-EXPORT void * localmoe_experts_open(const localmoe_symbols * symbols, const void * model, int32_t how, uint64_t budget,
-                                    int32_t readers, int32_t * interrupt, const char * const * paths, int32_t n_paths,
+EXPORT void * localmoe_experts_open(const localmoe_symbols * symbols, int32_t how, uint64_t budget, int32_t readers,
+                                    int32_t * interrupt, const char * const * paths, int32_t n_paths,
                                     const localmoe_expert_tensor * tensors, int32_t n_tensors, char * why, int32_t max) {
-    auto get_tensor = reinterpret_cast<get_tensor_fn>(symbols->get_tensor);
-    auto is_host    = reinterpret_cast<is_host_fn>(symbols->is_host);
-    auto * cache    = new expert_cache(*symbols, localmoe::mode(how), budget, readers, interrupt);
+    auto * cache = new expert_cache(*symbols, localmoe::mode(how), budget, readers, interrupt);
     bool good = true;
     for (int32_t i = 0; i < n_paths && good; i++) {
         good = cache->add_file(paths[i]);
     }
     for (int32_t i = 0; i < n_tensors && good; i++) {
-        ggml_tensor * tensor = get_tensor(model, tensors[i].name);
-        if (tensor && tensor->buffer && is_host(tensor->buffer)) {
-            cache->add_tensor(tensors[i], tensor);
-        }
+        cache->add_tensor(tensors[i]);
     }
     if (!good || !cache->start()) {
-        snprintf(why, size_t(max), "%s", cache->error().c_str());
+        std::string reason;
+        cache->failure(reason);
+        snprintf(why, size_t(max), "%s", reason.c_str());
         delete cache;
         return nullptr;
     }
@@ -592,11 +601,12 @@ EXPORT bool localmoe_experts_begin(void * cache, int64_t position, int64_t token
 
 EXPORT bool localmoe_experts_end(void * cache) { return static_cast<expert_cache *>(cache)->end(); }
 
-// The length of the reason why the last decode failed; 0 if it did not.
-EXPORT int32_t localmoe_experts_error(void * cache, char * out, int32_t max) {
-    std::string why = static_cast<expert_cache *>(cache)->error();
+// Why the last decode failed: one of `cause`, and words for it.
+EXPORT int32_t localmoe_experts_failure(void * cache, char * out, int32_t max) {
+    std::string why;
+    int32_t     found = static_cast<expert_cache *>(cache)->failure(why);
     snprintf(out, size_t(max), "%s", why.c_str());
-    return int32_t(why.size());
+    return found;
 }
 
 EXPORT void localmoe_experts_stats(void * cache, localmoe_expert_stats * out) {

@@ -68,9 +68,7 @@ class extra_buffer_type {
 
 using op_name_fn     = const char * (*)(int op);
 using extra_types_fn = std::vector<ggml_backend_buffer_type *> & (*)();
-using get_tensor_fn  = ggml_tensor * (*)(const void * model, const char * name);
 using type_traits_fn = const ggml_type_traits_cpu * (*)(int type);
-using is_host_fn     = bool (*)(void * buffer);
 
 // -1 if it is not among the first operations of enum ggml_op, where all that we need are.
 inline int op_named(op_name_fn name_of, const char * name) {

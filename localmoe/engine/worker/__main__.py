@@ -13,23 +13,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from localmoe.engine import kv_store, protocol
+from localmoe.engine import protocol
 from localmoe.engine.events import Finished, Loaded, LoadProgress
 from localmoe.engine.protocol import Message
 from localmoe.engine.worker import binding, loader
 from localmoe.engine.worker.binding import llama
-from localmoe.engine.worker.generation import Generator
-from localmoe.engine.worker.page_reader import PageReader
-from localmoe.engine.worker.readahead import read_ahead
-from localmoe.engine.worker.residency import Residency, needs_pages
+from localmoe.engine.worker.loading import LoadedModel
 from localmoe.engine.worker.rpc_devices import Servers
-from localmoe.errors import EngineError, InterruptedLoadError, LocalmoeError, ModelFileError
-from localmoe.facts.model import Model, read_model
-from localmoe.planning.cache import dense_ranges
+from localmoe.errors import EngineError, LocalmoeError
 from localmoe.planning.memory import EngineSettings
 
 PROGRESS_INTERVAL = 0.05  # seconds between load progress events
@@ -39,14 +33,12 @@ class Worker:
     """At most one loaded model, and the last dry-run model, kept for more questions."""
 
     def __init__(self, send: Callable[[Message], None]) -> None:
-        self._send = send
+        self._write = send
+        self._request = 0  # the id of the one that is being answered
         self.interrupt = ctypes.c_int32(0)
         self._log = loader.EngineLog()
         self._log_callback = binding.set_log(self._log.write)
-        self._model: Any = None
-        self._ctx: Any = None
-        self._generator: Generator | None = None
-        self._experts: Residency | None = None
+        self._loaded: LoadedModel | None = None
         self._identity = ""  # of what is loaded, for states on disk
         self._dry: tuple[object, Any] | None = None
         self._answers = {
@@ -64,6 +56,7 @@ class Worker:
 
     def handle(self, message: Message) -> None:
         """Answer one request. Errors become an error event; anything else is a bug and kills."""
+        self._request = message["id"]
         try:
             answer = self._answers.get(message["op"])
             if answer is None:
@@ -71,6 +64,9 @@ class Worker:
             answer(message)
         except LocalmoeError as error:
             self._send(protocol.error_to_message(error))
+
+    def _send(self, event: Message) -> None:
+        self._write({"id": self._request, **event})
 
     def _do_info(self, message: Message) -> None:
         self._servers.add(message.get("remotes", ()))
@@ -80,6 +76,7 @@ class Worker:
                 "version": llama.llama_version().decode(),
                 "system_info": llama.llama_print_system_info().decode(),
                 "native_helper": binding.native is not None,
+                "helper_preloaded": binding.helper_is_preloaded(),
                 "devices": [dataclasses.asdict(device) for device in binding.devices()],
             }
         )
@@ -121,9 +118,29 @@ class Worker:
         self._unload()
         self._servers.add(settings.remotes)
         started = time.perf_counter()
+        hot = Path(message["hot"]) if message.get("hot") else None
+        loaded = LoadedModel(
+            message["paths"], settings, hot, self._log, self.interrupt, self._progress()
+        )
+        self._loaded = loaded
+        self._identity = loaded.identity(message["settings"])
+        vocabulary = loaded.generator.vocabulary
+        event = Loaded(
+            context=loaded.generator.context,
+            memory=loaded.memory,
+            load_s=time.perf_counter() - started,
+            bos=vocabulary.bos_text(),
+            eos=vocabulary.eos_text(),
+            cache=loaded.experts.regime,
+            note=loaded.experts.note,
+        )
+        self._send(protocol.event_to_message(event))
+
+    def _progress(self) -> loader.Progress:
+        """Reports the progress of a load, not too often; stops it when it is interrupted."""
         reported = 0.0
 
-        def progress(fraction: float) -> bool:
+        def report(fraction: float) -> bool:
             nonlocal reported
             now = time.perf_counter()
             if now - reported >= PROGRESS_INTERVAL:
@@ -131,127 +148,37 @@ class Worker:
                 self._send(protocol.event_to_message(LoadProgress(fraction)))
             return not self.interrupt.value
 
-        try:
-            model = read_model(message["paths"][0])
-            self._model = self._open(message["paths"], model, settings, progress)
-        except loader.LoadInterruptedError:
-            raise InterruptedLoadError("loading was interrupted") from None
-        pages = PageReader(model, self.interrupt) if needs_pages(settings, model) else None
-        try:
-            on_node = pages.callback if pages is not None else None
-            self._ctx = loader.open_context(self._model, settings, self._log, on_node)
-            hot = Path(message["hot"]) if message.get("hot") else None
-            self._experts = Residency(self._model, model, settings, self.interrupt, hot, pages)
-        except LocalmoeError:
-            if pages is not None:
-                pages.close()
-            raise
-        if self.interrupt.value:  # seen too late for the progress callback
-            self._unload()
-            raise InterruptedLoadError("loading was interrupted")
-        memory = loader.memory_report(self._ctx, self._log)
-        self._generator = Generator(self._model, self._ctx, self.interrupt, self._experts)
-        version = f"{llama.llama_version().decode()} {llama.llama_print_system_info().decode()}"
-        self._identity = kv_store.identity(model, message["settings"], version)
-        self._send(
-            protocol.event_to_message(
-                Loaded(
-                    context=self._generator.context,
-                    memory=memory,
-                    load_s=time.perf_counter() - started,
-                    bos=self._generator.vocabulary.bos_text(),
-                    eos=self._generator.vocabulary.eos_text(),
-                    cache=self._experts.regime,
-                    note=self._experts.note,
-                )
-            )
-        )
-
-    def _open(
-        self, paths: list[str], model: Model, settings: EngineSettings, progress: loader.Progress
-    ) -> Any:
-        """Load the weights; a mapped file is read ahead while llama.cpp reads the vocabulary."""
-        given_up = False
-
-        def go_on(fraction: float) -> bool:
-            return progress(fraction) and not given_up
-
-        def open_model(progress: loader.Progress) -> Any:
-            return loader.open_model(
-                paths, settings, self._log, model.architecture, progress=progress
-            )
-
-        if settings.load_mode != "mmap":
-            return open_model(progress)
-        if settings.devices or settings.repack:  # it copies the weights
-            self._read_ahead(model, settings, progress)
-            return open_model(progress)
-        with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(self._read_ahead, model, settings, go_on)
-            try:
-                opened = open_model(lambda _: not self.interrupt.value)
-            except BaseException:
-                given_up = True
-                raise
-        try:
-            reading.result()
-        except BaseException:
-            llama.llama_model_free(opened)
-            raise
-        return opened
-
-    def _read_ahead(
-        self, model: Model, settings: EngineSettings, progress: loader.Progress
-    ) -> None:
-        """What every token needs, or the whole file where it fits."""
-        ranges = None if settings.read_ahead else dense_ranges(model)
-        if ranges is not None and settings.cache == "off":
-            return
-        try:
-            if not read_ahead([str(path) for path in model.paths], progress, ranges):
-                raise loader.LoadInterruptedError
-        except OSError as error:
-            raise ModelFileError(
-                f"cannot read {error.filename or model.paths[0]}: {error}"
-            ) from error
+        return report
 
     def _unload(self) -> None:
-        if self._generator is not None:
-            self._generator.close()
-            self._generator = None
-        if self._experts is not None:
-            self._experts.close()
-            self._experts = None
-        if self._ctx is not None:
-            llama.llama_free(self._ctx)
-            self._ctx = None
-        if self._model is not None:
-            llama.llama_model_free(self._model)
-            self._model = None
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
 
-    def _loaded(self) -> Generator:
-        if self._generator is None:
+    @property
+    def _model(self) -> LoadedModel:
+        if self._loaded is None:
             raise EngineError("no model is loaded")
-        return self._generator
+        return self._loaded
 
     def _do_generate(self, message: Message) -> None:
-        request = protocol.request_from_json(message["request"])
-        for event in self._loaded().generate(request):
-            if isinstance(event, Finished) and self._experts is not None:
-                self._experts.remember()  # whoever hears the end may end this process
+        request, model = protocol.request_from_json(message["request"]), self._model
+        for event in model.generator.generate(request):
+            if isinstance(event, Finished):
+                model.experts.remember()  # whoever hears the end may end this process
             self._send(protocol.event_to_message(event))
 
     def _do_count(self, message: Message) -> None:
-        tokens = self._loaded().vocabulary.tokenize(message["text"], add_bos=False)
+        tokens = self._model.generator.vocabulary.tokenize(message["text"], add_bos=False)
         self._send({"event": "counted", "tokens": len(tokens)})
 
     def _do_keep(self, message: Message) -> None:
-        kv = self._loaded().kv
+        kv = self._model.generator.kv
         size = kv.save(Path(message["path"]), self._identity, lambda: bool(self.interrupt.value))
         self._send({"event": "kept", "bytes": size})
 
     def _do_resume(self, message: Message) -> None:
-        kv = self._loaded().kv
+        kv = self._model.generator.kv
         tokens = kv.load(Path(message["path"]), self._identity, lambda: bool(self.interrupt.value))
         self._send({"event": "resumed", "tokens": tokens})
 
@@ -309,8 +236,19 @@ class Inbox:
         os._exit(0)  # nobody is listening any more
 
 
+def _leave_preloading_to_the_worker() -> None:
+    """What this process starts must not look for the helper in a descriptor that it has not."""
+    ours, _, others = os.environ.get("LD_PRELOAD", "").partition(":")
+    if ours.startswith("/proc/self/fd/"):
+        os.close(int(ours.rpartition("/")[2]))
+        os.environ["LD_PRELOAD"] = others
+        if not others:
+            del os.environ["LD_PRELOAD"]
+
+
 def main() -> None:
     """Keep the protocol's pipes for ourselves: anything else that prints goes to stderr."""
+    _leave_preloading_to_the_worker()
     requests, events = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)

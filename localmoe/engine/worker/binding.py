@@ -116,6 +116,7 @@ dev_backend_reg = _function(_BASE, "ggml_backend_dev_backend_reg", _POINTER, _PO
 reg_name = _function(_BASE, "ggml_backend_reg_name", ctypes.c_char_p, _POINTER)
 buft_device = _function(_BASE, "ggml_backend_buft_get_device", _POINTER, _POINTER)
 buft_is_host = _function(_BASE, "ggml_backend_buft_is_host", ctypes.c_bool, _POINTER)
+buffer_is_host = _function(_BASE, "ggml_backend_buffer_is_host", ctypes.c_bool, _POINTER)
 tensor_get = _function(
     _BASE,
     "ggml_backend_tensor_get",
@@ -216,6 +217,19 @@ def _load_native() -> ctypes.CDLL | None:
 
 native = _load_native()
 """The compiled ``native.cpp``, or None."""
+
+
+def helper_is_preloaded() -> bool:
+    """Whether llama.cpp's mapping of a file goes through the helper: see its ``mmap``."""
+    ours = getattr(native, "mmap", None)
+    if ours is None:
+        return False
+    used = ctypes.CDLL(None).mmap
+    return _address(used) == _address(ours)
+
+
+def _address(function: Any) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 def memory_breakdown(ctx: Any) -> dict[str, tuple[int, int, int]] | None:

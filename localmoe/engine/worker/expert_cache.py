@@ -6,12 +6,11 @@ import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
-from localmoe.errors import EngineError
-from localmoe.planning.memory import RoutedTensor
+from localmoe.engine.worker.model_tensors import GET_TENSOR, ExpertTensor
+from localmoe.errors import EngineError, LocalmoeError, ModelFileError
 from localmoe.routing.profile import LayerUsage
 
 REGIMES = {"off": 0, "page": 1, "private": 2}
@@ -19,27 +18,26 @@ READERS = min(4, max(2, os.cpu_count() or 2))
 """Threads that read: two keep a fast disk busy, more hide the latency of a slow one."""
 
 _SYMBOLS = (  # library, mangled name; all of llama-cpp-python 0.3.36 have them
-    ("cpu", "_Z39ggml_backend_cpu_get_extra_buffer_typesv"),
-    ("base", "ggml_op_name"),
-    ("llama", "_ZNK11llama_model10get_tensorEPKc"),
-    ("base", "ggml_backend_buffer_is_host"),
-    ("cpu", "ggml_get_type_traits_cpu"),
+    (binding.cpu_library, "_Z39ggml_backend_cpu_get_extra_buffer_typesv"),
+    (binding.base_library, "ggml_op_name"),
+    (binding.cpu_library, "ggml_get_type_traits_cpu"),
 )
+
+
+_FILE_CHANGED = 1  # enum cause in expert_cache.h
 
 
 class _Symbols(ctypes.Structure):
     _fields_ = (
         ("extra_types", ctypes.c_void_p),
         ("op_name", ctypes.c_void_p),
-        ("get_tensor", ctypes.c_void_p),
-        ("is_host", ctypes.c_void_p),
         ("type_traits", ctypes.c_void_p),
     )
 
 
 class _Tensor(ctypes.Structure):
     _fields_ = (
-        ("name", ctypes.c_char_p),
+        ("tensor", ctypes.c_void_p),
         ("group", ctypes.c_int32),
         ("file", ctypes.c_int32),
         ("offset", ctypes.c_int64),
@@ -89,52 +87,51 @@ class Counters:
     preferred: int  # choices changed by ``prefer``
 
 
+def file_changed(why: str) -> ModelFileError:
+    """The error for a model file that is not any more what it was when it was opened."""
+    return ModelFileError(why, hint="load the model again: /model, or a new start")
+
+
 def available() -> str | None:
     """None if the cache can be used with this engine, else why not."""
     if binding.native is None:
         return "the native helper was not built (no C++ compiler?), or is switched off"
     if not hasattr(binding.native, "localmoe_experts_open"):
         return "reading experts ourselves is made for Linux"
-    try:
-        _symbols()
-    except AttributeError as error:
-        return f"this build of llama.cpp has no {error.args[0].split()[-1]}"
-    return None
+    needed = [*_SYMBOLS, (llama._lib, GET_TENSOR)]
+    missing = [name for library, name in needed if not hasattr(library, name)]
+    return f"this build of llama.cpp has no {missing[0]}" if missing else None
 
 
 def _symbols() -> _Symbols:
-    libraries = {"cpu": binding.cpu_library, "base": binding.base_library, "llama": llama._lib}
     return _Symbols(
-        *(ctypes.cast(getattr(libraries[lib], name), ctypes.c_void_p) for lib, name in _SYMBOLS)
+        *(ctypes.cast(getattr(library, name), ctypes.c_void_p) for library, name in _SYMBOLS)
     )
 
 
 class ExpertCache:
     """Serves the routed experts of one loaded model until ``close``.
 
-    ``interrupt``: the flag that the abort callback reads; the cache sets it to 2 when it fails.
+    ``tensors`` are all in host memory, those of a group one after the other; groups come in the
+    order of computation. ``interrupt``: the flag that the abort callback reads; the cache sets it
+    to 2 when it fails. To be made only where the cache is ``available``. Raises EngineError.
     """
 
     def __init__(
         self,
-        model: Any,
         paths: Sequence[str],
-        tensors: Sequence[RoutedTensor],
+        tensors: Sequence[ExpertTensor],
         regime: str,
         budget: int,
         interrupt: ctypes.c_int32,
     ) -> None:
-        why_not = available()
-        if why_not is not None:
-            raise EngineError(f"no expert cache: {why_not}", hint="--cache off")
         assert binding.native is not None
         self._native = binding.native
-        self.regime = regime
         files = (ctypes.c_char_p * len(paths))(*(os.fsencode(path) for path in paths))
         entries = (_Tensor * len(tensors))(
             *(
-                _Tensor(t.name.encode(), t.group, t.part, t.offset, t.nbytes, t.experts)
-                for t in tensors
+                _Tensor(tensor.address, e.group, e.part, e.offset, e.nbytes, e.experts)
+                for tensor, e in ((tensor, tensor.entry) for tensor in tensors)
             )
         )
         why = ctypes.create_string_buffer(1024)
@@ -142,9 +139,6 @@ class ExpertCache:
         self._handle = ctypes.c_void_p(
             self._native.localmoe_experts_open(
                 ctypes.byref(_symbols()),
-                model
-                if isinstance(model, ctypes.c_void_p)
-                else ctypes.cast(model, ctypes.c_void_p),
                 REGIMES[regime],
                 ctypes.c_uint64(budget),
                 READERS if paths else 0,
@@ -176,23 +170,26 @@ class ExpertCache:
     def begin(self, position: int, tokens: int, decoded: int) -> bool:
         """To be called before each llama_decode: ``tokens`` of one batch, from ``position`` on.
 
-        ``decoded``: the number of the answer's token, −1 while the prompt is read. False: the file
-        has changed, ``error`` says so.
+        ``decoded``: the number of the answer's token, −1 while the prompt is read. False: a file
+        has changed, ``failure`` says so.
         """
         return bool(self._begin(self._handle, position, tokens, decoded))
 
     def end(self) -> bool:
         """To be called after each llama_decode: what it needed may be evicted again.
 
-        False: the cache made it fail, ``error`` says why.
+        False: the cache made it fail, ``failure`` says why.
         """
         return bool(self._end(self._handle))
 
-    def error(self) -> str:
-        """Why the last decode failed, "" if the cache is not to blame."""
+    def failure(self) -> LocalmoeError | None:
+        """Why the last ``begin`` or decode failed; None if the cache is not to blame."""
         out = ctypes.create_string_buffer(2048)
-        self._native.localmoe_experts_error(self._handle, out, len(out))
-        return out.value.decode(errors="replace")
+        cause = self._native.localmoe_experts_failure(self._handle, out, len(out))
+        why = out.value.decode(errors="replace")
+        if cause == _FILE_CHANGED:
+            return file_changed(why)
+        return EngineError(f"an expert is missing: {why}") if cause else None
 
     def counters(self) -> Counters:
         out = _Stats()

@@ -5,9 +5,11 @@ Runs in the worker process, on a model and context that ``loader`` made.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from localmoe.engine.events import Finished, PrefillProgress, Request, Text
@@ -25,6 +27,38 @@ PROMPT = -1  # in place of the number of an answer's token
 
 class DecodeInterruptedError(Exception):
     """The interrupt flag was seen inside the engine."""
+
+
+@dataclass
+class Clock:
+    """When the parts of one answer were done, in seconds of ``time.perf_counter``."""
+
+    started: float = field(default_factory=time.perf_counter)
+    prompt_read: float | None = None  # None: interrupted before its end
+    first_token: float | None = None
+    last_token: float | None = None
+
+    def token_chosen(self) -> None:
+        self.last_token = time.perf_counter()
+        self.first_token = self.first_token or self.last_token
+
+    def first_token_s(self) -> float:
+        """Seconds until the first token, or until it was clear that none would come."""
+        end = self.first_token or self.prompt_read or time.perf_counter()
+        return end - self.started
+
+    def prefill_tps(self, tokens: int) -> float | None:
+        """Tokens per second while ``tokens`` of the prompt were read; None: not to their end."""
+        if self.prompt_read is None:
+            return None
+        return tokens / max(self.prompt_read - self.started, 1e-9)
+
+    def decode_tps(self, tokens: int) -> float | None:
+        """Tokens per second after the first of ``tokens``; None when there was no second."""
+        if self.first_token is None or self.last_token is None:
+            return None
+        seconds = self.last_token - self.first_token
+        return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else None
 
 
 class Generator:
@@ -52,7 +86,46 @@ class Generator:
 
         Raises ContextOverflowError when the prompt leaves no room for an answer.
         """
-        started = time.perf_counter()
+        clock, note = Clock(), self._experts.note
+        prompt = self._prompt_tokens(request)
+        limit = self._most_tokens(request, prompt)
+        reused = self.kv.reuse(prompt)
+        stream, produced, reason = TextStream(request.stop), 0, "interrupted"
+        sampler = Sampler(request.sampling, self.vocabulary, prompt, request.grammar)
+        with contextlib.closing(sampler), contextlib.suppress(DecodeInterruptedError):
+            for done in self._prefill(prompt, self._stable_tokens(request, prompt)):
+                yield PrefillProgress(done, len(prompt), reused)
+            clock.prompt_read = time.perf_counter()
+            with self._abort_callback_of_decoding():
+                for token in self._tokens(sampler, limit, ignore_end=request.ignore_end):
+                    clock.token_chosen()
+                    produced += 1
+                    if text := stream.feed(self.vocabulary.piece(token)):
+                        yield Text(text, produced)
+                    if stream.stopped_by is not None:
+                        break
+            full = produced == limit and stream.stopped_by is None
+            reason = "length" if full else "stop"
+        rest = stream.flush() if stream.stopped_by is None else ""
+        if rest:
+            yield Text(rest, produced)
+        whole_prompt = clock.prompt_read is not None
+        yield Finished(
+            reason=reason,
+            prompt_tokens=len(prompt) if whole_prompt else len(self.kv.tokens),
+            reused_tokens=reused,
+            completion_tokens=produced,
+            ttft_s=clock.first_token_s(),
+            prefill_tps=clock.prefill_tps(len(prompt) - reused),
+            decode_tps=clock.decode_tps(produced),
+            stop_string=stream.stopped_by,
+            cache=self._experts.stats(),
+            load=self._experts.load(),
+            note=self._experts.note if self._experts.note != note else "",
+        )
+
+    def _prompt_tokens(self, request: Request) -> list[int]:
+        """Raises EngineError for an empty prompt, ContextOverflowError for one that is too long."""
         prompt = self.vocabulary.tokenize(request.prompt, add_bos=request.add_bos)
         if not prompt:
             raise EngineError("the prompt is empty")
@@ -61,61 +134,41 @@ class Generator:
                 f"the prompt has {len(prompt)} tokens, the context {self.context}",
                 hint=f"shorten the prompt, or use --ctx {_next_context(len(prompt))}",
             )
+        return prompt
+
+    def _most_tokens(self, request: Request, prompt: list[int]) -> int:
+        """Tokens that the answer may have: what was asked for, and what the context holds."""
         room = self.context - len(prompt)
-        limit = room if request.max_tokens is None else min(request.max_tokens, room)
-        reused = self.kv.reuse(prompt)
-        stream = TextStream(request.stop)
-        sampler = Sampler(request.sampling, self.vocabulary, prompt, request.grammar)
-        produced, reason = 0, "length"
-        first = last = 0.0
+        return room if request.max_tokens is None else min(request.max_tokens, room)
+
+    def _tokens(self, sampler: Sampler, limit: int, *, ignore_end: bool) -> Iterator[int]:
+        """The answer's tokens, at most ``limit``, up to the one by which the model ends it.
+
+        A token is decoded when the next one is asked for: the last of an answer never is.
+        """
+        for number in range(limit):
+            token = sampler.next(self._ctx)
+            if self.vocabulary.ends_generation(token) and not ignore_end:
+                return
+            yield token
+            if number + 1 < limit:
+                self._decode([token], number)
+
+    @contextlib.contextmanager
+    def _abort_callback_of_decoding(self) -> Iterator[None]:
+        """None, where each of its calls enters Python: an interrupt then waits for a token's end.
+
+        Such calls, some 1,500 for a token, would slow it down; a prompt's batch takes seconds, so
+        there they are worth it.
+        """
+        if self._abort_is_cheap:
+            yield
+            return
+        llama.llama_set_abort_callback(self._ctx, *self._no_abort)
         try:
-            yield PrefillProgress(reused, len(prompt), reused)
-            for done in self._prefill(prompt, self._stable_tokens(request, prompt)):
-                yield PrefillProgress(done, len(prompt), reused)
-            prefilled = time.perf_counter()
-            if not self._abort_is_cheap:
-                llama.llama_set_abort_callback(self._ctx, *self._no_abort)
-            while produced < limit:
-                token = sampler.next(self._ctx)
-                first = first or time.perf_counter()
-                if self.vocabulary.ends_generation(token) and not request.ignore_end:
-                    reason = "stop"
-                    break
-                produced += 1
-                last = time.perf_counter()
-                text = stream.feed(self.vocabulary.piece(token))
-                if text:
-                    yield Text(text, produced)
-                if stream.stopped_by is not None:
-                    reason = "stop"
-                    break
-                if produced == limit:
-                    break
-                self._decode([token], produced - 1)
-        except DecodeInterruptedError:
-            reason = "interrupted"
-            prefilled = time.perf_counter()
+            yield
         finally:
-            sampler.close()
-            if not self._abort_is_cheap:
-                llama.llama_set_abort_callback(self._ctx, *self._abort)
-        rest = stream.flush() if stream.stopped_by is None else ""
-        if rest:
-            yield Text(rest, produced)
-        fresh = len(prompt) - reused
-        decoding = last - first
-        yield Finished(
-            reason=reason,
-            prompt_tokens=len(prompt) if first else len(self.kv.tokens),
-            reused_tokens=reused,
-            completion_tokens=produced,
-            ttft_s=(first or prefilled) - started,
-            prefill_tps=fresh / max(prefilled - started, 1e-9) if first else None,
-            decode_tps=(produced - 1) / decoding if produced > 1 and decoding > 0 else None,
-            stop_string=stream.stopped_by,
-            cache=self._experts.stats(),
-            load=self._experts.load(),
-        )
+            llama.llama_set_abort_callback(self._ctx, *self._abort)
 
     def _stable_tokens(self, request: Request, prompt: list[int]) -> int:
         """How many of the prompt's tokens will start the next turn's prompt too."""
@@ -132,12 +185,13 @@ class Generator:
         return count
 
     def _prefill(self, prompt: list[int], stable: int) -> Iterator[int]:
-        """Decode what is missing of the prompt, in batches; yield the tokens done so far.
+        """Decode what is missing of the prompt, in batches; yield the tokens done before each.
 
         A batch ends at ``stable`` so that a checkpoint can be taken there.
         """
         at = len(self.kv.tokens)
         while at < len(prompt):
+            yield at
             end = min(at + self._n_batch, len(prompt))
             if at < stable < end:
                 end = stable
@@ -146,8 +200,6 @@ class Generator:
             at = end
             if at == stable:
                 self.kv.checkpoint()
-            if at < len(prompt):
-                yield at
 
     def _decode(self, tokens: list[int], number: int) -> None:
         """Run the model over the next tokens; logits are kept for the last one.

@@ -11,7 +11,13 @@ from typing import Any
 
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
-from localmoe.errors import EngineError, EngineMemoryError, ModelFileError
+from localmoe.errors import (
+    EngineError,
+    EngineMemoryError,
+    InterruptedLoadError,
+    LocalmoeError,
+    ModelFileError,
+)
 from localmoe.planning.memory import CPU, DeviceMemory, EngineSettings, MemoryReport
 
 Progress = Callable[[float], bool]
@@ -20,6 +26,8 @@ Progress = Callable[[float], bool]
 
 SHORT_OF_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory", re.IGNORECASE)
 """How llama.cpp's log tells that an allocation has failed."""
+UNKNOWN_ARCHITECTURE = "unknown model architecture"
+"""How it tells that it does not know the kind of model."""
 
 KV_INTEGER, KV_STRING = 0, 3  # enum llama_model_kv_override_type in llama.h
 
@@ -33,10 +41,6 @@ class DryRun:
     """
 
     vocabulary: int  # tokens
-
-
-class LoadInterruptedError(Exception):
-    """The progress callback said stop."""
 
 
 @dataclass
@@ -80,89 +84,101 @@ def open_model(
     """Load weights (or, as a dry run, only the metadata) and return a ``llama_model *``.
 
     A dry run reads no tensor data: the files may be headers extended to full size by a hole.
-    Raises ModelFileError with the engine's reason; LoadInterruptedError when ``progress`` says so.
+    Raises ModelFileError with the engine's reason, EngineMemoryError, and InterruptedLoadError
+    when ``progress`` says so.
     """
-    keep: list[Any] = []  # what llama.cpp points to until the call returns
     params = llama.llama_model_default_params()
-    handles = [binding.device_named(name) for name in settings.devices]
-    device_list = (ctypes.c_void_p * (len(handles) + 1))(*handles, None)
-    keep.append(device_list)
-    params.devices = ctypes.cast(device_list, ctypes.c_void_p)
-    params.n_gpu_layers = settings.gpu_layers
-    if settings.devices:  # stated, or llama.cpp splits by what is free at that moment
-        shares = (ctypes.c_float * llama.llama_max_devices())(
-            *(settings.tensor_split or (1.0,) * len(settings.devices))
-        )
-        keep.append(shares)
-        params.tensor_split = shares
-    if settings.overrides:
-        overrides = _override_array(settings.overrides)
-        keep.append(overrides)
+    # What the parameters point to has to live until the call returns.
+    devices = _place_weights(params, settings)
+    overrides = _buffer_overrides(settings.overrides)
+    if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     # A dry run with a mapping asserts inside llama.cpp.
     params.load_mode = binding.LOAD_MODES["none" if dry_run is not None else settings.load_mode]
     params.use_extra_bufts = settings.repack
-    if dry_run is not None:
-        params.no_alloc = True
-    values = _overridden(architecture, settings, dry_run)
-    keep.append(values)
-    params.kv_overrides = values
+    params.no_alloc = dry_run is not None
+    params.kv_overrides = metadata = _metadata_overrides(architecture, settings, dry_run)
     stopped = False
 
     def on_progress(fraction: float, _: Any) -> bool:
         nonlocal stopped
-        if progress is not None and not progress(fraction):
-            stopped = True
+        stopped = stopped or (progress is not None and not progress(fraction))
         return not stopped
 
-    callback = llama.llama_progress_callback(on_progress)
-    keep.append(callback)
-    params.progress_callback = callback
+    params.progress_callback = callback = llama.llama_progress_callback(on_progress)
     log.clear()
-    encoded = [os.fsencode(path) for path in paths]
-    if len(encoded) == 1:
-        model = llama.llama_model_load_from_file(encoded[0], params)
-    else:
-        parts = (ctypes.c_char_p * len(encoded))(*encoded)
-        model = llama.llama_model_load_from_splits(parts, len(encoded), params)
+    model = _load(paths, params)
+    del devices, overrides, metadata, callback
     if stopped:
         if model:
             llama.llama_model_free(model)
-        raise LoadInterruptedError
+        raise InterruptedLoadError("loading was interrupted")
     if not model:
-        reason = log.reason()
-        if SHORT_OF_MEMORY.search(reason):
-            raise EngineMemoryError(f"the engine did not get the memory for the weights: {reason}")
-        hint = "localmoe show FILE says what the file contains"
-        if "unknown model architecture" in reason:
-            hint = "a newer llama-cpp-python may know it; or choose another model"
-        raise ModelFileError(f"the engine cannot load this model: {reason}", hint=hint)
+        raise _loading_failed(log.reason())
     return model
 
 
-def _overridden(architecture: str, settings: EngineSettings, dry_run: DryRun | None) -> Any:
+def _load(paths: Sequence[str], params: Any) -> Any:
+    """A ``llama_model *``, null when it could not be loaded."""
+    encoded = [os.fsencode(path) for path in paths]
+    if len(encoded) == 1:
+        return llama.llama_model_load_from_file(encoded[0], params)
+    parts = (ctypes.c_char_p * len(encoded))(*encoded)
+    return llama.llama_model_load_from_splits(parts, len(encoded), params)
+
+
+def _loading_failed(reason: str) -> LocalmoeError:
+    """The error for what llama.cpp's log gives as the reason: it has no other way to say it."""
+    if SHORT_OF_MEMORY.search(reason):
+        return EngineMemoryError(f"the engine did not get the memory for the weights: {reason}")
+    hint = "localmoe show FILE says what the file contains"
+    if UNKNOWN_ARCHITECTURE in reason:
+        hint = "a newer llama-cpp-python may know it; or choose another model"
+    return ModelFileError(f"the engine cannot load this model: {reason}", hint=hint)
+
+
+def _place_weights(params: Any, settings: EngineSettings) -> tuple[Any, ...]:
+    """Say which devices get which layers. What ``params`` then point to is returned."""
+    handles = [binding.device_named(name) for name in settings.devices]
+    devices = (ctypes.c_void_p * (len(handles) + 1))(*handles, None)
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.n_gpu_layers = settings.gpu_layers
+    if not handles:
+        return (devices,)
+    # Stated even when equal: llama.cpp would split by what is free at that moment.
+    shares = (ctypes.c_float * llama.llama_max_devices())(
+        *(settings.tensor_split or (1.0,) * len(handles))
+    )
+    params.tensor_split = shares
+    return (devices, shares)
+
+
+def _metadata_overrides(architecture: str, settings: EngineSettings, dry_run: DryRun | None) -> Any:
     """Metadata that is not taken from the file; an entry with an empty key ends the list."""
-    values = (llama.llama_model_kv_override * 4)()
-    numbers = []
+    values: dict[str, int | bytes] = {}
     if settings.experts_used:
-        numbers.append((f"{architecture}.expert_used_count", settings.experts_used))
+        values[f"{architecture}.expert_used_count"] = settings.experts_used
     if dry_run is not None and dry_run.vocabulary:  # as many tokens, without their texts
-        numbers.append((f"{architecture}.vocab_size", dry_run.vocabulary))
-        values[2].tag, values[2].key = KV_STRING, b"tokenizer.ggml.model"
-        values[2].value.val_str = b"no_vocab"
-    for value, (key, number) in zip(values, numbers, strict=False):
-        value.tag, value.key = KV_INTEGER, key.encode()
-        value.value.val_i64 = number
-    if len(numbers) < 2 and values[2].key:
-        values[len(numbers)], values[2] = values[2], llama.llama_model_kv_override()
-    return values
+        values[f"{architecture}.vocab_size"] = dry_run.vocabulary
+        values["tokenizer.ggml.model"] = b"no_vocab"
+    entries = (llama.llama_model_kv_override * (len(values) + 1))()
+    for entry, (key, value) in zip(entries, values.items(), strict=False):
+        entry.key = key.encode()
+        if isinstance(value, bytes):
+            entry.tag, entry.value.val_str = KV_STRING, value
+        else:
+            entry.tag, entry.value.val_i64 = KV_INTEGER, value
+    return entries
 
 
 class _Override(ctypes.Structure):
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
-def _override_array(overrides: Sequence[tuple[str, str]]) -> Any:
+def _buffer_overrides(overrides: Sequence[tuple[str, str]]) -> Any:
+    """Tensors by the pattern of their names, and where they go; None if there are none."""
+    if not overrides:
+        return None
     entries = [
         _Override(pattern.encode(), binding.buffer_type_named(device))
         for pattern, device in overrides

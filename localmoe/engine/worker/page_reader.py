@@ -5,8 +5,8 @@ experts of layer L are known; threads read exactly those parts of the file, in p
 the bytes: what counts is that the system has them in its page cache when the mapping is touched.
 It costs a Python call per node, so it is used only when the experts do not fit in RAM.
 
-An exception in the callback would let llama.cpp go on with an unfinished graph and old logits, so
-every one is kept and the abort flag set (``experts.cpp`` has the same duty).
+An exception that leaves the callback would let llama.cpp go on with an unfinished graph and old
+logits. So each is caught and kept, and the abort flag ends the graph.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import Any
 
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
+from localmoe.engine.worker.expert_cache import file_changed
+from localmoe.engine.worker.model_tensors import GgmlTensor
+from localmoe.errors import EngineError, LocalmoeError
 from localmoe.facts.model import Model
 from localmoe.planning.cache import routed_tensors
 from localmoe.planning.memory import RoutedTensor
@@ -30,33 +33,14 @@ FRESH = 16  # tokens for which an expert just read is taken to be in the page ca
 NODE = b"ffn_moe_topk-"
 
 
-class GgmlTensor(ctypes.Structure):
-    """``struct ggml_tensor`` of ggml.h, as far as it is read here."""
-
-    _fields_ = (
-        ("type", ctypes.c_int32),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int32),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-    )
-
-
 class PageReader:
     """Made before the context, whose ``cb_eval`` is ``callback``; closed after it is freed.
 
-    ``interrupt`` is set to 2 when reading fails; ``error`` then says why.
+    ``interrupt`` is set to 2 when reading fails; ``failure`` then says why.
     """
 
     def __init__(self, model: Model, interrupt: ctypes.c_int32) -> None:
-        self.error = ""
+        self.failure: LocalmoeError | None = None
         self.bytes_read = 0
         self._interrupt = interrupt
         self._layers: dict[int, list[RoutedTensor]] = {}
@@ -69,7 +53,7 @@ class PageReader:
         self._pool = ThreadPoolExecutor(READERS)
         self._scratch = threading.local()
         self._seek = threading.Lock()  # where reading needs a file position
-        self._nodes: dict[int, int] = {}  # address of a node → its layer, −1: not ours
+        self._nodes: dict[int, int] = {}  # address of a node → its layer, −1: no choice of experts
         self._used: dict[tuple[int, int], int] = {}  # (layer, expert) → batch that used it
         self._batch = 0
         self.callback = llama.ggml_backend_sched_eval_callback(self._on_node)
@@ -78,7 +62,7 @@ class PageReader:
         """Before each llama_decode. Graphs may be built anew, so nodes are named again."""
         self._batch += 1
         self._nodes.clear()
-        self.error = ""
+        self.failure = None
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -96,7 +80,10 @@ class PageReader:
             if layer >= 0 and not self._interrupt.value:
                 self._bring(layer, self._ids(address))
         except BaseException as error:
-            self.error = self.error or str(error) or type(error).__name__
+            if not isinstance(error, LocalmoeError):
+                reason = str(error) or type(error).__name__
+                error = EngineError(f"an expert is missing: {reason}")
+            self.failure = self.failure or error
             self._interrupt.value = self._interrupt.value or 2
         return True
 
@@ -137,7 +124,7 @@ class PageReader:
             job.result()
         for part in {tensor.part for tensor in self._layers[layer]} if jobs else ():
             if self._identity(self._files[part]) != self._identities[part]:
-                raise OSError("the model file was changed while it was in use")
+                raise file_changed("the model file was changed while it was in use")
 
     def _read(self, part: int, start: int, end: int) -> None:
         buffer = getattr(self._scratch, "buffer", None)
@@ -152,7 +139,7 @@ class PageReader:
             else:
                 count = os.preadv(self._files[part], [view], start)
             if not count:
-                raise OSError("the model file has become shorter while it was in use")
+                raise file_changed("the model file has become shorter while it was in use")
             start += count
             self.bytes_read += count
 

@@ -1,47 +1,49 @@
-"""The experts of the loaded model while it runs: cache, routing in and out, memory given back.
+"""The experts of the loaded model while it runs: cache, routing in and out, what use teaches.
 
-``experts.py`` has the mechanism; this is its use by the worker. Nothing here is in the path of a
-token that is not told to record.
+``expert_cache.py`` has the mechanism; this is its use by the worker. Per decode it costs two calls,
+and nothing per token is done in Python unless the routing is recorded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.engine.events import CacheStats, LayerLoad, LayerStats
 from localmoe.engine.worker.expert_cache import Counters, ExpertCache, available
+from localmoe.engine.worker.memory_watch import MemoryWatch
+from localmoe.engine.worker.model_tensors import (
+    ExpertTensor,
+    expert_tensors,
+    in_host_memory,
+    layout_problem,
+)
 from localmoe.engine.worker.page_reader import PageReader
 from localmoe.engine.worker.usage import Learning
-from localmoe.errors import EngineError, LocalmoeError, ModelFileError, StorageError
-from localmoe.facts.hardware import free_memory
+from localmoe.errors import EngineError, LocalmoeError, StorageError
 from localmoe.facts.model import Model
-from localmoe.planning.cache import (
-    budget_under_pressure,
-    layer_of,
-    needed_budget,
-    routed_tensors,
-)
-from localmoe.planning.layout import home_of, layer_homes
-from localmoe.planning.memory import CPU, EngineSettings
+from localmoe.planning.cache import layer_of
+from localmoe.planning.memory import EngineSettings
 
 if TYPE_CHECKING:
     from localmoe.engine.worker.recording import Recording
 
-LOOK = 0.5  # seconds between two looks at the machine's free memory
 HOT_LIMIT = 65536  # experts in a hot set; larger files are not read
 
 
 class Residency:
     """Opened after the model is loaded, closed before it is freed.
 
-    ``hot``: where the experts in use are noted for the next start, None to leave no trace.
-    ``pages``: what reads them where the cache itself cannot be used.
+    ``regime``: what serves the experts, "off", "page" or "private"; ``note``: why it is not what
+    the settings ask for. ``hot``: where the experts in use are noted for the next start, None to
+    leave no trace. ``pages``: what reads them where the cache itself cannot be used.
+
+    Raises EngineError, ModelFileError, and TraceFileError for a routing that cannot be imposed.
     """
 
     def __init__(
@@ -57,51 +59,65 @@ class Residency:
         self.note = ""
         self._settings = settings
         self._interrupt = interrupt
+        self._pages = pages
         self._hot = hot if settings.cache == "private" else None
         self._cache: ExpertCache | None = None
+        self._groups: list[int] = []
         self._recording: Recording | None = None
-        self._stop = threading.Event()
-        self._watch: threading.Thread | None = None
-        self._budget = settings.cache_bytes
-        self._pages: PageReader | None = None
         self._learning: Learning | None = None
-        homes = layer_homes(model, settings)
-        here = {t.name for t in model.tensors if home_of(t, settings, homes) == CPU}
-        # Those on a GPU are not ours to serve, and the native side does not count them.
-        tensors = [tensor for tensor in routed_tensors(model) if tensor.name in here]
-        self._groups = list(dict.fromkeys(tensor.group for tensor in tensors))
-        traced = settings.record or settings.replay
+        self._watch: MemoryWatch | None = None
+        self._unproven = settings.cache == "private"  # until a decode has used the cache
+        wanted = settings.cache != "off" or settings.record or settings.replay or hot is not None
+        if not (wanted and model.is_moe):
+            return
         why_not = available()
-        if not tensors or not (settings.cache != "off" or traced or hot is not None):
-            return
+        tensors: list[ExpertTensor] = []
+        if why_not is None:
+            tensors = expert_tensors(llama_model, model)
+            why_not = layout_problem(tensors, model.paths)
         if why_not is not None:
-            if traced:
-                raise EngineError(f"the routing cannot be seen: {why_not}")
-            if settings.cache != "off":
-                self.regime, self._pages = "page", pages
-                self.note = f"experts are read through the page cache: {why_not}"
-            return
+            self._go_without(why_not)
+        elif not (tensors := in_host_memory(tensors)):
+            self.regime = "off"  # a GPU has them all
+        else:
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(self.close)  # or it would look at the next model's tensors
+                self._open(model, tensors, keep=hot is not None)
+                on_error.pop_all()
+
+    def _open(self, model: Model, tensors: Sequence[ExpertTensor], *, keep: bool) -> None:
+        """Serve these tensors. ``keep``: what their use teaches is added to the model's profile."""
+        settings = self._settings
         paths = [str(path) for path in model.paths] if settings.cache != "off" else []
-        self._cache = ExpertCache(
-            llama_model, paths, tensors, settings.cache, settings.cache_bytes, interrupt
+        self._groups = list(dict.fromkeys(tensor.entry.group for tensor in tensors))
+        self._cache = cache = ExpertCache(
+            paths, tensors, settings.cache, settings.cache_bytes, self._interrupt
         )
-        self._mark = self._cache.counters()
-        self._layer_mark = self._cache.layers(len(self._groups))
-        try:
-            self._steer(self._cache, model)
-        except BaseException:
-            self.close()  # or the cache would look at the next model's tensors
-            raise
-        self._learning = Learning(self._cache, model, tensors, settings, keep=hot is not None)
+        self._mark, self._layer_mark = cache.counters(), cache.layers(len(self._groups))
+        self._steer(cache, model)
+        entries = [tensor.entry for tensor in tensors]
+        self._learning = Learning(cache, model, entries, settings, keep=keep)
         if self._hot is not None:
             # What was there at the end; of another quantization only its use is known.
             found = _read_hot(self._hot, len(self._groups)) or self._learning.favourites()
-            self._cache.warm(found[:HOT_LIMIT])
+            cache.warm(found[:HOT_LIMIT])
         if settings.cache == "private":
-            layers = range(len(model.layers))
-            self._least = needed_budget(model, layers, settings.ubatch, settings.experts_used)
-            self._watch = threading.Thread(target=self._give_back, daemon=True)
-            self._watch.start()
+            self._watch = MemoryWatch(cache, model, settings)
+
+    def _go_without(self, why: str) -> None:
+        """The cache cannot be used: the page cache serves the experts, read ahead if possible."""
+        settings = self._settings
+        if settings.record or settings.replay:
+            raise EngineError(f"the routing cannot be seen: {why}")
+        if settings.cache != "off":
+            self.regime = "page" if self._pages is not None else "off"
+            self.note = f"experts are read through the page cache: {why}"
+
+    def _give_up(self, why: str) -> None:
+        """Close a private cache that is of no use: the file's mapping serves the experts."""
+        self.close()
+        self._hot = None
+        self._go_without(why)
 
     def _steer(self, cache: ExpertCache, model: Model) -> None:
         settings = self._settings
@@ -111,7 +127,7 @@ class Residency:
         if settings.prefer_cached:
             cache.prefer(settings.prefer_cached)
         if settings.record or settings.replay:
-            from localmoe.engine.worker.recording import Recording, imposed
+            from localmoe.engine.worker.recording import Recording, imposed  # NumPy: 0.1 s
 
             if settings.replay:
                 routing = imposed(Path(settings.replay), model, settings.experts_used)
@@ -136,27 +152,29 @@ class Residency:
         if self._recording is not None:
             self._recording.begin(tokens, prefill=decoded < 0)
         if self._cache is not None and not self._cache.begin(position, len(tokens), decoded):
-            raise self._blame(self._cache.error())
+            raise self._failed(self._cache.failure())
 
     def done(self) -> None:
         """After one that went well. Raises StorageError when it could not be recorded."""
         if self._recording is not None:
             self._recording.end()
+        if self._unproven:
+            self._unproven = False
+            if self._cache is not None and self._cache.counters().calls == 0:
+                self._give_up("this build of llama.cpp did not ask for them")
 
     def failure(self) -> LocalmoeError | None:
         """After it: why the cache ended the decode; the interrupt flag is then free again."""
         if self._cache is not None and not self._cache.end():
-            return self._blame(self._cache.error())
-        if self._pages is not None and self._pages.error:
-            return self._blame(self._pages.error)
+            return self._failed(self._cache.failure())
+        if self._pages is not None and self._pages.failure is not None:
+            return self._failed(self._pages.failure)
         return None
 
-    def _blame(self, reason: str) -> LocalmoeError:
+    def _failed(self, error: LocalmoeError | None) -> LocalmoeError:
         if self._interrupt.value == 2:
             self._interrupt.value = 0
-        if "was changed" in reason or "become shorter" in reason:
-            return ModelFileError(reason, hint="load the model again: /model, or a new start")
-        return EngineError(f"an expert is missing: {reason}")
+        return error or EngineError("the expert cache ended the computation and gave no reason")
 
     def stats(self) -> CacheStats | None:
         """What happened since the last call; None without a cache."""
@@ -172,7 +190,7 @@ class Residency:
             bytes_read=now.bytes_read - before.bytes_read,
             stall_s=now.stall_s - before.stall_s,
             resident_bytes=now.resident_bytes,
-            budget=self._budget,
+            budget=self._watch.budget if self._watch is not None else self._settings.cache_bytes,
             preferred=now.preferred - before.preferred,
             layers=tuple(
                 LayerStats(
@@ -204,29 +222,13 @@ class Residency:
             self._hot = None  # only a faster start is lost
 
     def close(self) -> None:
-        if self._pages is not None:
-            self._pages.close()
-            self._pages = None
-        self._stop.set()
         if self._watch is not None:
-            self._watch.join()
+            self._watch.close()
         if self._recording is not None:
             self._recording.close()
-            self._recording = None
         if self._cache is not None:
             self._cache.close()
-            self._cache = None
-
-    def _give_back(self) -> None:
-        """Shrink while the machine is short of memory, grow again when it is not."""
-        while not self._stop.wait(LOOK):
-            free, low = free_memory()
-            budget = budget_under_pressure(
-                self._budget, self._settings.cache_bytes, free, low, self._least
-            )
-            if budget != self._budget and self._cache is not None:
-                self._budget = budget
-                self._cache.resize(budget)
+        self._watch = self._recording = self._cache = self._learning = None
 
 
 def needs_pages(settings: EngineSettings, model: Model) -> bool:
@@ -239,8 +241,7 @@ def _read_hot(path: Path, groups: int) -> list[tuple[int, int]]:
     try:
         if path.stat().st_size > 32 * HOT_LIMIT:
             return []
-        document = json.loads(path.read_bytes())
-        pairs = [(int(group), int(expert)) for group, expert in document["experts"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        pairs = kept.parse(path.read_bytes())["experts"][:HOT_LIMIT]
+        return [(kept.whole(g, most=groups - 1), kept.whole(e, most=1 << 20)) for g, e in pairs]
+    except (OSError, *kept.DAMAGED):
         return []
-    return [(g, e) for g, e in pairs[:HOT_LIMIT] if 0 <= g < groups and 0 <= e < 1 << 20]
