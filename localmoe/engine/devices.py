@@ -21,6 +21,7 @@ class EngineInfo:
     cpu_features: tuple[str, ...]  # "AVX2", "AVX512" …
     native_helper: bool  # False: memory figures are totals, and interrupts wait for a token
     gpus: tuple[Gpu, ...]
+    helper_preloaded: bool = True  # False: loading reads all of a mapped file at once
     rpc: bool = False  # workers on other machines can be used, and this one can be a worker
 
 
@@ -56,6 +57,7 @@ def engine_info(remotes: Sequence[str] = ()) -> EngineInfo:
         backends=tuple(dict.fromkeys(device["backend"] for device in devices)),
         cpu_features=tuple(features),
         native_helper=answer["native_helper"],
+        helper_preloaded=answer["helper_preloaded"],
         gpus=gpus,
         rpc=find_rpc_library() is not None,
     )

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import IO
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
 from localmoe.engine import protocol
 from localmoe.engine.native import native_path
@@ -26,40 +27,91 @@ REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
     "Failed to connect to",
     "RPC handshake failed",
 )
+LINKER = "ERROR: ld.so:"  # begins its complaints about what is preloaded, ours or the user's
 PATIENCE = 3.0  # seconds that a cancelled request may take to end
+LAST_PATIENCE = 1.0  # the same when the program is ending, and that a killed process may take
 LAST_EVENTS = frozenset(
     {"info", "measured", "loaded", "finished", "counted", "kept", "resumed", "rates", "error"}
 )
+_CHECK = "`localmoe doctor` checks the engine"
+
+_workers: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
-def _worker_environment() -> dict[str, str]:
-    """Ours, with the native helper preloaded where that works: see its ``mmap``.
+def _in_forked_child() -> None:
+    """The child has a copy of every pipe to a worker. Its end would keep the worker alive."""
+    for worker in list(_workers):
+        worker.disown()
 
-    LOCALMOE_STOCK_MMAP leaves llama.cpp's mapping as it is: the baseline of measurements.
+
+os.register_at_fork(after_in_child=_in_forked_child)
+
+
+def worker_environment(helper: int | None) -> dict[str, str]:
+    """Ours, with the native helper preloaded from an open file: see ``mmap`` in ``native.cpp``.
+
+    Not by its path: the linker takes a blank or a colon in LD_PRELOAD for the end of a name.
     """
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # or a failed check starts a debugger
-    helper = native_path()
-    stock = bool(os.environ.get("LOCALMOE_STOCK_MMAP"))
-    if sys.platform.startswith("linux") and helper is not None and not stock:
+    if helper is not None:
         others = environment.get("LD_PRELOAD")
-        environment["LD_PRELOAD"] = f"{helper}:{others}" if others else str(helper)
+        ours = f"/proc/self/fd/{helper}"
+        environment["LD_PRELOAD"] = f"{ours}:{others}" if others else ours
     return environment
 
 
+@contextlib.contextmanager
+def _open_helper() -> Iterator[int | None]:
+    """A descriptor of the native helper, where it can be preloaded; else None.
+
+    LOCALMOE_STOCK_MMAP leaves llama.cpp's mapping as it is: the baseline of measurements.
+    """
+    path = native_path()
+    stock = bool(os.environ.get("LOCALMOE_STOCK_MMAP"))
+    if path is None or stock or not sys.platform.startswith("linux"):
+        yield None
+        return
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and wait for its end, but not long.
+
+    One that waits for a disk or a mount that does not answer dies only when that does: the system
+    then removes it.
+    """
+    if process.poll() is None:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=LAST_PATIENCE)
+
+
 class WorkerProcess:
-    """One worker. Not for use from several threads, except ``cancel`` and ``close``."""
+    """One worker. Not for use from several threads, except ``cancel`` and ``close``.
+
+    It belongs to the process that made it: in one that was forked off from that, a request is an
+    EngineError, and nothing else has an effect.
+    """
 
     def __init__(self) -> None:
-        # A session of its own: Ctrl-C in the terminal is ours to translate into a cancel.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "localmoe.engine.worker"],  # -P: no code from the cwd
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            bufsize=0,
-            env=_worker_environment(),
-        )
+        with _open_helper() as helper:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "localmoe.engine.worker"],  # -P: no code from the cwd
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # A session of its own: Ctrl-C in the terminal is ours to translate into a cancel.
+                start_new_session=True,
+                bufsize=0,
+                env=worker_environment(helper),
+                pass_fds=() if helper is None else (helper,),
+            )
+        self._owner = os.getpid()
+        self._ended = ""  # why we ended it
         self._ids = itertools.count(1)
         self._running = 0
         self._writing = threading.Lock()
@@ -76,6 +128,7 @@ class WorkerProcess:
         self._reader.start()
         self._drain = threading.Thread(target=self._read_stderr, args=(errors,), daemon=True)
         self._drain.start()
+        _workers.add(self)
 
     @property
     def pid(self) -> int:
@@ -83,7 +136,8 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether it can answer, as far as the process that made it knows."""
+        return not self._ended and (self._is_foreign or self._process.poll() is None)
 
     def request(self, op: str, **fields: object) -> Iterator[Message]:
         """Send one request; yield its events up to the last one.
@@ -91,6 +145,11 @@ class WorkerProcess:
         Raises the typed error the worker reports, or EngineCrashError when it dies.
         An iterator that is dropped early cancels the request and reads it to its end.
         """
+        if self._is_foreign:
+            raise EngineError(
+                f"this model was loaded by process {self._owner}, and can be used there only",
+                hint="load it again in this process",
+            )
         if self._running:
             raise EngineError("the engine is busy with another request")
         number = next(self._ids)
@@ -100,23 +159,23 @@ class WorkerProcess:
         except BaseException:
             self._running = 0
             raise
+        patience = PATIENCE if op in ("load", "generate") else 0.0
         try:
             while True:
-                message = self._events.get()
+                message = self._next_event(number)
                 if message is None:
-                    self._events.put(None)  # there is no more for whoever asks next either
-                    self._running = 0
                     raise self._obituary(reading=op in ("measure", "load"))
-                if message["event"] in LAST_EVENTS:
-                    self._running = 0
                 if message["event"] == "error":
                     raise protocol.message_to_error(message)
                 yield message
                 if not self._running:
                     return
+        except SystemExit:  # of a signal's handler: the program is to end
+            patience = min(patience, LAST_PATIENCE)
+            raise
         finally:
             if self._running:  # the consumer went away in the middle
-                self._abandon(op)
+                self._abandon(number, patience)
 
     def ask(self, op: str, **fields: object) -> Message:
         """A request with a single event as its answer."""
@@ -125,7 +184,7 @@ class WorkerProcess:
 
     def cancel(self) -> None:
         """Interrupt the running request, if there is one. Safe from threads and signal handlers."""
-        if not self._running:
+        if not self._running or self._is_foreign:
             return
         if not self._writing.acquire(blocking=False):
             self._cancel_later = True  # a message is half written, perhaps by the code we interrupt
@@ -138,11 +197,29 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the worker; a computation under way is not waited for."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for thread in (self._reader, self._drain):
-            thread.join(timeout=1)
+        if self._is_foreign:
+            return
+        self._end("the model was closed")
+        if self._process.poll() is not None:
+            for thread in (self._reader, self._drain):
+                thread.join(timeout=1)
+        self._close_pipes()
+
+    def disown(self) -> None:
+        """In a forked child: leave the worker to the process that made it."""
+        self._close_pipes()
+
+    @property
+    def _is_foreign(self) -> bool:
+        return self._owner != os.getpid()
+
+    def _end(self, why: str) -> None:
+        if not self._ended and self._process.poll() is None:
+            self._ended = why
+            self._events.put(None)  # whoever waits for an answer need not wait for the death
+            end(self._process)
+
+    def _close_pipes(self) -> None:
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -164,21 +241,32 @@ class WorkerProcess:
         except (ValueError, OSError):
             raise self._obituary(reading=False) from None
 
-    def _abandon(self, op: str) -> None:
+    def _next_event(self, number: int, timeout: float | None = None) -> Message | None:
+        """The next event of request ``number``; None when the worker is gone.
+
+        What is left of an earlier request is dropped. Raises queue.Empty after ``timeout`` seconds.
+        """
+        while True:
+            message = self._events.get(timeout=timeout)
+            if message is None:
+                self._events.put(None)  # there is no more for whoever asks next either
+                self._running = 0
+                return None
+            if message.get("id") == number:
+                if message["event"] in LAST_EVENTS:
+                    self._running = 0
+                return message
+
+    def _abandon(self, number: int, patience: float) -> None:
         """Cancel a request nobody waits for any more; a worker that does not stop is ended."""
-        deadline = time.monotonic() + (PATIENCE if op in ("load", "generate") else 0)
+        deadline = time.monotonic() + patience
         self.cancel()
         while self._running:
             try:
-                message = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+                self._next_event(number, max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                self._process.kill()
                 self._running = 0
-                return
-            if message is None:
-                self._events.put(None)
-            if message is None or message["event"] in LAST_EVENTS:
-                self._running = 0
+                self._end("it did not stop when it was interrupted")
 
     def _read_events(self, stream: IO[bytes]) -> None:
         with contextlib.suppress(ValueError, OSError), stream:
@@ -189,41 +277,53 @@ class WorkerProcess:
     def _read_stderr(self, stream: IO[bytes]) -> None:
         with contextlib.suppress(ValueError, OSError), stream:
             for line in stream:
-                self._stderr.append(line.decode(errors="replace").rstrip())
+                text = line.decode(errors="replace").rstrip()
+                if not text.startswith(LINKER):
+                    self._stderr.append(text)
 
     def _obituary(self, *, reading: bool) -> EngineError | ModelFileError:
         """Why the process is gone. While it was ``reading`` a file, a failed check blames that."""
+        if self._ended:
+            return EngineCrashError(f"the engine process was ended: {self._ended}")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
         self._drain.join(timeout=1)
-        status = self._process.poll()
-        words = next((line for line in self._stderr if "GGML_ASSERT" in line), "")
-        if not words and self._stderr:
-            words = self._stderr[-1]
-        words = re.sub(r"\S*/(?=[\w.-]+:\d+)", "", words)  # the folder it was built in
-        said = f": {words}" if words else ""
-        if any(sign in line for sign in REMOTE_LOST for line in self._stderr):
-            return EngineCrashError(
-                "a remote worker went away, or lost the connection; the engine process ended "
-                "with it",
-                hint="start `localmoe worker` there again, or go on without its --remote",
-            )
-        again = "the next message starts the engine again; `localmoe doctor` checks it"
-        if status is None:
-            return EngineCrashError(f"the engine process stopped answering{said}", hint=again)
-        if status >= 0:
-            return EngineCrashError(
-                f"the engine process ended with status {status}{said}", hint=again
-            )
-        name = signal.Signals(-status).name
-        if reading and name in ("SIGABRT", "SIGSEGV", "SIGFPE"):
-            return ModelFileError(
-                f"the engine gave up on this file ({name}){said}",
-                hint="it is damaged, or made for another llama.cpp: get another conversion",
-            )
-        cause = {
-            "SIGKILL": "killed, most likely because memory ran out",
-            "SIGBUS": "the model file became shorter or unreadable while it was in use (SIGBUS)",
-            "SIGABRT": "an internal check of llama.cpp failed",
-        }.get(name, f"killed by {name}")
-        return EngineCrashError(f"the engine process died: {cause}{said}", hint=again)
+        return cause_of_death(self._process.poll(), list(self._stderr), reading=reading)
+
+
+def cause_of_death(
+    status: int | None, said: Sequence[str], *, reading: bool
+) -> EngineError | ModelFileError:
+    """The error for a worker that is gone. Pure.
+
+    ``status``: of its end, negative for the number of a signal, None if it has not ended; ``said``:
+    the last lines of its standard error; ``reading``: whether it was reading a model's file.
+    """
+    words = next((line for line in said if "GGML_ASSERT" in line), "")
+    if not words and said:
+        words = said[-1]
+    words = re.sub(r"\S*/(?=[\w.-]+:\d+)", "", words)  # the folder it was built in
+    words = f": {words}" if words else ""
+    if any(sign in line for sign in REMOTE_LOST for line in said):
+        return EngineCrashError(
+            "a remote worker went away, or lost the connection; the engine process ended with it",
+            hint="start `localmoe worker` there again, or go on without its --remote",
+        )
+    if status is None:
+        return EngineCrashError(f"the engine process stopped answering{words}", hint=_CHECK)
+    if status >= 0:
+        return EngineCrashError(
+            f"the engine process ended with status {status}{words}", hint=_CHECK
+        )
+    name = signal.Signals(-status).name
+    if reading and name in ("SIGABRT", "SIGSEGV", "SIGFPE"):
+        return ModelFileError(
+            f"the engine gave up on this file ({name}){words}",
+            hint="it is damaged, or made for another llama.cpp: get another conversion",
+        )
+    cause = {
+        "SIGKILL": "killed, most likely because memory ran out",
+        "SIGBUS": "the model file became shorter or unreadable while it was in use (SIGBUS)",
+        "SIGABRT": "an internal check of llama.cpp failed",
+    }.get(name, f"killed by {name}")
+    return EngineCrashError(f"the engine process died: {cause}{words}", hint=_CHECK)

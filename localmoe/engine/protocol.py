@@ -18,7 +18,8 @@ cancel   –                                               none of its own: the 
                                                          the generate with ``finished``
 ======== =============================================== =======================================
 
-Every request carries an ``id``, a number that grows; ``cancel`` carries that of its target.
+Every request carries an ``id``, a number that grows; ``cancel`` carries that of its target, and
+every event that of the request it belongs to.
 
 Any request can end with ``{"event": "error", "kind", "message", "hint"}``; ``kind`` is the ``code``
 of an error in ``localmoe.errors``, or ``interrupted``. Requests are answered in order; ``cancel``
@@ -98,7 +99,7 @@ def event_to_message(event: Event) -> Message:
 
 
 def message_to_event(message: Message) -> Event:
-    fields = {key: value for key, value in message.items() if key != "event"}
+    fields = {key: value for key, value in message.items() if key not in ("event", "id")}
     if message["event"] == "loaded":
         fields["memory"] = report_from_json(fields["memory"])
     if message["event"] == "finished" and fields.get("cache"):

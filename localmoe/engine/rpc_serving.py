@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
+from localmoe.engine.process import end
 from localmoe.engine.rpc import INSTALL, greet
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.errors import EngineError
@@ -81,9 +82,7 @@ class Server:
 
     def close(self) -> None:
         """End the server; its client sees the connection break."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+        end(self._process)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 with contextlib.suppress(OSError):
