@@ -1,4 +1,4 @@
-"""Ask a short-lived worker how fast it computes here (``rates.py``)."""
+"""Ask a short-lived worker how fast it computes here (``worker/kernel_timing.py``)."""
 
 from __future__ import annotations
 

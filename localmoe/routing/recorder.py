@@ -112,7 +112,7 @@ class TraceWriter:
         self._record(b"T", json.dumps({str(key): text for key, text in texts.items()}).encode())
 
     def fileno(self) -> int:
-        """The open file: the engine writes its steps there itself (``engine/recording.cpp``)."""
+        """The open file: ``engine/native/recording.cpp`` writes the steps there itself."""
         return self._file.fileno()
 
     def close(self) -> None:

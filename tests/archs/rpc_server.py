@@ -16,7 +16,7 @@ from localmoe.errors import EngineError
 HOST = "127.0.0.1"
 _SERVE = """
 import sys
-from localmoe.engine import rpc_server
+from localmoe.engine.worker import rpc_server
 endpoint, devices, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rpc_server.serve(endpoint, 1, ["CPU"] * devices, lambda: (size, size))
 """
