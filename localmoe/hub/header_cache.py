@@ -95,7 +95,13 @@ def _from_json(stated: Any, data: bytes) -> Compact:
         raise ValueError("another format, or damaged")
     block = stated["block"]
     if block is not None:
-        counts = {name: kept.whole(block[name]) for name in ("start", "length", "keys", "tokens")}
-        borders = {border: base64.b64decode(block[border]) for border in ("head", "tail")}
-        block = Block(**counts, **borders, states_size=block["states_size"] is True)
+        block = Block(
+            start=kept.whole(block["start"]),
+            length=kept.whole(block["length"]),
+            keys=kept.whole(block["keys"]),
+            tokens=kept.whole(block["tokens"]),
+            states_size=block["states_size"] is True,
+            head=base64.b64decode(block["head"]),
+            tail=base64.b64decode(block["tail"]),
+        )
     return Compact(data, kept.whole(stated["size"]), kept.whole(stated["cut"]), block)

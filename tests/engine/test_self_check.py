@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,15 +42,15 @@ _kept: list[object] = []
 
 def with_moved_fields(path: Path, by: int) -> tuple[str, str, str]:
     """Regime, note and answer where ggml_tensor is not what we take it to be."""
-    from localmoe.engine.worker import residency
+    from localmoe.engine.worker import model_tensors, residency
 
-    real = residency.expert_tensors
+    real = model_tensors.expert_tensors
 
-    def strange(*arguments: object) -> list[object]:
-        found = real(*arguments)  # type: ignore[arg-type]
+    def strange(*arguments: Any) -> list[Any]:
+        found = real(*arguments)
         return [dataclasses.replace(tensor, address=moved(tensor.address, by)) for tensor in found]
 
-    residency.expert_tensors = strange  # type: ignore[assignment]
+    vars(residency)["expert_tensors"] = strange
     with Conversation(path, private(path)) as conversation:
         said = conversation.say(Turn(FIRST))
         return conversation.experts.regime, conversation.experts.note, said.answer
@@ -57,18 +58,19 @@ def with_moved_fields(path: Path, by: int) -> tuple[str, str, str]:
 
 def with_data_elsewhere(path: Path, data: int | None) -> tuple[str, str, str]:
     """The same where it lies at another address; None: at that of another tensor."""
-    from localmoe.engine.worker import residency
-    from localmoe.engine.worker.model_tensors import ExpertTensor, GgmlTensor
+    from localmoe.engine.worker import model_tensors, residency
 
-    real = residency.expert_tensors
+    real = model_tensors.expert_tensors
 
-    def strange(*arguments: object) -> list[ExpertTensor]:
-        found = real(*arguments)  # type: ignore[arg-type]
+    def strange(*arguments: Any) -> list[Any]:
+        found = real(*arguments)
         copy = moved(found[0].address, 0)
-        GgmlTensor.from_address(copy).data = found[-1].loaded.data if data is None else data
+        model_tensors.GgmlTensor.from_address(copy).data = (
+            found[-1].loaded.data if data is None else data
+        )
         return [dataclasses.replace(found[0], address=copy), *found[1:]]
 
-    residency.expert_tensors = strange
+    vars(residency)["expert_tensors"] = strange
     with Conversation(path, private(path)) as conversation:
         said = conversation.say(Turn(FIRST))
         return conversation.experts.regime, conversation.experts.note, said.answer
