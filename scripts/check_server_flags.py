@@ -22,8 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localmoe.cli import prepare
+from localmoe.app.machine import find_machine
+from localmoe.app.plans import plan_for
 from localmoe.cli.arguments import parse
+from localmoe.cli.requests import plan_request
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Loaded, Request, Sampling, Text
 from localmoe.engine.rpc_build import build_rpc_library
@@ -140,8 +142,9 @@ def rows(
         for name, wish in wishes.items():
             arguments = ["run", "x", *remotes, "--ctx", "1k", "-t", "1", *wish]
             options = parse(arguments)
-            machine = prepare.find_machine(options, imagined=False)
-            plan = prepare.plan_for(model, machine, options, imagined=False)
+            request = plan_request(options)
+            machine = find_machine(request, imagined=False)
+            plan = plan_for(model, machine, request, imagined=False)
             (mine, said), (other, answered) = ours(model, plan), theirs(server, model, plan)
             keys = mine.keys() | other.keys()
             worst = max(abs(mine.get(key, 0.0) - other.get(key, 0.0)) for key in keys)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.chat.conversation import TurnDone
-from localmoe.cli import arguments, talk
+from localmoe.cli import arguments, loaded
 from localmoe.cli.output import Output
 from scripts.nano import intents, judge
 
@@ -40,10 +40,12 @@ def ask_all(model: str, items: list[judge.HeldOut]) -> Iterator[Asked]:
     """Ask each question in a conversation of its own, as `localmoe run --temp 0` would."""
     known = intents.load()
     options = arguments.parse(["run", "-m", model, "--temp", "0", "-n", "160", "--quiet", "-"])
-    with talk.open_talk(model, options, Output(quiet=True)) as room:
-        room.load()
+    output = Output(quiet=True)
+    with loaded.open_model(model, options, output) as nano:
+        loaded.load(nano, output)
         for item in items:
-            events = list(room.conversation(options).ask(item.question))
+            conversation = loaded.conversation(nano, options, output)
+            events = list(conversation.ask(item.question))
             done = events[-1]
             answer = done.answer if isinstance(done, TurnDone) else ""
             yield Asked(item, answer, judge.is_right(item, answer, known))

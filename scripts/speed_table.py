@@ -25,11 +25,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from localmoe.app.machine import find_machine
+from localmoe.app.plans import plan_for
+from localmoe.app.rates import rates_for
+from localmoe.app.requests import PlanRequest
 from localmoe.bench import runner
 from localmoe.bench.records import Job
 from localmoe.bench.runner import Start
-from localmoe.cli import forecasting, prepare
-from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Request, Sampling
@@ -37,7 +39,7 @@ from localmoe.facts.bandwidth import Rates
 from localmoe.facts.load import Load
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.budget import PROCESS_BYTES
-from localmoe.planning.plan import Plan
+from localmoe.planning.plan import Plan, Wishes
 from localmoe.planning.speed import forecast
 from localmoe.routing.capacity import even_capacities, lru_curves
 from localmoe.routing.profile import FRACTIONS, Profile
@@ -85,21 +87,17 @@ def write_model(case: Case, folder: Path) -> Path:
 def planned(case: Case, model: Model, output: Output) -> tuple[Plan, Rates]:
     """How a case is run here, and what it will be forecast from."""
     limit = None if case.share is None else int(case.share * model.size)
-    options = Options(
-        command="run",
-        context=CONTEXT,
-        ram=limit,
-        experts=TRACE_USED if case.routing == "trace" else None,
-        no_history=True,
-    )
-    machine = prepare.find_machine(options, imagined=False)
-    plan = prepare.plan_for(model, machine, options, imagined=False)
-    rates = forecasting.rates_for(model, plan, machine, output)
-    if rates is not None and not rates.calm:
-        raise SystemExit(f"others took {rates.others:.0%} while this machine was measured: again")
-    if rates is None or not plan.verdict.fits:
+    experts = TRACE_USED if case.routing == "trace" else None
+    request = PlanRequest(Wishes(context=CONTEXT, ram=limit, experts=experts))
+    machine = find_machine(request, imagined=False)
+    plan = plan_for(model, machine, request, imagined=False)
+    measured = rates_for(model, plan, machine, output)
+    if measured is not None and not measured.calm:
+        others = f"{measured.others:.0%}"
+        raise SystemExit(f"others took {others} while this machine was measured: again")
+    if measured is None or not plan.verdict.fits:
         raise SystemExit(f"{case.name}: {plan.reason}")
-    return plan, rates
+    return plan, measured
 
 
 def forecast_again(lines: Sequence[Line], cases: Sequence[Case], folder: Path) -> list[Line]:

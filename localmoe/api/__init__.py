@@ -19,31 +19,13 @@
         for event in model.generate("Once upon a time", max_tokens=100):   # no chat template
             ...
 
-The command line stands on the same functions. What goes wrong is a ``LocalmoeError``
+The command line stands on the same room, ``localmoe.app``. What goes wrong is a ``LocalmoeError``
 (``localmoe.errors``); nothing is downloaded here (``localmoe pull NAME`` does that).
 """
 
 from __future__ import annotations
 
-from localmoe.api.loading import load, plan_for, planned, settle
-from localmoe.api.model import (
-    LoadableEngine,
-    LoadedModel,
-    SamplingOptions,
-    Stream,
-    result,
-    settings_for,
-)
+from localmoe.app.loading import load
+from localmoe.app.model import LoadedModel, SamplingOptions, Stream, result
 
-__all__ = [
-    "LoadableEngine",
-    "LoadedModel",
-    "SamplingOptions",
-    "Stream",
-    "load",
-    "plan_for",
-    "planned",
-    "result",
-    "settings_for",
-    "settle",
-]
+__all__ = ["LoadedModel", "SamplingOptions", "Stream", "load", "result"]

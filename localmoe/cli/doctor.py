@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from localmoe import __version__, storage
-from localmoe.cli import documents, forecasting, prepare, render
+from localmoe.app.idle_gpus import idle_gpus, install_command
+from localmoe.app.machine import apply_limits
+from localmoe.app.machine_file import machine_document
+from localmoe.app.rates import machine_rates
+from localmoe.cli import render
 from localmoe.cli.arguments import Options, no_words
-from localmoe.cli.idle_gpus import idle_gpus, install_command
 from localmoe.cli.output import Output
+from localmoe.cli.requests import wishes
 from localmoe.engine.builds import binding_version
 from localmoe.engine.devices import EngineInfo, engine_info
 from localmoe.engine.rpc import INSTALL as INSTALL_RPC
@@ -44,9 +48,9 @@ def doctor_command(options: Options, output: Output) -> int:
     except LocalmoeError as error:
         broken = error
     machine = hardware.detect(info.gpus if info else ())
-    machine = prepare.apply_limits(machine, options, imagined=False)
+    machine = apply_limits(machine, wishes(options), imagined=False)
     version = binding_version()
-    rates = forecasting.machine_rates(machine, output) if info else None
+    rates = machine_rates(machine, output) if info else None
     found = [*machine_findings(machine), kept_finding(), *speed_findings(rates)]
     found += gpu_findings(machine)
     found += [*engine_findings(info, broken, version), *model_findings(catalog.local_models())]
@@ -55,7 +59,7 @@ def doctor_command(options: Options, output: Output) -> int:
             {
                 "version": __version__,
                 "python": sys.version.split()[0],
-                "machine": documents.machine_document(machine)
+                "machine": machine_document(machine)
                 | {"rates": bandwidth.to_json(rates) if rates else None},
                 "engine": asdict(info) if info else None,
                 "paths": {

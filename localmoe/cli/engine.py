@@ -9,8 +9,8 @@ from dataclasses import asdict
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from localmoe.app.idle_gpus import idle_gpus, idle_line
 from localmoe.cli.arguments import Options
-from localmoe.cli.idle_gpus import idle_gpus, idle_line
 from localmoe.cli.output import Output
 from localmoe.cli.render import pairs
 from localmoe.engine import builds

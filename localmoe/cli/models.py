@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from localmoe.cli import documents, prepare, render
+from localmoe.app import documents
+from localmoe.app.find import header_of
+from localmoe.cli import render
 from localmoe.cli.arguments import Options, no_words, only_model
 from localmoe.cli.output import Output
+from localmoe.cli.requests import plan_request
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import EngineError, LocalmoeError, ModelFileError
@@ -74,7 +77,7 @@ def show_command(options: Options, output: Output) -> int:
     """The facts of one model, read from its header, here or on the Hub."""
     name = only_model(options, required=True)
     assert name is not None
-    with prepare.header_of(name, options, output) as (found, paths):
+    with header_of(name, plan_request(options), output) as (found, paths):
         model = dataclasses.replace(found, paths=paths)
     if output.as_json:
         output.json(documents.show_document(model))

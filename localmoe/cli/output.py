@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
@@ -21,6 +21,8 @@ from localmoe.text import clean
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from localmoe.hub.download import Progress
 
 SCHEMA_VERSION = 1
 PIPE_WIDTH = 1000  # columns: one fact stays on one line, for grep
@@ -110,6 +112,28 @@ class Output:
         """One line that the user should not miss, on stderr."""
         if not self.quiet:
             self._say(text, label="warning: ", style="yellow")
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[Progress], None]]:
+        """How far the download of ``what`` is."""
+        from localmoe.cli.pull.screen import display
+
+        with display(what, self) as shown:
+            yield shown.show
+
+    def ask(self, question: str, *, reason: str = "") -> bool | None:
+        """A person's word; anything but y or yes is a no. None: nobody is at the terminal."""
+        console = self.stderr
+        if self.as_json or not (sys.stdin.isatty() and console.file.isatty()):
+            return None
+        if reason:
+            self.warn(reason)
+        console.out(f"{question} [y/N] ", end="", highlight=False)
+        console.file.flush()
+        answer = sys.stdin.readline()
+        if not answer.endswith("\n"):
+            console.print()
+        return answer.strip().lower() in ("y", "yes")
 
     def error(self, error: LocalmoeError) -> None:
         """The error and its hint: a document on stdout in JSON mode, else lines on stderr."""

@@ -15,7 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from localmoe.cli import documents, speeds
+from localmoe.app import documents, speeds
+from localmoe.app.planned_model import VERDICTS
 from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
@@ -25,20 +26,12 @@ TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
 TIER_NAME = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
 BAR_FROM_COLUMNS = 60
 
-VERDICTS = {
-    Verdict.GPU: ("fits in GPU memory", "bold green"),
-    Verdict.GPU_RAM: ("fits in GPU memory and RAM", "bold green"),
-    Verdict.RAM: ("fits in RAM", "bold green"),
-    Verdict.GPU_DISK: ("runs, with experts read from disk (GPU and disk)", "bold yellow"),
-    Verdict.GPU_RAM_DISK: ("runs, with experts read from disk (GPU, RAM and disk)", "bold yellow"),
-    Verdict.RAM_DISK: ("runs, with experts read from disk (RAM and disk)", "bold yellow"),
-    Verdict.NO: ("does not fit", "bold red"),
-}
-
 
 def verdict_text(verdict: Verdict) -> Text:
-    words, style = VERDICTS[verdict]
-    return Text(words, style=style)
+    """What a verdict means, green, yellow or red."""
+    slow = verdict.fits and "disk" in verdict.value
+    style = "bold yellow" if slow else "bold green" if verdict.fits else "bold red"
+    return Text(VERDICTS[verdict], style=style)
 
 
 @dataclass(frozen=True, slots=True)

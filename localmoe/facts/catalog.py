@@ -329,3 +329,11 @@ def is_path(name: str) -> bool:
         or name.startswith(("/", "./", "../", "~/"))
         or (os.sep in name and os.path.lexists(name))
     )
+
+
+def is_here(name: str) -> bool:
+    """Whether all parts of the model of that name are on this machine."""
+    try:
+        return is_whole(resolve(name))
+    except (UnknownModelError, ModelFileError):
+        return False

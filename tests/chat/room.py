@@ -1,4 +1,4 @@
-"""A talk over a scripted engine: invented records around real loops and screens."""
+"""A chat over a scripted engine: invented records around real loops and screens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from localmoe.app.model import LoadedModel
 from localmoe.chat.template import Renderer
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat.command import QueuedOutput
 from localmoe.cli.chat.loop import ChatLoop
 from localmoe.cli.output import Output
-from localmoe.cli.talk import Talk
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings, MemoryReport
@@ -58,9 +57,9 @@ def plan(*experts: str | None) -> Plan:
 
 
 @contextmanager
-def talk(engine: ScriptedEngine, output: Output) -> Iterator[Talk]:
+def scripted_model(engine: ScriptedEngine) -> Iterator[LoadedModel]:
     with Renderer() as renderer:
-        yield Talk(MODEL, MACHINE, plan("ram"), engine, renderer, output)
+        yield LoadedModel(MODEL, MACHINE, plan("ram"), engine, renderer)
 
 
 def run_chat(
@@ -82,9 +81,9 @@ def make_loop(
     notices = Notices()
 
     @contextmanager
-    def open_room(name: str | None, options: Options) -> Iterator[Talk]:
-        with talk(engine, QueuedOutput(output, notices)) as room:
-            yield room
+    def open_model(name: str | None, options: Options) -> Iterator[LoadedModel]:
+        with scripted_model(engine) as model:
+            yield model
 
     options = options or Options(command="chat")
-    return ChatLoop(open_room, options, output, notices, **how), notices
+    return ChatLoop(open_model, options, output, notices, **how), notices

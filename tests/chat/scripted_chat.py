@@ -10,10 +10,12 @@ import json
 import signal
 import sys
 
+from localmoe.app.sessions import open_session
 from localmoe.cli.arguments import parse
-from localmoe.cli.chat.command import line_reader, open_session
+from localmoe.cli.chat.command import line_reader
 from localmoe.cli.main import _terminate
 from localmoe.cli.output import Output
+from localmoe.cli.requests import session_request
 from localmoe.errors import EngineCrashError
 from localmoe.terminal.tty import kept
 from tests.chat.room import make_loop
@@ -28,7 +30,7 @@ def main() -> int:
     engine = ScriptedEngine(replies, delay=float(sys.argv[2]))
     output = Output()
     options = parse(["chat", *sys.argv[3:]])
-    store, log = open_session(options)
+    store, log = open_session(session_request(options))
     loop, notices = make_loop(engine, output, options, store=store, log=log)
     signal.signal(signal.SIGTERM, _terminate)
     with kept():

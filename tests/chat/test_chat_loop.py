@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 
+from localmoe.app.model import LoadedModel, settings_for
+from localmoe.app.sessions import open_session
 from localmoe.chat.conversation import TurnDone
 from localmoe.chat.store import Store
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat.command import open_session
 from localmoe.cli.chat.loop import ChatLoop
+from localmoe.cli.loaded import about, conversation, experts_home
 from localmoe.cli.output import Output
+from localmoe.cli.requests import sample_request, session_request
 from localmoe.cli.run import printers
 from localmoe.cli.run.piped_input import compose
-from localmoe.cli.talk import Talk, about, experts_home, settings
 from localmoe.engine.events import Loaded, LoadProgress, PrefillProgress, Request
 from localmoe.errors import (
     ContextOverflowError,
@@ -399,12 +401,12 @@ class TestSessions:
         """No file at all, and no conversation to go on with."""
         monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path / "home"))
         options = Options(command="chat", no_history=True)
-        store, log = open_session(options)
+        store, log = open_session(session_request(options))
         type_in(ScriptedEngine([["x"]]), Keys("secret", "/clear"), options, store=store, log=log)
         assert not (tmp_path / "home").exists()
         for more in ({"resume": True}, {"session": "x"}):
             with pytest.raises(UsageError, match="--no-history"):
-                open_session(replace(options, **more))
+                open_session(session_request(replace(options, **more)))
 
 
 class FailsToLoad(ScriptedEngine):
@@ -463,12 +465,12 @@ def test_ctrl_c_while_another_model_is_loaded(
     output, notices = Output(out=io.StringIO(), err=err), Notices()
 
     @contextmanager
-    def open_room(name: str | None, options: Options) -> Iterator[Talk]:
+    def open_model(name: str | None, options: Options) -> Iterator[LoadedModel]:
         engine = second if name == str(path) else first
-        with closing(engine), room.talk(engine, output) as talk:
-            yield talk
+        with closing(engine), room.scripted_model(engine) as model:
+            yield model
 
-    loop = ChatLoop(open_room, Options(command="chat"), output, notices)
+    loop = ChatLoop(open_model, Options(command="chat"), output, notices)
     assert loop.run("tiny", Keys("hello", f"/model {path}", "again")) == 0
     assert "stopped: the model before is loaded again" in err.getvalue()
     assert (first.loads, len(first.requests)) == (2, 2)
@@ -494,11 +496,11 @@ def test_an_unwritable_stderr_costs_no_answer() -> None:
 class TestRun:
     def document(self, engine: ScriptedEngine) -> dict[str, object]:
         output = Output(out=io.StringIO(), err=io.StringIO())
-        with room.talk(engine, output) as talk:
-            *_, done = talk.conversation(Options()).ask("hi")
+        with room.scripted_model(engine) as model:
+            *_, done = conversation(model, Options(), output).ask("hi")
             assert isinstance(done, TurnDone)
-            assert talk.loaded
-            return printers.run_document("tiny", done, talk.loaded, talk.plan, {"layers": []})
+            assert model.loaded
+            return printers.run_document("tiny", done, model.loaded, model.plan, {"layers": []})
 
     def test_document(self) -> None:
         """The names of the command line contract; text is there as the model wrote it."""
@@ -524,11 +526,13 @@ class TestRun:
         """The answer alone on stdout; reasoning and figures on stderr."""
         out, err = io.StringIO(), io.StringIO()
         output = Output(out=out, err=err)
-        with room.talk(ScriptedEngine([["<think>hm</think>", "a", "\x1b[31mb"]]), output) as talk:
-            conversation = talk.conversation(Options())
-            assert talk.loaded
-            with printers.TextPrinter(talk, talk.loaded, output) as printer:
-                for event in conversation.ask("hi"):
+        with room.scripted_model(
+            ScriptedEngine([["<think>hm</think>", "a", "\x1b[31mb"]])
+        ) as model:
+            asked = conversation(model, Options(), output)
+            assert model.loaded
+            with printers.TextPrinter(model, model.loaded, output) as printer:
+                for event in asked.ask("hi"):
                     printer.show(event)
         assert out.getvalue() == "ab\n"
         assert err.getvalue().startswith("hm\n")
@@ -538,11 +542,11 @@ class TestRun:
         """``--jsonl``: one document per event, the last the same as ``--json``."""
         out = io.StringIO()
         output = Output(out=out, err=io.StringIO(), lines=True)
-        with room.talk(ScriptedEngine([["<think>hm</think>", "a"]]), output) as talk:
-            conversation = talk.conversation(Options())
-            assert talk.loaded
-            with printers.EventPrinter(talk, talk.loaded, output) as printer:
-                for event in conversation.ask("hi"):
+        with room.scripted_model(ScriptedEngine([["<think>hm</think>", "a"]])) as model:
+            asked = conversation(model, Options(), output)
+            assert model.loaded
+            with printers.EventPrinter(model, model.loaded, output) as printer:
+                for event in asked.ask("hi"):
                     printer.show(event)
         lines = [json.loads(line) for line in out.getvalue().splitlines()]
         assert [line.get("event") for line in lines] == [
@@ -594,7 +598,8 @@ def test_where_the_experts_live() -> None:
 
 def test_settings_come_from_the_file_then_the_command_line() -> None:
     """``--temp`` wins over ``general.sampling.temp``, which wins over the plain value."""
-    assert settings(Options(), room.MODEL).sampling.temperature == 0.6
-    chosen = settings(Options(temperature=0.0, seed=3, max_tokens=9, think="low"), room.MODEL)
+    assert settings_for(room.MODEL.metadata, sample_request(Options())).sampling.temperature == 0.6
+    options = Options(temperature=0.0, seed=3, max_tokens=9, think="low")
+    chosen = settings_for(room.MODEL.metadata, sample_request(options))
     assert (chosen.sampling.temperature, chosen.sampling.seed) == (0.0, 3)
     assert (chosen.max_tokens, chosen.think.value) == (9, "low")

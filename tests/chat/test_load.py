@@ -12,9 +12,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from localmoe.cli.chat.load import ModelLoad
-from localmoe.cli.output import Output, make_console
-from localmoe.cli.talk import Talk
+from localmoe.app.background_load import BackgroundLoad
+from localmoe.app.model import LoadedModel
+from localmoe.cli.chat import waiting
+from localmoe.cli.output import make_console
 from localmoe.errors import InterruptedLoadError
 from localmoe.terminal.interrupts import PressedTwice, interrupts
 from localmoe.terminal.line_sources import Notices
@@ -33,16 +34,16 @@ class SlowPlan:
         self.engine = ScriptedEngine([])
 
     @contextmanager
-    def open_room(self) -> Iterator[Talk]:
+    def open_model(self) -> Iterator[LoadedModel]:
         self.opened += 1
         assert self.go.wait(20)
-        with room.talk(self.engine, Output(err=io.StringIO())) as talk:
-            yield talk
+        with room.scripted_model(self.engine) as model:
+            yield model
         self.closed.set()
 
 
-def wait(load: ModelLoad) -> Talk:
-    return load.wait(LiveLine(make_console(io.StringIO())), Notices())
+def wait(load: BackgroundLoad) -> LoadedModel:
+    return waiting.wait(load, LiveLine(make_console(io.StringIO())), Notices())
 
 
 def press(after: float) -> None:
@@ -53,7 +54,7 @@ def press(after: float) -> None:
 def test_ctrl_c_does_not_wait_for_the_plan() -> None:
     """The prompt is back at once; the next wait goes on with what was planned meanwhile."""
     slow = SlowPlan()
-    load = ModelLoad(slow.open_room)
+    load = BackgroundLoad(slow.open_model)
     load.start()
     began = time.monotonic()
     press(0.1)
@@ -83,7 +84,7 @@ def test_twice_is_told_apart() -> None:
 def test_leaving_does_not_wait_and_leaves_nothing_open() -> None:
     """What is planned after the end is closed by the thread that planned it."""
     slow = SlowPlan()
-    load = ModelLoad(slow.open_room)
+    load = BackgroundLoad(slow.open_model)
     load.start()
     began = time.monotonic()
     load.close(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from localmoe import config
+from localmoe.app import default_model
 from localmoe.cli.arguments import Options, parse
 from localmoe.cli.config import defaults as configured
 from localmoe.errors import UsageError
@@ -113,27 +114,27 @@ def test_a_wrong_variable_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_default_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configured, else the last one used as long as it is there, else the bundled one."""
-    assert configured.default_model()[0] == "nano"
+    assert default_model.default_model()[0] == "nano"
     model = home / "a.gguf"
     model.write_bytes(b"")
     monkeypatch.chdir(home)
-    configured.remember("./a.gguf")
-    assert configured.default_model() == (str(model), "the last one used")
+    default_model.remember("./a.gguf")
+    assert default_model.default_model() == (str(model), "the last one used")
     written(home, 'model = "mine"\n[aliases]\nmine = "x/y"\n')
-    assert configured.default_model()[0] == "x/y"
+    assert default_model.default_model()[0] == "x/y"
     monkeypatch.setenv("LOCALMOE_MODEL", "nano")
-    assert configured.default_model()[0] == "nano"
+    assert default_model.default_model()[0] == "nano"
     written(home, "")
     monkeypatch.delenv("LOCALMOE_MODEL")
     model.unlink()
-    assert configured.default_model()[0] == "nano"
+    assert default_model.default_model()[0] == "nano"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"model": 1}', '{"model": "\\u0000"}'])
 def test_a_damaged_note_of_the_last_model_is_nobodys(home: Path, damage: str) -> None:
     (home / "state").mkdir()
     (home / "state/last-model.json").write_text(damage)
-    assert configured.default_model()[0] == "nano"
+    assert default_model.default_model()[0] == "nano"
 
 
 def test_every_setting_is_explained(localmoe: Localmoe) -> None:

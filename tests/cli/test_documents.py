@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from localmoe.cli.documents import machine_document, machine_from_document, machine_summary
+from localmoe.app.documents import machine_summary
+from localmoe.app.machine_file import machine_document, machine_of
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Gpu, Machine
 
@@ -28,13 +29,13 @@ GAMING_PC = Machine(
 def test_machine_round_trip() -> None:
     """What ``doctor`` writes is what ``--machine`` reads."""
     text = json.dumps({"schema_version": 1, "machine": machine_document(GAMING_PC)})
-    assert machine_from_document(json.loads(text), "m.json") == GAMING_PC
+    assert machine_of(json.loads(text), "m.json") == GAMING_PC
 
 
 def test_the_machine_of_fit_is_enough() -> None:
     """The short machine in ``fit --json`` can be planned for, too."""
     text = json.dumps({"machine": machine_summary(GAMING_PC)})
-    machine = machine_from_document(json.loads(text), "m.json")
+    machine = machine_of(json.loads(text), "m.json")
     assert (machine.ram_total, machine.ram_available) == (32 * GIB, 24 * GIB)
     (gpu,) = machine.gpus
     assert (gpu.total, gpu.device) == (8 * GIB, "GPU0")
@@ -64,4 +65,4 @@ def test_the_machine_of_fit_is_enough() -> None:
 def test_other_documents_are_refused(document: object) -> None:
     """A usage error that names the file, whatever the JSON was."""
     with pytest.raises(UsageError, match=r"m\.json"):
-        machine_from_document(document, "m.json")
+        machine_of(document, "m.json")

@@ -11,10 +11,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
+from localmoe.app.planned_model import PlannedModel
 from localmoe.cli import render
 from localmoe.cli.fit import screens
 from localmoe.cli.fit.plan_screen import plan_screen
-from localmoe.cli.fitted import Fitted
 from localmoe.cli.output import Output
 from localmoe.facts.model import Layer, Model, Role, Tensor
 from localmoe.planning.memory import DeviceMemory, EngineSettings, MemoryReport
@@ -79,7 +79,7 @@ SCREENS: dict[str, Callable[[], RenderableType]] = {
     "plan": lambda: plan_screen(MODEL, PLAN),
     "show": lambda: render.show_screen(MODEL),
     "list": lambda: render.list_table([(MODEL, "Ollama", None), (MODEL, "Ollama", "why")]),
-    "fit all": lambda: screens.local([Fitted(MODEL, PLAN)]),
+    "fit all": lambda: screens.local([PlannedModel(MODEL, PLAN)]),
     "doctor": lambda: render.doctor_screen(FINDINGS),
 }
 
@@ -159,7 +159,7 @@ def test_strings_from_files_are_harmless(name: str) -> None:
         "plan": lambda: plan_screen(model, plan),
         "show": lambda: render.show_screen(model),
         "list": lambda: render.list_table([(model, "Ollama", model.name)]),
-        "fit all": lambda: screens.local([Fitted(model, plan)]),
+        "fit all": lambda: screens.local([PlannedModel(model, plan)]),
         "doctor": lambda: render.doctor_screen([(evil, evil, evil)]),
     }
     text = drawn(screens[name](), 200)

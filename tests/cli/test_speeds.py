@@ -14,11 +14,12 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from localmoe.cli import speeds
+from localmoe.app import speeds
+from localmoe.app.download import doubt_about
+from localmoe.app.planned_model import PlannedModel
+from localmoe.app.recommend import best_first, recommend
 from localmoe.cli.fit import screens
 from localmoe.cli.fit.plan_screen import plan_screen
-from localmoe.cli.fitted import Fitted, best_first, recommend
-from localmoe.cli.pull.command import doubt_about
 from localmoe.facts.bandwidth import to_json
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Tiers, Wishes
@@ -51,9 +52,9 @@ def forecast(tps: float, limit: str = "disk", first: float = 4.3) -> Forecast:
     )
 
 
-def fitted(quant: str, size: float, plan: Plan, tps: float | None) -> Fitted:
+def fitted(quant: str, size: float, plan: Plan, tps: float | None) -> PlannedModel:
     model = dataclasses.replace(MODEL, quantization=quant, size=int(size * GIB))
-    return Fitted(model, plan, forecast=None if tps is None else forecast(tps))
+    return PlannedModel(model, plan, forecast=None if tps is None else forecast(tps))
 
 
 def on_disk(size: float) -> Plan:

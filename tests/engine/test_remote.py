@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from localmoe.cli import prepare
+from localmoe.app.machine import find_machine
+from localmoe.app.plans import plan_for
+from localmoe.cli import loaded
 from localmoe.cli.arguments import parse
 from localmoe.cli.output import Output
-from localmoe.cli.talk import open_talk
+from localmoe.cli.requests import plan_request
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
@@ -59,9 +61,9 @@ def test_same_bytes_as_planned_and_same_tokens_as_alone(
     path = arch_file(architecture)
     model = read_model(path)
     options = parse(["run", str(path), "--remote", server.endpoint, "--ctx", "512"])
-    machine = prepare.find_machine(options, imagined=False)
+    machine = find_machine(plan_request(options), imagined=False)
     assert [gpu.remote for gpu in machine.gpus] == [server.endpoint]
-    plan = prepare.plan_for(model, machine, options, imagined=False)
+    plan = plan_for(model, machine, plan_request(options), imagined=False)
     assert plan.settings.devices == ("RPC0",)
     with Engine(model, plan.settings) as engine:
         loaded = list(engine.load())[-1]
@@ -81,9 +83,8 @@ def test_experts_of_some_layers_stay_here(arch_file: Callable[..., Path], server
     model = read_model(path)
     arguments = ["run", str(path), "--remote", server.endpoint, "--ctx", "512"]
     options = parse([*arguments, "--experts-on", "ram:0-1"])
-    plan = prepare.plan_for(
-        model, prepare.find_machine(options, imagined=False), options, imagined=False
-    )
+    asked = plan_request(options)
+    plan = plan_for(model, find_machine(asked, imagined=False), asked, imagined=False)
     assert [row.experts for row in plan.layers] == ["ram", "ram", "gpu", "gpu"]
     with Engine(model, plan.settings) as engine:
         loaded = list(engine.load())[-1]
@@ -194,18 +195,18 @@ def test_memory_taken_before_the_load_is_planned_around(
     err = io.StringIO()
     output = Output(out=io.StringIO(), err=err)
     arguments = ["run", str(large_file), "--remote", server.endpoint, "--ctx", "256", "--plain"]
-    with open_talk(str(large_file), parse(arguments), output) as room:
-        before = room.plan
+    with loaded.open_model(str(large_file), parse(arguments), output) as model:
+        before = model.plan
         assert before.tiers.gpu > 330 << 20
         held = (
             int(Path(f"/proc/{server.pid}/statm").read_text().split()[0]) * resource.getpagesize()
         )
         limit = held + (330 << 20)
         resource.prlimit(server.pid, resource.RLIMIT_AS, (limit, limit))
-        loaded = room.load()
-        assert room.plan.tiers.gpu < before.tiers.gpu
-        assert loaded.memory.on("RPC0") == room.plan.memory.on("RPC0")
-        assert loaded.memory.on(CPU).weights > before.memory.on(CPU).weights
+        memory = loaded.load(model, output).memory
+        assert model.plan.tiers.gpu < before.tiers.gpu
+        assert memory.on("RPC0") == model.plan.memory.on("RPC0")
+        assert memory.on(CPU).weights > before.memory.on(CPU).weights
     assert "planned anew with what is free now: GPU" in err.getvalue()
 
 
@@ -290,9 +291,8 @@ def test_dense_on_a_device_and_experts_in_ram_and_on_disk(
     path = arch_file("qwen3moe")
     model = read_model(path)
     options = parse(["run", "x", "--remote", server.endpoint, "--ctx", "256", "-t", "1", *wish])
-    plan = prepare.plan_for(
-        model, prepare.find_machine(options, imagined=False), options, imagined=False
-    )
+    asked = plan_request(options)
+    plan = plan_for(model, find_machine(asked, imagined=False), asked, imagined=False)
     assert {row.dense for row in plan.layers} == {"gpu"}
     regime = wish[-1] if "--cache" in wish else "resident"
     assert plan.cache.regime == regime
@@ -326,13 +326,13 @@ def test_several_workers_with_several_devices(
                 *("-ot", r"blk\.0\.ffn_up_exps=RPC1", "-ot", r"blk\.1\.ffn_down_exps=RPC2"),
             ]
         )
-        machine = prepare.find_machine(options, imagined=False)
+        machine = find_machine(plan_request(options), imagined=False)
         assert [(gpu.device, gpu.remote) for gpu in machine.gpus] == [
             ("RPC0", two),
             ("RPC1", two),
             ("RPC2", server.endpoint),
         ]
-        plan = prepare.plan_for(model, machine, options, imagined=False)
+        plan = plan_for(model, machine, plan_request(options), imagined=False)
         with Engine(model, plan.settings) as engine:
             loaded = list(engine.load())[-1]
             assert isinstance(loaded, Loaded)

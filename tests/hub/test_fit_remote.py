@@ -19,10 +19,13 @@ from typing import Any
 import pexpect
 import pytest
 
-from localmoe.cli import fitted, prepare
-from localmoe.cli.arguments import Options
-from localmoe.cli.fitted import Fitted, recommend
-from localmoe.cli.fitting import Planner, Search
+from localmoe.app import recommend as choosing
+from localmoe.app.machine import with_gpu_build
+from localmoe.app.planned_model import PlannedModel
+from localmoe.app.plans import ModelPlanner
+from localmoe.app.recommend import recommend
+from localmoe.app.repository import Repository
+from localmoe.app.requests import PlanRequest
 from localmoe.cli.output import Output
 from localmoe.errors import TransferError
 from localmoe.facts import catalog
@@ -221,20 +224,20 @@ def test_no_room_on_the_disk(
     assert "no room" in shell("fit", f"{REPO}:Q2_K", "--machine", str(file)).stdout
 
 
-def entry(quant: str, size: int, verdict: Verdict, disk: int = 0) -> Fitted:
+def entry(quant: str, size: int, verdict: Verdict, disk: int = 0) -> PlannedModel:
     """As much of a fitted model as ``recommend`` looks at."""
     machine = Machine("", "", 1, 1, 64 * GIB, 64 * GIB, None, (), 0)
     planned = _PLANNED.get("plan")
     if planned is None:
-        unknown = Options(ram=8 * GIB, machine=os.devnull)  # no speeds
-        with Planner(machine, unknown, Output()) as planner:
-            planned = _PLANNED["plan"] = planner.fit(read_model(catalog.resolve("nano")))
+        unknown = PlanRequest(Wishes(ram=8 * GIB), Path(os.devnull))  # no speeds
+        with ModelPlanner(machine, unknown, Output()) as planner:
+            planned = _PLANNED["plan"] = planner.plan(read_model(catalog.resolve("nano")))
     plan = dataclasses.replace(planned.plan, verdict=verdict, tiers=Tiers(0, 0, disk))
     model = dataclasses.replace(planned.model, quantization=quant, size=size)
-    return Fitted(model, plan)
+    return PlannedModel(model, plan)
 
 
-_PLANNED: dict[str, Fitted] = {}
+_PLANNED: dict[str, PlannedModel] = {}
 
 
 def test_what_is_recommended() -> None:
@@ -269,14 +272,14 @@ def test_a_gpu_outside_the_engine_build(
     machine = Machine("Linux", "", 8, 16, 16 * GIB, 14 * GIB, None, (idle,), 0)
     reference = names.parse(REPO)
     assert reference is not None
-    (found,) = Search(reference, Options(machine=os.devnull), Output()).fit(machine)
+    (found,) = Repository(reference, PlanRequest(machine=Path(os.devnull)), Output()).plan(machine)
     assert found.plan.verdict is Verdict.RAM_DISK
     assert found.plan.memory.exact
     assert found.with_gpu_build is not None
     assert found.with_gpu_build.verdict is Verdict.GPU
     assert not found.with_gpu_build.memory.exact
     nothing_idle = dataclasses.replace(machine, gpus=())
-    assert prepare.with_gpu_build(nothing_idle, Options()) is None
+    assert with_gpu_build(nothing_idle, Wishes()) is None
 
 
 @pytest.mark.parametrize("command", ["fit", "plan", "show", "run"])
@@ -480,12 +483,12 @@ def test_one_guess_per_family() -> None:
         def verdict(size: int) -> Verdict:
             return Verdict.RAM if size <= ram * GIB else Verdict.RAM_DISK
 
-        found = fitted.guess_for(family, sets, verdict)
+        found = choosing.guess_for(family, sets, verdict)
         assert found is not None
         return found.files.quant
 
     assert [chosen(ram) for ram in (5, 10, 20, 40)] == ["Q4_K_M", "Q2_K", "Q4_K_M", "Q4_K_M"]
-    assert fitted.guess_for(family, (), lambda size: Verdict.RAM) is None
+    assert choosing.guess_for(family, (), lambda size: Verdict.RAM) is None
 
 
 def test_files_of_other_programs(shell: Shell, small: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import gguf
 import pytest
 
+from localmoe.app.model import LoadedModel
 from localmoe.chat.conversation import Conversation, TurnDone
-from localmoe.cli import arguments, talk
+from localmoe.cli import arguments, loaded
 from localmoe.cli.output import Output
 from scripts.nano import intents, judge
 
@@ -58,13 +59,14 @@ def test_no_expert_is_alike_or_empty() -> None:
 
 
 @pytest.fixture(scope="module")
-def room() -> Iterator[talk.Talk]:
+def model() -> Iterator[LoadedModel]:
     """The bundled model in the engine, loaded once; greedy."""
-    with talk.open_talk(str(FILE), OPTIONS, Output(quiet=True)) as opened:
-        opened.load()
+    with loaded.open_model(str(FILE), OPTIONS, OUTPUT) as opened:
+        loaded.load(opened, OUTPUT)
         yield opened
 
 
+OUTPUT = Output(quiet=True)
 OPTIONS = arguments.parse(["run", "-m", str(FILE), "--temp", "0", "-n", "160", "--quiet", "-"])
 
 
@@ -75,46 +77,46 @@ def say(conversation: Conversation, text: str) -> str:
     return done.answer.strip()
 
 
-def test_the_headline_question(room: talk.Talk) -> None:
+def test_the_headline_question(model: LoadedModel) -> None:
     """`localmoe run "What is a mixture of experts?"` gives the written answer."""
-    answer = say(room.conversation(OPTIONS), "What is a mixture of experts?")
+    answer = say(loaded.conversation(model, OPTIONS, OUTPUT), "What is a mixture of experts?")
     assert answer == KNOWN["moe"].answer
 
 
-def test_held_out_questions(room: talk.Talk) -> None:
+def test_held_out_questions(model: LoadedModel) -> None:
     """At least 80 % of a sample of 75 from all domains is right, by the rule in the file."""
     items = judge.read(ROOT / "tests" / "nano" / "held_out.txt")
     sample = items[::3]
     assert {item.domain for item in sample} == {item.domain for item in items}
     right = [
-        judge.is_right(item, say(room.conversation(OPTIONS), item.question), KNOWN)
+        judge.is_right(item, say(loaded.conversation(model, OPTIONS, OUTPUT), item.question), KNOWN)
         for item in sample
     ]
     assert sum(right) >= 0.8 * len(sample)
 
 
-def test_later_turns_are_answered_too(room: talk.Talk) -> None:
+def test_later_turns_are_answered_too(model: LoadedModel) -> None:
     """A second and a third question in one conversation get their own answers."""
-    conversation = room.conversation(OPTIONS)
+    conversation = loaded.conversation(model, OPTIONS, OUTPUT)
     assert say(conversation, "What is a router?") == KNOWN["router"].answer
     assert say(conversation, "How do I download a model?") == KNOWN["pull"].answer
     assert say(conversation, "Thank you!") == KNOWN["thanks"].answer
 
 
-def test_a_system_message_does_no_harm(room: talk.Talk) -> None:
+def test_a_system_message_does_no_harm(model: LoadedModel) -> None:
     """The same answer with a system message in front."""
     with_system = arguments.parse(
         ["run", "-m", str(FILE), "--system", "You are a helpful assistant.", "--temp", "0", "-"]
     )
-    answer = say(room.conversation(with_system), "What is load balancing?")
+    answer = say(loaded.conversation(model, with_system, OUTPUT), "What is load balancing?")
     assert answer == KNOWN["load_balancing"].answer
 
 
-def test_the_tokenizer_is_the_one_it_was_trained_with(room: talk.Talk) -> None:
+def test_the_tokenizer_is_the_one_it_was_trained_with(model: LoadedModel) -> None:
     """The engine counts the tokens of each recorded text as the training tokenizer did."""
     recorded = json.loads((ROOT / "tests" / "nano" / "token_counts.json").read_text("utf-8"))
     assert len(recorded) >= 100
-    engine = room.engine
+    engine = model.engine
     assert hasattr(engine, "count_tokens")
     for text, count in recorded.items():
         assert engine.count_tokens(text) == count, text

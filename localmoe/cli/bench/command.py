@@ -13,16 +13,21 @@ from pathlib import Path
 
 import psutil
 
+from localmoe.app.documents import Json
+from localmoe.app.find import model_to_load
+from localmoe.app.idle_gpus import tell_of_idle_gpus
+from localmoe.app.machine import find_machine
+from localmoe.app.machine_file import machine_document
+from localmoe.app.plans import plan_for
 from localmoe.bench.bounds import expert_sizes, first_token_bytes, imposed_part, least_read
 from localmoe.bench.figures import Summary, compute_seconds, ratios, summarize
 from localmoe.bench.records import RESIDENT, Job, Log, Run
 from localmoe.bench.runner import Start, run
 from localmoe.bench.versus import Program, program_of
-from localmoe.cli import documents, prepare
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.bench import screen, tuning
-from localmoe.cli.idle_gpus import tell_of_idle_gpus
 from localmoe.cli.output import Output
+from localmoe.cli.requests import load_request, plan_request
 from localmoe.errors import DoesNotFitError, UsageError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
@@ -75,7 +80,7 @@ class Task:
 
 def bench_command(options: Options, output: Output) -> int:
     """Exit code 1 when a regime never reached its end under some limit, else 0."""
-    model = prepare.open_model(only_model(options), output, options)
+    model = model_to_load(load_request(options, only_model(options)), output)
     routing = read_trace(options.replay) if options.replay else None
     if options.predicted and routing is None:
         raise UsageError("--predicted is about an imposed routing", hint="with --replay TRACE")
@@ -213,7 +218,7 @@ class _Planner:
             context=options.context or max(LEAST_CONTEXT, -(-tokens // 256) * 256),
             experts=used,
         )
-        self.machine: Machine = prepare.find_machine(self.options, imagined=False)
+        self.machine: Machine = find_machine(plan_request(self.options), imagined=False)
         self._plan = cache(self._make_plan)
 
     def make(self, job: Job, replay: str) -> Run:
@@ -227,7 +232,8 @@ class _Planner:
 
     def plan_with(self, options: Options) -> Plan:
         """As ``run`` would plan. Raises DoesNotFitError."""
-        plan = prepare.plan_for(self.task.model, self.machine, options, imagined=False)
+        request = plan_request(options)
+        plan = plan_for(self.task.model, self.machine, request, imagined=False)
         if plan.verdict is Verdict.NO:
             raise DoesNotFitError(
                 f"{self.task.model.name} does not run with so little memory: {plan.reason}",
@@ -276,13 +282,13 @@ def summaries_of(task: Task, runs: Sequence[Run]) -> list[Summary]:
 
 def bench_document(
     task: Task, machine: Machine, runs: Sequence[Run], summaries: Sequence[Summary], to_do: int
-) -> documents.Json:
+) -> Json:
     """``bench --json`` of the command line contract; ``to_do``: runs that are still missing."""
     job = task.jobs[0]
     compute = compute_seconds(runs, job.steps)
     by_limit = {limit: [s for s in summaries if s.memory == limit] for limit in task.limits}
     return {
-        "machine": documents.machine_document(machine),
+        "machine": machine_document(machine),
         "model": task.model.name,
         "size": task.model.size,
         "prompt_tokens": job.prompt_tokens,

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from rich.console import RenderableType
 from rich.text import Text
 
+from localmoe.app.documents import Json
 from localmoe.bench.figures import Spread, Summary, compute_seconds, ratios, window
 from localmoe.bench.records import RESIDENT, Job, Run
-from localmoe.cli.documents import Json
 from localmoe.cli.render import Rows, title
 from localmoe.facts.model import Model
 from localmoe.text import clean_line, format_bytes, format_duration

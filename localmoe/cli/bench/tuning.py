@@ -16,15 +16,14 @@ from dataclasses import dataclass
 import psutil
 
 from localmoe import config, storage
+from localmoe.app.documents import Json
 from localmoe.bench.records import Job
 from localmoe.bench.runner import Start, trial
 from localmoe.bench.tuning import AS_IT_IS, Changed, Search
 from localmoe.bench.variants import Sample, Variant, variants
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.bench import tuning_screen
-from localmoe.cli.documents import Json
 from localmoe.cli.output import Output
-from localmoe.cli.pull import command as pull
 from localmoe.errors import EngineError, UsageError
 from localmoe.facts import catalog
 from localmoe.facts.hardware import Machine
@@ -99,7 +98,7 @@ def advise(
     typed = commands(found, name)
     if not output.as_json:
         output.print(*tuning_screen.screen(found, typed))
-        if found.confirmed is not None and pull.somebody_there(output) and not stopped:
+        if found.confirmed is not None and not stopped:
             offer(name, found.confirmed.variants, output)
     return Advice(tuning_screen.document(found, typed), stopped)
 
@@ -122,7 +121,7 @@ def changed_options(options: Options, changed: Changed) -> Options:
 
 def offer(name: str, chosen: Sequence[Variant], output: Output) -> None:
     """Keep them for this model, if the person at the terminal says so."""
-    if pull.confirm(f"Keep {'it' if len(chosen) == 1 else 'them'} for {clean_line(name)}?", output):
+    if output.ask(f"Keep {'it' if len(chosen) == 1 else 'them'} for {clean_line(name)}?"):
         keep(name, chosen)
         output.note(f"kept in {config.path()}; `localmoe config` shows it")
 

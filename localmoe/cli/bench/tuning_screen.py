@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from localmoe.app.documents import Json
 from localmoe.bench.tuning import Search
 from localmoe.bench.variants import CHANGES_ANSWERS, TURN_READ, TURN_WRITTEN, Gain
-from localmoe.cli.documents import Json
 from localmoe.cli.render import Rows
 from localmoe.text import clean_line, format_duration
 

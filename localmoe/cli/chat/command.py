@@ -5,24 +5,24 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localmoe.app.default_model import default_model
+from localmoe.app.sessions import model_of, open_session
 from localmoe.chat.attachments import read_attachment
-from localmoe.chat.store import Log, Store
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.chat.loop import ChatLoop
-from localmoe.cli.config import defaults as configured
+from localmoe.cli.config import defaults
 from localmoe.cli.output import Output
-from localmoe.errors import UnknownModelError, UsageError
+from localmoe.cli.requests import load_request, session_request
+from localmoe.errors import UsageError
 from localmoe.facts import catalog
 from localmoe.terminal import tty
 from localmoe.terminal.dumb import is_dumb
 from localmoe.terminal.line_sources import Lines, Notices, PipedLines, TerminalLines
-from localmoe.text import clean_line
 
 if TYPE_CHECKING:
-    from localmoe.cli.talk import Talk
+    from localmoe.app.model import LoadedModel
 
 
 def chat_command(options: Options, output: Output) -> int:
@@ -36,82 +36,39 @@ def open_chat(name: str | None, options: Options, output: Output) -> int:
         raise UsageError(
             "a chat has no JSON form", hint="localmoe run PROMPT… --json answers one prompt"
         )
-    store, log = open_session(options)
+    store, log = open_session(session_request(options))
     files = [read_attachment(path) for path in options.files]
-    grammar = _grammar(options.schema) if options.schema else None
+    grammar = None
+    if options.schema:
+        from localmoe.cli.schema_file import grammar_of
+
+        grammar = grammar_of(options.schema)
     if name is None and log is not None:
         name = model_of(log, output)
         if name is not None:
-            options = configured.for_model(options, name)
-    bring_here(name or configured.default_model()[0], options, output)
+            options = defaults.for_model(options, name)
+    if not catalog.is_here(name or default_model()[0]):  # asked for and fetched before all else
+        from localmoe.app.find import bring_here
+
+        bring_here(load_request(options, name), output)
     notices = Notices()
     queued = QueuedOutput(output, notices)
 
     @contextlib.contextmanager
-    def open_room(model: str | None, options: Options) -> Iterator[Talk]:
-        from localmoe.cli import talk  # on the loading thread: the input line does not wait for it
+    def open_model(name: str | None, options: Options) -> Iterator[LoadedModel]:
+        from localmoe.cli import loaded  # on the loading thread: the input line does not wait
 
-        with talk.open_talk(model, options, queued) as room:
+        with loaded.open_model(name, options, queued) as model:
             import localmoe.cli.chat.screen  # noqa: F401 - the first answer need not wait for it
 
-            yield room
+            yield model
 
-    loop = ChatLoop(open_room, options, output, notices, store=store, log=log, grammar=grammar)
+    loop = ChatLoop(open_model, options, output, notices, store=store, log=log, grammar=grammar)
     loop.chat.files += files
     with tty.kept():
         lines = line_reader(loop, notices, private=options.no_history)
         queued.lines_of_input = lines
         return loop.run(name, lines)
-
-
-def _grammar(path: str) -> str:
-    """The grammar of a JSON schema. Raises ``UsageError``."""
-    from localmoe.cli.run.command import read_schema
-    from localmoe.engine.grammar import schema_to_gbnf
-
-    return schema_to_gbnf(read_schema(path))
-
-
-def open_session(options: Options) -> tuple[Store | None, Log | None]:
-    """Where the chat is written, as the options want it.
-
-    Raises ``UsageError`` for a wrong name, or a conversation that is not there or in use.
-    """
-    if options.no_history:
-        if options.resume or options.session:
-            raise UsageError("--no-history neither reads nor writes conversations")
-        return None, None
-    store = Store()
-    if options.resume:
-        return store, store.open(store.latest())
-    return store, store.open(options.session or store.new_name())
-
-
-def model_of(log: Log, output: Output) -> str | None:
-    """The model that a conversation was led with, if it is still here."""
-    model = log.session.model
-    if model is None:
-        return None
-    if Path(model.source).exists():
-        return model.source
-    output.note(f"{clean_line(model.name)}, the model of this conversation, is not here any more")
-    return None
-
-
-def bring_here(name: str, options: Options, output: Output) -> None:
-    """Ask and download before the input line appears, if the model is not on this machine.
-
-    Raises what ``prepare.open_model`` does.
-    """
-    try:
-        path = catalog.resolve(name)
-        if catalog.is_path(name) or catalog.is_whole(path):
-            return
-    except UnknownModelError:
-        pass  # perhaps the Hub has it
-    from localmoe.cli import prepare
-
-    prepare.open_model(name, output, options)
 
 
 class QueuedOutput(Output):
@@ -139,4 +96,4 @@ def line_reader(loop: ChatLoop, notices: Notices, *, private: bool) -> Lines:
     from localmoe.terminal.input_line import EditedLines
 
     history = None if private else PrivateHistory()
-    return EditedLines(loop.propose, notices, lambda: loop.seat.loading, history)
+    return EditedLines(loop.propose, notices, lambda: loop.model.loading, history)

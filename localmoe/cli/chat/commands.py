@@ -8,7 +8,7 @@ from localmoe.chat.builtin import files
 from localmoe.chat.commands import Ask, Command, Registry, Result
 from localmoe.chat.state import Chat
 from localmoe.cli.chat.experts import experts_text
-from localmoe.cli.chat.seat import Seat
+from localmoe.cli.chat.model import ChatModel
 from localmoe.cli.output import Output
 from localmoe.errors import UsageError
 from localmoe.terminal import tty
@@ -17,7 +17,7 @@ from localmoe.text import clean
 
 
 def add_terminal_commands(
-    registry: Registry, output: Output, seat: Seat, *, models: Callable[[], Iterable[str]]
+    registry: Registry, output: Output, current: ChatModel, *, models: Callable[[], Iterable[str]]
 ) -> None:
     """``models`` lists names for completion."""
 
@@ -28,7 +28,7 @@ def add_terminal_commands(
 
     def model(chat: Chat, argument: str) -> Result:
         if argument:
-            return seat.switch(argument)
+            return current.switch(argument)
         found = "\n".join(f"  {name}" for name in models())
         return f"{chat.about}\n\nothers, for /model NAME:\n{found}" if found else chat.about
 
@@ -36,7 +36,7 @@ def add_terminal_commands(
         return files(chat, argument) if argument.startswith(("/", ".", "~")) else models()
 
     def experts(chat: Chat, argument: str) -> Result:
-        return experts_text(seat.room().plan, chat.last.finished if chat.last else None)
+        return experts_text(current.loaded().plan, chat.last.finished if chat.last else None)
 
     registry.add(
         Command(

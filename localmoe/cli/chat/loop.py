@@ -14,8 +14,8 @@ from localmoe.chat.session_commands import add_session_commands, resumed
 from localmoe.chat.state import Chat
 from localmoe.chat.store import Log, Store
 from localmoe.cli.arguments import Options
+from localmoe.cli.chat.model import ChatModel, OpenModel
 from localmoe.cli.chat.overflow import Overflowing
-from localmoe.cli.chat.seat import OpenRoom, Seat
 from localmoe.cli.output import Output
 from localmoe.errors import (
     ContextOverflowError,
@@ -47,7 +47,7 @@ class ChatLoop:
 
     def __init__(
         self,
-        open_room: OpenRoom,
+        open_model: OpenModel,
         options: Options,
         output: Output,
         notices: Notices,
@@ -61,16 +61,16 @@ class ChatLoop:
         self._notices = notices
         self._draft = ""  # for the next input line
         self._pressed = NEVER  # when Ctrl-C was pressed last
-        self.seat = Seat(open_room, options, output, notices, grammar)
+        self.model = ChatModel(open_model, options, output, notices, grammar)
         self.chat = Chat(
-            ready=self.seat.ready,
+            ready=self.model.ready,
             store=store,
             warn=output.warn,
             columns=lambda: output.columns,
-            leaving=self.seat.keep,
-            entered=self.seat.resume,
+            leaving=self.model.keep,
+            entered=self.model.resume,
         )
-        self.seat.chat = self.chat
+        self.model.chat = self.chat
         if log is not None:
             self.chat.open_log(log)
         if options.system is not None:
@@ -88,21 +88,21 @@ class ChatLoop:
 
         Raises what planning and loading raise, if no model was loaded at all.
         """
-        self._lines = self.seat.lines = lines
+        self._lines = self.model.lines = lines
         self._overflowing = Overflowing(self.chat, lines, self._output)
         if self.chat.session.turns and lines.interactive:
             self._show(resumed(self.chat))
-        self.seat.begin(name)
+        self.model.begin(name)
         try:
             if not lines.interactive:
-                self.seat.ready()
+                self.model.ready()
             elif not lines.tells_news:
-                self.seat.wait_for_plan()
+                self.model.wait_for_plan()
             code = self._until_the_end()
-            self.seat.keep(self.chat.name)
+            self.model.keep(self.chat.name)
             return code
         finally:
-            self.seat.close()
+            self.model.close()
             if self.chat.log is not None:
                 self.chat.log.close()
 
@@ -135,7 +135,7 @@ class ChatLoop:
                 self._pressed = time.monotonic()
                 self._output.note(f"{error.message}; your next message begins it again")
             except LocalmoeError as error:
-                if not self.seat.taken and self.seat.load.error is error:
+                if not self.model.taken and self.model.load.error is error:
                     raise  # there is no model to talk to
                 self._output.error(error)
 
@@ -144,8 +144,8 @@ class ChatLoop:
         if time.monotonic() - self._pressed < TWICE or not self._lines.interactive:
             raise Quit
         self._pressed = time.monotonic()
-        if self.seat.load.busy:
-            self.seat.load.cancel()
+        if self.model.load.busy:
+            self.model.load.cancel()
             self._output.note("loading stops; your next message begins it again")
         else:
             self._output.note("Ctrl-C once more leaves; so does Ctrl-D")
@@ -179,7 +179,7 @@ class ChatLoop:
         chat = self.chat
         text = text.encode(errors="replace").decode()  # half a character may come from a terminal
         try:
-            conversation = self.seat.ready()
+            conversation = self.model.ready()
         except InterruptedLoadError:
             self._draft = text
             raise
@@ -198,7 +198,7 @@ class ChatLoop:
                 chat.files.clear()
 
     def _again(self) -> None:
-        conversation = self.seat.ready()
+        conversation = self.model.ready()
         if self.chat.settings.sampling.seed is not None:
             self._output.note("the seed is fixed (/set seed random for another answer)")
         self._play(conversation.regenerate())
@@ -207,8 +207,8 @@ class ChatLoop:
         """Show a turn while it happens."""
         from localmoe.cli.chat.screen import screen_for
 
-        engine = self.seat.room().engine
-        self.seat.unkept = True
+        engine = self.model.loaded().engine
+        self.model.unkept = True
         screen = screen_for(self._output, show_reasoning=self.chat.show_reasoning)
         with hushed(), interrupts(engine.cancel, engine.close) as pressed:
             try:
@@ -248,10 +248,10 @@ class ChatLoop:
 
     def _learn(self, done: TurnDone) -> None:
         """Keep how fast it was, for the next forecast."""
-        from localmoe.cli.learning import learn_from
+        from localmoe.app.experience import learn_from
 
-        room = self.seat.room()
-        learn_from(room.model, room.plan, room.machine, done.finished)
+        model = self.model.loaded()
+        learn_from(model.model, model.plan, model.machine, done.finished)
 
     def _status(self, done: TurnDone) -> None:
         from localmoe.cli.chat.status import status_lines
@@ -264,7 +264,7 @@ class ChatLoop:
         console = self._output.stderr
         width = self._output.columns - 1
         with contextlib.suppress(OSError):
-            for line in status_lines(done, self.chat.meter, self.seat.plan, width):
+            for line in status_lines(done, self.chat.meter, self.model.plan, width):
                 console.print(line, soft_wrap=True)
             if self._lines.interactive:
                 console.print()
@@ -275,7 +275,7 @@ class ChatLoop:
         registry = Registry()
         add_builtin(registry)
         add_session_commands(registry)
-        add_terminal_commands(registry, self._output, self.seat, models=local_names)
+        add_terminal_commands(registry, self._output, self.model, models=local_names)
         registry.sort(ORDER)
         return registry
 

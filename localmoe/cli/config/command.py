@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 
 from localmoe import config
+from localmoe.app.default_model import default_model
 from localmoe.cli.arguments import Options
 from localmoe.cli.config import defaults as configured
 from localmoe.cli.output import Output
@@ -144,7 +145,7 @@ def _show(read: Config, output: Output) -> None:
     if output.as_json:
         output.json(_document(read, rows))
         return
-    name, why = configured.default_model(read)
+    name, why = default_model(read)
     output.line(f"{read.path}{'' if read.path.exists() else ' (not there yet)'}")
     output.line(f"model where none is named: {clean_line(name)} ({why})\n")
     if rows:
@@ -234,7 +235,7 @@ def _wanted(name: str) -> str:
 
 
 def _document(read: Config, rows: Sequence[tuple[str, Value, str, str]]) -> dict[str, object]:
-    name, why = configured.default_model(read)
+    name, why = default_model(read)
     return {
         "path": str(read.path),
         "model": {"name": name, "why": why, "configured": read.model},

@@ -10,18 +10,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from localmoe import config, storage
+from localmoe.app.default_model import default_model
 from localmoe.cli.arguments import Options, model_and_prompt, option_values
 from localmoe.cli.options import build_parser
 from localmoe.config import Config, Value
-from localmoe.errors import LocalmoeError, StorageError, UsageError
+from localmoe.errors import UsageError
 from localmoe.facts import catalog
 from localmoe.text import clean_line
 
@@ -71,46 +70,6 @@ def for_model(options: Options, name: str | None, read: Config | None = None) ->
     values |= _values(environment(os.environ), "the environment")
     given = {field: value for field, value in values.items() if field not in options.typed}
     return dataclasses.replace(options, **given)
-
-
-def default_model(read: Config | None = None) -> tuple[str, str]:
-    """The model where none is named, and why that one: configured, else used last, else bundled."""
-    read = read or config.read()
-    if chosen := os.environ.get(f"{ENVIRONMENT}MODEL"):
-        return read.target(chosen), f"{ENVIRONMENT}MODEL"
-    if read.model:
-        return read.target(read.model), "the configured one"
-    last = last_used()
-    if last:
-        return last, "the last one used"
-    return catalog.BUNDLED, "the small bundled model"
-
-
-def last_used() -> str | None:
-    """The model that was run last, if it is still there."""
-    try:
-        text = _last_file().read_bytes()[:65_536]
-        name = json.loads(text)["model"]
-        catalog.resolve(name)
-    except (OSError, ValueError, TypeError, LookupError, LocalmoeError):
-        return None
-    return name if isinstance(name, str) else None
-
-
-def remember(name: str) -> None:
-    """Note the model that is being run. A folder that cannot be written stops nobody."""
-    if catalog.is_path(name):
-        name = str(storage.user_path(name).absolute())
-    if name == last_used():
-        return
-    try:
-        storage.atomic_write(_last_file(), json.dumps({"model": name}))
-    except StorageError:
-        return
-
-
-def _last_file() -> Path:
-    return storage.state_dir() / "last-model.json"
 
 
 def names_of(name: str, read: Config) -> list[str]:

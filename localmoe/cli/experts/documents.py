@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from localmoe.cli.documents import Json
+from localmoe.app.documents import Json
 from localmoe.routing.compare import Comparison
 from localmoe.routing.outlook import Row, Speeds, expert_total
 from localmoe.routing.records import Trace

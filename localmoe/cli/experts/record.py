@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from localmoe.app.model import LoadedModel
 from localmoe.chat.conversation import TurnDone
-from localmoe.cli import talk
+from localmoe.cli import loaded
 from localmoe.cli.arguments import Options
 from localmoe.cli.experts import documents
 from localmoe.cli.experts.command import HELP
@@ -49,13 +50,12 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
             logits=True,
             max_tokens=options.max_tokens if options.max_tokens is not None else WRITTEN,
         )
-        with talk.open_talk(name, asked, output) as room:
-            room.load()
-            out = Path(options.output or f"{Path(room.model.name).name}.trace")
-            done, interrupted = _ask(room, asked, questions, output)
-            model = room.model
+        with loaded.open_model(name, asked, output) as model:
+            loaded.load(model, output)
+            out = Path(options.output or f"{Path(model.model.name).name}.trace")
+            done, interrupted = _ask(model, asked, questions, output)
         trace = _finished(raw, done)
-    texts = token_texts(model, {int(token) for token in trace.tokens if token >= 0})
+    texts = token_texts(model.model, {int(token) for token in trace.tokens if token >= 0})
     write_trace(out, dataclasses.replace(trace, token_texts=texts))
     _tell(out, trace, len(done), len(questions), output)
     return INTERRUPTED if interrupted else 0
@@ -109,16 +109,16 @@ def _model_and_prompt(words: Sequence[str], options: Options) -> tuple[str | Non
 
 
 def _ask(
-    room: talk.Talk, options: Options, questions: Sequence[Question], output: Output
+    model: LoadedModel, options: Options, questions: Sequence[Question], output: Output
 ) -> tuple[list[Prompt], bool]:
     """One conversation per question; what was computed for each, and whether it was interrupted."""
     done: list[Prompt] = []
-    engine = room.engine
+    engine = model.engine
     with interrupts(engine.cancel, engine.close) as seen, LiveLine(output.stderr) as line:
         for number, question in enumerate(questions, 1):
             if not output.quiet:
                 line.show(f"recording {number} of {len(questions)} · {clean_line(question.label)}")
-            conversation = room.conversation(options)
+            conversation = loaded.conversation(model, options, output)
             for event in conversation.ask(question.text):
                 if isinstance(event, TurnDone):
                     usage = event.usage

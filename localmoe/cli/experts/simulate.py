@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from localmoe import storage
-from localmoe.cli import forecasting, prepare
+from localmoe.app import rates
+from localmoe.app.machine import find_machine
 from localmoe.cli.arguments import Options
 from localmoe.cli.experts import documents, screens
 from localmoe.cli.experts.command import one_trace
 from localmoe.cli.output import Output
+from localmoe.cli.requests import plan_request
 from localmoe.facts import catalog
 from localmoe.facts.bandwidth import value_at
 from localmoe.routing.outlook import Speeds, estimated_speeds, expert_total, outlook
@@ -39,20 +40,21 @@ def simulate_command(words: Sequence[str], options: Options, output: Output) -> 
 
 def machine_speeds(trace: Trace, options: Options, output: Output) -> Speeds | None:
     """This machine's, or that of ``--machine``; None where they are not known."""
-    if options.machine is not None:
-        rates = forecasting.rates_of_file(Path(options.machine))
+    request = plan_request(options)
+    if request.machine is not None:
+        known = rates.rates_of_file(request.machine)
     else:
         place = catalog.resolve(options.model) if options.model else storage.models_dir()
-        machine = prepare.find_machine(options, imagined=True)
-        rates = forecasting.rates_at(machine, place, output)
-    if rates is None or not rates.disk:
+        machine = find_machine(request, imagined=True)
+        known = rates.rates_at(machine, place, output)
+    if known is None or not known.disk:
         output.note("the speed of this machine or of its disk is not known: no speeds")
         return None
-    disk = value_at(rates.disk[0].reads, _read_size(trace))
+    disk = value_at(known.disk[0].reads, _read_size(trace))
     if options.resident_tps:
         return Speeds(disk, options.resident_tps, measured=True)
-    threads = options.threads or rates.ram[-1][0]
-    return estimated_speeds(trace, value_at(rates.types[USUAL].vector, threads), disk)
+    threads = options.threads or known.ram[-1][0]
+    return estimated_speeds(trace, value_at(known.types[USUAL].vector, threads), disk)
 
 
 def _read_size(trace: Trace) -> float:
@@ -66,7 +68,7 @@ def _advice(trace: Trace, speeds: Speeds | None, options: Options) -> str:
     total = expert_total(trace)
     if speeds is None or not total:
         return ""
-    machine = prepare.find_machine(options, imagined=True)
+    machine = find_machine(plan_request(options), imagined=True)
     room = options.cache_ram or machine.ram_available - trace.header.dense_bytes - RESERVED
     room = max(room, 0)
     if room >= total:

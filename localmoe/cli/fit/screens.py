@@ -8,15 +8,13 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from localmoe.cli import speeds
-from localmoe.cli.fitted import LINE_SPEED, Fitted, Guessed
+from localmoe.app import speeds
+from localmoe.app.planned_model import LINE, LINE_SPEED, CatalogGuess, PlannedModel
 from localmoe.cli.render import Rows, fit_screen, pairs, tiers_needed, verdict_text
 from localmoe.text import clean_line, format_bytes, format_duration
 
-LINE = f"{LINE_SPEED // 1_000_000} Mbit/s"
 
-
-def detail(found: Fitted) -> RenderableType:
+def detail(found: PlannedModel) -> RenderableType:
     """The answer of ``fit`` for one model, here or not."""
     rows: list[tuple[str, str | Text]] = []
     if found.offer is not None:
@@ -33,7 +31,7 @@ def detail(found: Fitted) -> RenderableType:
 
 
 def quantizations(
-    repo: str, found: Sequence[Fitted], best: Fitted | None, why: str
+    repo: str, found: Sequence[PlannedModel], best: PlannedModel | None, why: str
 ) -> RenderableType:
     """The answer of ``fit`` for a repository: its models side by side, and which to take."""
     gpu = any(f.plan.tiers.gpu for f in found)
@@ -62,7 +60,7 @@ def quantizations(
     return Group(*lines)
 
 
-def guesses(found: Sequence[Guessed]) -> RenderableType:
+def guesses(found: Sequence[CatalogGuess]) -> RenderableType:
     """The catalog, in ``fit`` without MODEL: best first, by sizes alone."""
     rows = [
         (
@@ -78,7 +76,7 @@ def guesses(found: Sequence[Guessed]) -> RenderableType:
     return Group(head, Rows(columns, rows, right=("size",)))
 
 
-def local(found: Sequence[Fitted]) -> RenderableType:
+def local(found: Sequence[PlannedModel]) -> RenderableType:
     """The models of this machine, in ``fit`` without MODEL."""
     columns = ("model", "quant", "size", "runs from", *_speed_column(found), "context")
     rows = [[f.model.name, f.model.quantization, *_row(f, columns[2:], False)] for f in found]
@@ -93,33 +91,18 @@ def cost(transferred: int, requests: int, seconds: float) -> str:
     )
 
 
-def before_download(found: Fitted, why: str) -> str:
-    """One line that tells what a download would bring."""
-    parts = len(found.model.paths)
-    facts = [
-        clean_line(found.model.name) + (f" ({clean_line(why)})" if why else ""),
-        *([f"{parts} parts"] if parts > 1 else []),
-        format_bytes(found.model.size),
-        str(_download_text(found)),
-        str(verdict_text(found.plan.verdict)),
-        f"{found.plan.settings.context:,} tokens of context",
-        *([speeds.summary(found.forecast)] if found.forecast else []),
-    ]
-    return " · ".join(facts)
-
-
-def _speed_column(found: Sequence[Fitted]) -> list[str]:
+def _speed_column(found: Sequence[PlannedModel]) -> list[str]:
     """Where no speed is known, there is no column of it."""
     return ["tok/s"] if any(f.forecast for f in found) else []
 
 
-def _row(found: Fitted, columns: Sequence[str], best: bool) -> list[str | Text]:
+def _row(found: PlannedModel, columns: Sequence[str], best: bool) -> list[str | Text]:
     """The values of these columns."""
     plan, better = found.plan, found.with_gpu_build
     values: dict[str, str | Text] = {
         "quant": Text(found.label, "bold green" if best else ""),
         "size": format_bytes(found.model.size),
-        f"at {LINE}": _download(found) if _has_room(found) else Text("no room", "bold red"),
+        f"at {LINE}": _download(found),
         "runs from": tiers_needed(plan.verdict),
         "tok/s": speeds.cell(found.forecast),
         "GPU": _used(found, plan.tiers.gpu),
@@ -131,26 +114,20 @@ def _row(found: Fitted, columns: Sequence[str], best: bool) -> list[str | Text]:
     return [values[name] for name in columns]
 
 
-def _used(found: Fitted, count: int) -> str:
+def _used(found: PlannedModel, count: int) -> str:
     return format_bytes(count) if found.plan.verdict.fits and count else "–"
 
 
-def _has_room(found: Fitted) -> bool:
-    return found.offer is None or found.offer.room
-
-
-def _download(found: Fitted) -> str | Text:
-    """``1 h 25 min at 100 Mbit/s``, or that there is no room for it."""
+def _download(found: PlannedModel) -> str | Text:
+    """``1 h 25 min``, or that it is here, or that there is no room for it."""
     offer = found.offer
     if offer is None or not offer.missing:
-        return Text("here", "green")
-    if not _has_room(found):
-        free = format_bytes(offer.disk_free or 0)
-        return Text(f"no room: {format_bytes(offer.missing)}, {free} free", "bold red")
-    return format_duration(offer.download_seconds)
+        return Text(found.download, "green")
+    return format_duration(offer.download_seconds) if offer.room else Text("no room", "bold red")
 
 
-def _download_text(found: Fitted) -> str | Text:
+def _download_text(found: PlannedModel) -> Text:
     """The same for a sentence, with the speed that it is meant for."""
-    text = _download(found)
-    return text if isinstance(text, Text) else f"{text} at {LINE}"
+    offer = found.offer
+    style = "" if offer and offer.missing and offer.room else "green"
+    return Text(found.download, "bold red" if offer and not offer.room else style)

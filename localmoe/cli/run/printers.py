@@ -6,8 +6,11 @@ import contextlib
 import dataclasses
 import json
 
+from localmoe.app import documents
+from localmoe.app.documents import Json
+from localmoe.app.model import LoadedModel
 from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta, TurnDone
-from localmoe.cli import documents, talk
+from localmoe.cli.loaded import figures
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress
 from localmoe.planning.plan import Plan
@@ -20,14 +23,14 @@ class Printer:
 
     def __init__(
         self,
-        room: talk.Talk,
+        model: LoadedModel,
         loaded: Loaded,
         output: Output,
-        more: documents.Json | None = None,
+        more: Json | None = None,
         structured: bool = False,
     ) -> None:
         """``more`` goes into the document; ``structured``: the answer is one of JSON."""
-        self.room = room
+        self.model = model
         self.loaded = loaded
         self.output = output
         self.more = more or {}
@@ -50,13 +53,13 @@ class TextPrinter(Printer):
 
     def __init__(
         self,
-        room: talk.Talk,
+        model: LoadedModel,
         loaded: Loaded,
         output: Output,
-        more: documents.Json | None = None,
+        more: Json | None = None,
         structured: bool = False,
     ) -> None:
-        super().__init__(room, loaded, output, more, structured)
+        super().__init__(model, loaded, output, more, structured)
         self._answer = Sanitizer()
         self._reasoning = Sanitizer()
         self._thinking = False
@@ -114,7 +117,7 @@ class TextPrinter(Printer):
         if why:
             self.output.note(why)
         read = f"{done.usage.prompt_tokens} tokens read"
-        self.output.note(" · ".join([read, *talk.figures(done)]))
+        self.output.note(" · ".join([read, *figures(done)]))
 
 
 class DocumentPrinter(Printer):
@@ -126,13 +129,13 @@ class DocumentPrinter(Printer):
             self.output.json(self._head | self._document(event))
 
     @property
-    def _head(self) -> documents.Json:
+    def _head(self) -> Json:
         return {}
 
-    def _document(self, done: TurnDone) -> documents.Json:
-        room = self.room
-        plan = documents.plan_document(room.model, room.machine, room.plan, room.forecast)
-        document = run_document(room.model.name, done, self.loaded, room.plan, plan)
+    def _document(self, done: TurnDone) -> Json:
+        up = self.model
+        plan = documents.plan_document(up.model, up.machine, up.plan, up.forecast)
+        document = run_document(up.model.name, done, self.loaded, up.plan, plan)
         if self.structured:
             document["data"] = parsed(done)
         return document | self.more
@@ -142,7 +145,7 @@ class EventPrinter(DocumentPrinter):
     """``--jsonl``: every event as it happens, the document last."""
 
     @property
-    def _head(self) -> documents.Json:
+    def _head(self) -> Json:
         return {"event": "done"}
 
     def show(self, event: ChatEvent) -> None:
@@ -167,8 +170,8 @@ def parsed(done: TurnDone) -> object:
 
 
 def run_document(
-    model: str, done: TurnDone, loaded: Loaded, plan: Plan, plan_document: documents.Json
-) -> documents.Json:
+    model: str, done: TurnDone, loaded: Loaded, plan: Plan, plan_document: Json
+) -> Json:
     """``run --json`` of the command line contract; the schema version is added on output.
 
     Figures of the expert cache are ``null`` when all experts are resident.

@@ -1,4 +1,4 @@
-"""The speed that a plan will have here: what the machine does is measured once, and kept."""
+"""What a machine does, measured once and kept: processor, disks, devices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from localmoe import storage
-from localmoe.cli.arguments import Options
-from localmoe.cli.learning import corrections
-from localmoe.cli.output import Output
+from localmoe.app.listener import Listener
 from localmoe.engine.builds import binding_version
 from localmoe.engine.timing import device_rates, processor_rates
 from localmoe.errors import LocalmoeError
@@ -24,33 +22,10 @@ from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
-from localmoe.planning.speed import Forecast, forecast
-from localmoe.routing import profile
 
 PATIENCE = 60.0  # seconds to wait for another process that measures
 AGAIN = datetime.timedelta(minutes=20)  # after figures that were taken beside other work
 FILE_LIMIT = 4 << 20  # bytes of a machine's document
-
-
-def forecast_for(
-    model: Model, plan: Plan, machine: Machine, options: Options, output: Output
-) -> Forecast | None:
-    """What this plan will do, by what was measured of the machine that it is for.
-
-    None for a plan that does not fit, and where nothing is known of the machine: it is described
-    by a file that says nothing of speed, or it could not be measured.
-    """
-    if not plan.verdict.fits:
-        return None
-    known = profile.load(profile.key_of(model)) if model.is_moe else None
-    if options.machine is not None:
-        elsewhere = rates_of_file(Path(options.machine))
-        return forecast(model, plan, elsewhere, profile=known) if elsewhere else None
-    rates = rates_for(model, plan, machine, output)
-    if rates is None:
-        return None
-    decode, prefill = corrections(model, plan, key_of(machine))
-    return forecast(model, plan, rates, profile=known, decode=decode, prefill=prefill)
 
 
 def rates_of_file(path: Path) -> Rates | None:
@@ -63,21 +38,21 @@ def rates_of_file(path: Path) -> Rates | None:
         return None
 
 
-def rates_for(model: Model, plan: Plan, machine: Machine, output: Output) -> Rates | None:
+def rates_for(model: Model, plan: Plan, machine: Machine, listener: Listener) -> Rates | None:
     """This machine's, with the disk that the model is on, or will be, and the plan's devices."""
     settings = plan.settings
-    return _rates(machine, _place(model), settings.devices, settings.remotes, output)
+    return _rates(machine, _place(model), settings.devices, settings.remotes, listener)
 
 
-def machine_rates(machine: Machine, output: Output) -> Rates | None:
+def machine_rates(machine: Machine, listener: Listener) -> Rates | None:
     """This machine's, with the disk where models are kept and every GPU of the engine build."""
     devices = [gpu.device for gpu in machine.gpus if gpu.device and gpu.remote is None]
-    return _rates(machine, storage.models_dir(), devices, (), output)
+    return _rates(machine, storage.models_dir(), devices, (), listener)
 
 
-def rates_at(machine: Machine, place: Path, output: Output) -> Rates | None:
+def rates_at(machine: Machine, place: Path, listener: Listener) -> Rates | None:
     """This machine's processor, and the disk of ``place``."""
-    return _rates(machine, place, (), (), output)
+    return _rates(machine, place, (), (), listener)
 
 
 def key_of(machine: Machine) -> str:
@@ -90,26 +65,26 @@ def _rates(
     place: Path,
     devices: Sequence[str],
     remotes: tuple[str, ...],
-    output: Output,
+    listener: Listener,
 ) -> Rates | None:
     """What is kept, and what is missing measured; None where the processor cannot be."""
     key = key_of(machine)
-    rates = _processor(key, machine.cores_physical, output)
+    rates = _processor(key, machine.cores_physical, listener)
     if rates is None:
         return None
-    disk = rates.on_disk(bandwidth.disk_of(place)) or _disk(key, place, output)
+    disk = rates.on_disk(bandwidth.disk_of(place)) or _disk(key, place, listener)
     if disk is not None:
         rates = rates.with_disk(disk)
     in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
     missing = tuple(d for d in devices if d in in_engine and rates.on_device(d) is None)
     if missing:
-        found = _devices(key, missing, remotes, output)
+        found = _devices(key, missing, remotes, listener)
         rates = dataclasses.replace(rates, devices=(*rates.devices, *found))
     return rates
 
 
 @cache
-def _processor(key: str, threads: int, output: Output) -> Rates | None:
+def _processor(key: str, threads: int, listener: Listener) -> Rates | None:
     known = bandwidth.load(key)
     if known is not None and _is_good(known):
         return known
@@ -117,14 +92,14 @@ def _processor(key: str, threads: int, output: Output) -> Rates | None:
         with _lock():
             known = bandwidth.load(key)  # another process may have measured meanwhile
             if known is None or not _is_good(known):
-                output.note("measuring this machine, once: some seconds")
+                listener.note("measuring this machine, once: some seconds")
                 fresh = processor_rates(threads)
                 if known is not None:
                     fresh = dataclasses.replace(fresh, disk=known.disk, devices=known.devices)
                 known = fresh
                 bandwidth.save(key, known)
     except (LocalmoeError, OSError, Timeout, ValueError) as error:
-        output.warn(f"no speeds, since this machine cannot be measured: {_reason(error)}")
+        listener.warn(f"no speeds, since this machine cannot be measured: {_reason(error)}")
     return known
 
 
@@ -140,7 +115,7 @@ def _is_good(rates: Rates) -> bool:
 
 
 @cache
-def _disk(key: str, place: Path, output: Output) -> DiskRate | None:
+def _disk(key: str, place: Path, listener: Listener) -> DiskRate | None:
     """Of the file system of ``place``, a file or a folder; None where nothing on it can be read.
 
     Only in our own folders something is written for that.
@@ -162,13 +137,13 @@ def _disk(key: str, place: Path, output: Output) -> DiskRate | None:
                 bandwidth.save(key, kept.with_disk(found))
             return found
     except (LocalmoeError, OSError, Timeout) as error:
-        output.note(f"the disk cannot be measured: {_reason(error)}")
+        listener.note(f"the disk cannot be measured: {_reason(error)}")
         return None
 
 
 @cache
 def _devices(
-    key: str, names: tuple[str, ...], remotes: tuple[str, ...], output: Output
+    key: str, names: tuple[str, ...], remotes: tuple[str, ...], listener: Listener
 ) -> tuple[DeviceRate, ...]:
     try:
         with _lock():
@@ -179,7 +154,7 @@ def _devices(
                 bandwidth.save(key, dataclasses.replace(kept, devices=(*others, *found)))
             return found
     except (LocalmoeError, OSError, Timeout, ValueError) as error:
-        output.note(f"the speed of {', '.join(names)} is not known: {_reason(error)}")
+        listener.note(f"the speed of {', '.join(names)} is not known: {_reason(error)}")
         return ()
 
 

@@ -1,4 +1,4 @@
-"""A model on its way, while its chat takes input already: planned and loaded on a thread."""
+"""A model that is planned and loaded on a thread, while its front end does something else."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING
 from localmoe.engine.events import Loaded
 from localmoe.errors import EngineError, InterruptedLoadError
 from localmoe.facts.model import Model
-from localmoe.terminal.interrupts import interrupts
-from localmoe.terminal.line_sources import Notices
-from localmoe.terminal.live_line import LiveLine
-from localmoe.terminal.tty import hushed
 
-if TYPE_CHECKING:  # the input line need not wait for what it imports
-    from localmoe.cli.talk import Talk
+if TYPE_CHECKING:  # who starts a load need not wait for what it imports
+    from localmoe.app.model import LoadedModel
 
 PATIENCE = 5.0  # seconds that a thread may take to end while the chat goes on
 
 Signature = tuple[tuple[int, int, int], ...]
 
 
-class ModelLoad:
-    """One model: ``open_room`` plans it; then it is loaded, again after a crash if need be.
+class BackgroundLoad:
+    """One model: ``open_model`` plans it; then it is loaded, again after a crash if need be.
 
     The other three are called on the loading thread: ``news`` whenever ``state`` says something
     new, ``planned`` and ``loaded`` when that is done.
@@ -34,12 +30,12 @@ class ModelLoad:
 
     def __init__(
         self,
-        open_room: Callable[[], AbstractContextManager[Talk]],
+        open_model: Callable[[], AbstractContextManager[LoadedModel]],
         news: Callable[[], None] = lambda: None,
-        planned: Callable[[Talk], None] = lambda room: None,
-        loaded: Callable[[Talk], None] = lambda room: None,
+        planned: Callable[[LoadedModel], None] = lambda model: None,
+        loaded: Callable[[LoadedModel], None] = lambda model: None,
     ) -> None:
-        self._open_room = open_room
+        self._open_model = open_model
         self._news = news
         self._planned = planned
         self._loaded = loaded
@@ -51,18 +47,26 @@ class ModelLoad:
         self._cancelled = False
         self._closed = False
         self._signature: Signature = ()
-        self.room: Talk | None = None  # once it is planned
+        self.model: LoadedModel | None = None  # once it is planned
         self.error: BaseException | None = None  # of the last try
 
     @property
     def busy(self) -> bool:
+        """Whether the thread is at work."""
         return not self._done.is_set()
 
     @property
     def ready(self) -> bool:
         """Loaded, and the engine lives."""
-        room = self.room
-        return not self.busy and room is not None and room.loaded is not None and room.engine.alive
+        model = self.model
+        return (
+            not self.busy and model is not None and model.loaded is not None and model.engine.alive
+        )
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was cancelled before the model was there."""
+        return self._cancelled and not self.ready
 
     @property
     def state(self) -> str:
@@ -71,7 +75,7 @@ class ModelLoad:
             return ""
         if self._cancelled:
             return "stopping"
-        if self.room is None:
+        if self.model is None:
             return "planning"
         if self._fraction is None:
             return "loading"
@@ -93,65 +97,45 @@ class ModelLoad:
 
     def changed(self) -> bool:
         """Whether the model's files are others than those that were planned for."""
-        return self.room is not None and _signature(self.room.model) != self._signature
+        return self.model is not None and _signature(self.model.model) != self._signature
 
     def forget(self) -> None:
-        """Give the room up: ``start`` plans anew."""
+        """Give the model up: ``start`` plans anew."""
         self._stack.close()
         self._stack = ExitStack()
-        self.room = None
+        self.model = None
 
-    def wait(self, line: LiveLine, notices: Notices) -> Talk:
-        """Until it is loaded; Ctrl-C ends the loading.
-
-        Raises ``InterruptedLoadError``, and what planning and loading raise.
-        """
-        if self._cancelled and not self.ready:  # what was interrupted before has not ended yet
-            self._wait(line, notices, lambda: False)
-            self.start()
-        self._wait(line, notices, lambda: False)
-        room = self._planned_room()
-        if room.loaded is None:
+    def result(self) -> LoadedModel:
+        """The loaded model, once nothing is under way. Raises what planning and loading raise."""
+        model = self.planned_model()
+        if model.loaded is None:
             raise EngineError("the engine ended loading without a word")
-        return room
+        return model
 
-    def wait_for_plan(self, line: LiveLine, notices: Notices) -> Talk:
-        """Until it is planned. Raises like ``wait``."""
-        self._wait(line, notices, lambda: self.room is not None)
-        return self._planned_room()
-
-    def _planned_room(self) -> Talk:
+    def planned_model(self) -> LoadedModel:
+        """The model as it was planned. Raises what planning and loading raise."""
         if self.error is not None:
             raise self.error
-        assert self.room is not None
-        return self.room
+        assert self.model is not None
+        return self.model
 
-    def _wait(self, line: LiveLine, notices: Notices, enough: Callable[[], bool]) -> None:
-        with hushed(), interrupts(self.cancel, self.cancel) as pressed, line:
-            while self.busy and not enough():
-                if pressed.count:  # it may end later: nobody waits for that
-                    raise InterruptedLoadError("loading was interrupted")
-                if notices.waiting:
-                    line.clear()
-                    notices.show()
-                line.show(self.state)
-                self._done.wait(0.05)
-        notices.show()
+    def pause(self, seconds: float) -> None:
+        """Let time pass, unless it ends before."""
+        self._done.wait(seconds)
 
     def cancel(self) -> None:
         """End what is under way. From any thread or signal handler."""
         self._cancelled = True
-        room = self.room
-        if room is not None:
-            room.engine.cancel()
+        if self.model is not None:
+            self.model.engine.cancel()
 
     def close(self, patience: float = PATIENCE) -> None:
         """End everything; a thread that does not end in time tidies up when it does."""
         self._closed = True
         if self.busy:
             self._cancelled = True
-            if self.room is not None:
-                self.room.engine.close()
+            if self.model is not None:
+                self.model.engine.close()
             if not self._done.wait(patience):
                 return
         self._stack.close()
@@ -168,22 +152,22 @@ class ModelLoad:
             self._news()
 
     def _load(self) -> None:
-        if self.room is None:
-            room = self._stack.enter_context(self._open_room())
-            self._signature = _signature(room.model)
-            self.room = room
-            self._planned(room)
+        if self.model is None:
+            model = self._stack.enter_context(self._open_model())
+            self._signature = _signature(model.model)
+            self.model = model
+            self._planned(model)
             self._news()
-        room = self.room
-        room.loaded = None
+        model = self.model
+        model.loaded = None
         if self._cancelled:
             raise InterruptedLoadError("loading was interrupted")
-        for event in room.engine.load():
+        for event in model.engine.load():
             if isinstance(event, Loaded):
                 if self._cancelled:
                     raise InterruptedLoadError("loading was interrupted")
-                room.loaded = event
-                self._loaded(room)
+                model.loaded = event
+                self._loaded(model)
                 return
             self._fraction = event.fraction
             self._news()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from localmoe.cli import prepare
-from localmoe.cli.arguments import Options
-from localmoe.cli.expected import expected
-from localmoe.cli.fitted import Fitted, Offer, Skipped, recommend
-from localmoe.cli.output import Output
-from localmoe.engine.process import WorkerProcess
-from localmoe.errors import EngineCrashError, EngineError, ModelFileError, StorageError
+from localmoe.app.listener import Listener
+from localmoe.app.machine import find_machine
+from localmoe.app.planned_model import Offer, PlannedModel, Skipped
+from localmoe.app.plans import ModelPlanner
+from localmoe.app.recommend import recommend
+from localmoe.app.requests import PlanRequest
+from localmoe.errors import EngineError, ModelFileError, StorageError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.hub import headers, names
@@ -27,59 +27,15 @@ MOST_OFFERS = 60  # models of one repository that are looked at; publishers offe
 PATIENCE = Patience(tries=3, longest=20)  # someone waits for the answer
 
 
-class Planner:
-    """One machine and one engine worker for any number of models."""
-
-    def __init__(
-        self, machine: Machine, options: Options, output: Output, *, imagined: bool = True
-    ) -> None:
-        self.machine = machine
-        self._imagined = imagined
-        self.options = options
-        self._output = output
-        self._with_gpu = prepare.with_gpu_build(machine, options)
-        self._worker: WorkerProcess | None = None
-
-    def __enter__(self) -> Planner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end_worker()
-
-    def fit(self, model: Model, offer: Offer | None = None) -> Fitted:
-        """Plan one model. Raises ModelFileError, EngineError, EngineCrashError."""
-        if self._worker is None:
-            self._worker = WorkerProcess()
-        try:
-            plan, better = prepare.plans_for(
-                model,
-                self.machine,
-                self._with_gpu,
-                self.options,
-                imagined=self._imagined,
-                worker=self._worker,
-            )
-        except EngineCrashError:
-            self._end_worker()
-            raise
-        plan, forecast = expected(model, plan, self.machine, self.options, self._output)
-        return Fitted(model, plan, better, offer, forecast)
-
-    def _end_worker(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
-
-class Search:
+class Repository:
     """The models of one repository, and what is known of them without a download."""
 
-    def __init__(self, reference: Reference, options: Options, output: Output) -> None:
+    def __init__(self, reference: Reference, request: PlanRequest, listener: Listener) -> None:
         self.reference = reference
         self.traffic = Traffic()
         self.skipped: list[Skipped] = []
-        self._options = options
-        self._output = output
+        self._request = request
+        self._listener = listener
         self._disk_free: int | None = None  # bytes where a download goes, once it was looked at
         # The listing is one request, or more of an old mirror; its bytes are no file content.
         self.listing: Listing = list_files(reference, PATIENCE)
@@ -101,25 +57,25 @@ class Search:
         # A repository of incomplete sets only has nothing to offer: say so.
         return whole[:MOST_OFFERS] or [names.complete(self.models[0])]
 
-    def fit(
+    def plan(
         self, machine: Machine, only: Sequence[ModelFiles] = (), *, imagined: bool = True
-    ) -> list[Fitted]:
+    ) -> list[PlannedModel]:
         """Every model that can be planned (or ``only`` those), smallest first.
 
         The others are in ``skipped``. ``imagined``: nothing will be loaded. Raises the error of the
         first if none can be planned; TransferError.
         """
         wanted = only or self.offers()
-        found: list[Fitted] = []
+        found: list[PlannedModel] = []
         errors: list[ModelFileError | EngineError] = []
-        planner = Planner(machine, self._options, self._output, imagined=imagined)
+        planner = ModelPlanner(machine, self._request, self._listener, imagined=imagined)
         with self.skeletons(wanted) as models, planner:
             for files in wanted:
                 try:
                     model = models[files]
                     if isinstance(model, ModelFileError):
                         raise model
-                    found.append(planner.fit(model, self.offer(files, machine)))
+                    found.append(planner.plan(model, self.offer(files, machine)))
                 except (ModelFileError, EngineError) as error:
                     errors.append(error)
                     self.skipped.append(Skipped(files.label, error.message))
@@ -143,7 +99,7 @@ class Search:
         """What a download of it would take."""
         cache = RepoCache.of(self.listing.repo)
         missing = cache.missing(self.listing.commit, files.files)
-        if self._options.machine is not None:  # another machine: nothing of it is there
+        if self._request.machine is not None:  # another machine: nothing of it is there
             return Offer(self.reference, self.listing, files, files.size, machine.disk_free or None)
         if self._disk_free is None:
             with contextlib.suppress(StorageError):
@@ -151,19 +107,22 @@ class Search:
         return Offer(self.reference, self.listing, files, missing, self._disk_free)
 
 
-def best_of(search: Search, options: Options) -> tuple[ModelFiles, str]:
+def best_of(repository: Repository, request: PlanRequest) -> tuple[ModelFiles, str]:
     """What a name without a quantization means on this machine, and why.
 
     Raises UnknownModelError when nothing fits and there is no usual choice.
     """
-    if search.chosen is not None:
-        return search.chosen, "it was asked for" if search.reference.wanted else "the only one"
-    found = search.fit(prepare.find_machine(options, imagined=True))
-    best, why = recommend(found, options.min_tps)
+    if repository.chosen is not None:
+        return (
+            repository.chosen,
+            "it was asked for" if repository.reference.wanted else "the only one",
+        )
+    found = repository.plan(find_machine(request, imagined=True))
+    best, why = recommend(found, request.min_tps)
     if best is not None and best.offer is not None:
         return best.offer.files, why
-    usual = names.default(search.models)
+    usual = names.default(repository.models)
     if usual is not None:
         return usual, why
-    smallest = min(search.offers(), key=lambda files: files.size)
+    smallest = min(repository.offers(), key=lambda files: files.size)
     return smallest, f"{why}; {clean_line(smallest.label)} is the smallest"

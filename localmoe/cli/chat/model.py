@@ -9,18 +9,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from localmoe import config
+from localmoe.app.background_load import BackgroundLoad
 from localmoe.chat.builtin import attached, turns_text
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.session import ModelUsed
 from localmoe.chat.state import Chat
 from localmoe.cli.arguments import Options
-from localmoe.cli.chat.load import ModelLoad
-from localmoe.cli.config import defaults as configured
+from localmoe.cli.chat.waiting import wait, wait_for_plan
+from localmoe.cli.config import defaults
 from localmoe.cli.output import Output
-from localmoe.errors import DoesNotFitError, InterruptedLoadError, LocalmoeError
+from localmoe.cli.requests import load_request
+from localmoe.errors import InterruptedLoadError, LocalmoeError
 from localmoe.facts import catalog
-from localmoe.facts.hardware import Machine
-from localmoe.facts.model import Model, read_model
+from localmoe.facts.model import read_model
 from localmoe.planning.plan import Plan
 from localmoe.terminal.interrupts import interrupts
 from localmoe.terminal.line_sources import Lines, Notices
@@ -28,43 +29,43 @@ from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line
 
 if TYPE_CHECKING:  # the input line need not wait for what it imports
-    from localmoe.cli.talk import Talk
+    from localmoe.app.model import LoadedModel
 
 LEAVING = 0.2  # seconds that a thread is waited for at the end
 KEEP_FROM = 64  # tokens in the context from which keeping them is worth it
 
-OpenRoom = Callable[[str | None, Options], AbstractContextManager["Talk"]]
+OpenModel = Callable[[str | None, Options], AbstractContextManager["LoadedModel"]]
 """Plans the model of a name, as the options want it; called on a thread."""
 
 
-class Seat:
-    """Where the model sits that the chat talks to. ``chat`` and ``lines`` are set by its owner."""
+class ChatModel:
+    """The model that a chat talks to. ``chat`` and ``lines`` are set by its owner."""
 
     chat: Chat
     lines: Lines
 
     def __init__(
         self,
-        open_room: OpenRoom,
+        open_model: OpenModel,
         options: Options,
         output: Output,
         notices: Notices,
         grammar: str | None = None,
     ) -> None:
-        self._open_room = open_room
+        self._open_model = open_model
         self._options = options
         self._output = output
         self._notices = notices
         self._grammar = grammar  # GBNF that every answer follows
         self._name: str | None = None  # as it was typed
-        self._load: ModelLoad | None = None
+        self._load: BackgroundLoad | None = None
         self._conversation: Conversation | None = None
         self.taken = False  # by a model that was loaded, at least once
         self.unkept = False  # something was read since the last ``keep`` or ``resume``
-        self._awaited: ModelLoad | None = None  # whoever waits for it meets its error, too
+        self._awaited: BackgroundLoad | None = None  # whoever waits for it meets its error, too
 
     @property
-    def load(self) -> ModelLoad:
+    def load(self) -> BackgroundLoad:
         assert self._load is not None
         return self._load
 
@@ -75,7 +76,7 @@ class Seat:
 
     @property
     def plan(self) -> Plan | None:
-        return self._load.room.plan if self._load and self._load.room else None
+        return self._load.model.plan if self._load and self._load.model else None
 
     def begin(self, name: str | None, options: Options | None = None) -> None:
         """Bring up the model of that name; returns at once."""
@@ -90,9 +91,9 @@ class Seat:
 
     def wait_for_plan(self) -> None:
         """Raises what planning raises."""
-        self.load.wait_for_plan(self._line(), self._notices)
+        wait_for_plan(self.load, self._line(), self._notices)
 
-    def room(self) -> Talk:
+    def loaded(self) -> LoadedModel:
         """The loaded model; waits, or loads it again. Raises what loading raises."""
         load = self.load
         if not load.busy and load.changed():
@@ -105,42 +106,46 @@ class Seat:
                 self._output.note("starting the engine again")
             load.start()
         self._awaited = load
-        room = load.wait(self._line(), self._notices)
+        model = wait(load, self._line(), self._notices)
         self._awaited = None
         self.taken = True
-        return room
+        return model
 
     def ready(self) -> Conversation:
-        """The conversation as it is now, with a loaded model. Raises what ``room`` does."""
-        room, chat = self.room(), self.chat
-        assert room.loaded is not None
-        if self._conversation is None or self._conversation.engine is not room.engine:
-            self._conversation = room.conversation(self._options)
+        """The conversation as it is now, with a loaded model. Raises what ``loaded`` does."""
+        model, chat = self.loaded(), self.chat
+        assert model.loaded is not None
+        if self._conversation is None or self._conversation.engine is not model.engine:
+            from localmoe.cli.loaded import conversation
+
+            self._conversation = conversation(model, self._options, self._output)
             self._notices.show()
             settings = replace(self._conversation.settings, grammar=self._grammar)
             chat.model_settings(settings)
-            chat.context = room.loaded.context
-            source = str(room.model.paths[0].absolute())
-            chat.session.use(ModelUsed(room.model.name, source))
+            chat.context = model.loaded.context
+            source = str(model.model.paths[0].absolute())
+            chat.session.use(ModelUsed(model.model.name, source))
         self._conversation.session = chat.session
         self._conversation.settings = chat.settings
         return self._conversation
 
     def switch(self, name: str) -> str:
         """Go on with another model, if it fits; else the one before stays, and it raises."""
-        from localmoe.cli.chat.command import bring_here
+        from localmoe.app.find import bring_here
+        from localmoe.app.loading import check_room_for
 
         read = config.read()
-        options = configured.for_model(self._options, name, read)
+        options = defaults.for_model(self._options, name, read)
         target = read.target(name)
-        bring_here(target, options, self._output)
-        model, old = read_model(catalog.resolve(target)), self.load.room
+        request = load_request(options, target)
+        bring_here(request, self._output)
+        model, old = read_model(catalog.resolve(target)), self.load.model
         if old is not None and model.paths == old.model.paths and not self.load.changed():
             return f"{clean_line(model.name)} is the model of this chat already"
         with self._line() as line:
             line.show(f"planning {clean_line(model.name)}")
             if old is not None:
-                _check_that_it_fits(model, old.plan, options)
+                check_room_for(model, old.plan, request.plan)
         self.keep(self.chat.name)
         before = self._name, self._options
         try:
@@ -163,11 +168,11 @@ class Seat:
     def keep(self, name: str) -> None:
         """What was read of a session, on disk, so that the next time it need not be read again."""
         load, last = self._load, self.chat.last
-        if not self.unkept or not name or load is None or not load.ready or load.room is None:
+        if not self.unkept or not name or load is None or not load.ready or load.model is None:
             return
         if last is not None and last.usage.total < KEEP_FROM:
             return
-        engine = load.room.engine
+        engine = load.model.engine
         with interrupts(engine.cancel, engine.close), self._line() as line:
             line.show("keeping what was read, for the next time")
             with contextlib.suppress(LocalmoeError, KeyboardInterrupt):
@@ -177,15 +182,15 @@ class Seat:
     def resume(self, name: str) -> None:
         """Take up what was kept of a session that was opened."""
         load = self._load
-        if load is not None and load.ready and load.room is not None:
-            self._take_up(load.room)
+        if load is not None and load.ready and load.model is not None:
+            self._take_up(load.model)
 
-    def _new_load(self, name: str | None, options: Options) -> ModelLoad:
-        def open_room() -> AbstractContextManager[Talk]:
+    def _new_load(self, name: str | None, options: Options) -> BackgroundLoad:
+        def open_model() -> AbstractContextManager[LoadedModel]:
             self.lines.settle()  # what is imported now would only delay the input line
-            return self._open_room(name, options)
+            return self._open_model(name, options)
 
-        return ModelLoad(open_room, self._news, self._planned, self._came)
+        return BackgroundLoad(open_model, self._news, self._planned, self._came)
 
     def _line(self) -> LiveLine:
         return LiveLine(self._output.stderr)
@@ -201,58 +206,36 @@ class Seat:
         else:
             self.lines.news()
 
-    def _planned(self, room: Talk) -> None:
-        self._notices.post(lambda: self._card(room))
+    def _planned(self, model: LoadedModel) -> None:
+        self._notices.post(lambda: self._card(model))
 
-    def _came(self, room: Talk) -> None:
+    def _came(self, model: LoadedModel) -> None:
         """The model is loaded, and nobody else talks to it."""
-        self._take_up(room)
-        if self.chat.files and not self.taken and room.loaded is not None:
-            text = attached(self.chat.files, room.engine.count_tokens, room.loaded.context)
+        self._take_up(model)
+        if self.chat.files and not self.taken and model.loaded is not None:
+            text = attached(self.chat.files, model.engine.count_tokens, model.loaded.context)
             self._notices.post(lambda: self._output.note(text))
 
-    def _take_up(self, room: Talk) -> None:
+    def _take_up(self, model: LoadedModel) -> None:
         self.unkept = False
         if self.chat.session.turns and self.chat.name:
             with contextlib.suppress(LocalmoeError):
-                room.engine.resume(self.chat.name)
+                model.engine.resume(self.chat.name)
 
     # Elsewhere.
 
-    def _card(self, room: Talk) -> None:
-        from localmoe.cli import speeds
+    def _card(self, model: LoadedModel) -> None:
+        from localmoe.app import speeds
         from localmoe.cli.chat.status import card
 
-        context = room.plan.settings.context
-        speed = speeds.brief(room.forecast) if room.forecast else ""
-        about = card(room.model, room.plan, context, speed=speed)
+        context = model.plan.settings.context
+        speed = speeds.brief(model.forecast) if model.forecast else ""
+        about = card(model.model, model.plan, context, speed=speed)
         self.chat.about = "\n".join(text.plain for text in about)
         if self._output.quiet:
             return
         with contextlib.suppress(OSError):
-            for text in card(room.model, room.plan, context, self._output.columns, speed):
+            for text in card(model.model, model.plan, context, self._output.columns, speed):
                 self._output.stderr.print(text, soft_wrap=True)
         if self.lines.interactive and not self.taken:
             self._output.note("/help lists the commands, Ctrl-D leaves")
-
-
-def _check_that_it_fits(model: Model, old: Plan, options: Options) -> None:
-    """Raises ``DoesNotFitError`` for a model that does not fit, even without the loaded one."""
-    from localmoe.cli import prepare
-
-    machine = without(prepare.find_machine(options, imagined=False), old)
-    plan = prepare.plan_for(model, machine, options, imagined=False)
-    if not plan.verdict.fits:
-        hint = plan.advice[0] if plan.advice else None
-        raise DoesNotFitError(f"{clean_line(model.name)}: {plan.reason}", hint=hint)
-
-
-def without(machine: Machine, plan: Plan) -> Machine:
-    """The machine as it will be when the model of that plan is gone. Pure."""
-    ram = min(machine.ram_total, machine.ram_available + plan.tiers.ram)
-    used = set(plan.settings.devices) if plan.tiers.gpu else ()
-    gpus = tuple(
-        replace(gpu, free=min(gpu.total, gpu.free + plan.tiers.gpu)) if gpu.device in used else gpu
-        for gpu in machine.gpus
-    )
-    return replace(machine, ram_available=ram, gpus=gpus)

@@ -1,30 +1,28 @@
-"""Records → the JSON documents of the command line contract, and a machine back from one.
+"""Records → the JSON documents that localmoe writes.
 
-Sizes are bytes. ``schema_version`` is added by ``Output.json``. Names are stable: add, never
+Sizes are bytes. ``schema_version`` is added where they are written. Names are stable: add, never
 rename.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from localmoe.cli import speeds
-from localmoe.cli.fitted import LINE_SPEED, Fitted, Guessed, Skipped, best_first
-from localmoe.errors import UsageError
-from localmoe.facts.hardware import Gpu, Machine
+from localmoe.app import speeds
+from localmoe.app.fit import Fit
+from localmoe.app.planned_model import LINE_SPEED, CatalogGuess, PlannedModel
+from localmoe.app.recommend import best_first
+from localmoe.facts.hardware import Machine
 from localmoe.facts.model import LongArray, Model, Role, Value
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Plan
 from localmoe.planning.speed import Forecast
-from localmoe.text import shortened
 
 Json = dict[str, object]
 
 SHOWN_OF_LONG_ARRAY = 8  # elements
-MOST = 1 << 60  # bytes of memory, or anything else that a machine has
 
 
 def machine_summary(machine: Machine) -> Json:
@@ -76,37 +74,40 @@ def weights(model: Model, plan: Plan) -> tuple[int, int]:
     return plan.memory.weights - experts, experts
 
 
-def fit_document(
-    name: str | None,
-    machine: Machine,
-    found: Sequence[Fitted],
-    skipped: Sequence[Skipped],
-    best: Fitted | None,
-    why: str,
-) -> Json:
-    """``fit --json``, less ``cost``; without MODEL ``name`` is None.
+def fit_document(answer: Fit, seconds: float) -> Json:
+    """``fit --json``; without MODEL ``model`` is null, and ``catalog`` has guesses by size.
 
     ``context`` and ``kv_type`` are null where the files differ. ``skipped``: models nothing can be
-    said of.
+    said of. ``transferred``: bytes of file content that were read over the network; ``seconds``:
+    how long all of it took.
     """
+    found, best = answer.found, answer.best
     contexts = {entry.plan.settings.context for entry in found}
     types = {_kv_type(entry.plan) for entry in found}
+    alike = answer.name is not None
     ranks = {id(entry): number for number, entry in enumerate(best_first(found), start=1)}
-    return {
-        "model": name,
-        "machine": machine_summary(machine),
-        "context": contexts.pop() if name is not None and len(contexts) == 1 else None,
-        "kv_type": types.pop() if name is not None and len(types) == 1 else None,
+    document: Json = {
+        "model": answer.name,
+        "machine": machine_summary(answer.machine),
+        "context": contexts.pop() if alike and len(contexts) == 1 else None,
+        "kv_type": types.pop() if alike and len(types) == 1 else None,
         "exact": all(entry.plan.memory.exact for entry in found),
-        "files": [_fitted(entry) | {"rank": ranks[id(entry)]} for entry in found],
-        "skipped": [asdict(entry) for entry in skipped],
+        "files": [_planned(entry) | {"rank": ranks[id(entry)]} for entry in found],
+        "skipped": [asdict(entry) for entry in (*answer.skipped, *answer.unknown)],
         "recommended": best.model.name if best else None,
-        "recommended_reason": why if best and why else None,
+        "recommended_reason": answer.why if best and answer.why else None,
         "recommended_command": _command(best),
+    }
+    if answer.name is None:
+        document["catalog"] = [guessed(guess) for guess in answer.guesses]
+    return document | {
+        "transferred": answer.transferred,
+        "requests": answer.requests,
+        "seconds": round(seconds, 3),
     }
 
 
-def guessed(guess: Guessed) -> Json:
+def guessed(guess: CatalogGuess) -> Json:
     """One entry of ``catalog`` in ``fit --json`` without MODEL: a guess by size, best first."""
     return {
         "name": guess.entry.alias,
@@ -119,12 +120,7 @@ def guessed(guess: Guessed) -> Json:
     }
 
 
-def cost(transferred: int, requests: int, seconds: float) -> Json:
-    """What ``fit`` read over the network (bytes of file content), and how long all of it took."""
-    return {"transferred": transferred, "requests": requests, "seconds": round(seconds, 3)}
-
-
-def _fitted(entry: Fitted) -> Json:
+def _planned(entry: PlannedModel) -> Json:
     """One entry of ``fit``'s ``files``: ``fit_file``, the download, and the GPU that lies idle."""
     document = fit_file(entry.model, entry.plan, entry.forecast)
     offer, better = entry.offer, entry.with_gpu_build
@@ -160,7 +156,7 @@ def _fitted(entry: Fitted) -> Json:
     }
 
 
-def _command(best: Fitted | None) -> str | None:
+def _command(best: PlannedModel | None) -> str | None:
     """The name to type for what is recommended."""
     if best is None:
         return None
@@ -253,105 +249,6 @@ def shared_experts(model: Model) -> int:
     if isinstance(count, int) and not isinstance(count, bool) and count > 0:
         return count
     return int(any(tensor.role is Role.SHARED_EXPERT for tensor in model.tensors))
-
-
-def machine_document(machine: Machine) -> Json:
-    """All of a machine, as ``doctor --json`` writes it and ``--machine`` reads it."""
-    return asdict(machine)
-
-
-def machine_from_document(document: object, source: str) -> Machine:
-    """A machine from ``doctor --json`` (or the ``machine`` of ``fit --json``).
-
-    What a short document leaves out gets a neutral value. Raises ``UsageError`` naming ``source``.
-    """
-    body = document.get("machine", document) if isinstance(document, Mapping) else None
-    if not isinstance(body, Mapping) or "ram_total" not in body:
-        raise UsageError(
-            f"{source} describes no machine",
-            hint="write one with `localmoe doctor --json > machine.json` on that machine",
-        )
-    read = _Reader(body, source)
-    gpus = body.get("gpus", [])
-    if not isinstance(gpus, list) or not all(isinstance(gpu, Mapping) for gpu in gpus):
-        raise read.wrong("gpus", "a list of objects")
-    total = read.whole("ram_total")
-    return Machine(
-        os=read.text("os", "unknown"),
-        cpu=read.text("cpu", "unknown"),
-        cores_physical=read.whole("cores_physical", 1),
-        cores_logical=read.whole("cores_logical", 1),
-        ram_total=total,
-        ram_available=read.free_of("ram_available", total),
-        ram_limited_by=None,
-        gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]"), i) for i, gpu in enumerate(gpus)),
-        disk_free=read.whole("disk_free", 0),
-        disk_read_bandwidth=read.number_or_none("disk_read_bandwidth"),
-    )
-
-
-def _gpu(read: _Reader, number: int) -> Gpu:
-    """A GPU that an engine can use has a device name there; a short document leaves it out."""
-    total = read.whole("total")
-    in_engine = read.flag("in_engine", True)
-    return Gpu(
-        name=read.text("name", "GPU"),
-        total=total,
-        free=read.free_of("free", total),
-        in_engine=in_engine,
-        device=read.text("device", f"GPU{number}" if in_engine else "") or None,
-        backend=read.text("backend", "") or None,
-        unified=read.flag("unified", False),
-    )
-
-
-class _Reader:
-    """Typed fields of a JSON object that a person may have edited; a null counts as left out."""
-
-    def __init__(self, body: Mapping[str, object], source: str) -> None:
-        self.body = body
-        self.source = source
-
-    def wrong(self, key: str, wanted: str) -> UsageError:
-        shown = shortened(repr(self.body.get(key)), 40)
-        return UsageError(f"{self.source}: {key} is {shown}, not {wanted}")
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
-            raise self.wrong(key, f"a whole number from 0 to {MOST}")
-        return value
-
-    def free_of(self, key: str, total: int) -> int:
-        """What is free of ``total`` bytes; all of it where the document does not say."""
-        value = self.whole(key, total)
-        if value > total:
-            raise self.wrong(key, f"at most the total, {total}")
-        return value
-
-    def number_or_none(self, key: str) -> float | None:
-        value = self.body.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST:
-            raise self.wrong(key, f"a number from 0 to {MOST}")
-        return float(value)
-
-    def text(self, key: str, default: str) -> str:
-        value = self._get(key, default)
-        if not isinstance(value, str):
-            raise self.wrong(key, "a text")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            raise self.wrong(key, "true or false")
-        return value
-
-    def _get(self, key: str, default: object) -> object:
-        value = self.body.get(key)
-        return default if value is None else value
 
 
 def _kv_type(plan: Plan) -> str:

@@ -6,6 +6,7 @@ import contextlib
 
 from filelock import Timeout
 
+from localmoe.engine.builds import binding_version
 from localmoe.engine.events import Finished
 from localmoe.errors import StorageError
 from localmoe.facts import bandwidth, runs
@@ -49,8 +50,6 @@ def learn(model: Model, plan: Plan, key: str, done: Finished) -> None:
 
 def learn_from(model: Model, plan: Plan, machine: Machine, done: Finished | None) -> None:
     """``learn`` on this machine; nothing of an answer that the engine did not end itself."""
-    from localmoe.engine.builds import binding_version
-
     if done is not None:
         learn(model, plan, bandwidth.key_of(machine, binding_version()), done)
 

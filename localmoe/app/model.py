@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self, TypedDict, Unpack
+from typing import Protocol, Self, TypedDict, Unpack
 
+from localmoe.app.requests import SampleRequest
 from localmoe.chat.attachments import Attachment
 from localmoe.chat.conversation import ChatEvent, Conversation, TextEngine, TurnDone
 from localmoe.chat.sampling import default_sampling
@@ -22,6 +23,7 @@ from localmoe.errors import EngineError, UsageError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model, Value
 from localmoe.planning.plan import Plan
+from localmoe.planning.speed import Forecast
 
 
 class LoadableEngine(TextEngine, Protocol):
@@ -99,6 +101,7 @@ class LoadedModel:
     plan: Plan
     engine: LoadableEngine
     renderer: Renderer
+    forecast: Forecast | None = None  # how fast it should be; None: nothing is known
     loaded: Loaded | None = field(default=None, init=False)
     owned: ExitStack = field(default_factory=ExitStack, init=False, repr=False)  # ends with it
 
@@ -169,15 +172,8 @@ class LoadedModel:
     ) -> Settings:
         """How to ask this model. Raises UsageError for a schema that cannot be enforced."""
         grammar = None if schema is None else schema_to_gbnf(schema)
-        return settings_for(
-            self.model.metadata,
-            sampling,
-            think=think,
-            plain=plain,
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            grammar=grammar,
-        )
+        request = SampleRequest(sampling, think, plain, max_tokens, tuple(stop), grammar)
+        return settings_for(self.model.metadata, request)
 
     def conversation_of(self, session: Session, settings: Settings) -> Conversation:
         """A conversation that goes on from ``session``. The model must be loaded."""
@@ -218,32 +214,23 @@ class LoadedModel:
         self.close()
 
 
-def settings_for(
-    metadata: Mapping[str, Value],
-    sampling: Mapping[str, Any] | SamplingOptions,
-    *,
-    think: str = "auto",
-    plain: bool = False,
-    max_tokens: int | None = None,
-    stop: tuple[str, ...] = (),
-    grammar: str | None = None,
-) -> Settings:
-    """The sampling values of a model's file, with the given ones over them. Pure.
+def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Settings:
+    """The sampling values of a model's file, with the requested ones over them. Pure.
 
     Raises UsageError for a level of thinking that there is not.
     """
     try:
-        level = ThinkLevel(think)
+        level = ThinkLevel(request.think)
     except ValueError:
         levels = ", ".join(ThinkLevel)
-        raise UsageError(f"think is one of {levels}, not {think!r}") from None
+        raise UsageError(f"think is one of {levels}, not {request.think!r}") from None
     return Settings(
-        sampling=dataclasses.replace(default_sampling(metadata), **sampling),
-        max_tokens=max_tokens,
+        sampling=dataclasses.replace(default_sampling(metadata), **request.values),
+        max_tokens=request.max_tokens,
         think=level,
-        plain=plain,
-        stop=stop,
-        grammar=grammar,
+        plain=request.plain,
+        stop=request.stop,
+        grammar=request.grammar,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localmoe.cli.output import Output
+from localmoe.app.listener import Listener
 from localmoe.facts.hardware import Gpu, Machine
 
 _BUILDS = {"cuda": "cuda", "rocm": "rocm", "hip": "rocm", "metal": "metal"}
@@ -19,10 +19,10 @@ def idle_gpus(machine: Machine) -> list[Gpu]:
     return [gpu for gpu in idle if not (gpu.unified and others)]
 
 
-def tell_of_idle_gpus(machine: Machine, output: Output) -> None:
+def tell_of_idle_gpus(machine: Machine, listener: Listener) -> None:
     """A line for each GPU that a rebuilt engine could use."""
     for gpu in idle_gpus(machine):
-        output.note(idle_line(gpu))
+        listener.note(idle_line(gpu))
 
 
 def idle_line(gpu: Gpu) -> str:

@@ -1,0 +1,54 @@
+"""The model where none is named: the configured one, else the one used last, else nano."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from localmoe import config, storage
+from localmoe.config import Config
+from localmoe.errors import LocalmoeError, StorageError
+from localmoe.facts import catalog
+
+VARIABLE = "LOCALMOE_MODEL"
+
+
+def default_model(read: Config | None = None) -> tuple[str, str]:
+    """Its name, and why that one. Raises UsageError for a configuration that cannot be read."""
+    read = read or config.read()
+    if chosen := os.environ.get(VARIABLE):
+        return read.target(chosen), VARIABLE
+    if read.model:
+        return read.target(read.model), "the configured one"
+    last = last_used()
+    if last:
+        return last, "the last one used"
+    return catalog.BUNDLED, "the small bundled model"
+
+
+def last_used() -> str | None:
+    """The model that was run last, if it is still there."""
+    try:
+        text = _last_file().read_bytes()[:65_536]
+        name = json.loads(text)["model"]
+        catalog.resolve(name)
+    except (OSError, ValueError, TypeError, LookupError, LocalmoeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def remember(name: str) -> None:
+    """Note the model that is being run. A folder that cannot be written stops nobody."""
+    if catalog.is_path(name):
+        name = str(storage.user_path(name).absolute())
+    if name == last_used():
+        return
+    try:
+        storage.atomic_write(_last_file(), json.dumps({"model": name}))
+    except StorageError:
+        return
+
+
+def _last_file() -> Path:
+    return storage.state_dir() / "last-model.json"

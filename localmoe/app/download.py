@@ -1,0 +1,142 @@
+"""A model from the Hub onto this machine, once it is clear that it makes sense."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from localmoe.app import speeds
+from localmoe.app.idle_gpus import tell_of_idle_gpus
+from localmoe.app.listener import Listener
+from localmoe.app.machine import find_machine
+from localmoe.app.planned_model import PlannedModel, headline
+from localmoe.app.repository import Repository, best_of
+from localmoe.app.requests import LoadRequest, PlanRequest
+from localmoe.errors import DoesNotFitError, UsageError
+from localmoe.hub.cache import RepoCache
+from localmoe.hub.client import Listing
+from localmoe.hub.download import Pulled, check_room, download
+from localmoe.hub.names import ModelFiles, Reference
+from localmoe.text import clean_line, format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One model of one repository."""
+
+    reference: Reference
+    listing: Listing
+    model: ModelFiles
+
+    @property
+    def cache(self) -> RepoCache:
+        """Where it goes."""
+        return RepoCache.of(self.listing.repo)
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to be downloaded."""
+        return self.cache.missing(self.listing.commit, self.model.files)
+
+    @property
+    def title(self) -> str:
+        """``gpt-oss-120b-mxfp4 · 3 parts · 59.0 GiB``."""
+        count = len(self.model.files)
+        facts = [clean_line(self.model.name), f"{count} parts" if count > 1 else ""]
+        return " · ".join([*filter(None, facts), format_bytes(self.model.size)])
+
+
+def download_to_run(reference: Reference, request: LoadRequest, listener: Listener) -> Path:
+    """Verdict, question, download: the first file of a model that is to be loaded here.
+
+    Raises UsageError when there is nobody to ask, DoesNotFitError when it would not run here,
+    TransferError, UnknownModelError.
+    """
+    repository = Repository(reference, request.plan, listener)
+    machine = find_machine(request.plan, imagined=False)
+    files, why = best_of(repository, request.plan)
+    (found,) = repository.plan(machine, [files], imagined=False)
+    listener.note(headline(found, why if repository.chosen is None else ""))
+    repo = clean_line(reference.repo)
+    if not found.fits:
+        hint = f"localmoe fit {repo} shows what would"
+        raise DoesNotFitError(f"{found.label}: {found.reason}", hint=hint)
+    if doubt := doubt_about(found, request.plan.min_tps):
+        listener.warn(f"{found.label} {doubt}")
+    wanted = Wanted(reference, repository.listing, files)
+    if wanted.missing and not request.consent:
+        answer = listener.ask("Download it?")
+        if answer is None:
+            name = clean_line(request.name or reference.repo)
+            raise UsageError(
+                f"{name} is not on this machine: {format_bytes(wanted.missing)}",
+                hint=f"--yes downloads it; or first: localmoe pull {name}",
+            )
+        if not answer:
+            raise UsageError("not downloaded", hint=f"localmoe fit {repo}")
+    return fetch(wanted, listener).paths[0]
+
+
+def permitted(
+    wanted: Wanted, repository: Repository, request: PlanRequest, listener: Listener
+) -> bool:
+    """Whether to download a model; asks when it will not run here, or too slowly.
+
+    False: the user said no. Raises DoesNotFitError when there is a doubt and nobody to ask.
+    """
+    machine = find_machine(request, imagined=True)
+    tell_of_idle_gpus(machine, listener)
+    (found,) = repository.plan(machine, [wanted.model])
+    doubt = doubt_about(found, request.min_tps)
+    if not doubt:
+        listener.note(headline(found, ""))
+        return True
+    doubt = f"{clean_line(wanted.model.name)} {doubt}"
+    size = format_bytes(wanted.missing)
+    answer = listener.ask(f"Download {size} anyway?", reason=doubt)
+    if answer is None:
+        hint = f"--yes downloads it anyway ({size}), for another machine"
+        raise DoesNotFitError(doubt, hint=hint)
+    return answer
+
+
+def require_room(wanted: Wanted) -> None:
+    """Raises DoesNotFitError when the disk cannot hold what is missing."""
+    check_room(wanted.cache, wanted.listing.commit, wanted.model.files)
+
+
+def doubt_about(found: PlannedModel, least: float | None) -> str:
+    """Why one might not want this model on this machine; "" when nothing speaks against it.
+
+    ``least``: tok/s that somebody asked for.
+    """
+    if not found.fits:
+        return f"does not fit this machine: {found.reason}"
+    if not found.reaches(least) or (least is None and found.slow):
+        slow = speeds.too_slow(found.forecast, least or speeds.SLOW)
+        limit = f" ({speeds.limit_text(found.forecast)})" if found.forecast else ""
+        return f"would be slow on this machine: {slow}{limit}"
+    return ""
+
+
+def fetch(wanted: Wanted, listener: Listener) -> Pulled:
+    """Download, shown as it comes; what has arrived is kept whatever happens.
+
+    Raises TransferError, StorageError, DoesNotFitError; KeyboardInterrupt and SystemExit pass.
+    """
+    pulled = None
+    events = download(wanted.listing, wanted.model.files)
+    try:
+        with closing(events), listener.progress(wanted.title) as show:
+            for event in events:
+                if isinstance(event, Pulled):
+                    pulled = event
+                else:
+                    show(event)
+    except (KeyboardInterrupt, SystemExit):
+        kept = format_bytes(wanted.model.size - wanted.missing)
+        listener.note(f"stopped: {kept} are kept, and the same command goes on from there")
+        raise
+    assert pulled is not None
+    return pulled

@@ -1,0 +1,139 @@
+"""Will it run here? One model, a repository before any download, or everything that is here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from localmoe.app.find import model_here, on_the_hub
+from localmoe.app.listener import Listener
+from localmoe.app.machine import find_machine
+from localmoe.app.planned_model import CatalogGuess, PlannedModel, Skipped
+from localmoe.app.plans import ModelPlanner
+from localmoe.app.recommend import guess_for, rank, recommend
+from localmoe.app.repository import Repository
+from localmoe.app.requests import PlanRequest
+from localmoe.errors import EngineError, ModelFileError, TransferError
+from localmoe.facts import catalog
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import read_model
+from localmoe.facts.other_programs import other_files
+from localmoe.hub.names import Reference
+from localmoe.hub.survey import offline, survey
+from localmoe.planning.guess import guess
+from localmoe.planning.plan import Wishes
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was found out, and what it is about."""
+
+    name: str | None  # of a model or a repository; None: everything that is here
+    machine: Machine
+    found: tuple[PlannedModel, ...]
+    best: PlannedModel | None  # what to take; None: nothing runs, or nothing fast enough
+    why: str = ""  # that one
+    skipped: tuple[Skipped, ...] = ()  # nothing can be said of these
+    repository: str | None = None  # where several quantizations were looked at
+    transferred: int = 0  # bytes of file content that were read over the network
+    requests: int = 0
+    guesses: tuple[CatalogGuess, ...] = ()  # of the catalog, best first
+    unknown: tuple[Skipped, ...] = ()  # of the catalog: families nobody answered for
+
+    @property
+    def good(self) -> bool:
+        """Whether something runs here, fast enough for who asks."""
+        return self.best is not None
+
+
+def fit(name: str, request: PlanRequest, listener: Listener) -> Fit:
+    """What the model or the repository of that name would do on this machine.
+
+    Raises UnknownModelError, ModelFileError, EngineError, TransferError.
+    """
+    reference = on_the_hub(name)
+    if reference is not None:
+        try:
+            return _fit_repository(reference, request, listener)
+        except TransferError:
+            if not catalog.is_here(name):
+                raise
+            listener.note("the Hub cannot be asked: only what is on this machine")
+    model = model_here(name, listener)
+    machine = find_machine(request, imagined=True)
+    with ModelPlanner(machine, request, listener) as planner:
+        found = planner.plan(model)
+    return Fit(model.name, machine, (found,), _best((found,), request))
+
+
+def fit_everything(request: PlanRequest, listener: Listener) -> Fit:
+    """A verdict for every model found here, and a guess for those of the catalog."""
+    machine = find_machine(request, imagined=True)
+    found: list[PlannedModel] = []
+    skipped: list[Skipped] = []
+    here = [(path, None) for path in catalog.local_models()]
+    others = [(file.path, file.name) for file in other_files()]
+    with ModelPlanner(machine, request, listener) as planner:
+        for path, name in (*here, *others):
+            try:
+                model = read_model(path)
+                model = dataclasses.replace(model, name=name or model.name)
+                found.append(planner.plan(model))
+            except (ModelFileError, EngineError) as error:
+                skipped.append(Skipped(name or str(path), error.message))
+    guesses, requests, unknown = _guess_catalog(machine, request.wishes, listener)
+    return Fit(
+        None,
+        machine,
+        tuple(found),
+        _best(tuple(found), request),
+        skipped=tuple(skipped),
+        requests=requests,
+        guesses=guesses,
+        unknown=unknown,
+    )
+
+
+def _fit_repository(reference: Reference, request: PlanRequest, listener: Listener) -> Fit:
+    """One model of a repository in detail, or all of them side by side."""
+    repository = Repository(reference, request, listener)
+    machine = find_machine(request, imagined=True)
+    found = tuple(repository.plan(machine))
+    best, why = recommend(found, request.min_tps)
+    alone = repository.chosen is not None
+    return Fit(
+        found[0].model.name if alone else reference.repo,
+        machine,
+        found,
+        _best(found, request) if alone else best,
+        why,
+        tuple(repository.skipped),
+        None if alone else reference.repo,
+        repository.traffic.transferred,
+        repository.traffic.requests,
+    )
+
+
+def _best(found: tuple[PlannedModel, ...], request: PlanRequest) -> PlannedModel | None:
+    """Of those that run, fast enough for who asks: the largest that needs no disk."""
+    good = (entry for entry in found if entry.fits and entry.reaches(request.min_tps))
+    return max(good, key=lambda f: (f.resident, not f.slow, f.model.size), default=None)
+
+
+def _guess_catalog(
+    machine: Machine, wishes: Wishes, listener: Listener
+) -> tuple[tuple[CatalogGuess, ...], int, tuple[Skipped, ...]]:
+    """The catalog's families, best first; requests; families nobody answered for."""
+    if offline():
+        listener.note("offline (HF_HUB_OFFLINE): the catalog is left out")
+        return (), 0, ()
+    try:
+        surveyed = survey(catalog.catalog()[0])
+    except TransferError as error:
+        listener.note(f"{error.message}: the catalog is left out")
+        return (), 0, ()
+    unknown = tuple(Skipped(s.entry.alias, s.problem) for s in surveyed if s.problem)
+    found = [
+        guess_for(s.entry, s.models, lambda size: guess(size, machine, wishes)) for s in surveyed
+    ]
+    return tuple(rank([g for g in found if g is not None])), len(surveyed), unknown

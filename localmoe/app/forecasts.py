@@ -1,0 +1,79 @@
+"""A plan with the speed that it should have, and with what its advice would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from localmoe.app import rates, speeds
+from localmoe.app.experience import corrections
+from localmoe.app.listener import Listener
+from localmoe.app.requests import PlanRequest
+from localmoe.facts import bandwidth
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.planning.plan import Plan
+from localmoe.planning.speed import Forecast, forecast
+from localmoe.planning.what_if import with_enough_ram
+from localmoe.routing import profile
+
+
+def forecast_for(
+    model: Model, plan: Plan, machine: Machine, request: PlanRequest, listener: Listener
+) -> Forecast | None:
+    """What this plan will do, by what was measured of the machine that it is for.
+
+    None for a plan that does not fit, and where nothing is known of the machine: it is described
+    by a file that says nothing of speed, or it could not be measured.
+    """
+    if not plan.verdict.fits:
+        return None
+    known = profile.load(profile.key_of(model)) if model.is_moe else None
+    if request.machine is not None:
+        elsewhere = rates.rates_of_file(request.machine)
+        return forecast(model, plan, elsewhere, profile=known) if elsewhere else None
+    measured = rates.rates_for(model, plan, machine, listener)
+    if measured is None:
+        return None
+    decode, prefill = corrections(model, plan, rates.key_of(machine))
+    return forecast(model, plan, measured, profile=known, decode=decode, prefill=prefill)
+
+
+def with_forecast(
+    model: Model, plan: Plan, machine: Machine, request: PlanRequest, listener: Listener
+) -> tuple[Plan, Forecast | None]:
+    """The plan, its advice told with a speed, and its forecast; None where nothing is known.
+
+    A machine that was not measured yet is measured now, which takes some seconds.
+    """
+
+    def of(plan: Plan) -> Forecast | None:
+        return forecast_for(model, plan, machine, request, listener)
+
+    return _with_advice(plan, of)
+
+
+def known(model: Model, plan: Plan, machine: Machine) -> tuple[Plan, Forecast | None]:
+    """As ``with_forecast``, by what was measured before: nobody is kept waiting."""
+    key = rates.key_of(machine)
+    measured = bandwidth.load(key)
+    if measured is None:
+        return plan, None
+    disk = measured.on_disk(bandwidth.disk_of(model.paths[0]))
+    if disk is None and plan.tiers.disk:
+        return plan, None
+    kept = measured.with_disk(disk) if disk else measured
+    used = profile.load(profile.key_of(model)) if model.is_moe else None
+
+    def of(plan: Plan) -> Forecast:
+        decode, prefill = corrections(model, plan, key)
+        return forecast(model, plan, kept, profile=used, decode=decode, prefill=prefill)
+
+    return _with_advice(plan, of)
+
+
+def _with_advice(plan: Plan, of: Callable[[Plan], Forecast | None]) -> tuple[Plan, Forecast | None]:
+    now = of(plan) if plan.verdict.fits else None
+    if now is None or not plan.missing_ram or not plan.advice:
+        return plan, now
+    then = of(with_enough_ram(plan))
+    return (speeds.with_speed(plan, now, then) if then else plan), now

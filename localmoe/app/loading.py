@@ -1,0 +1,139 @@
+"""From a name to a loaded model: found, planned for what is free, promised, loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from localmoe import config, ledger
+from localmoe.app.default_model import remember
+from localmoe.app.find import model_to_load
+from localmoe.app.forecasts import known
+from localmoe.app.idle_gpus import tell_of_idle_gpus
+from localmoe.app.listener import Listener, Silent
+from localmoe.app.machine import find_machine, without
+from localmoe.app.model import LoadedModel
+from localmoe.app.plans import moved, plan_for, settle
+from localmoe.app.requests import LoadRequest, PlanRequest
+from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.engine.client import Engine
+from localmoe.engine.events import LoadProgress
+from localmoe.errors import DoesNotFitError, EngineMemoryError
+from localmoe.facts import catalog
+from localmoe.facts.model import Model
+from localmoe.planning.memory import EngineSettings
+from localmoe.planning.plan import Plan, Wishes
+from localmoe.text import clean_line
+
+
+def load(
+    name: str | None = None,
+    *,
+    context: int | None = None,
+    wishes: Wishes | None = None,
+    remember: bool = True,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> LoadedModel:
+    """A model on this machine, planned for what is free and loaded; a context manager.
+
+    ``name`` is what the command line takes: a path, a name of the catalog or of a Hub repository
+    that has been pulled, an alias; None is the bundled nano. ``context`` is in tokens; ``wishes``
+    has the rest of what the planner can be told. ``progress`` is called with 0…1. ``remember``:
+    what speeds up the next start may be noted.
+    Raises UnknownModelError, ModelFileError, DoesNotFitError, EngineError.
+    """
+    wanted = wishes or Wishes()
+    if context is not None:
+        wanted = dataclasses.replace(wanted, context=context)
+    request = LoadRequest(
+        config.read().target(name) if name else catalog.BUNDLED,
+        PlanRequest(wanted),
+        may_download=False,
+        remember=remember,
+    )
+    stack = ExitStack()
+    try:
+        model = stack.enter_context(planned(request, Silent()))
+        for event in model.bring_in():
+            if isinstance(event, LoadProgress):
+                progress(event.fraction)
+    except BaseException:
+        stack.close()
+        raise
+    model.owned = stack
+    return model
+
+
+@contextmanager
+def opened(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
+    """A model planned for this machine, with its engine, not loaded yet; told of and remembered.
+
+    Raises DoesNotFitError when the plan says no, TemplateError for a template that does not
+    compile, and what ``find.model_to_load`` raises.
+    """
+    with planned(request, listener) as model:
+        tell_of_idle_gpus(model.machine, listener)
+        model.plan, model.forecast = known(model.model, model.plan, model.machine)
+        if request.name is not None and request.remember:
+            remember(request.name)
+        if model.model.chat_template is not None and request.template:
+            # A template that cannot be used is told of before a long load, not after it.
+            template = ChatTemplate(model.model.chat_template, renderer=model.renderer)
+            _ = template.think_control
+        yield model
+
+
+@contextmanager
+def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
+    """A model planned for this machine, with its engine, not loaded yet.
+
+    Raises DoesNotFitError when the plan says no, ModelFileError, EngineError, and what
+    ``find.model_to_load`` raises.
+    """
+
+    def settings(plan: Plan) -> EngineSettings:
+        return dataclasses.replace(
+            plan.settings, record=request.record, record_logits=request.record_logits
+        )
+
+    def replan(error: EngineMemoryError) -> tuple[EngineSettings, int]:
+        up.machine = find_machine(request.plan, imagined=False)
+        before, after = up.plan, plan_for(model, up.machine, request.plan, imagined=False)
+        up.plan, up.forecast = settle(error, before, after), None
+        changes = moved(before, up.plan)
+        listener.note(f"{error.message}; planned anew with what is free now: {changes}")
+        return settings(up.plan), up.plan.tiers.ram
+
+    with Renderer() as renderer:
+        renderer.start()
+        model = model_to_load(request, listener)
+        with ledger.planning():  # nobody else plans with the same memory before it is promised
+            machine = find_machine(request.plan, imagined=False)
+            plan = plan_for(model, machine, request.plan, imagined=False)
+            require_fit(model, plan)
+            engine = Engine(
+                model,
+                settings(plan),
+                plan.tiers.ram,
+                remember=request.remember,
+                replan=replan,
+            )
+            engine.promise()
+        with engine:
+            up = LoadedModel(model, machine, plan, engine, renderer)
+            yield up
+
+
+def check_room_for(model: Model, old: Plan, request: PlanRequest) -> None:
+    """Raises DoesNotFitError for a model that would not fit after the one of plan ``old`` went."""
+    machine = without(find_machine(request, imagined=False), old)
+    plan = plan_for(model, machine, request, imagined=False)
+    require_fit(model, plan, f"{clean_line(model.name)}: ")
+
+
+def require_fit(model: Model, plan: Plan, prefix: str = "") -> None:
+    """Raises DoesNotFitError when the plan says no; ``prefix`` begins its message."""
+    if not plan.verdict.fits:
+        hint = plan.advice[0] if plan.advice else None
+        raise DoesNotFitError(f"{prefix}{plan.reason}", hint=hint)

@@ -1,0 +1,131 @@
+"""A machine as a JSON document: what ``doctor --json`` writes, and the way back from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from localmoe.errors import UsageError
+from localmoe.facts.hardware import Gpu, Machine
+from localmoe.text import shortened
+
+FILE_LIMIT = 1 << 20  # bytes; a real one has about 2 KB
+MOST = 1 << 60  # bytes of memory, or anything else that a machine has
+
+
+def read_machine(path: Path) -> Machine:
+    """The machine that ``doctor --json`` described in a file. Raises UsageError."""
+    hint = "write one with `localmoe doctor --json > machine.json` on that machine"
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"--machine {path}: {error.strerror}", hint=hint) from error
+    if len(text) > FILE_LIMIT:
+        raise UsageError(f"--machine {path}: larger than any machine document", hint=hint)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--machine {path} is not JSON", hint=hint) from error
+    return machine_of(document, f"--machine {path}")
+
+
+def machine_document(machine: Machine) -> dict[str, object]:
+    """All of a machine, as ``doctor --json`` writes it and ``--machine`` reads it."""
+    return asdict(machine)
+
+
+def machine_of(document: object, source: str) -> Machine:
+    """A machine from ``doctor --json`` (or the ``machine`` of ``fit --json``).
+
+    What a short document leaves out gets a neutral value. Raises ``UsageError`` naming ``source``.
+    """
+    body = document.get("machine", document) if isinstance(document, Mapping) else None
+    if not isinstance(body, Mapping) or "ram_total" not in body:
+        raise UsageError(
+            f"{source} describes no machine",
+            hint="write one with `localmoe doctor --json > machine.json` on that machine",
+        )
+    read = _Reader(body, source)
+    gpus = body.get("gpus", [])
+    if not isinstance(gpus, list) or not all(isinstance(gpu, Mapping) for gpu in gpus):
+        raise read.wrong("gpus", "a list of objects")
+    total = read.whole("ram_total")
+    return Machine(
+        os=read.text("os", "unknown"),
+        cpu=read.text("cpu", "unknown"),
+        cores_physical=read.whole("cores_physical", 1),
+        cores_logical=read.whole("cores_logical", 1),
+        ram_total=total,
+        ram_available=read.free_of("ram_available", total),
+        ram_limited_by=None,
+        gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]"), i) for i, gpu in enumerate(gpus)),
+        disk_free=read.whole("disk_free", 0),
+        disk_read_bandwidth=read.number_or_none("disk_read_bandwidth"),
+    )
+
+
+def _gpu(read: _Reader, number: int) -> Gpu:
+    """A GPU that an engine can use has a device name there; a short document leaves it out."""
+    total = read.whole("total")
+    in_engine = read.flag("in_engine", True)
+    return Gpu(
+        name=read.text("name", "GPU"),
+        total=total,
+        free=read.free_of("free", total),
+        in_engine=in_engine,
+        device=read.text("device", f"GPU{number}" if in_engine else "") or None,
+        backend=read.text("backend", "") or None,
+        unified=read.flag("unified", False),
+    )
+
+
+class _Reader:
+    """Typed fields of a JSON object that a person may have edited; a null counts as left out."""
+
+    def __init__(self, body: Mapping[str, object], source: str) -> None:
+        self.body = body
+        self.source = source
+
+    def wrong(self, key: str, wanted: str) -> UsageError:
+        shown = shortened(repr(self.body.get(key)), 40)
+        return UsageError(f"{self.source}: {key} is {shown}, not {wanted}")
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise self.wrong(key, f"a whole number from 0 to {MOST}")
+        return value
+
+    def free_of(self, key: str, total: int) -> int:
+        """What is free of ``total`` bytes; all of it where the document does not say."""
+        value = self.whole(key, total)
+        if value > total:
+            raise self.wrong(key, f"at most the total, {total}")
+        return value
+
+    def number_or_none(self, key: str) -> float | None:
+        value = self.body.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise self.wrong(key, f"a number from 0 to {MOST}")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a text")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.body.get(key)
+        return default if value is None else value

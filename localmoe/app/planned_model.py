@@ -1,0 +1,150 @@
+"""A model with what was planned for it, here or on the Hub before a download. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localmoe.app import speeds
+from localmoe.facts.catalog import Entry
+from localmoe.facts.model import Model
+from localmoe.hub.client import Listing
+from localmoe.hub.names import ModelFiles, Reference
+from localmoe.planning.plan import Plan, Verdict
+from localmoe.planning.speed import Forecast
+from localmoe.text import clean_line, format_bytes, format_duration
+
+LINE_SPEED = 100_000_000  # bits per second that download times are stated for
+LINE = f"{LINE_SPEED // 1_000_000} Mbit/s"
+RESIDENT = frozenset({Verdict.GPU, Verdict.GPU_RAM, Verdict.RAM})
+VERDICTS = {
+    Verdict.GPU: "fits in GPU memory",
+    Verdict.GPU_RAM: "fits in GPU memory and RAM",
+    Verdict.RAM: "fits in RAM",
+    Verdict.GPU_DISK: "runs, with experts read from disk (GPU and disk)",
+    Verdict.GPU_RAM_DISK: "runs, with experts read from disk (GPU, RAM and disk)",
+    Verdict.RAM_DISK: "runs, with experts read from disk (RAM and disk)",
+    Verdict.NO: "does not fit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One model of a repository, not necessarily downloaded."""
+
+    reference: Reference
+    listing: Listing
+    files: ModelFiles
+    missing: int  # bytes that are not here
+    disk_free: int | None  # bytes where it would go; None: unknown
+
+    @property
+    def room(self) -> bool:
+        """Whether the disk can take what is missing."""
+        return self.disk_free is None or self.missing <= self.disk_free
+
+    @property
+    def command_name(self) -> str:
+        """What to type for exactly this model."""
+        return f"{self.reference.repo}:{self.files.label}"
+
+    @property
+    def download_seconds(self) -> float:
+        """Time to fetch what is missing, at LINE_SPEED."""
+        return self.missing * 8 / LINE_SPEED
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A model and what was planned for it."""
+
+    model: Model
+    plan: Plan
+    with_gpu_build: Plan | None = None  # with a GPU that is here but not in this engine build
+    offer: Offer | None = None  # None: a file of this machine
+    forecast: Forecast | None = None  # None: nothing is known of that machine's speed
+
+    @property
+    def fits(self) -> bool:
+        """Whether it would run here: memory, and room on the disk for what is missing."""
+        return self.plan.verdict.fits and (self.offer is None or self.offer.room)
+
+    @property
+    def resident(self) -> bool:
+        """Whether nothing needs the disk once it is loaded."""
+        return self.fits and self.plan.verdict in RESIDENT
+
+    @property
+    def tps(self) -> float | None:
+        """Tokens per second to expect; None where that is not known."""
+        return self.forecast.decode.expected if self.forecast else None
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is known to be painfully slow."""
+        return self.tps is not None and self.tps < speeds.SLOW
+
+    def reaches(self, least: float | None) -> bool:
+        """Whether it is expected to reach ``least`` tok/s; what is not known does not."""
+        return least is None or (self.tps is not None and self.tps >= least)
+
+    @property
+    def label(self) -> str:
+        """Short, for a table and a sentence."""
+        label = self.offer.files.label if self.offer else self.model.quantization
+        return clean_line(label)
+
+    @property
+    def download(self) -> str:
+        """``1 h 25 min at 100 Mbit/s``, ``here``, or that there is no room for it."""
+        offer = self.offer
+        if offer is None or not offer.missing:
+            return "here"
+        if not offer.room:
+            free = format_bytes(offer.disk_free or 0)
+            return f"no room: {format_bytes(offer.missing)}, {free} free"
+        return f"{format_duration(offer.download_seconds)} at {LINE}"
+
+    @property
+    def reason(self) -> str:
+        """One sentence: why this verdict, the disk included."""
+        if self.plan.verdict.fits and self.offer is not None and not self.offer.room:
+            free = format_bytes(self.offer.disk_free or 0)
+            return f"no room: {format_bytes(self.offer.missing)} to download, {free} free"
+        return self.plan.reason
+
+
+def headline(planned: PlannedModel, why: str) -> str:
+    """One line before a download: what it would bring, and ``why`` this quantization."""
+    parts = len(planned.model.paths)
+    facts = [
+        clean_line(planned.model.name) + (f" ({clean_line(why)})" if why else ""),
+        *([f"{parts} parts"] if parts > 1 else []),
+        format_bytes(planned.model.size),
+        planned.download,
+        VERDICTS[planned.plan.verdict],
+        f"{planned.plan.settings.context:,} tokens of context",
+        *([speeds.summary(planned.forecast)] if planned.forecast else []),
+    ]
+    return " · ".join(facts)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogGuess:
+    """A model of the catalog, and where its size alone suggests that it would live."""
+
+    entry: Entry
+    files: ModelFiles
+    verdict: Verdict
+
+    @property
+    def command_name(self) -> str:
+        """What to type for exactly this one."""
+        return f"{self.entry.alias}:{self.files.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A model that nothing can be said of, and why."""
+
+    name: str
+    reason: str

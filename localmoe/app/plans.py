@@ -1,0 +1,127 @@
+"""The engine is asked what a model would cost here, and the planner decides where it lives."""
+
+from __future__ import annotations
+
+from localmoe import ledger
+from localmoe.app.forecasts import with_forecast
+from localmoe.app.listener import Listener
+from localmoe.app.machine import with_gpu_build
+from localmoe.app.planned_model import Offer, PlannedModel
+from localmoe.app.requests import PlanRequest
+from localmoe.engine.oracle import Oracle
+from localmoe.engine.process import WorkerProcess
+from localmoe.errors import DoesNotFitError, EngineCrashError, EngineMemoryError
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.planning.placement import make_plan
+from localmoe.planning.plan import Plan
+from localmoe.routing import profile
+from localmoe.text import format_bytes
+
+
+def plan_for(model: Model, machine: Machine, request: PlanRequest, *, imagined: bool) -> Plan:
+    """Ask the engine and decide. Raises ModelFileError, EngineError or EngineCrashError.
+
+    Memory that loaded models have been promised is not planned with, unless nothing will be loaded
+    (``imagined``) and the request states how much is free.
+    """
+    return plans_for(model, machine, None, request, imagined=imagined)[0]
+
+
+def plans_for(
+    model: Model,
+    machine: Machine,
+    other: Machine | None,
+    request: PlanRequest,
+    *,
+    imagined: bool,
+    worker: WorkerProcess | None = None,
+) -> tuple[Plan, Plan | None]:
+    """The plans for one machine and, if given, for another, by the same answers of the engine."""
+    wishes = request.wishes
+    stated = request.machine is not None or (imagined and wishes.ram is not None)
+    promised = 0 if stated else sum(promise.outstanding_ram for promise in ledger.promises())
+    used = profile.load(profile.key_of(model)) if model.is_moe else None
+    with Oracle(model, worker) as measure:
+        plan = make_plan(model, machine, wishes, measure, promised, used)
+        if other is None:
+            return plan, None
+        return plan, make_plan(model, other, wishes, measure, promised, used)
+
+
+class ModelPlanner:
+    """Plans any number of models for one machine, with one engine worker to ask."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        request: PlanRequest,
+        listener: Listener,
+        *,
+        imagined: bool = True,
+    ) -> None:
+        """``imagined``: nothing will be loaded."""
+        self.machine = machine
+        self._imagined = imagined
+        self._request = request
+        self._listener = listener
+        self._with_gpu = with_gpu_build(machine, request.wishes)
+        self._worker: WorkerProcess | None = None
+
+    def __enter__(self) -> ModelPlanner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_worker()
+
+    def plan(self, model: Model, offer: Offer | None = None) -> PlannedModel:
+        """Plan one model. Raises ModelFileError, EngineError, EngineCrashError."""
+        if self._worker is None:
+            self._worker = WorkerProcess()
+        try:
+            plan, better = plans_for(
+                model,
+                self.machine,
+                self._with_gpu,
+                self._request,
+                imagined=self._imagined,
+                worker=self._worker,
+            )
+        except EngineCrashError:
+            self._end_worker()
+            raise
+        plan, forecast = with_forecast(model, plan, self.machine, self._request, self._listener)
+        return PlannedModel(model, plan, better, offer, forecast)
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
+    """``other``, made with what is free now, after ``plan`` met with ``error``.
+
+    Raises ``error`` where both are the same, and DoesNotFitError where nothing fits any more.
+    """
+    if not other.verdict.fits:
+        hint = other.advice[0] if other.advice else None
+        raise DoesNotFitError(f"memory was taken meanwhile: {other.reason}", hint=hint) from error
+    if other.settings == plan.settings:
+        raise error
+    return other
+
+
+def moved(before: Plan, after: Plan) -> str:
+    """``GPU 7.0 GiB → 3.1 GiB, RAM 9.0 GiB → 12.9 GiB``: the tiers that have changed."""
+    tiers = (
+        ("GPU", before.tiers.gpu, after.tiers.gpu),
+        ("RAM", before.tiers.ram, after.tiers.ram),
+        ("disk", before.tiers.disk, after.tiers.disk),
+    )
+    changes = [
+        f"{name} {format_bytes(old)} → {format_bytes(new)}"
+        for name, old, new in tiers
+        if old != new
+    ]
+    return ", ".join(changes) or f"{after.settings.context:,} tokens of context"

@@ -1,0 +1,102 @@
+"""Which of several planned models to take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from localmoe.app import speeds
+from localmoe.app.planned_model import RESIDENT, CatalogGuess, PlannedModel
+from localmoe.facts.catalog import Entry
+from localmoe.facts.local_files import DEFAULT_QUANT
+from localmoe.hub.names import ModelFiles
+from localmoe.planning.plan import Verdict
+from localmoe.text import format_bytes
+
+HARDLY_SLOWER = 0.8  # of the speed of a smaller one: worth the better answers
+
+
+def recommend(
+    found: Sequence[PlannedModel], least: float | None = None
+) -> tuple[PlannedModel | None, str]:
+    """The quantization to take of several of one model, and why; ``found`` has them all.
+
+    Q4_K_M is what people take unless they have a reason: the usual balance of size and quality.
+    What needs no disk while running comes before what does, unless that is hardly slower. What is
+    slower than ``least`` tok/s is not taken; where nobody said, what is painfully slow is taken
+    only if all is.
+    """
+    running = [f for f in found if f.fits]
+    quick = [f for f in running if f.reaches(least)]
+    if least is None:
+        quick = [f for f in running if not f.slow] or running
+    elif running and not quick:
+        return None, f"nothing of it is expected to reach {speeds.number(least)} tok/s"
+    usual = next((f for f in found if f.label == DEFAULT_QUANT), None)
+    resident = [f for f in quick if f.resident]
+    if usual in resident:
+        assert usual is not None
+        return usual, "the usual balance of size and quality, and it needs no disk while it runs"
+    if resident:
+        best = max(resident, key=lambda f: f.model.size)
+        if usual in quick and usual is not None and _hardly_slower(usual, best):
+            return usual, (
+                f"the usual balance of size and quality; {format_bytes(usual.plan.tiers.disk)} of "
+                f"it are read from the disk, and still it is hardly slower than {best.label}"
+            )
+        instead = f"; {DEFAULT_QUANT} {_why_not(usual, quick)}" if usual else ""
+        return best, f"the largest that needs no disk while it runs{instead}"
+    if usual in quick:
+        assert usual is not None
+        disk = format_bytes(usual.plan.tiers.disk)
+        return usual, f"nothing fits in memory; of {DEFAULT_QUANT} {disk} are read from the disk"
+    if quick:
+        least_disk = min(quick, key=lambda f: f.plan.tiers.disk)
+        return least_disk, "nothing fits in memory; this one needs the disk least"
+    return None, "nothing of it fits this machine"
+
+
+def best_first(found: Sequence[PlannedModel]) -> list[PlannedModel]:
+    """What needs no disk, then what does, then what does not run; the faster ones first."""
+
+    def order(planned: PlannedModel) -> tuple[int, float, int]:
+        group = 0 if planned.resident else 1 if planned.fits else 2
+        return group, -(planned.tps or 0.0), planned.model.size
+
+    return sorted(found, key=order)
+
+
+def guess_for(
+    entry: Entry, models: Sequence[ModelFiles], verdict_of: Callable[[int], Verdict]
+) -> CatalogGuess | None:
+    """The quantization of a family to look at first, by the rule of ``recommend`` on sizes."""
+    guesses = [CatalogGuess(entry, files, verdict_of(files.size)) for files in models]
+    usual = next((g for g in guesses if g.files.quant == DEFAULT_QUANT), None)
+    resident = [g for g in guesses if g.verdict in RESIDENT]
+    if usual is not None and (usual in resident or (not resident and usual.verdict.fits)):
+        return usual
+    if resident:
+        return max(resident, key=lambda g: g.files.size)
+    return min(guesses, key=lambda g: g.files.size, default=None)
+
+
+def rank(guesses: Sequence[CatalogGuess]) -> list[CatalogGuess]:
+    """What runs from memory first, the largest leading; then what needs the disk least."""
+
+    def order(guess: CatalogGuess) -> tuple[int, int]:
+        if guess.verdict in RESIDENT:
+            return 0, -guess.files.size
+        return (1 if guess.verdict.fits else 2), guess.files.size
+
+    return sorted(guesses, key=order)
+
+
+def _hardly_slower(one: PlannedModel, other: PlannedModel) -> bool:
+    return one.tps is not None and other.tps is not None and one.tps >= HARDLY_SLOWER * other.tps
+
+
+def _why_not(usual: PlannedModel, quick: Sequence[PlannedModel]) -> str:
+    if usual.plan.verdict.fits and not usual.fits:
+        return "has no room on the disk"
+    if usual.fits and usual not in quick:
+        return "would be too slow"
+    return "would need the disk" if usual.fits else "does not fit"

@@ -1,0 +1,115 @@
+"""What ``run``, ``chat`` and ``experts record`` do with a loaded model in the same way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from localmoe.app import speeds
+from localmoe.app.loading import opened
+from localmoe.app.model import LoadedModel, settings_for
+from localmoe.chat.conversation import Conversation, TurnDone
+from localmoe.chat.session import Session
+from localmoe.cli.arguments import Options
+from localmoe.cli.output import Output
+from localmoe.cli.requests import load_request, sample_request
+from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.errors import EngineError, InterruptedLoadError
+from localmoe.facts.model import Model
+from localmoe.planning.plan import Plan
+from localmoe.terminal.interrupts import interrupts
+from localmoe.terminal.live_line import LiveLine
+from localmoe.text import clean_line, format_duration
+
+
+@contextlib.contextmanager
+def open_model(name: str | None, options: Options, output: Output) -> Iterator[LoadedModel]:
+    """A model that is planned and whose engine is started, not loaded yet.
+
+    Tells what would spare the disk, and with ``--verbose`` where the model lives and how fast it
+    should be. Raises what ``opened`` does.
+    """
+    with opened(load_request(options, name), output) as model:
+        if options.verbose and options.command == "run":
+            output.note(about(model.model, model.plan, model.plan.settings.context))
+            forecast = model.forecast
+            output.note(speeds.summary(forecast) if forecast else "no speed is known yet")
+        if model.plan.missing_ram and model.plan.advice:
+            output.note(model.plan.advice[0])
+        yield model
+
+
+def load(model: LoadedModel, output: Output) -> Loaded:
+    """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
+    what = f"loading {model.model.name}"
+    engine = model.engine
+    with LiveLine(output.stderr) as line, interrupts(engine.cancel, engine.close) as seen:
+        if not output.quiet:
+            line.show(what)
+        for event in model.bring_in():
+            if output.lines:
+                output.json(load_document(event))
+            if isinstance(event, Loaded):
+                if seen.count:
+                    raise InterruptedLoadError("loading was interrupted")
+                return event
+            if not output.quiet:
+                line.show(f"{what} · {100 * event.fraction:.0f} %")
+    raise EngineError("the engine ended loading without a word")
+
+
+def conversation(
+    model: LoadedModel, options: Options, output: Output, session: Session | None = None
+) -> Conversation:
+    """A conversation, as the options want it. Loads the model if needed."""
+    if model.loaded is None:
+        load(model, output)
+    if session is None:
+        session = Session(options.system or "")
+    settings = settings_for(model.model.metadata, sample_request(options))
+    found = model.conversation_of(session, settings)
+    if found.template.is_plain:
+        output.note("this model has no chat template: it continues the text")
+    note = found.think_note()
+    if note:
+        output.note(note)
+    return found
+
+
+def load_document(event: LoadProgress | Loaded) -> dict[str, object]:
+    """``--jsonl`` while a model loads."""
+    if isinstance(event, Loaded):
+        return {"event": "loaded", "context": event.context, "load_s": event.load_s}
+    return {"event": "load", "fraction": event.fraction}
+
+
+def about(model: Model, plan: Plan, context: int) -> str:
+    """The first line of a chat: which model, where its experts live, how long it may get."""
+    return f"{clean_line(model.name)} · {experts_home(plan)} · context of {context} tokens"
+
+
+def experts_home(plan: Plan) -> str:
+    """``experts in RAM``, ``experts of 8 layers on the GPU, of 16 in RAM`` …"""
+    names = {"gpu": "on the GPU", "ram": "in RAM", "both": "in RAM and on disk", "disk": "on disk"}
+    kinds = ["both" if row.experts_ram and row.experts_disk else row.experts for row in plan.layers]
+    counts = {tier: kinds.count(tier) for tier in names}
+    homes = [tier for tier, count in counts.items() if count]
+    if not homes:
+        return "no experts (dense)"
+    if len(homes) == 1:
+        return f"experts {names[homes[0]]}"
+    first, *rest = homes
+    layers = "layer" if counts[first] == 1 else "layers"
+    return f"experts of {counts[first]} {layers} {names[first]}" + "".join(
+        f", of {counts[tier]} {names[tier]}" for tier in rest
+    )
+
+
+def figures(done: TurnDone) -> list[str]:
+    """What a turn's status line says of its speed."""
+    count = done.usage.completion_tokens
+    parts = [f"{count} token written" if count == 1 else f"{count} tokens written"]
+    if done.timings.decode_tps is not None:
+        parts.append(f"{done.timings.decode_tps:.1f} tok/s")
+    parts.append(f"first after {format_duration(done.timings.ttft_s)}")
+    return parts

@@ -1,0 +1,74 @@
+"""What was typed → the requests that ``localmoe.app`` takes. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localmoe.app.requests import LoadRequest, PlanRequest, SampleRequest, SessionRequest
+from localmoe.cli.arguments import Options
+from localmoe.engine.events import Sampling
+from localmoe.planning.plan import ExpertsOn, Wishes
+
+
+def plan_request(options: Options) -> PlanRequest:
+    """What is planned for, and with what wishes."""
+    return PlanRequest(
+        wishes=wishes(options),
+        machine=Path(options.machine) if options.machine is not None else None,
+        remotes=options.remotes,
+        min_tps=options.min_tps,
+    )
+
+
+def load_request(options: Options, name: str | None) -> LoadRequest:
+    """How the model of that name is loaded, and what is noted of it."""
+    return LoadRequest(
+        name=name,
+        plan=plan_request(options),
+        consent=options.yes,
+        remember=not options.no_history,
+        record=options.trace or "",
+        record_logits=options.logits,
+        template=not options.plain,
+    )
+
+
+def sample_request(options: Options) -> SampleRequest:
+    """How answers are made."""
+    given = {
+        name: getattr(options, name)
+        for name in Sampling.__dataclass_fields__
+        if getattr(options, name, None) is not None
+    }
+    return SampleRequest(given, options.think, options.plain, options.max_tokens, options.stop)
+
+
+def session_request(options: Options) -> SessionRequest:
+    """Which conversation is gone on with."""
+    return SessionRequest(
+        name=options.session,
+        latest=options.resume,
+        written=not options.no_history,
+        system=options.system,
+    )
+
+
+def wishes(options: Options) -> Wishes:
+    """The part of the options that the planner decides by."""
+    return Wishes(
+        context=options.context,
+        type_k=options.type_k,
+        type_v=options.type_v,
+        threads=options.threads,
+        gpu_layers=options.gpu_layers,
+        n_cpu_moe=options.n_cpu_moe,
+        ram=options.ram,
+        vram=options.vram,
+        batch=options.batch,
+        experts_on=tuple(ExpertsOn(tier, spans) for tier, spans in options.experts_on),
+        overrides=options.overrides,
+        cache=options.cache,
+        cache_ram=options.cache_ram,
+        experts=options.experts,
+        prefer_cached=options.prefer_cached,
+    )
