@@ -10,11 +10,15 @@ import math
 from dataclasses import asdict
 
 from localmoe.app import speeds
+from localmoe.app.download import Wanted
 from localmoe.app.fit import Fit
 from localmoe.app.planned_model import LINE_SPEED, CatalogGuess, PlannedModel
 from localmoe.app.recommend import best_first
+from localmoe.chat.conversation import TurnDone
+from localmoe.engine.events import Loaded
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import LongArray, Model, Role, Value
+from localmoe.hub.download import Pulled
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Plan
@@ -249,6 +253,61 @@ def shared_experts(model: Model) -> int:
     if isinstance(count, int) and not isinstance(count, bool) and count > 0:
         return count
     return int(any(tensor.role is Role.SHARED_EXPERT for tensor in model.tensors))
+
+
+def run_document(
+    model: str, done: TurnDone, loaded: Loaded, plan: Plan, plan_document: Json
+) -> Json:
+    """``run --json`` of the command line contract; the schema version is added on output.
+
+    Figures of the expert cache are ``null`` when all experts are resident.
+    """
+    cache = done.finished.cache if done.finished is not None else None
+    return {
+        "text": done.answer,
+        "reasoning": done.reasoning,
+        "finish_reason": done.finish_reason,
+        "model": model,
+        "usage": {
+            "prompt_tokens": done.usage.prompt_tokens,
+            "completion_tokens": done.usage.completion_tokens,
+            "reused_tokens": done.usage.reused_tokens,
+        },
+        "timings": {
+            "load_s": loaded.load_s,
+            "ttft_s": done.timings.ttft_s,
+            "prefill_tps": done.timings.prefill_tps,
+            "decode_tps": done.timings.decode_tps,
+        },
+        "cache": {
+            "regime": plan.cache.regime,
+            "hits": cache.hits if cache else None,
+            "misses": cache.misses if cache else None,
+            "hit_rate": cache.hit_rate if cache else None,
+            "bytes_read": cache.bytes_read if cache else None,
+        },
+        "plan": plan_document,
+    }
+
+
+def pulled_document(wanted: Wanted, pulled: Pulled) -> dict[str, object]:
+    """``pull --json``: bytes, and seconds; ``resumed`` and ``reused`` bytes were here before.
+
+    Without the Hub a model that is here is told of with ``model``, ``path`` and ``transferred``.
+    """
+    files = zip(wanted.model.files, pulled.paths, strict=True)
+    return {
+        "model": wanted.model.name,
+        "repo": wanted.listing.repo,
+        "commit": wanted.listing.commit,
+        "path": str(pulled.paths[0]),
+        "files": [{"name": f.path, "path": str(path), "size": f.size} for f, path in files],
+        "size": pulled.size,
+        "transferred": pulled.transferred,
+        "resumed": pulled.resumed,
+        "reused": pulled.reused,
+        "seconds": round(pulled.seconds, 3),
+    }
 
 
 def _kv_type(plan: Plan) -> str:

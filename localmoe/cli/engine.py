@@ -12,7 +12,6 @@ from rich.text import Text
 from localmoe.app.idle_gpus import idle_gpus, idle_line
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
-from localmoe.cli.render import pairs
 from localmoe.engine import builds
 from localmoe.engine.builds import BACKENDS, Build
 from localmoe.engine.devices import EngineInfo, engine_info
@@ -21,6 +20,7 @@ from localmoe.errors import EngineError, LocalmoeError, UsageError
 from localmoe.facts import hardware
 from localmoe.facts.hardware import Machine
 from localmoe.terminal.live_line import LiveLine
+from localmoe.terminal.tables import pairs
 from localmoe.text import format_bytes, format_duration
 
 RPC = "rpc"

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
 from localmoe.errors import LocalmoeError
-from localmoe.terminal.dumb import is_dumb
+from localmoe.terminal.console import make_console
 from localmoe.text import clean
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from localmoe.hub.download import Progress
 
 SCHEMA_VERSION = 1
-PIPE_WIDTH = 1000  # columns: one fact stays on one line, for grep
 
 
 class Output:
@@ -88,7 +86,7 @@ class Output:
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
     ) -> None:
         """Show rows of untrusted strings; on a narrow screen each row becomes a short list."""
-        from localmoe.cli.render import Rows
+        from localmoe.terminal.tables import Rows
 
         self.print(Rows(columns, rows, right=right))
 
@@ -154,32 +152,3 @@ class Output:
         with contextlib.suppress(OSError):  # nobody to tell is no reason to lose an answer
             # Wrapped words would break a grep; only a terminal has a width.
             self.stderr.print(line, soft_wrap=not self.stderr.file.isatty())
-
-
-def make_console(stream: TextIO) -> Console:
-    """A console that interprets no markup, and writes no escape code unless a terminal wants it.
-
-    ``NO_COLOR`` (https://no-color.org) drops every escape code, not the colours alone.
-    """
-    from rich.console import Console
-
-    class PlainConsole(Console):
-        def on_broken_pipe(self) -> None:
-            """rich would end the program, and give stdout up though it may be stderr that broke."""
-            raise BrokenPipeError(32, "Broken pipe")
-
-    styled = stream.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
-    return PlainConsole(
-        file=stream,
-        force_terminal=styled,
-        color_system="auto" if styled else None,
-        width=None if styled or "COLUMNS" in os.environ else _width(stream),
-        markup=False,
-        emoji=False,
-        highlight=False,
-    )
-
-
-def _width(stream: TextIO) -> int | None:
-    """Columns of a stream without a terminal: rich would ask the terminal of stdin instead."""
-    return None if stream.isatty() else PIPE_WIDTH

@@ -6,12 +6,10 @@ from files are cleaned, and are never read as markup.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +18,7 @@ from localmoe.app.planned_model import VERDICTS
 from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
+from localmoe.terminal.tables import Rows, cell, indented, pairs
 from localmoe.text import clean_line, format_bytes, format_count, shortened
 
 TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
@@ -32,53 +31,6 @@ def verdict_text(verdict: Verdict) -> Text:
     slow = verdict.fits and "disk" in verdict.value
     style = "bold yellow" if slow else "bold green" if verdict.fits else "bold red"
     return Text(VERDICTS[verdict], style=style)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of strings under ``columns``; ``right`` names the columns of numbers.
-
-    ``spare``: columns that a screen may lack, the first to go first.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str | Text]]
-    right: Sequence[str] = ()
-    spare: Sequence[str] = ()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for gone in range(len(self.spare) + 1):
-            grid = self._grid(self.spare[:gone])
-            wanted = Measurement.get(console, options.update(max_width=10_000), grid).maximum
-            if wanted <= options.max_width:
-                yield grid
-                return
-        for row in self.rows:
-            first, *rest = (_cell(value) for value in row)
-            named = zip(self.columns[1:], rest, strict=True)
-            facts = [Text.assemble((f"{name} ", "dim"), value) for name, value in named]
-            yield Text.assemble(first, style="bold")
-            yield _indented(Text(" · ", "dim").join(facts))
-
-    def _grid(self, left_out: Sequence[str]) -> Table:
-        grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        shown = [i for i, name in enumerate(self.columns) if name not in left_out]
-        for name in (self.columns[i] for i in shown):
-            numbers = name in self.right
-            grid.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
-        for row in self.rows:
-            grid.add_row(*(_cell(row[i]) for i in shown))
-        return grid
-
-
-def pairs(rows: Iterable[tuple[str, str | Text]]) -> Padding:
-    """Label and value, side by side."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, value in rows:
-        grid.add_row(Text(label), _cell(value))
-    return _indented(grid)
 
 
 def title(model: Model) -> Text:
@@ -131,9 +83,9 @@ def fit_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> Re
         title(model),
         verdict_text(plan.verdict),
         Text(),
-        _indented(parts),
+        indented(parts),
         Text(),
-        _indented(_Tiers(plan)),
+        indented(_Tiers(plan)),
         Text(),
         pairs(
             (
@@ -211,7 +163,7 @@ def doctor_screen(findings: Sequence[tuple[str, str, str | None]]) -> Renderable
     grid.add_column(overflow="fold")
     for area, text, fix in findings:
         mark = Text("!", "bold yellow") if fix else Text("✓", "green")
-        grid.add_row(mark, _cell(area), _cell(text))
+        grid.add_row(mark, cell(area), cell(text))
         if fix:
             grid.add_row(Text(), Text("→", justify="right"), Text(clean_line(fix), style="cyan"))
     return grid
@@ -259,10 +211,6 @@ def _bar(used: int, budget: int, style: str, width: int = 20) -> Text:
     return Text("█" * filled, style=color).append("░" * (width - filled), style="dim")
 
 
-def _cell(value: str | Text) -> Text:
-    return value if isinstance(value, Text) else Text(clean_line(value), overflow="fold")
-
-
 def tiers_needed(verdict: Verdict) -> Text:
     """``GPU + RAM``, each in its colour."""
     if not verdict.fits:
@@ -276,7 +224,3 @@ def _advice(advice: Sequence[str]) -> Table:
     for line in advice:
         grid.add_row(Text("→", "cyan"), Text(clean_line(line), "cyan", overflow="fold"))
     return grid
-
-
-def _indented(renderable: RenderableType) -> Padding:
-    return Padding(renderable, (0, 0, 0, 2), expand=False)

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO, NoReturn
 
 from localmoe.errors import UsageError
-from localmoe.terminal.dumb import is_dumb
+from localmoe.terminal.console import is_dumb
 
 HUNG_UP = 128 + signal.SIGHUP
 OSC52_LIMIT = 74_994  # bytes of text; what xterm and tmux take at once

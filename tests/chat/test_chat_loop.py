@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from localmoe.app import documents
 from localmoe.app.model import LoadedModel, settings_for
 from localmoe.app.sessions import open_session
 from localmoe.chat.conversation import TurnDone
@@ -24,7 +25,7 @@ from localmoe.cli.loaded import about, conversation, experts_home
 from localmoe.cli.output import Output
 from localmoe.cli.requests import sample_request, session_request
 from localmoe.cli.run import printers
-from localmoe.cli.run.piped_input import compose
+from localmoe.cli.run.command import compose
 from localmoe.engine.events import Loaded, LoadProgress, PrefillProgress, Request
 from localmoe.errors import (
     ContextOverflowError,
@@ -500,7 +501,7 @@ class TestRun:
             *_, done = conversation(model, Options(), output).ask("hi")
             assert isinstance(done, TurnDone)
             assert model.loaded
-            return printers.run_document("tiny", done, model.loaded, model.plan, {"layers": []})
+            return documents.run_document("tiny", done, model.loaded, model.plan, {"layers": []})
 
     def test_document(self) -> None:
         """The names of the command line contract; text is there as the model wrote it."""

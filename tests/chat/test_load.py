@@ -15,8 +15,8 @@ import pytest
 from localmoe.app.background_load import BackgroundLoad
 from localmoe.app.model import LoadedModel
 from localmoe.cli.chat import waiting
-from localmoe.cli.output import make_console
 from localmoe.errors import InterruptedLoadError
+from localmoe.terminal.console import make_console
 from localmoe.terminal.interrupts import PressedTwice, interrupts
 from localmoe.terminal.line_sources import Notices
 from localmoe.terminal.live_line import LiveLine

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from localmoe.cli.run import piped_input
-from localmoe.cli.run.piped_input import PipedInput
 from localmoe.errors import UsageError
+from localmoe.terminal import piped_input
+from localmoe.terminal.piped_input import PipedInput
 
 Pipe = tuple[int, io.FileIO]
 

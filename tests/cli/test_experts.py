@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from localmoe.cli.experts.record import bundled, questions_of
-from localmoe.cli.output import make_console
 from localmoe.errors import UsageError
 from localmoe.routing.compare import MIN_PROMPTS
 from localmoe.routing.outlook import SHIPPED
 from localmoe.routing.rewrite import write_trace
 from localmoe.routing.trace import Trace, read_trace
+from localmoe.terminal.console import make_console
 from localmoe.terminal.heat_map import HeatMap, folded, shade
 from tests.cli.command import Localmoe, assert_clear_error
 from tests.cli.test_streams import in_terminal

@@ -11,8 +11,9 @@ from rich.text import Text
 from localmoe.app.documents import Json
 from localmoe.bench.figures import Spread, Summary, compute_seconds, ratios, window
 from localmoe.bench.records import RESIDENT, Job, Run
-from localmoe.cli.render import Rows, title
+from localmoe.cli.render import title
 from localmoe.facts.model import Model
+from localmoe.terminal.tables import Rows
 from localmoe.text import clean_line, format_bytes, format_duration
 
 NOTHING = "–"

@@ -10,7 +10,7 @@ from rich.text import Text
 from localmoe.app.documents import Json
 from localmoe.bench.tuning import Search
 from localmoe.bench.variants import CHANGES_ANSWERS, TURN_READ, TURN_WRITTEN, Gain
-from localmoe.cli.render import Rows
+from localmoe.terminal.tables import Rows
 from localmoe.text import clean_line, format_duration
 
 

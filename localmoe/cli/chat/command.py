@@ -18,7 +18,7 @@ from localmoe.cli.requests import load_request, session_request
 from localmoe.errors import UsageError
 from localmoe.facts import catalog
 from localmoe.terminal import tty
-from localmoe.terminal.dumb import is_dumb
+from localmoe.terminal.console import is_dumb
 from localmoe.terminal.line_sources import Lines, Notices, PipedLines, TerminalLines
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def line_reader(loop: ChatLoop, notices: Notices, *, private: bool) -> Lines:
         return PipedLines(sys.stdin)
     if not sys.stdout.isatty() or is_dumb():
         return TerminalLines(sys.stdin, sys.stderr)
-    from localmoe.cli.chat.history import PrivateHistory
+    from localmoe.terminal.history import PrivateHistory
     from localmoe.terminal.input_line import EditedLines
 
     history = None if private else PrivateHistory()

@@ -40,7 +40,8 @@ def experts_command(options: Options, output: Output) -> int:
 
 def show_command(words: Sequence[str], options: Options, output: Output) -> int:
     """Load, confidence and reuse of every layer."""
-    from localmoe.cli.experts import documents, screens
+    from localmoe.app import trace_documents as documents
+    from localmoe.cli.experts import screens
     from localmoe.routing.stats import layer_stats
 
     trace = one_trace("show", words)
@@ -54,7 +55,8 @@ def show_command(words: Sequence[str], options: Options, output: Output) -> int:
 
 def compare_command(words: Sequence[str], options: Options, output: Output) -> int:
     """Which experts specialise, beside what chance gives."""
-    from localmoe.cli.experts import documents, screens
+    from localmoe.app import trace_documents as documents
+    from localmoe.cli.experts import screens
     from localmoe.routing.compare import compare, domains_of
 
     traces = [read_trace(word) for word in words]

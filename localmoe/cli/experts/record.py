@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from localmoe.app import trace_documents as documents
 from localmoe.app.model import LoadedModel
 from localmoe.chat.conversation import TurnDone
 from localmoe.cli import loaded
 from localmoe.cli.arguments import Options
-from localmoe.cli.experts import documents
 from localmoe.cli.experts.command import HELP
 from localmoe.cli.output import Output
 from localmoe.errors import UsageError

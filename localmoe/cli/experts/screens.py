@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from localmoe.cli.render import Rows, pairs
 from localmoe.routing.compare import Comparison, Specialist
 from localmoe.routing.outlook import (
     BY_GAIN,
@@ -22,6 +21,7 @@ from localmoe.routing.outlook import (
 from localmoe.routing.records import Trace
 from localmoe.routing.stats import LayerStats, Pair, mean_of
 from localmoe.terminal.heat_map import HeatMap
+from localmoe.terminal.tables import Rows, pairs
 from localmoe.text import clean_line, format_bytes
 
 NOTHING = "–"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from localmoe import storage
 from localmoe.app import rates
+from localmoe.app import trace_documents as documents
 from localmoe.app.machine import find_machine
 from localmoe.cli.arguments import Options
-from localmoe.cli.experts import documents, screens
+from localmoe.cli.experts import screens
 from localmoe.cli.experts.command import one_trace
 from localmoe.cli.output import Output
 from localmoe.cli.requests import plan_request

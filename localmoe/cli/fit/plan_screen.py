@@ -10,11 +10,12 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from localmoe.cli.render import TIER_NAME, TIER_STYLE, fit_screen, pairs
+from localmoe.cli.render import TIER_NAME, TIER_STYLE, fit_screen
 from localmoe.facts.model import Model
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.plan import LayerPlacement, Plan
 from localmoe.planning.speed import Forecast
+from localmoe.terminal.tables import pairs
 from localmoe.text import clean, clean_line, format_bytes
 
 GLYPHS = {"gpu": "█", "ram": "▓", "disk": "░"}  # told apart without colours, too

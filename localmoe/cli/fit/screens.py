@@ -10,7 +10,8 @@ from rich.text import Text
 
 from localmoe.app import speeds
 from localmoe.app.planned_model import LINE, LINE_SPEED, CatalogGuess, PlannedModel
-from localmoe.cli.render import Rows, fit_screen, pairs, tiers_needed, verdict_text
+from localmoe.cli.render import fit_screen, tiers_needed, verdict_text
+from localmoe.terminal.tables import Rows, pairs
 from localmoe.text import clean_line, format_bytes, format_duration
 
 

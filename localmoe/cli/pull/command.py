@@ -1,16 +1,10 @@
-"""``pull``: a model from the Hub onto this machine, once it is clear that it makes sense.
-
-``--json``: ``{"schema_version", "model", "repo", "commit", "path", "files": [{"name", "path",
-"size"}], "size", "transferred", "resumed", "reused", "seconds"}``; bytes and seconds. ``--jsonl``
-has ``{"event": "progress", "done", "total", "rate", "seconds_left", "parts": [{"name", "state",
-"done", "total"}]}`` before it, and the document is ``"event": "pulled"``. Without the Hub, a model
-that is here is told of with ``model``, ``path`` and ``transferred`` alone.
-"""
+"""``pull``: a model from the Hub onto this machine, once it is clear that it makes sense."""
 
 from __future__ import annotations
 
 from rich.text import Text
 
+from localmoe.app import documents
 from localmoe.app.download import Wanted, fetch, permitted, require_room
 from localmoe.app.repository import Repository, best_of
 from localmoe.cli.arguments import Options, only_model
@@ -53,7 +47,7 @@ def pull_command(options: Options, output: Output) -> int:
     pulled = fetch(wanted, output)
     if output.as_json:
         event = {"event": "pulled"} if output.lines else {}
-        output.json(event | pulled_document(wanted, pulled))
+        output.json(event | documents.pulled_document(wanted, pulled))
     else:
         output.note(outcome(pulled))
         output.print(Text(clean_line(str(pulled.paths[0]))))
@@ -86,20 +80,3 @@ def outcome(pulled: Pulled) -> str:
     if pulled.resumed:
         facts.append(f"{format_bytes(pulled.resumed)} were here already")
     return "; ".join([*facts, "sha256 checked"])
-
-
-def pulled_document(wanted: Wanted, pulled: Pulled) -> dict[str, object]:
-    """The JSON of this module's docstring."""
-    files = zip(wanted.model.files, pulled.paths, strict=True)
-    return {
-        "model": wanted.model.name,
-        "repo": wanted.listing.repo,
-        "commit": wanted.listing.commit,
-        "path": str(pulled.paths[0]),
-        "files": [{"name": f.path, "path": str(path), "size": f.size} for f, path in files],
-        "size": pulled.size,
-        "transferred": pulled.transferred,
-        "resumed": pulled.resumed,
-        "reused": pulled.reused,
-        "seconds": round(pulled.seconds, 3),
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from localmoe.app.documents import Json
 from localmoe.app.experience import learn_from
@@ -19,12 +19,12 @@ from localmoe.cli import loaded as models
 from localmoe.cli.arguments import Options, model_and_prompt
 from localmoe.cli.output import Output
 from localmoe.cli.requests import session_request
-from localmoe.cli.run.piped_input import SILENT_STDIN, PipedInput, compose
 from localmoe.cli.run.printers import Printer, parsed, printer_for
 from localmoe.cli.schema_file import grammar_of
-from localmoe.errors import ContextOverflowError, EngineError
+from localmoe.errors import ContextOverflowError, EngineError, UsageError
 from localmoe.facts import catalog
 from localmoe.terminal.interrupts import interrupts
+from localmoe.terminal.piped_input import SILENT_STDIN, PipedInput
 
 INTERRUPTED = 130
 
@@ -75,6 +75,25 @@ def run_command(options: Options, output: Output) -> int:
         output.warn("the answer is not whole: it ends before its JSON does")
         return 1
     return 0
+
+
+def compose(words: Sequence[str], piped: str | None, output: Output) -> str:
+    """The prompt: the words, with stdin where ``-`` stands, else after them.
+
+    Raises ``UsageError`` when nothing is left to ask.
+    """
+    given = (piped or "").removesuffix("\n")
+    if "\ufffd" in given:
+        output.warn("stdin is not UTF-8 throughout; the rest is marked �")
+    if "-" in words:
+        prompt = " ".join(given if word == "-" else word for word in words)
+    else:
+        prompt = "\n\n".join(filter(None, (" ".join(words), given)))
+    if not prompt.strip():
+        raise UsageError(
+            "no prompt", hint='localmoe run "What is a mixture of experts?", or pipe one in'
+        )
+    return prompt
 
 
 def answer(

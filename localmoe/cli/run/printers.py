@@ -13,7 +13,6 @@ from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta, T
 from localmoe.cli.loaded import figures
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress
-from localmoe.planning.plan import Plan
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import Sanitizer
 
@@ -135,7 +134,7 @@ class DocumentPrinter(Printer):
     def _document(self, done: TurnDone) -> Json:
         up = self.model
         plan = documents.plan_document(up.model, up.machine, up.plan, up.forecast)
-        document = run_document(up.model.name, done, self.loaded, up.plan, plan)
+        document = documents.run_document(up.model.name, done, self.loaded, up.plan, plan)
         if self.structured:
             document["data"] = parsed(done)
         return document | self.more
@@ -167,38 +166,3 @@ def parsed(done: TurnDone) -> object:
         return json.loads(done.answer)
     except ValueError:
         return None
-
-
-def run_document(
-    model: str, done: TurnDone, loaded: Loaded, plan: Plan, plan_document: Json
-) -> Json:
-    """``run --json`` of the command line contract; the schema version is added on output.
-
-    Figures of the expert cache are ``null`` when all experts are resident.
-    """
-    cache = done.finished.cache if done.finished is not None else None
-    return {
-        "text": done.answer,
-        "reasoning": done.reasoning,
-        "finish_reason": done.finish_reason,
-        "model": model,
-        "usage": {
-            "prompt_tokens": done.usage.prompt_tokens,
-            "completion_tokens": done.usage.completion_tokens,
-            "reused_tokens": done.usage.reused_tokens,
-        },
-        "timings": {
-            "load_s": loaded.load_s,
-            "ttft_s": done.timings.ttft_s,
-            "prefill_tps": done.timings.prefill_tps,
-            "decode_tps": done.timings.decode_tps,
-        },
-        "cache": {
-            "regime": plan.cache.regime,
-            "hits": cache.hits if cache else None,
-            "misses": cache.misses if cache else None,
-            "hit_rate": cache.hit_rate if cache else None,
-            "bytes_read": cache.bytes_read if cache else None,
-        },
-        "plan": plan_document,
-    }

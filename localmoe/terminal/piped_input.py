@@ -1,13 +1,11 @@
-"""What comes through stdin, read in the background, and put together with the typed words."""
+"""What comes through stdin, read in the background."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-from collections.abc import Sequence
 
-from localmoe.cli.output import Output
 from localmoe.errors import UsageError
 
 STDIN_LIMIT = 64 << 20  # bytes; far more than any context takes
@@ -63,22 +61,3 @@ class PipedInput:
         finally:
             self._ended.set()
             self._first.set()
-
-
-def compose(words: Sequence[str], piped: str | None, output: Output) -> str:
-    """The prompt: the words, with stdin where ``-`` stands, else after them.
-
-    Raises ``UsageError`` when nothing is left to ask.
-    """
-    given = (piped or "").removesuffix("\n")
-    if "\ufffd" in given:
-        output.warn("stdin is not UTF-8 throughout; the rest is marked �")
-    if "-" in words:
-        prompt = " ".join(given if word == "-" else word for word in words)
-    else:
-        prompt = "\n\n".join(filter(None, (" ".join(words), given)))
-    if not prompt.strip():
-        raise UsageError(
-            "no prompt", hint='localmoe run "What is a mixture of experts?", or pipe one in'
-        )
-    return prompt

@@ -1,0 +1,48 @@
+"""Consoles of rich that fit where they write: a terminal, a dumb one, a pipe.
+
+``rich`` is imported on first use only, so that commands which print nothing styled start fast.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 1000  # columns: one fact stays on one line, for grep
+
+
+def make_console(stream: TextIO) -> Console:
+    """A console that interprets no markup, and writes no escape code unless a terminal wants it.
+
+    ``NO_COLOR`` (https://no-color.org) drops every escape code, not the colours alone.
+    """
+    from rich.console import Console
+
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """rich would end the program, and give stdout up though it may be stderr that broke."""
+            raise BrokenPipeError(32, "Broken pipe")
+
+    styled = stream.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
+    return PlainConsole(
+        file=stream,
+        force_terminal=styled,
+        color_system="auto" if styled else None,
+        width=None if styled or "COLUMNS" in os.environ else _width(stream),
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def _width(stream: TextIO) -> int | None:
+    """Columns of a stream without a terminal: rich would ask the terminal of stdin instead."""
+    return None if stream.isatty() else PIPE_WIDTH
+
+
+def is_dumb() -> bool:
+    """Whether a terminal cannot move its cursor, as far as ``TERM`` tells."""
+    return os.environ.get("TERM", "") in ("", "dumb", "unknown")
