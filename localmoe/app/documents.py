@@ -12,6 +12,7 @@ from dataclasses import asdict
 from localmoe.app import speeds
 from localmoe.app.download import Wanted
 from localmoe.app.fit import Fit
+from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import LINE_SPEED, CatalogGuess, PlannedModel
 from localmoe.app.recommend import best_first
 from localmoe.chat.conversation import TurnDone
@@ -196,13 +197,14 @@ def devices(plan: Plan) -> list[Json]:
     ]
 
 
-def list_entry(model: Model, program: str, problem: str | None) -> Json:
+def list_entry(entry: LocalModel) -> Json:
     """One entry of ``list --json``'s ``models``; ``problem``: why the engine cannot read it."""
+    model = entry.model
     return {
         "name": model.name,
-        "program": program,
-        "readable": problem is None,
-        "problem": problem,
+        "program": entry.program,
+        "readable": entry.problem is None,
+        "problem": entry.problem,
         "path": str(model.paths[0]),
         "parts": len(model.paths),
         "size": model.size,

@@ -3,169 +3,39 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 from localmoe import __version__, storage
-from localmoe.app.idle_gpus import idle_gpus, install_command
-from localmoe.app.machine import apply_limits
+from localmoe.app.diagnosis import diagnose
 from localmoe.app.machine_file import machine_document
-from localmoe.app.rates import machine_rates
 from localmoe.cli import render
 from localmoe.cli.arguments import Options, no_words
 from localmoe.cli.output import Output
-from localmoe.cli.requests import wishes
-from localmoe.engine.builds import binding_version
-from localmoe.engine.devices import EngineInfo, engine_info
-from localmoe.engine.rpc import INSTALL as INSTALL_RPC
-from localmoe.errors import LocalmoeError
-from localmoe.facts import bandwidth, catalog, hardware
-from localmoe.facts.bandwidth import Rates
-from localmoe.facts.hardware import Machine
-from localmoe.text import format_bytes
-
-LITTLE_DISK = 20 << 30  # bytes; a 30B-A3B in Q4_K_M takes about 18 GB
-REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall --no-deps ."
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the diagnosis. ``fix`` is what to type, None when all is well."""
-
-    area: str  # "processor", "memory", "disk", "kept", "speed", "gpu", "engine" or "models"
-    text: str
-    fix: str | None = None
+from localmoe.cli.requests import plan_request
+from localmoe.facts import bandwidth, catalog
 
 
 def doctor_command(options: Options, output: Output) -> int:
     """Exit code 1 when the engine does not work, else 0."""
     no_words(options)
-    info: EngineInfo | None = None
-    broken: LocalmoeError | None = None
-    try:
-        info = engine_info(options.remotes)
-    except LocalmoeError as error:
-        broken = error
-    machine = hardware.detect(info.gpus if info else ())
-    machine = apply_limits(machine, wishes(options), imagined=False)
-    version = binding_version()
-    rates = machine_rates(machine, output) if info else None
-    found = [*machine_findings(machine), kept_finding(), *speed_findings(rates)]
-    found += gpu_findings(machine)
-    found += [*engine_findings(info, broken, version), *model_findings(catalog.local_models())]
-    if output.as_json:
-        output.json(
-            {
-                "version": __version__,
-                "python": sys.version.split()[0],
-                "machine": machine_document(machine)
-                | {"rates": bandwidth.to_json(rates) if rates else None},
-                "engine": asdict(info) if info else None,
-                "paths": {
-                    "models": str(storage.models_dir()),
-                    "cache": str(storage.cache_dir()),
-                    "hub_cache": str(catalog.hub_cache()),
-                    "bundled": str(catalog.models_package()),
-                },
-                "findings": [asdict(finding) for finding in found],
-            }
-        )
-    else:
-        output.print(render.doctor_screen([(f.area, f.text, f.fix) for f in found]))
-    return 0 if info else 1
-
-
-def machine_findings(machine: Machine) -> Iterator[Finding]:
-    """Processor, memory and disk. Pure."""
-    cores = f"{machine.cores_physical} cores, {machine.cores_logical} threads usable"
-    yield Finding("processor", f"{machine.cpu} ({cores}), {machine.os}")
-    ram = f"{format_bytes(machine.ram_available)} free of {format_bytes(machine.ram_total)}"
-    if machine.ram_limited_by:
-        fix = "raise the memory limit of this container or session to use more"
-        yield Finding("memory", f"{ram}, limited by {machine.ram_limited_by}", fix)
-    else:
-        yield Finding("memory", ram)
-    little = (
-        "free disk space: most MoE models take more" if machine.disk_free < LITTLE_DISK else None
+    found = diagnose(plan_request(options), output)
+    if not output.as_json:
+        output.print(render.doctor_screen([(f.area, f.text, f.fix) for f in found.findings]))
+        return 0 if found.engine else 1
+    rates = bandwidth.to_json(found.rates) if found.rates else None
+    output.json(
+        {
+            "version": __version__,
+            "python": sys.version.split()[0],
+            "machine": machine_document(found.machine) | {"rates": rates},
+            "engine": asdict(found.engine) if found.engine else None,
+            "paths": {
+                "models": str(storage.models_dir()),
+                "cache": str(storage.cache_dir()),
+                "hub_cache": str(catalog.hub_cache()),
+                "bundled": str(catalog.models_package()),
+            },
+            "findings": [asdict(finding) for finding in found.findings],
+        }
     )
-    yield Finding("disk", f"{format_bytes(machine.disk_free)} free where models are kept", little)
-
-
-def kept_finding() -> Finding:
-    """How much of the disk our own cache takes."""
-    folder = storage.cache_dir()
-    size = format_bytes(storage.bytes_below(folder))
-    what = "contexts of conversations, engine builds, what was measured"
-    return Finding("kept", f"{size} in {folder} ({what}): deleting it loses nothing but time")
-
-
-def speed_findings(rates: Rates | None) -> Iterator[Finding]:
-    """What was measured of memory, multiplication and disk. Pure."""
-    if rates is None:
-        return
-    threads, speed = rates.ram[-1]
-    text = f"memory {speed / 1e9:.1f} GB/s with {threads:.0f} threads"
-    if (rate := rates.types.get("Q4_K")) is not None:
-        text += f", Q4_K weights multiplied at {rate.vector[-1][1] / 1e9:.1f} GB/s"
-    if rates.disk:
-        disk = rates.disk[0]
-        text += f", disk {disk.reads[-1][1] / 1e9:.1f} GB/s ({disk.cached / 1e9:.1f} when loading)"
-    yield Finding("speed", text)
-
-
-def model_findings(here: Sequence[Path]) -> Iterator[Finding]:
-    """Where models are looked for, and whether the bundled one is where it should be."""
-    folders = f"{storage.models_dir()} and {catalog.hub_cache()}"
-    yield Finding("models", f"{len(here)} found; looked for in {folders}")
-    if catalog.models_package() not in (path.parent for path in here):
-        text = f"the bundled model is missing from {catalog.models_package()}"
-        yield Finding("models", text, REINSTALL)
-
-
-def gpu_findings(machine: Machine) -> Iterator[Finding]:
-    """Each GPU, and how to build an engine for one that lies idle. Pure."""
-    if not machine.gpus:
-        yield Finding("gpu", "none found: models run on the processor")
-    useful = idle_gpus(machine)
-    for gpu in machine.gpus:
-        if gpu.in_engine:
-            memory = f"{format_bytes(gpu.free)} free of {format_bytes(gpu.total)}"
-            yield Finding("gpu", f"{gpu.name} ({gpu.device}): {memory}")
-        else:
-            idle = f"GPU idle: {gpu.name} is not in this engine build"
-            yield Finding("gpu", idle, install_command(gpu) if gpu in useful else None)
-
-
-def reinstall(version: str) -> str:
-    """Build the engine anew; pip's cached wheel was built for whatever was there before."""
-    return f"pip install --force-reinstall --no-cache-dir llama-cpp-python=={version}"
-
-
-def engine_findings(
-    info: EngineInfo | None, broken: LocalmoeError | None, version: str
-) -> Iterator[Finding]:
-    """The engine build. Pure."""
-    if info is None:
-        why = broken.message if broken else "unknown"
-        yield Finding("engine", f"the engine does not start: {why}", reinstall(version))
-        return
-    backends = ", ".join(info.backends)
-    yield Finding("engine", f"llama-cpp-python {version}, backends: {backends}")
-    features = ", ".join(info.cpu_features) or "none"
-    yield Finding("engine", f"processor features in use: {features}")
-    if info.rpc:
-        yield Finding("engine", "other machines: RPC is in this engine build")
-    else:
-        # no fault: only who wants other machines needs it
-        text = f"other machines: no RPC in this engine build ({INSTALL_RPC})"
-        yield Finding("engine", text)
-    if info.native_helper:
-        yield Finding("engine", "native helper: present")
-    else:
-        lost = "memory figures are totals, interrupts wait for a token"
-        yield Finding(
-            "engine",
-            f"native helper: missing ({lost})",
-            f"install a C++ compiler, then {REINSTALL}",
-        )
+    return 0 if found.engine else 1

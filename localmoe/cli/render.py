@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from localmoe.app import documents, speeds
+from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import VERDICTS
 from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
@@ -130,19 +131,19 @@ def show_screen(model: Model) -> RenderableType:
     return Group(title(model), Text(), pairs(rows))
 
 
-def list_table(models: Sequence[tuple[Model, str, str | None]]) -> RenderableType:
+def list_table(models: Sequence[LocalModel]) -> RenderableType:
     """The answer of ``list``: models, whose they are, and why the engine cannot read one."""
     rows = [
         (
-            model.name,
-            model.architecture,
-            model.quantization,
-            format_bytes(model.size),
-            Text("cannot be read", "bold red") if problem else experts_short(model),
-            program,
-            str(model.paths[0].parent),
+            entry.model.name,
+            entry.model.architecture,
+            entry.model.quantization,
+            format_bytes(entry.model.size),
+            Text("cannot be read", "bold red") if entry.problem else experts_short(entry.model),
+            entry.program,
+            str(entry.model.paths[0].parent),
         )
-        for model, program, problem in models
+        for entry in models
     ]
     columns = ("model", "architecture", "quant", "size", "experts", "of", "folder")
     return Rows(columns, rows, right=("size",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from localmoe.cli.doctor import engine_findings, gpu_findings, machine_findings, model_findings
+from localmoe.app.diagnosis import engine_findings, gpu_findings, machine_findings, model_findings
 from localmoe.engine.devices import EngineInfo
 from localmoe.errors import EngineError
 from localmoe.facts.catalog import models_package

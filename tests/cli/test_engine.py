@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from localmoe.app.diagnosis import engine_findings
 from localmoe.app.idle_gpus import idle_gpus, idle_line
 from localmoe.cli import placement_options
-from localmoe.cli.doctor import engine_findings
 from localmoe.cli.worker import is_loopback, warning_for
 from localmoe.engine.devices import EngineInfo, once_per_card
 from localmoe.facts.hardware import Gpu

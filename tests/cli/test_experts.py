@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localmoe.cli.experts.record import bundled, questions_of
+from localmoe.app.prompts import bundled, questions_of
 from localmoe.errors import UsageError
 from localmoe.routing.compare import MIN_PROMPTS
 from localmoe.routing.outlook import SHIPPED

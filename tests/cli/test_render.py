@@ -11,6 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
+from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import PlannedModel
 from localmoe.cli import render
 from localmoe.cli.fit import screens
@@ -78,7 +79,9 @@ SCREENS: dict[str, Callable[[], RenderableType]] = {
     "fit": lambda: render.fit_screen(MODEL, PLAN),
     "plan": lambda: plan_screen(MODEL, PLAN),
     "show": lambda: render.show_screen(MODEL),
-    "list": lambda: render.list_table([(MODEL, "Ollama", None), (MODEL, "Ollama", "why")]),
+    "list": lambda: render.list_table(
+        [LocalModel(MODEL, "Ollama"), LocalModel(MODEL, "Ollama", "why")]
+    ),
     "fit all": lambda: screens.local([PlannedModel(MODEL, PLAN)]),
     "doctor": lambda: render.doctor_screen(FINDINGS),
 }
@@ -158,7 +161,7 @@ def test_strings_from_files_are_harmless(name: str) -> None:
         "fit": lambda: render.fit_screen(model, plan),
         "plan": lambda: plan_screen(model, plan),
         "show": lambda: render.show_screen(model),
-        "list": lambda: render.list_table([(model, "Ollama", model.name)]),
+        "list": lambda: render.list_table([LocalModel(model, "Ollama", model.name)]),
         "fit all": lambda: screens.local([PlannedModel(model, plan)]),
         "doctor": lambda: render.doctor_screen([(evil, evil, evil)]),
     }

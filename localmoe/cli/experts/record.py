@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from localmoe.app import trace_documents as documents
 from localmoe.app.model import LoadedModel
+from localmoe.app.prompts import Question, questions_of
 from localmoe.chat.conversation import TurnDone
 from localmoe.cli import loaded
 from localmoe.cli.arguments import Options
-from localmoe.cli.experts.command import HELP
 from localmoe.cli.output import Output
-from localmoe.errors import UsageError
 from localmoe.facts import catalog
 from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
 from localmoe.routing.token_texts import token_texts
@@ -27,14 +23,7 @@ from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_bytes
 
 WRITTEN = 32  # tokens per prompt, unless -n says otherwise
-MAX_FILE = 8 << 20  # bytes of a text
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    label: str
-    text: str
 
 
 def record_command(words: Sequence[str], options: Options, output: Output) -> int:
@@ -59,45 +48,6 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
     write_trace(out, dataclasses.replace(trace, token_texts=texts))
     _tell(out, trace, len(done), len(questions), output)
     return INTERRUPTED if interrupted else 0
-
-
-def questions_of(prompt: str, files: Sequence[str], domains: bool) -> list[Question]:
-    """What to ask: the prompt typed, each paragraph of each file (a domain), the bundled set.
-
-    Raises UsageError when there is nothing, or a file is no text.
-    """
-    questions = [Question("prompt", prompt)] if prompt else []
-    for name in files:
-        path = Path(name)
-        try:
-            if path.stat().st_size > MAX_FILE:
-                raise UsageError(
-                    f"{clean_line(name)} is longer than {MAX_FILE >> 20} MiB",
-                    hint="a part of it will do: a few thousand words show the load",
-                )
-            text = path.read_text(encoding="utf-8-sig", errors="strict")
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else "not text"
-            raise UsageError(
-                f"cannot read {clean_line(name)}: {why.lower()}",
-                hint="-f takes text files in UTF-8",
-            ) from error
-        paragraphs = [part.strip() for part in text.replace("\r\n", "\n").split("\n\n")]
-        questions += [Question(path.stem, part) for part in paragraphs if part]
-    if domains:
-        questions += bundled()
-    if not questions:
-        raise UsageError(
-            "nothing to record: name a prompt, -f FILE or --domains", hint=HELP["record"]
-        )
-    return questions
-
-
-def bundled() -> list[Question]:
-    """The small set of prompts by domain that comes with localmoe."""
-    text = resources.files("localmoe.routing").joinpath("prompts.toml").read_text("utf-8")
-    domains: dict[str, list[str]] = tomllib.loads(text)["domains"]
-    return [Question(label, part) for label, parts in domains.items() for part in parts]
 
 
 def _model_and_prompt(words: Sequence[str], options: Options) -> tuple[str | None, str]:
