@@ -12,7 +12,15 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 IN_CODE = re.compile(r"environ(?:ment)?\b[^\n]*?[\"']([A-Z][A-Z_]+)[\"']")
-INTERNAL = {"COLUMNS", "GGML_NO_BACKTRACE", "LD_PRELOAD", "SSH_CONNECTION", "TERM", "TMUX"}
+INTERNAL = {
+    "CMAKE_BUILD_PARALLEL_LEVEL",
+    "COLUMNS",
+    "GGML_NO_BACKTRACE",
+    "LD_PRELOAD",
+    "SSH_CONNECTION",
+    "TERM",
+    "TMUX",
+}
 
 
 def test_the_index_has_every_page() -> None:

@@ -157,7 +157,7 @@ def test_strings_from_files_are_harmless(name: str) -> None:
         metadata={"tokenizer.ggml.model": evil},
     )
     plan = replace(PLAN, reason=evil, advice=(evil,), cache=replace(PLAN.cache, why=evil))
-    screens: dict[str, Callable[[], RenderableType]] = {
+    shown: dict[str, Callable[[], RenderableType]] = {
         "fit": lambda: render.fit_screen(model, plan),
         "plan": lambda: plan_screen(model, plan),
         "show": lambda: render.show_screen(model),
@@ -165,7 +165,7 @@ def test_strings_from_files_are_harmless(name: str) -> None:
         "fit all": lambda: screens.local([PlannedModel(model, plan)]),
         "doctor": lambda: render.doctor_screen([(evil, evil, evil)]),
     }
-    text = drawn(screens[name](), 200)
+    text = drawn(shown[name](), 200)
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
     assert "x[/bold]" in text and "[red]" in text
 

@@ -157,13 +157,20 @@ def test_wrong_values(localmoe: Localmoe, model: Path) -> None:
     assert_clear_error(localmoe("bench", model, "--vs", "ollama run"), 2, "not ollama")
 
 
+class Terminal(io.StringIO):
+    """Where somebody types, or reads."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(("answer", "kept"), [("y\n", True), ("n\n", False), ("\n", False)])
 def test_only_a_yes_keeps_them(
     answer: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    said = Terminal()
     tuning.offer("nano", (THREADS,), Output(err=said))
     assert "Keep it for nano? [y/N]" in said.getvalue()
     assert (configured(parse(["run", "nano", "hi"])).threads == 2) == kept

@@ -48,8 +48,8 @@ def completion_command(options: Options, output: Output) -> int:
             hint='eval "$(localmoe completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; '
             "fish: localmoe completion fish > ~/.config/fish/completions/localmoe.fish",
         )
-    script = files("localmoe.cli").joinpath(f"completion.{words[0]}").read_text(encoding="utf-8")
-    print(script, end="")
+    script = files("localmoe.cli.config").joinpath(f"completion.{words[0]}")
+    print(script.read_text(encoding="utf-8"), end="")
     return 0
 
 
