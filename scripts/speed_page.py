@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 from localmoe.text import format_bytes
 from scripts.speed_cases import CASES
-
-if TYPE_CHECKING:
-    from scripts.speed_table import Line
 
 NAMES = {
     "decode": "Decode, tok/s",
@@ -38,6 +36,21 @@ profile were measured again after the next layer's experts began to be predicted
 does not reckon with.
 
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What was forecast and measured of one case; lists are of runs."""
+
+    name: str
+    architecture: str
+    quantization: str
+    size: int
+    memory: int | None
+    regime: str
+    routing: str
+    forecast: dict[str, Any]
+    measured: dict[str, list[float]]
 
 
 def page(lines: Sequence[Line], sums: dict[str, dict[str, float]]) -> str:

@@ -19,9 +19,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,6 +45,7 @@ from localmoe.routing.trace import read_trace
 from localmoe.text import format_bytes
 from scripts.make_standin import make_standin
 from scripts.speed_cases import CALIBRATION, CASES, Case
+from scripts.speed_page import Line, page
 
 PROMPT, STEPS, RUNS = 256, 48, 3
 TRIES = 6  # runs that may be made for them
@@ -56,21 +55,6 @@ TRACE = Path(__file__).resolve().parents[1] / "tests/routing/data/qwen3-30b-a3b.
 TRACE_USED = 6  # experts per token of that trace
 QUESTION = "The ferry left the harbour at seven, with forty passengers and a crate of oranges. "
 FIGURES = ("decode", "prefill", "first_token")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What was forecast and measured of one case; lists are of runs."""
-
-    name: str
-    architecture: str
-    quantization: str
-    size: int
-    memory: int | None
-    regime: str
-    routing: str
-    forecast: dict[str, Any]
-    measured: dict[str, list[float]]
 
 
 def write_model(case: Case, folder: Path) -> Path:
@@ -253,8 +237,6 @@ def main(arguments: list[str] | None = None) -> int:
     lines = lines_of(options.log)
     print(json.dumps(summary(lines)))
     if options.table is not None:
-        from scripts.speed_page import page
-
         options.table.write_text(page(lines, summary(lines)), encoding="utf-8")
         document = {"summary": summary(lines), "lines": [dataclasses.asdict(x) for x in lines]}
         options.table.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")

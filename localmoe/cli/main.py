@@ -30,7 +30,7 @@ Handler = Callable[[Options, Output], int]
 HANDLERS = {
     "fit": ("localmoe.cli.fit.command", "fit_command"),
     "plan": ("localmoe.cli.fit.command", "plan_command"),
-    "pull": ("localmoe.cli.pull.command", "pull_command"),
+    "pull": ("localmoe.cli.pull", "pull_command"),
     "rm": ("localmoe.cli.rm", "rm_command"),
     "run": ("localmoe.cli.run.command", "run_command"),
     "chat": ("localmoe.cli.chat.command", "chat_command"),

@@ -114,9 +114,19 @@ class Output:
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[Progress], None]]:
         """How far the download of ``what`` is."""
-        from localmoe.cli.pull.screen import display
+        from localmoe.terminal import download_display as displays
 
-        with display(what, self) as shown:
+        display = displays.Nothing()
+        if self.lines:
+            display = displays.EventLines(self.json)
+        elif not self.as_json and not self.quiet:
+            terminal = self.stderr.is_terminal
+            display = (
+                displays.Screen(what, self.stderr)
+                if terminal
+                else displays.PlainLines(what, self.note)
+            )
+        with display as shown:
             yield shown.show
 
     def ask(self, question: str, *, reason: str = "") -> bool | None:

@@ -11,9 +11,9 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from localmoe.cli.pull.screen import screen, summary
 from localmoe.facts.bandwidth import to_json
 from localmoe.hub.download import PartProgress, Progress
+from localmoe.terminal.download_display import screen, summary
 from localmoe.text import FORBIDDEN
 from tests import rates
 from tests.hub.command import COMMAND, HubCommand

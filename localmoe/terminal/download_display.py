@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,7 +13,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from localmoe.cli.output import Output
 from localmoe.hub.download import PartProgress, Progress
 from localmoe.text import clean_line, format_bytes, format_duration
 
@@ -26,34 +25,8 @@ BAR_FROM_COLUMNS = 60
 _STATES = {"waiting": "another process downloads it", "checking": "checking its hash"}
 
 
-class Display(Protocol):
-    """Shows progress until the block ends."""
-
-    def show(self, progress: Progress) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-def display(title: str, output: Output) -> Display:
-    """The one that suits where the output goes."""
-    if output.lines:
-        return EventLines(output)
-    if output.as_json or output.quiet:
-        return Nothing()
-    if output.stderr.is_terminal:
-        return Screen(title, output.stderr)
-    return PlainLines(title, output)
-
-
 class Nothing:
-    """``--quiet``, ``--json``: the result alone counts."""
+    """For who wants the result alone. Shows progress until the block ends, and so do the others."""
 
     def show(self, progress: Progress) -> None:
         """Nothing."""
@@ -97,29 +70,29 @@ class Screen(Nothing):
 class PlainLines(Nothing):
     """A line every quarter of a minute."""
 
-    def __init__(self, title: str, output: Output) -> None:
-        self._output = output
+    def __init__(self, title: str, note: Callable[[str], None]) -> None:
+        self._note = note
         self._next = time.monotonic() + LINE_EVERY
-        output.note(f"downloading {title}")
+        note(f"downloading {title}")
 
     def show(self, progress: Progress) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_EVERY
-            self._output.note(summary(progress))
+            self._note(summary(progress))
 
 
 class EventLines(Nothing):
     """``--jsonl``: at most one event per second, and the last one."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, write: Callable[[dict[str, object]], None]) -> None:
+        self._write = write
         self._next = 0.0
 
     def show(self, progress: Progress) -> None:
         complete = progress.done == progress.total
         if time.monotonic() >= self._next or complete:
             self._next = time.monotonic() + EVENT_EVERY
-            self._output.json({"event": "progress", **progress_document(progress)})
+            self._write({"event": "progress", **progress_document(progress)})
 
 
 def progress_document(progress: Progress) -> dict[str, object]:

@@ -1,1 +1,0 @@
-"""``pull``: a model from the Hub onto this machine."""
