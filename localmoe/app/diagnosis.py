@@ -150,8 +150,15 @@ def engine_findings(
         # no fault: only who wants other machines needs it
         text = f"other machines: no RPC in this engine build ({INSTALL_RPC})"
         yield Finding("engine", text)
-    if info.native_helper:
+    if info.native_helper and info.helper_preloaded:
         yield Finding("engine", "native helper: present")
+    elif info.native_helper:
+        yield Finding(
+            "engine",
+            "native helper: present, but llama.cpp does not map files through it (loading reads "
+            "the whole file, however large)",
+            "unset LOCALMOE_STOCK_MMAP; without it: mount /proc, from which it is preloaded",
+        )
     else:
         lost = "memory figures are totals, interrupts wait for a token"
         yield Finding(
