@@ -41,11 +41,14 @@ def test_limits_of_the_machine() -> None:
 
 
 def test_the_engine() -> None:
-    """A missing helper says what is lost; an engine that does not start says why."""
+    """A helper that is missing, or not preloaded, says what is lost; an engine that does not start says why."""
     assert all(f.fix is None for f in engine_findings(ENGINE, None, "1.2.3"))
     without = engine_findings(replace(ENGINE, native_helper=False), None, "1.2.3")
     (missing,) = [finding for finding in without if finding.fix]
     assert "native helper: missing" in missing.text
+    beside = engine_findings(replace(ENGINE, helper_preloaded=False), None, "1.2.3")
+    (idle,) = [finding for finding in beside if finding.fix]
+    assert "reads the whole file" in idle.text
     (broken,) = engine_findings(None, EngineError("no such library"), "1.2.3")
     assert "no such library" in broken.text
     assert broken.fix is not None and broken.fix.endswith("llama-cpp-python==1.2.3")

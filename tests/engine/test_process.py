@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,8 +47,8 @@ def ask(engine: Engine, prompt: str, tokens: int = 8) -> str:
     return "".join(e.text for e in engine.generate(request) if isinstance(e, Text))
 
 
-def in_fork(act: Callable[[], object]) -> object:
-    """What ``act`` returns in a forked process, or the class and code of its error."""
+def in_fork(act: Callable[[], object]) -> Any:
+    """What ``act`` returns in a forked process, or the class and message of its error."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -88,7 +89,7 @@ def test_a_forked_process_is_refused_and_the_parent_answers_rightly(
             engine.cancel()
             engine.close()
 
-    kind, message = in_fork(both)  # type: ignore[misc]
+    kind, message = in_fork(both)
     assert kind == "EngineError"
     assert f"process {os.getpid()}" in message
     assert engine.alive
