@@ -41,7 +41,7 @@ def test_limits_of_the_machine() -> None:
 
 
 def test_the_engine() -> None:
-    """A helper that is missing, or not preloaded, says what is lost; an engine that does not start says why."""
+    """A missing or idle helper says what is lost; an engine that does not start says why."""
     assert all(f.fix is None for f in engine_findings(ENGINE, None, "1.2.3"))
     without = engine_findings(replace(ENGINE, native_helper=False), None, "1.2.3")
     (missing,) = [finding for finding in without if finding.fix]
