@@ -21,6 +21,9 @@ class Listener(Hashable, Protocol):
     def warn(self, text: str) -> None:
         """One line that the user should not miss."""
 
+    def lost(self, text: str) -> None:
+        """One line about something of the user's that is not kept: said however quiet it is."""
+
     def progress(self, what: str) -> AbstractContextManager[Show]:
         """Show how far the download of ``what`` is, until the context ends."""
         ...
@@ -37,6 +40,9 @@ class Silent:
 
     def warn(self, text: str) -> None:
         """Say nothing."""
+
+    def lost(self, text: str) -> None:
+        """Say nothing: who loads a model by a function keeps no conversation."""
 
     def progress(self, what: str) -> AbstractContextManager[Show]:
         """Show nothing."""

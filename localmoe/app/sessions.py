@@ -33,7 +33,7 @@ def open_session(request: SessionRequest) -> tuple[Store | None, Log | None]:
     store = Store()
     if request.latest:
         return store, store.open(store.latest())
-    return store, store.open(request.name or store.new_name())
+    return store, store.open(request.name) if request.name else store.begin()
 
 
 def model_of(log: Log, listener: Listener) -> str | None:
@@ -86,7 +86,7 @@ def kept_session(request: SessionRequest, listener: Listener) -> Iterator[KeptSe
     _, log = open_session(request)
     if log is None:
         raise UsageError("no conversation to go on with")
-    chat = Chat(ready=_no_model, tell=listener.note, warn=listener.warn)
+    chat = Chat(ready=_no_model, tell=listener.note, warn=listener.warn, lost=listener.lost)
     try:
         chat.open_log(log)
         if request.system is not None:

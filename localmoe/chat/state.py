@@ -39,6 +39,7 @@ class Chat:
     changed: dict[str, str] = field(default_factory=dict)  # settings that were typed in
     tell: Callable[[str], None] = _nobody
     warn: Callable[[str], None] = _nobody
+    lost: Callable[[str], None] = _nobody  # told what of the conversation is not kept, if anything
     columns: Callable[[], int] = lambda: 80  # cells of a line, for what is laid out in columns
     leaving: Callable[[str], None] = _nobody  # told the name of a session before it is left
     entered: Callable[[str], None] = _nobody  # and after another is opened
@@ -75,13 +76,13 @@ class Chat:
         self._enter(log.session)
         if log.damaged:
             lines = "line" if log.damaged == 1 else "lines"
-            self.warn(f"{log.damaged} {lines} of {log.name} could not be read; the rest is here")
+            self.lost(f"{log.damaged} {lines} of {log.name} could not be read; the rest is here")
         self.entered(log.name)
 
     def begin(self) -> None:
         """A session with a name of its own choice, or one that is written nowhere."""
         if self.store is not None:
-            self.open_log(self.store.open(self.store.new_name()))
+            self.open_log(self.store.begin())
         else:
             self._enter(Session())
 
@@ -145,6 +146,6 @@ class Chat:
             else:
                 self.log.write(change)
         except (StorageError, UsageError) as error:
-            self.warn(f"{error.message}; from here on the conversation is not written down")
+            self.lost(f"{error.message}; from here on the conversation is not written down")
             self.log.close()
             self.log = None

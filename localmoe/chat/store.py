@@ -1,6 +1,7 @@
 """Chats on disk: one file per conversation, one JSON line per change, private, only ever appended.
 
-A line is whole or it is not there: what a crash cut off is skipped when the file is read, and the
+Each line ends with a checksum of itself, so a line that a crash cut off, or in which a letter was
+changed, is noticed and left out; lines of earlier versions have none and are taken as they are. The
 next line begins on a line of its own. Files are 0600 below folders that are 0700.
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -17,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.chat.attachments import Attachment
 from localmoe.chat.session import (
     Change,
@@ -36,8 +39,9 @@ from localmoe.text import clean_line
 
 SUFFIX = ".jsonl"
 READ_LIMIT = 256 << 20  # bytes of one conversation
-AUTOMATIC = re.compile(r"\d{4}-\d\d-\d\d-\d{4}(?:-\d+)?")  # the names that ``new_name`` gives
+AUTOMATIC = re.compile(r"\d{4}-\d\d-\d\d-\d{4}(?:-\d+)?")  # the names that ``begin`` gives
 _NAME = re.compile(r"[\w][\w.+-]{0,79}")
+_SUM = re.compile(rb',"sum":"([0-9a-f]{8})"}$')
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,9 @@ class Store:
         dated = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):
-                dated.append((path.stat().st_mtime, path.name.removesuffix(SUFFIX)))
+                status = path.stat()
+                if status.st_size:  # else it is only claimed: nothing was said yet
+                    dated.append((status.st_mtime, path.name.removesuffix(SUFFIX)))
         return [name for _, name in sorted(dated, reverse=True)]
 
     def entries(self, limit: int = 30) -> list[Entry]:
@@ -96,27 +102,38 @@ class Store:
         return self.folder / f"{name}{SUFFIX}"
 
     def exists(self, name: str) -> bool:
-        return self.path(name).exists()
+        """Whether something was said in a conversation of that name."""
+        path = self.path(name)
+        with contextlib.suppress(OSError):
+            return path.stat().st_size > 0
+        return False
 
     def open(self, name: str) -> Log:
-        """A conversation to go on with, or a new one of that name.
+        """A conversation to go on with, or a new one of that name; it is ours until it is closed.
 
         Raises ``UsageError`` when another process has it open, ``StorageError``.
         """
         return Log(name, self.path(name))
 
-    def new_name(self) -> str:
-        """A name that is free: the time, to the minute."""
+    def begin(self) -> Log:
+        """A new conversation with a name that was free: the time, to the minute."""
         stem = time.strftime("%Y-%m-%d-%H%M")
-        names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, 10_000))
-        return next(name for name in names if not self.exists(name))
+        for number in itertools.count(1):
+            name = stem if number == 1 else f"{stem}-{number}"
+            if not self.path(name).exists():
+                with contextlib.suppress(UsageError):  # taken by another process meanwhile
+                    log = self.open(name)
+                    if not log.begun:
+                        return log
+                    log.close()
+        raise AssertionError("unreachable")
 
     def delete(self, name: str) -> None:
         """And what was kept of its context. Raises ``UsageError``: not there, or in use."""
         if not self.exists(name):
             raise self.unknown(name)
         path = self.path(name)
-        file = _claim(path, name, os.O_RDWR)
+        file = _claim(path, name)
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -139,7 +156,8 @@ class Store:
 class Log:
     """One open conversation: what it holds, and the file that takes what comes.
 
-    The file is created by the first ``write``, so a chat in which nothing was said leaves none.
+    The name is claimed at once, by an empty file, so that no other process begins a conversation of
+    the same name. A chat in which nothing was said takes that with it when it is closed.
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -148,23 +166,29 @@ class Log:
         self.session = Session()
         self.damaged = 0  # lines that could not be read
         self._file: int | None = None
-        if path.exists():
-            self._file = _claim(self.path, name, os.O_APPEND | os.O_RDWR)
+        try:
+            self._file = _claim(path, name)
+        except StorageError:
+            if path.exists():
+                raise
+            return  # a chat can be read where none can be written; the first ``write`` tells
+        try:
             self.session, self.damaged = read(path)
+        except StorageError:
+            self.close()
+            raise
 
     @property
     def begun(self) -> bool:
         """Whether anything was written."""
-        return self._file is not None
+        return self._file is not None and os.fstat(self._file).st_size > 0
 
     def write(self, change: Change) -> None:
-        """Append one line. Raises ``StorageError``."""
-        line = json.dumps(to_json(change), separators=(",", ":")).encode() + b"\n"
+        """Append one line. Raises ``StorageError``, or ``UsageError`` when the name was taken."""
+        line = encode(change) + b"\n"
         try:
             if self._file is None:
-                storage.private_dir(self.path.parent)
-                flags = os.O_APPEND | os.O_RDWR | os.O_CREAT | os.O_EXCL
-                self._file = _claim(self.path, self.name, flags)
+                self._file = _claim(self.path, self.name)
             size = os.fstat(self._file).st_size
             if size and os.pread(self._file, 1, size - 1) != b"\n":
                 line = b"\n" + line  # a crash cut the last line off
@@ -177,27 +201,43 @@ class Log:
 
     def close(self) -> None:
         if self._file is not None:
+            with contextlib.suppress(OSError):
+                if not self.begun and _is_file_of(self.path, self._file):
+                    self.path.unlink()
             os.close(self._file)
             self._file = None
 
 
-def _claim(path: Path, name: str, flags: int) -> int:
-    """The file of a conversation, for one process at a time. Raises UsageError, StorageError."""
-    try:
-        file = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError(f"cannot open {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise UsageError(
-            f"the conversation {name} is open in another localmoe",
-            hint="--session NAME takes another one",
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return file
+def _claim(path: Path, name: str) -> int:
+    """The file of a conversation, for one process at a time; made if there is none.
+
+    Raises UsageError when another process has it, StorageError.
+    """
+    while True:
+        try:
+            storage.private_dir(path.parent)
+            file = os.open(path, os.O_APPEND | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise UsageError(
+                f"the conversation {name} is open in another localmoe",
+                hint="--session NAME takes another one",
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        if _is_file_of(path, file):
+            return file
+        os.close(file)  # whoever had it removed it before we had the lock
+
+
+def _is_file_of(path: Path, file: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False
 
 
 def read(path: Path) -> tuple[Session, int]:
@@ -216,8 +256,8 @@ def read(path: Path) -> tuple[Session, int]:
             if not line.strip():
                 continue
             try:
-                yield from_json(json.loads(line))
-            except (ValueError, TypeError, LookupError, RecursionError):
+                yield decode(line)
+            except kept.DAMAGED:
                 damaged += 1
 
     session = Session(changes=changes())
@@ -233,10 +273,35 @@ _KINDS: Mapping[str, type[Any]] = {
     "model": ModelUsed,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
+# fmt: off
+_MEMBERS = {  # of a line; one that has another is not a line of ours
+    "kind", "question", "files", "answer", "reasoning", "interrupted", "model", "at",
+    "prompt_tokens", "completion_tokens", "text", "turns", "summary", "name", "source",
+}
+# fmt: on
+
+
+def encode(change: Change) -> bytes:
+    """One line of a log: a JSON object whose last member is the checksum of what is before it."""
+    line = json.dumps(to_json(change), separators=(",", ":")).encode()
+    return line[:-1] + b',"sum":"' + _checksum(line) + b'"}'
+
+
+def decode(line: bytes) -> Change:
+    """The inverse of ``encode``. Raises one of ``kept.DAMAGED`` for what it did not write."""
+    if found := _SUM.search(line):
+        line = line[: found.start()] + b"}"
+        if found[1] != _checksum(line):
+            raise ValueError("not the line that was written")
+    return from_json(kept.parse(line))
+
+
+def _checksum(line: bytes) -> bytes:
+    return hashlib.sha256(line).hexdigest()[:8].encode()
 
 
 def to_json(change: Change) -> dict[str, Any]:
-    """One line of a log."""
+    """One line of a log, without its checksum."""
     if not isinstance(change, Turn):
         return {"kind": _NAMES[type(change)], **asdict(change)}
     files = [asdict(file) for file in change.question.files]
@@ -255,13 +320,14 @@ def to_json(change: Change) -> dict[str, Any]:
 
 
 def from_json(line: Mapping[str, Any]) -> Change:
-    """Raises ValueError, TypeError or LookupError for what ``to_json`` did not write."""
+    """Raises one of ``kept.DAMAGED`` for what ``to_json`` did not write."""
     kind = _KINDS[line["kind"]]
+    if unknown := line.keys() - _MEMBERS:
+        raise ValueError(f"unknown members: {unknown}")
     if kind is not Turn:
         fields = {name: value for name, value in line.items() if name != "kind"}
         for name, value in fields.items():
-            if not isinstance(value, int if name == "turns" else str):
-                raise TypeError(name)
+            kept.whole(value) if name == "turns" else kept.text(value)
         change: Change = kind(**fields)
         return change
     files = tuple(Attachment(_text(f, "name"), _text(f, "text")) for f in line.get("files", ()))
@@ -269,20 +335,17 @@ def from_json(line: Mapping[str, Any]) -> Change:
         "assistant",
         _text(line, "answer"),
         _text(line, "reasoning", ""),
-        bool(line.get("interrupted")),
+        line.get("interrupted") is True,
     )
     return Turn(
         Message("user", _text(line, "question"), files=files),
         answer,
         _text(line, "model", ""),
         _text(line, "at", ""),
-        int(line.get("prompt_tokens", 0)),
-        int(line.get("completion_tokens", 0)),
+        kept.whole(line.get("prompt_tokens", 0)),
+        kept.whole(line.get("completion_tokens", 0)),
     )
 
 
 def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    value = fields[name] if default is None else fields.get(name, default)
-    if not isinstance(value, str):
-        raise TypeError(name)
-    return value
+    return kept.text(fields[name] if default is None else fields.get(name, default))

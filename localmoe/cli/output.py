@@ -143,6 +143,10 @@ class Output:
             console.print()
         return answer.strip().lower() in ("y", "yes")
 
+    def lost(self, text: str) -> None:
+        """One line about something of the user's that is not kept; ``--quiet`` does not hide it."""
+        self._say(text, label="warning: ", style="yellow")
+
     def error(self, error: LocalmoeError) -> None:
         """The error and its hint: a document on stdout in JSON mode, else lines on stderr."""
         if self.as_json:

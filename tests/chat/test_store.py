@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from localmoe.chat.session import (
     Undone,
 )
 from localmoe.chat.state import Chat
-from localmoe.chat.store import Store, from_json, to_json
+from localmoe.chat.store import Store, decode, encode, from_json, read, to_json
 from localmoe.errors import StorageError, UsageError
 
 
@@ -50,7 +52,7 @@ def test_it_is_written_as_it_happens(tmp_path: Path) -> None:
     chat = chat_in(store)
     chat.session.system = "be brief"
     chat.session.use(ModelUsed("tiny", "/m/tiny.gguf"))
-    assert not store.folder.exists()
+    assert store.path("s").read_bytes() == b""
     chat.session.add(turn("one"))
     lines = store.path("s").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["model", "system", "turn"]
@@ -102,7 +104,7 @@ def test_a_crash_in_the_middle_of_a_line(tmp_path: Path) -> None:
     path = store.path("s")
     path.write_bytes(path.read_bytes()[:-20])
     told: list[str] = []
-    again = Chat(ready=chat.ready, store=store, warn=told.append)
+    again = Chat(ready=chat.ready, store=store, lost=told.append)
     again.open_log(store.open("s"))
     assert [t.question.content for t in again.session.turns] == ["one"]
     assert told == ["1 line of s could not be read; the rest is here"]
@@ -176,7 +178,7 @@ def test_a_disk_that_is_full_ends_no_chat(tmp_path: Path) -> None:
     folder.write_text("a file, no folder")
     told: list[str] = []
     chat = chat_in(Store(folder / "sessions"))
-    chat.warn = told.append
+    chat.lost = told.append
     chat.session.add(turn("one"))
     chat.session.add(turn("two"))
     assert len(told) == 1 and "not written down" in told[0]
@@ -199,9 +201,11 @@ def test_newest_first_and_the_latest(tmp_path: Path) -> None:
 def test_automatic_names_are_free(tmp_path: Path) -> None:
     """Two in one minute do not meet."""
     store = Store(tmp_path)
-    first = store.new_name()
-    store.path(first).touch()
-    assert store.new_name() not in ("", first)
+    first, second = store.begin(), store.begin()
+    assert first.name != second.name
+    first.close()
+    second.close()
+    assert list(store.folder.iterdir()) == []
 
 
 def test_unreadable(tmp_path: Path) -> None:
@@ -222,3 +226,88 @@ def test_exports() -> None:
     document = json.loads(to_document(session, "owls"))
     assert document["schema_version"] == 1
     assert document["turns"][1]["files"] == [{"name": "f", "text": "text"}]
+
+
+def test_a_name_is_claimed_before_anything_is_said(tmp_path: Path) -> None:
+    """Who comes second is refused at once; a chat in which nothing was said leaves no file."""
+    store = Store(tmp_path)
+    first = store.open("work")
+    with pytest.raises(UsageError, match="open in another localmoe"):
+        store.open("work")
+    assert (store.names(), store.exists("work")) == ([], False)
+    first.close()
+    assert list(tmp_path.iterdir()) == []
+    second = store.open("work")
+    second.write(turn("one"))
+    second.close()
+    assert (store.names(), store.exists("work")) == (["work"], True)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_letter_is_noticed(tmp_path: Path, change: Change) -> None:
+    """Wherever in a line: it is left out and counted, and the lines beside it stay."""
+    store, line = Store(tmp_path), encode(change)
+    neighbour = encode(turn("beside"))
+    for at in range(len(line)):
+        wrong = line[:at] + bytes([line[at] ^ 0x02]) + line[at + 1 :]
+        store.path("x").write_bytes(neighbour + b"\n" + wrong + b"\n" + neighbour + b"\n")
+        session, damaged = read(store.path("x"))
+        assert damaged == 1, wrong
+        assert [t.question.content for t in session.turns][:1] == ["beside"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_lines_of_earlier_versions_load(change: Change) -> None:
+    """They have no checksum."""
+    assert decode(json.dumps(to_json(change)).encode()) == change
+    assert decode(encode(change)) == change
+
+
+NUMBERS = ["1e999", "-1e999", "NaN", "12.5", "true", "-1", "1" * 400, '"12"', "1e3", "null"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+def test_numbers_that_are_none(tmp_path: Path, name: str, number: str) -> None:
+    """One line is lost, not the conversation, and not the list of all of them."""
+    store = Store(tmp_path)
+    good = encode(turn("ok")).decode()
+    bad = f'{{"kind":"turn","question":"q","answer":"a","{name}":{number}}}'
+    store.path("x").write_text(f"{bad}\n{good}\n")
+    log = store.open("x")
+    assert (log.damaged, [t.question.content for t in log.session.turns]) == (1, ["ok"])
+    assert [entry.name for entry in store.entries()] == ["x"]
+
+
+def run_quietly(home: Path) -> subprocess.CompletedProcess[str]:
+    """``localmoe run --session work --quiet`` with the bundled model."""
+    command = ["run", "nano", "hello", "--session", "work", "--quiet", "--max-tokens", "4"]
+    return subprocess.run(
+        [sys.executable, "-m", "localmoe", *command],
+        env={**os.environ, "LOCALMOE_HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_two_processes_begin_the_same_session(tmp_path: Path) -> None:
+    """The second one ends with an error before it loads anything, however quiet; then it may."""
+    store = Store(tmp_path / "data" / "sessions")
+    first = store.open("work")
+    refused = run_quietly(tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "the conversation work is open in another localmoe" in refused.stderr
+    first.close()
+    assert run_quietly(tmp_path).returncode == 0
+    assert len(store.open("work").session.turns) == 1
+
+
+def test_what_is_not_kept_is_told_however_quiet(tmp_path: Path) -> None:
+    """Where no conversation can be written, the answer comes, with a line that says so."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sessions").write_text("a file, no folder")
+    done = run_quietly(tmp_path)
+    assert done.returncode == 0 and done.stdout.strip()
+    assert "from here on the conversation is not written down" in done.stderr

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from localmoe.app.default_model import default_model
 from localmoe.app.sessions import model_of, open_session
 from localmoe.chat.attachments import read_attachment
+from localmoe.chat.store import Log, Store
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.chat.loop import ChatLoop
 from localmoe.cli.config import defaults
@@ -37,6 +38,16 @@ def open_chat(name: str | None, options: Options, output: Output) -> int:
             "a chat has no JSON form", hint="localmoe run PROMPT… --json answers one prompt"
         )
     store, log = open_session(session_request(options))
+    try:
+        return _chat(name, store, log, options, output)
+    finally:
+        if log is not None:
+            log.close()  # a name that was claimed for a chat that did not begin is free again
+
+
+def _chat(
+    name: str | None, store: Store | None, log: Log | None, options: Options, output: Output
+) -> int:
     files = [read_attachment(path) for path in options.files]
     grammar = None
     if options.schema:

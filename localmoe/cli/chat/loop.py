@@ -66,6 +66,7 @@ class ChatLoop:
             ready=self.model.ready,
             store=store,
             warn=output.warn,
+            lost=output.lost,
             columns=lambda: output.columns,
             leaving=self.model.keep,
             entered=self.model.resume,
