@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from localmoe.hub.download import Progress
+if TYPE_CHECKING:  # a chat's input line need not wait for what it imports
+    from localmoe.hub.download import Progress
 
-Show = Callable[[Progress], None]
+Show = Callable[["Progress"], None]
 
 
 class Listener(Hashable, Protocol):
