@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from localmoe import config, ledger
 from localmoe.app.default_model import remember
@@ -14,12 +15,13 @@ from localmoe.app.idle_gpus import tell_of_idle_gpus
 from localmoe.app.listener import Listener, Silent
 from localmoe.app.machine import find_machine, without
 from localmoe.app.model import LoadedModel
+from localmoe.app.outputs import TRACE, check_output
 from localmoe.app.plans import moved, plan_for, settle
 from localmoe.app.requests import LoadRequest, PlanRequest
 from localmoe.chat.template import ChatTemplate, Renderer
 from localmoe.engine.client import Engine
 from localmoe.engine.events import LoadProgress
-from localmoe.errors import DoesNotFitError, EngineMemoryError
+from localmoe.errors import DoesNotFitError, EngineMemoryError, UsageError
 from localmoe.facts import catalog
 from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings
@@ -108,10 +110,14 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
     with Renderer() as renderer:
         renderer.start()
         model = model_to_load(request, listener)
+        if request.record:
+            _check_recording(model, request)
         with ledger.planning():  # nobody else plans with the same memory before it is promised
             machine = find_machine(request.plan, imagined=False)
             plan = plan_for(model, machine, request.plan, imagined=False)
             require_fit(model, plan)
+            if request.record:
+                _check_recorded_layers(plan, listener)
             engine = Engine(
                 model,
                 settings(plan),
@@ -123,6 +129,32 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
         with engine:
             up = LoadedModel(model, machine, plan, engine, renderer)
             yield up
+
+
+def _check_recording(model: Model, request: LoadRequest) -> None:
+    """Raises UsageError where nothing can be recorded, or something else would be lost."""
+    if not model.is_moe:
+        raise UsageError(
+            f"{clean_line(model.name)} has no experts: there is no routing to record",
+            hint="localmoe show MODEL says what a model has",
+        )
+    check_output(Path(request.record), TRACE, [*model.paths, *request.inputs])
+
+
+def _check_recorded_layers(plan: Plan, listener: Listener) -> None:
+    """Experts of another device are multiplied there, and their routing is not seen here."""
+    layers = [layer for layer in plan.layers if layer.experts]
+    elsewhere = [layer.index for layer in layers if layer.experts == "gpu"]
+    if len(elsewhere) == len(layers):
+        raise UsageError(
+            "all experts are on other devices, where their routing cannot be recorded",
+            hint="--experts-on ram keeps them here",
+        )
+    if elsewhere:
+        listener.warn(
+            f"the experts of {len(elsewhere)} layers are on other devices: their routing is not "
+            "recorded (--experts-on ram keeps them here)"
+        )
 
 
 def check_room_for(model: Model, old: Plan, request: PlanRequest) -> None:

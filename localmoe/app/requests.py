@@ -31,6 +31,7 @@ class LoadRequest:
     remember: bool = True  # what speeds up the next start, and which model was used
     record: str = ""  # path of a trace of what the router chooses; "": none
     record_logits: bool = False  # and of what it said of every expert
+    inputs: tuple[Path, ...] = ()  # files that are read too, so that the trace is none of them
     template: bool = True  # it is asked through its chat template
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from localmoe import storage
 from localmoe.app.requests import LoadRequest, PlanRequest, SampleRequest, SessionRequest
 from localmoe.cli.arguments import Options
 from localmoe.engine.events import Sampling
@@ -29,6 +30,7 @@ def load_request(options: Options, name: str | None) -> LoadRequest:
         remember=not options.no_history,
         record=options.trace or "",
         record_logits=options.logits,
+        inputs=tuple(map(storage.user_path, filter(None, (*options.files, options.schema)))),
         template=not options.plain,
     )
 

@@ -11,6 +11,7 @@ NumPy is not imported here: the planner reads profiles while ``fit`` starts, whi
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -215,7 +216,21 @@ def save(key: str, profile: Profile) -> None:
         "reuse": profile.reuse,
         "counts": {str(i): [round(x, 2) for x in row] for i, row in profile.counts.items()},
     }
-    storage.atomic_write(path_of(key), json.dumps(document, separators=(",", ":")))
+    path = path_of(key)
+    _keep_newer(path)
+    storage.atomic_write(path, json.dumps(document, separators=(",", ":")))
+
+
+def _keep_newer(path: Path) -> None:
+    """Put the profile of a newer localmoe aside: this one cannot read it, and must not lose it."""
+    try:
+        with path.open("rb") as file:
+            version = json.loads(file.read(MAX_FILE + 1))["version"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return
+    if isinstance(version, int) and VERSION < version < 1 << 31:
+        with contextlib.suppress(OSError):
+            path.rename(path.with_name(f"{path.stem}.v{version}{path.suffix}"))
 
 
 def learn(key: str, session: Profile) -> Profile:

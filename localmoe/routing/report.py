@@ -46,11 +46,15 @@ class Section:
     table: Table | None = None
 
 
+BEGINNING = b"<!doctype html>\n<!-- localmoe experts report -->\n"
+"""By which a page of ours is known from another that may lie where it is to be written."""
+
+
 def page(title: str, facts: str, sections: Sequence[Section]) -> str:
     """The whole document. Every text is escaped; the policy allows nothing but inline styles."""
     body = "".join(map(_section, sections))
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'{BEGINNING.decode()}<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

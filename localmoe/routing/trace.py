@@ -49,11 +49,12 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
             size = os.fstat(file.fileno()).st_size
             if path.is_dir() or size == 0:
                 raise TraceFileError(f"{name} is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                if data[:2] == b"\x1f\x8b":
-                    unpacked = _unpack(file, name)
-                    return _read(unpacked, io.BytesIO(unpacked), name)
-                return _read(data, file, name)
+            # Not closed here: while an error is on its way its traceback still has views of it.
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if data[:2] == b"\x1f\x8b":
+                unpacked = _unpack(file, name)
+                return _read(unpacked, io.BytesIO(unpacked), name)
+            return _read(data, file, name)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         hint = "`localmoe experts record MODEL -o FILE` writes one"

@@ -7,14 +7,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from localmoe import storage
 from localmoe.app import trace_documents as documents
 from localmoe.app.model import LoadedModel
+from localmoe.app.outputs import TRACE, check_output
 from localmoe.app.prompts import Question, questions_of
 from localmoe.chat.conversation import TurnDone
 from localmoe.cli import loaded
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
 from localmoe.facts import catalog
+from localmoe.facts.model import Model
 from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
 from localmoe.routing.token_texts import token_texts
 from localmoe.routing.trace import Trace, read_trace
@@ -40,14 +43,21 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
             max_tokens=options.max_tokens if options.max_tokens is not None else WRITTEN,
         )
         with loaded.open_model(name, asked, output) as model:
+            out = output_path(options, model.model)
             loaded.load(model, output)
-            out = Path(options.output or f"{Path(model.model.name).name}.trace")
             done, interrupted = _ask(model, asked, questions, output)
         trace = _finished(raw, done)
     texts = token_texts(model.model, {int(token) for token in trace.tokens if token >= 0})
     write_trace(out, dataclasses.replace(trace, token_texts=texts))
     _tell(out, trace, len(done), len(questions), output)
     return INTERRUPTED if interrupted else 0
+
+
+def output_path(options: Options, model: Model) -> Path:
+    """Where the trace goes. Raises UsageError where that would destroy something."""
+    path = storage.user_path(options.output or f"{Path(model.name).name}.trace")
+    check_output(path, TRACE, [*model.paths, *map(storage.user_path, options.files)])
+    return path
 
 
 def _model_and_prompt(words: Sequence[str], options: Options) -> tuple[str | None, str]:

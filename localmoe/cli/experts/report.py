@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localmoe import storage
+from localmoe.app.outputs import PAGE, PICTURE, check_output
 from localmoe.cli.arguments import Options
 from localmoe.cli.experts import screens
 from localmoe.cli.experts.command import HELP, names_of
@@ -28,6 +29,8 @@ def report_command(words: Sequence[str], options: Options, output: Output) -> in
     """Writes the page, and with ``--png`` one picture per plot."""
     if not words:
         raise UsageError("experts report needs one or more traces", hint=HELP["report"])
+    out, inputs = storage.user_path(options.output or "report.html"), [Path(w) for w in words]
+    check_output(out, PAGE, inputs)
     painter = _painter() if options.png is not None else None
     traces = [read_trace(word) for word in words]
     names = names_of(words)
@@ -37,11 +40,10 @@ def report_command(words: Sequence[str], options: Options, output: Output) -> in
     sections += _comparison(traces, names, output)
     facts = " · ".join(dict.fromkeys(str(screens.heading(trace)) for trace in traces))
     title = "Routing of " + (traces[0].header.model or "a model")
-    out = Path(options.output or "report.html")
     storage.atomic_write(out.absolute(), page(title, facts, sections))
     pictures = []
     if painter is not None and options.png is not None:
-        pictures = _paint(painter, Path(options.png), sections)
+        pictures = _paint(painter, storage.user_path(options.png), sections)
     if output.as_json:
         output.json({"path": str(out), "pictures": [str(path) for path in pictures]})
     else:
@@ -135,6 +137,7 @@ def _paint(painter: _Painter, folder: Path, sections: Sequence[Section]) -> list
         paths = []
         for plot in (plot for section in sections for plot in section.plots):
             path = folder / f"{plot.name}.png"
+            check_output(path, PICTURE, ())
             path.write_bytes(painter.png(plot.svg))
             paths.append(path)
         return paths

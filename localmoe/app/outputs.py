@@ -1,0 +1,65 @@
+"""Files that a user names for us to write: never one that is read, never a file of another kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from localmoe.errors import StorageError, UsageError
+from localmoe.routing.recorder import MAGIC as TRACE_MAGIC
+from localmoe.routing.report import BEGINNING as PAGE_BEGINNING
+from localmoe.text import clean_line
+
+HEAD = 4096  # bytes by which a file's kind is told
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What we write: its name, and whether a file that begins with these bytes is one."""
+
+    name: str
+    matches: Callable[[bytes], bool]
+
+
+TRACE = Kind("routing trace", lambda head: head.startswith(TRACE_MAGIC))
+PAGE = Kind("page of `localmoe experts report`", lambda head: head.startswith(PAGE_BEGINNING))
+PICTURE = Kind("PNG picture", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"))
+RUNS = Kind("log of `localmoe bench`", lambda head: head.startswith(b'{"job":'))
+
+
+def check_output(path: Path, kind: Kind, inputs: Iterable[Path]) -> None:
+    """Raise UsageError where writing ``path`` would destroy something.
+
+    That is one of ``inputs`` (by whatever name or link), or a file that is not of our ``kind``. An
+    empty file, and what is no regular file (``/dev/null``, a pipe), may be written to. Raises
+    StorageError for a file that cannot be looked at.
+    """
+    shown = clean_line(str(path))
+    another = "give another name"
+    for other in inputs:
+        if _same(path, other):
+            raise UsageError(f"{shown} is read by this command: it would be lost", hint=another)
+    try:
+        if path.is_dir():
+            raise UsageError(f"{shown} is a folder", hint="give the name of a file")
+        if not path.is_file() or not path.stat().st_size:
+            return
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{shown}: {reason}", hint=another) from error
+    if not kind.matches(head):
+        raise UsageError(
+            f"{shown} is there already, and is no {kind.name}",
+            hint=f"{another}, or delete it first",
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist: then their places are compared
+        return os.path.realpath(one) == os.path.realpath(other)
