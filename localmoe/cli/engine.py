@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from localmoe.app.engine_builds import installed, kept_builds, planned_build, require_tools
 from localmoe.app.idle_gpus import idle_gpus, idle_line
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
@@ -16,9 +16,8 @@ from localmoe.engine import builds
 from localmoe.engine.builds import BACKENDS, Build
 from localmoe.engine.devices import EngineInfo, engine_info
 from localmoe.engine.rpc_build import build_rpc_library, find_rpc_library
-from localmoe.errors import EngineError, LocalmoeError, UsageError
+from localmoe.errors import UsageError
 from localmoe.facts import hardware
-from localmoe.facts.hardware import Machine
 from localmoe.terminal.live_line import LiveLine
 from localmoe.terminal.tables import pairs
 from localmoe.text import format_bytes, format_duration
@@ -63,16 +62,6 @@ def document(info: EngineInfo) -> dict[str, object]:
     }
 
 
-def kept_builds() -> list[str]:
-    """Backends whose wheel is kept: installing one of them again is instant."""
-    found = []
-    for name, backend in BACKENDS.items():
-        with contextlib.suppress(EngineError):
-            if builds.plan_build(backend, cores=1, ram=0).kept is not None:
-                found.append(name)
-    return found
-
-
 def screen(info: EngineInfo) -> RenderableType:
     """What was built, and what could be."""
     rows: list[tuple[str, str | Text]] = [
@@ -101,40 +90,21 @@ _RPC_ABOUT = (RPC, "workers on other machines; added to any build in seconds")
 
 
 def _install(name: str, options: Options, output: Output) -> int:
-    machine = hardware.detect()
-    build = builds.plan_build(
-        BACKENDS[name],
-        cores=machine.cores_logical,
-        ram=machine.ram_available,
-        anew=options.yes,
-    )
+    build = planned_build(name, anew=options.yes)
     if options.dry_run:
         if output.as_json:
             output.json(build_document(build))
         else:
-            output.print(explanation(build, machine))
+            output.print(explanation(build))
         return 0 if not build.missing or build.kept else 1
-    if build.missing and not build.kept:
-        tool = build.missing[0]
-        names = ", ".join(tool.name for tool in build.missing)
-        raise EngineError(f"{name} cannot be built here: {names} missing", hint=tool.get)
+    require_tools(build)
     if not output.as_json and not output.quiet:
-        output.stderr.print(explanation(build, machine))
+        output.stderr.print(explanation(build))
     started = time.monotonic()
     with LiveLine(output.stderr) as line:
         for share in builds.execute(build):
             line.show(f"building for {name} · {100 * share:.0f} %" if share < 1 else "installing")
-    info, problem = None, ""
-    try:
-        info = engine_info()
-    except LocalmoeError as error:
-        problem = error.message
-    if info is None or build.backend.registry_name not in info.backends:
-        found = problem or f"it has {', '.join(info.backends) if info else 'nothing'}"
-        raise EngineError(
-            f"the new engine was built and has no usable {build.backend.registry_name}: {found}",
-            hint="is the driver running? `localmoe engine install cpu` goes back",
-        )
+    info = installed(build)
     seconds = time.monotonic() - started
     if output.as_json:
         output.json(build_document(build) | {"seconds": round(seconds, 1), **document(info)})
@@ -145,7 +115,7 @@ def _install(name: str, options: Options, output: Output) -> int:
     return 0
 
 
-def explanation(build: Build, machine: Machine) -> RenderableType:
+def explanation(build: Build) -> RenderableType:
     """What will be done, what for, how long it takes; for a dry run too."""
     if build.kept is not None:
         takes = "seconds: the wheel of an earlier build is kept"
