@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from localmoe.cli.commands import COMMANDS
-from localmoe.cli.options import build_parser
+from localmoe.cli.options import EVERY, FLAGS, OPTIONS
+from localmoe.cli.parser import HINT, option_parser
 from localmoe.errors import UsageError
 
 
@@ -71,17 +71,17 @@ class Options:
     baseline: str | None = None
     prompt_tokens: int | None = None
     plain_tokens: int | None = None
-    replay: str | None = None  # path
     predicted: float | None = None
+    at_most: int | None = None
+    resident_tps: float | None = None
+    replay: str | None = None  # path
     sweep: bool = False
     log: str | None = None  # path
-    at_most: int | None = None
     vs: str | None = None  # command line of a llama.cpp program
     tune: float | None = None  # seconds
     output: str | None = None  # path
     domains: bool = False
     png: str | None = None  # path of a folder
-    resident_tps: float | None = None
     json: bool = False
     jsonl: bool = False
     yes: bool = False
@@ -102,32 +102,75 @@ class ModelAndPrompt:
 def parse(argv: Sequence[str]) -> Options:
     """The command line as ``Options``. Raises ``UsageError`` with a hint for anything wrong."""
     before, after = split_at_dashes(argv)
-    given = option_values(before)
+    given = _given(before)
     command, *words = given.pop("words", None) or [None]
     if command is not None and command not in COMMANDS:
         raise unknown_command(command)
+    if command is not None and not given.get("help") and not given.get("version"):
+        _refuse_what_means_nothing(scope_of(command, words), given, before)
     if given.get("resume") and given.get("session"):
         raise UsageError(
             "--continue and --session are two ways to say which conversation",
             hint="--continue takes the last one, --session NAME the one of that name",
         )
-    typed = frozenset(given)
-    return Options(command=command, words=tuple(words), after_dashes=after, typed=typed, **given)
+    fields = _fields(given)
+    typed = frozenset(fields)
+    return Options(command=command, words=tuple(words), after_dashes=after, typed=typed, **fields)
 
 
 def option_values(argv: Sequence[str]) -> dict[str, Any]:
-    """Fields of ``Options`` that these words give, and ``words``. Raises ``UsageError``."""
-    parser = build_parser()
-    values, extra = parser.parse_known_intermixed_args(list(argv))
-    if extra:
-        raise _unknown_option(extra[0], parser)
+    """Fields of ``Options`` that these options give, whatever command they would be for.
+
+    Raises ``UsageError``.
+    """
+    given = _given(argv)
+    given.pop("words", None)
+    return _fields(given)
+
+
+def scope_of(command: str, words: Sequence[str]) -> str:
+    """Who takes the options: the command, or command and action as in "experts record"."""
+    scope = f"{command} {words[0]}" if words else command
+    return scope if scope in EVERY else command
+
+
+def _given(argv: Sequence[str]) -> dict[str, Any]:
+    """What was typed, by the field that an option names, and ``words``. Raises ``UsageError``."""
+    values, extra = option_parser().parse_known_intermixed_args(list(argv))
     given = vars(values)
-    kv_type = given.pop("kv_type", None)
-    if kv_type is not None:
-        given = {"type_k": kv_type, "type_v": kv_type} | given
-    for name in given.keys() & {"files", "stop", "experts_on", "overrides", "remotes"}:
-        given[name] = tuple(given[name])
+    if extra:
+        command, *words = given.get("words") or [None]
+        scope = scope_of(command, words) if command in COMMANDS else None
+        raise _unknown_option(extra[0], scope)
     return given
+
+
+def _fields(given: dict[str, Any]) -> dict[str, Any]:
+    """The same as fields of ``Options``: --kv-type stands for two, and lists cannot change."""
+    both = given.pop("kv_type", None)
+    if both is not None:
+        given = {"type_k": both, "type_v": both} | given
+    return {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
+
+
+def _refuse_what_means_nothing(scope: str, given: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Raises ``UsageError`` for options that change nothing about a command."""
+    refused = [o for o in OPTIONS if o.field in given and scope not in o.commands]
+    if not refused:
+        return
+    typed = {word.partition("=")[0] for word in argv}
+    flags: list[str] = []
+    hints: list[str] = []
+    takers: dict[tuple[str, ...], list[str]] = {}
+    for option in refused:
+        flag = next((flag for flag in option.flags if flag in typed), f"--{option.name}")
+        flags.append(flag)
+        takers.setdefault(option.commands, []).append(flag)
+        hints += [f"{flag} {option.why}"] if option.why else []
+    for commands, alike in takers.items():
+        are = "is" if len(alike) == 1 else "are"
+        hints.append(f"{_listed(alike)} {are} for {_takers(commands)}")
+    raise UsageError(f"{scope} takes no {_listed(flags)}", hint="; ".join(hints))
 
 
 def split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...] | None]:
@@ -196,20 +239,27 @@ def unknown_command(word: str) -> UsageError:
     return UsageError(f'no command "{word}".{meant}', hint=hint)
 
 
-def help_text(command: str | None) -> str:
-    """``localmoe [COMMAND] --help``."""
-    return build_parser(command).format_help()
-
-
-def _unknown_option(word: str, parser: argparse.ArgumentParser) -> UsageError:
+def _unknown_option(word: str, scope: str | None) -> UsageError:
     name = word.split("=")[0]
-    flags = [f for action in parser._actions for f in action.option_strings]
+    flags = [flag for flag, option in FLAGS.items() if scope is None or option.taken_by(scope)]
     near = difflib.get_close_matches(name, flags, n=2, cutoff=0.6)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    hint = "`localmoe COMMAND --help` lists the options"
+    hint = HINT
     if not near:
         hint += "; words that start with a dash go after `--`: localmoe run -- -1 + 1"
     return UsageError(f'no option "{name}".{meant}', hint=hint)
+
+
+def _takers(commands: Sequence[str]) -> str:
+    others = [name for name in EVERY if name not in commands]
+    if len(others) < len(commands):
+        return f"every command but {_listed(others)}"
+    return _listed(commands)
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _is_one_word(word: str) -> bool:

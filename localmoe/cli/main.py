@@ -17,9 +17,10 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from localmoe import __version__
-from localmoe.cli.arguments import Options, help_text, parse
+from localmoe.cli.arguments import Options, parse, scope_of
 from localmoe.cli.commands import COMMANDS
 from localmoe.cli.output import Output
+from localmoe.cli.parser import help_text
 from localmoe.errors import LocalmoeError, StorageError
 
 INTERRUPTED = 130
@@ -95,11 +96,12 @@ def _run(argv: Sequence[str]) -> int:
         print(f"localmoe {__version__}")
         return 0
     if options.help or options.command is None:
-        print(help_text(options.command), end="")
+        scope = scope_of(options.command, options.words) if options.command else None
+        print(help_text(scope), end="")
         return 0
     output = Output(as_json=options.json, lines=options.jsonl, quiet=options.quiet)
     handler = _handler(options.command)
-    if COMMANDS[options.command].model:
+    if COMMANDS[options.command].takes_model:
         from localmoe.cli.config.defaults import configured
 
         options = configured(options)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 GIB = 1 << 30
 MAX_CONTEXT = 10 * 1024 * 1024  # tokens; planning/placement.py asks about no more
 MAX_INT = 2**31 - 1  # llama.cpp's int32
+
+
+def each(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A parser whose value is a list of one, for an option that may be repeated."""
+    return lambda text: [parse(text)]
 
 
 def _bad(text: str, wanted: str) -> argparse.ArgumentTypeError:
@@ -92,7 +97,7 @@ def gib(text: str) -> int:
 
 
 def ram(text: str) -> int:
-    """The same, and more than nothing."""
+    """A number of GiB above 0, in bytes."""
     return gib(text) or _nothing(text)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import re
 
 import pytest
@@ -9,12 +11,14 @@ import pytest
 from localmoe.cli.arguments import (
     ModelAndPrompt,
     Options,
-    help_text,
     model_and_prompt,
     only_model,
     parse,
 )
 from localmoe.cli.commands import COMMANDS
+from localmoe.cli.config.completion import candidates
+from localmoe.cli.options import EVERY, OPTIONS, Option
+from localmoe.cli.parser import help_text
 from localmoe.errors import UsageError
 
 GIB = 1 << 30
@@ -60,52 +64,80 @@ def test_which_word_is_the_model(
 
 
 @pytest.mark.parametrize(
-    ("argv", "field", "value"),
+    ("command", "argv", "field", "value"),
     [
-        (["-c", "4096"], "context", 4096),
-        (["--ctx", "8k"], "context", 8192),
-        (["-t", "3"], "threads", 3),
-        (["--kv-type", "q8_0"], "type_k", "q8_0"),
-        (["--kv-type", "q8_0"], "type_v", "q8_0"),
-        (["-ctk", "q4_0", "--kv-type", "q8_0"], "type_k", "q4_0"),
-        (["-ctv", "q4_0"], "type_v", "q4_0"),
-        (["--ram", "7.5"], "ram", 7.5 * GIB),
-        (["--vram", "0"], "vram", 0),
-        (["--machine", "m.json"], "machine", "m.json"),
-        (["-ngl", "99"], "gpu_layers", 99),
-        (["-ngl", "-1"], "gpu_layers", -1),
-        (["--gpu-layers", "all"], "gpu_layers", -1),
-        (["--n-cpu-moe", "4"], "n_cpu_moe", 4),
-        (["-b", "256"], "batch", 256),
-        (["--seed", "7"], "seed", 7),
-        (["--seed", "-1"], "seed", None),
-        (["--temp", "0"], "temperature", 0.0),
-        (["--top-k", "20"], "top_k", 20),
-        (["--top-p", "0.9"], "top_p", 0.9),
-        (["--min-p=0.1"], "min_p", 0.1),
-        (["-n", "20"], "max_tokens", 20),
-        (["-n", "-1"], "max_tokens", None),
-        (["--think", "low"], "think", "low"),
-        (["--system", "Be brief."], "system", "Be brief."),
-        (["--plain"], "plain", True),
-        (["--memory", "0.4x,6.5"], "memory", (0.4, int(6.5 * GIB))),
-        (["--regimes", "plain, page,plain"], "regimes", ("plain", "page")),
-        (["--runs", "5"], "runs", 5),
-        (["--prompt-tokens", "16"], "prompt_tokens", 16),
-        (["--tokens", "32"], "max_tokens", 32),
-        (["--replay", "a.trace"], "replay", "a.trace"),
-        (["--predicted", "0.886"], "predicted", 0.886),
-        (["--at-most", "0"], "at_most", 0),
-        (["--json"], "json", True),
-        (["--jsonl"], "jsonl", True),
-        (["--quiet"], "quiet", True),
+        ("fit", ["-c", "4096"], "context", 4096),
+        ("run", ["-c", "4096"], "context", 4096),
+        ("fit", ["--ctx", "8k"], "context", 8192),
+        ("run", ["--ctx", "8k"], "context", 8192),
+        ("fit", ["-t", "3"], "threads", 3),
+        ("run", ["-t", "3"], "threads", 3),
+        ("fit", ["--kv-type", "q8_0"], "type_k", "q8_0"),
+        ("run", ["--kv-type", "q8_0"], "type_k", "q8_0"),
+        ("fit", ["--kv-type", "q8_0"], "type_v", "q8_0"),
+        ("run", ["--kv-type", "q8_0"], "type_v", "q8_0"),
+        ("fit", ["-ctk", "q4_0", "--kv-type", "q8_0"], "type_k", "q4_0"),
+        ("run", ["-ctk", "q4_0", "--kv-type", "q8_0"], "type_k", "q4_0"),
+        ("fit", ["-ctv", "q4_0"], "type_v", "q4_0"),
+        ("run", ["-ctv", "q4_0"], "type_v", "q4_0"),
+        ("fit", ["--ram", "7.5"], "ram", 7.5 * GIB),
+        ("run", ["--ram", "7.5"], "ram", 7.5 * GIB),
+        ("fit", ["--vram", "0"], "vram", 0),
+        ("run", ["--vram", "0"], "vram", 0),
+        ("fit", ["--machine", "m.json"], "machine", "m.json"),
+        ("plan", ["--machine", "m.json"], "machine", "m.json"),
+        ("fit", ["-ngl", "99"], "gpu_layers", 99),
+        ("run", ["-ngl", "99"], "gpu_layers", 99),
+        ("fit", ["-ngl", "-1"], "gpu_layers", -1),
+        ("run", ["-ngl", "-1"], "gpu_layers", -1),
+        ("fit", ["--gpu-layers", "all"], "gpu_layers", -1),
+        ("run", ["--gpu-layers", "all"], "gpu_layers", -1),
+        ("fit", ["--n-cpu-moe", "4"], "n_cpu_moe", 4),
+        ("run", ["--n-cpu-moe", "4"], "n_cpu_moe", 4),
+        ("fit", ["-b", "256"], "batch", 256),
+        ("run", ["-b", "256"], "batch", 256),
+        ("run", ["--seed", "7"], "seed", 7),
+        ("chat", ["--seed", "7"], "seed", 7),
+        ("run", ["--seed", "-1"], "seed", None),
+        ("chat", ["--seed", "-1"], "seed", None),
+        ("run", ["--temp", "0"], "temperature", 0.0),
+        ("chat", ["--temp", "0"], "temperature", 0.0),
+        ("run", ["--top-k", "20"], "top_k", 20),
+        ("chat", ["--top-k", "20"], "top_k", 20),
+        ("run", ["--top-p", "0.9"], "top_p", 0.9),
+        ("chat", ["--top-p", "0.9"], "top_p", 0.9),
+        ("run", ["--min-p=0.1"], "min_p", 0.1),
+        ("chat", ["--min-p=0.1"], "min_p", 0.1),
+        ("run", ["-n", "20"], "max_tokens", 20),
+        ("chat", ["-n", "20"], "max_tokens", 20),
+        ("run", ["-n", "-1"], "max_tokens", None),
+        ("chat", ["-n", "-1"], "max_tokens", None),
+        ("run", ["--think", "low"], "think", "low"),
+        ("chat", ["--think", "low"], "think", "low"),
+        ("run", ["--system", "Be brief."], "system", "Be brief."),
+        ("chat", ["--system", "Be brief."], "system", "Be brief."),
+        ("run", ["--plain"], "plain", True),
+        ("chat", ["--plain"], "plain", True),
+        ("bench", ["--memory", "0.4x,6.5"], "memory", (0.4, int(6.5 * GIB))),
+        ("bench", ["--regimes", "plain, page,plain"], "regimes", ("plain", "page")),
+        ("bench", ["--runs", "5"], "runs", 5),
+        ("bench", ["--prompt-tokens", "16"], "prompt_tokens", 16),
+        ("bench", ["--tokens", "32"], "max_tokens", 32),
+        ("bench", ["--replay", "a.trace"], "replay", "a.trace"),
+        ("bench", ["--predicted", "0.886"], "predicted", 0.886),
+        ("bench", ["--at-most", "0"], "at_most", 0),
+        ("fit", ["--json"], "json", True),
+        ("run", ["--json"], "json", True),
+        ("fit", ["--jsonl"], "jsonl", True),
+        ("run", ["--jsonl"], "jsonl", True),
+        ("fit", ["--quiet"], "quiet", True),
+        ("run", ["--quiet"], "quiet", True),
     ],
 )
-@pytest.mark.parametrize("command", ["fit", "run"])
 def test_options_before_and_after_the_command(
     command: str, argv: list[str], field: str, value: object
 ) -> None:
-    """Every option is accepted everywhere, on both sides of the command."""
+    """A command takes its options on both sides of its name."""
     assert getattr(parse([command, *argv]), field) == value
     assert getattr(parse([*argv, command]), field) == value
 
@@ -193,6 +225,131 @@ def test_help_mentions_what_matters(command: str | None) -> None:
         assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
 
 
-def test_help_of_a_command_shows_only_its_options() -> None:
-    assert "--temp" in help_text("run") and "--temp" not in help_text("fit")
-    assert "--ctx" in help_text("fit") and "--ctx" not in help_text("list")
+def typed(option: Option) -> list[str]:
+    """The option with a value that it can have."""
+    if option.is_switch:
+        return [f"--{option.name}"]
+    for value in (*option.choices, "1", "gpu", "a=CPU", "here:1"):
+        try:
+            option.parse(value)
+        except argparse.ArgumentTypeError:
+            continue
+        return [f"--{option.name}", value]
+    raise AssertionError(f"no value for --{option.name}")
+
+
+@pytest.mark.parametrize("scope", EVERY)
+def test_an_option_is_taken_shown_and_proposed_or_none_of_it(scope: str) -> None:
+    """Each command and action: what its help shows and Tab proposes is what it takes.
+
+    Any other option is refused by an error that names it, the command, and who takes it.
+    """
+    words = scope.split()
+    shown = set(re.findall(r"--[a-z][a-z-]*", help_text(scope).split("examples:")[0]))
+    proposed = {candidate.text for candidate in candidates([*words, "--"])}
+    for option in OPTIONS:
+        if option.name in ("help", "version"):
+            continue
+        flag = f"--{option.name}"
+        argv = [*typed(option), *words]
+        if scope in option.commands:
+            fields = ("type_k", "type_v") if option.name == "kv-type" else (option.field,)
+            assert parse(argv).typed == set(fields)
+            assert flag in shown and flag in proposed
+            continue
+        with pytest.raises(UsageError) as caught:
+            parse(argv)
+        assert caught.value.exit_code == 2
+        assert caught.value.message == f"{scope} takes no {flag}"
+        assert caught.value.hint is not None and flag in caught.value.hint
+        others = [name for name in EVERY if name not in option.commands]
+        named = option.commands if len(option.commands) <= len(others) else others
+        assert all(name in caught.value.hint for name in named)
+        if not any(name.startswith(f"{scope} ") for name in option.commands):
+            assert flag not in shown and flag not in proposed
+
+
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        ("rm x --temp 2", False),
+        ("rm x --ctx 8k", False),
+        ("list --seed 1", False),
+        ("doctor --ctx 8k", False),
+        ("engine --ram 8", False),
+        ("config --threads 2", False),
+        ("config set ctx 8k --temp 1", False),
+        ("completion bash --ram 8", False),
+        ("worker --temp 2", False),
+        ("worker --ram 8 --threads 2", True),
+        ("doctor --remote here", True),
+        ("fit x --ctx 8k --ram 8 --experts-on ram", True),
+        ("fit x --temp 1", False),
+        ("plan x --n-cpu-moe 4 -ot exps=CPU --cache page", True),
+        ("plan x --max-tokens 9", False),
+        ("pull x --ram 8", True),
+        ("pull x --seed 1", False),
+        ("show x --ram 8", True),
+        ("run x hi --ctx 8k --temp 1 --min-p 0.1", True),
+        ("run x --memory 0.4x", False),
+        ("chat --top-k 3 --vram 8 --think low", True),
+        ("chat --json", False),
+        ("bench x --ctx 8k -n 9", True),
+        ("bench x --temp 1", False),
+        ("experts record x --ctx 8k --temp 1", True),
+        ("experts show x --temp 1", False),
+        ("experts compare x -c 8k", False),
+        ("experts simulate x --cache-ram 4 --machine f", True),
+        ("experts report x --png f", True),
+        ("experts report x --domains", False),
+        ("engine install cuda --yes --dry-run", True),
+        ("engine --dry-run", False),
+        ("config set ctx 8k -m x", True),
+        ("config path -m x", False),
+        ("run x --machine f", False),
+        ("plan x --machine f", True),
+    ],
+)
+def test_placement_where_a_plan_is_made_sampling_where_tokens_are(line: str, taken: bool) -> None:
+    """Decision 6: a command takes the options that change what it does, and no others."""
+    if taken:
+        parse(line.split())
+    else:
+        with pytest.raises(UsageError, match=" takes no -"):
+            parse(line.split())
+
+
+def test_all_that_is_refused_is_named_at_once_as_it_was_typed() -> None:
+    """So that ``run`` in a command line can be replaced by ``plan`` with one correction."""
+    with pytest.raises(UsageError) as caught:
+        parse(["plan", "x", "-n", "20", "--temp=0", "-c", "8k", "-v"])
+    assert caught.value.message == "plan takes no -v, -n and --temp"
+    assert caught.value.hint is not None
+    assert "--temp is for run, chat and experts record" in caught.value.hint
+
+
+def test_who_asks_for_help_is_helped() -> None:
+    """An option too many is no reason to refuse the text that says which there are."""
+    assert parse(["rm", "--temp", "2", "--help"]).help
+    assert parse(["--temp", "2", "--version"]).version
+
+
+def test_a_mistyped_option_is_compared_with_those_of_the_command() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean --temp\?"):
+        parse(["run", "--tmp", "2"])
+    with pytest.raises(UsageError, match=r'no option "--tmp"\.$'):
+        parse(["rm", "--tmp", "2"])
+
+
+def test_every_field_has_an_option() -> None:
+    """None of ``Options`` is out of reach, and no option is without effect."""
+    own = {"command", "words", "after_dashes", "typed", "type_k", "type_v"}
+    fields = {field.name for field in dataclasses.fields(Options)}
+    assert {option.field for option in OPTIONS} - {"kv_type"} | own == fields
+
+
+def test_the_overview_says_who_takes_what() -> None:
+    text = " ".join(help_text(None).split())
+    assert "memory and placement: fit, pull, plan, run, chat, show, bench, experts record" in text
+    assert "the answer: run, chat, experts record" in text
+    assert "is refused" in text

@@ -33,10 +33,6 @@ def chat_command(options: Options, output: Output) -> int:
 
 def open_chat(name: str | None, options: Options, output: Output) -> int:
     """A chat with the model of that name; without one, that of its session or the default one."""
-    if output.as_json:
-        raise UsageError(
-            "a chat has no JSON form", hint="localmoe run PROMPT… --json answers one prompt"
-        )
     store, log = open_session(session_request(options))
     try:
         return _chat(name, store, log, options, output)

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from localmoe import config
 from localmoe.app.default_model import default_model
 from localmoe.cli.arguments import Options
-from localmoe.cli.config import defaults as configured
+from localmoe.cli.config import defaults
+from localmoe.cli.config.defaults import OFF, ON
+from localmoe.cli.options import Option
 from localmoe.cli.output import Output
 from localmoe.config import Config, Value
 from localmoe.errors import UsageError
 from localmoe.facts import catalog
 from localmoe.text import clean, clean_line
 
-VERBS = ("set", "unset", "explain", "alias", "path")
 PRECEDENCE = (
     "The command line beats LOCALMOE_ variables, which beat the file's table for the model, which "
     "beats its general settings. What none of them says is decided as ever: by the model's file, "
@@ -32,7 +33,10 @@ def config_command(options: Options, output: Output) -> int:
         case "", []:
             _show(config.read(), output)
         case "path", []:
-            output.line(str(config.path()))
+            if output.as_json:
+                output.json({"path": str(config.path())})
+            else:
+                output.line(str(config.path()))
         case "set", ["model", name]:
             _set_model(name, output)
         case "set", [name, value, *more]:
@@ -57,25 +61,21 @@ def config_command(options: Options, output: Output) -> int:
 
 
 def _set(name: str, values: Sequence[str], model: str | None, output: Output) -> None:
-    action = configured.settings().get(name)
-    several = len(values) > 1
-    if several and (action is None or "append" not in type(action).__name__.lower()):
+    option = defaults.setting(name, "config")
+    if len(values) > 1 and not option.repeatable:
         raise UsageError(
             f"one value for {name}, not {len(values)}", hint="quote a value that has blanks"
         )
-    value: Value = list(values) if several else _value(name, values[0])
-    configured.check(name, value, "config")
+    value: Value = list(values) if len(values) > 1 else _value(option, values[0])
+    defaults.check(name, value, "config")
     _write(_section(model), name, value)
     output.note(f"{name} = {json.dumps(value, ensure_ascii=False)}{_for(model)}")
 
 
-def _value(name: str, text: str) -> Value:
+def _value(option: Option, text: str) -> Value:
     """What was typed, as TOML would have it: a number where it is one."""
-    action = configured.settings().get(name)
-    if action is not None and action.nargs == 0 and text.lower() in ("true", "on", "yes", "1"):
-        return True
-    if action is not None and action.nargs == 0 and text.lower() in ("false", "off", "no", "0"):
-        return False
+    if option.is_switch:
+        return {word: word in ON for word in (*ON, *OFF)}.get(text.lower(), text)
     for kind in (int, float):
         try:
             number = kind(text)
@@ -140,8 +140,8 @@ def _show(read: Config, output: Output) -> None:
     rows = _rows(read)
     for name, value, source, model in rows:
         if source != "environment":
-            configured.check(name, value, f"{read.path}{f' ({model})' if model else ''}")
-    configured.environment(os.environ)
+            defaults.check(name, value, f"{read.path}{f' ({model})' if model else ''}")
+    defaults.environment(os.environ)
     if output.as_json:
         output.json(_document(read, rows))
         return
@@ -165,7 +165,7 @@ def _show(read: Config, output: Output) -> None:
 
 def _rows(read: Config) -> list[tuple[str, Value, str, str]]:
     """(name, value, source, model), the settings that lose to the environment left out."""
-    outside = configured.environment(os.environ)
+    outside = defaults.environment(os.environ)
     rows: list[tuple[str, Value, str, str]] = [
         (name, value, "environment", "") for name, value in outside.items()
     ]
@@ -190,48 +190,32 @@ def _aliases(read: Config, output: Output) -> None:
 
 
 def _explain(words: Sequence[str], output: Output) -> None:
-    known = configured.settings()
-    for name in words:
-        configured.check(name, _example(name), "config")
-    names = list(words) or list(known)
+    asked = [defaults.setting(name, "config") for name in words]
+    options = asked or list(defaults.SETTINGS.values())
     if output.as_json:
-        output.json({"settings": [_explained(name) for name in names], "precedence": PRECEDENCE})
+        explained = [
+            {
+                "name": option.name,
+                "takes": _takes(option),
+                "help": option.help,
+                "environment": defaults.variable(option.name),
+            }
+            for option in options
+        ]
+        output.json({"settings": explained, "precedence": PRECEDENCE})
         return
     output.table(
         ("setting", "takes", "what it does"),
-        [(name, _wanted(name), known[name].help or "") for name in names],
+        [(option.name, _takes(option), option.help) for option in options],
     )
     output.line("")
-    for name in words:
-        output.line(f"environment: {configured.variable(name)}")
+    for option in asked:
+        output.line(f"environment: {defaults.variable(option.name)}")
     output.line(PRECEDENCE)
 
 
-def _example(name: str) -> Value:
-    """A value that the setting takes, so that only an unknown name is refused."""
-    action = configured.settings().get(name)
-    if action is None:
-        return ""
-    if action.nargs == 0:
-        return False
-    return []
-
-
-def _explained(name: str) -> dict[str, object]:
-    action = configured.settings()[name]
-    return {
-        "name": name,
-        "takes": _wanted(name),
-        "help": action.help,
-        "environment": configured.variable(name),
-    }
-
-
-def _wanted(name: str) -> str:
-    action = configured.settings()[name]
-    if action.nargs == 0:
-        return "true or false"
-    return str(action.metavar or "")
+def _takes(option: Option) -> str:
+    return "true or false" if option.is_switch else option.value
 
 
 def _document(read: Config, rows: Sequence[tuple[str, Value, str, str]]) -> dict[str, object]:

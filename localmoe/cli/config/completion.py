@@ -7,18 +7,16 @@ description; the line ``:files`` alone asks the shell for file names.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from localmoe import config
-from localmoe.cli.arguments import Options
+from localmoe.cli.arguments import Options, scope_of
 from localmoe.cli.commands import COMMANDS
-from localmoe.cli.config import defaults as configured
-from localmoe.cli.config.command import VERBS
-from localmoe.cli.options import build_parser
+from localmoe.cli.config.defaults import SETTINGS
+from localmoe.cli.options import FILES, FLAGS, MODELS, OPTIONS, SESSIONS, Option
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.facts import catalog
@@ -26,7 +24,6 @@ from localmoe.facts.other_programs import other_files
 from localmoe.text import clean_line
 
 SHELLS = ("bash", "zsh", "fish")
-FILES = ":files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,63 +55,62 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
     *before, partial = words
     if "--" in before:
         return [Candidate(FILES)]
-    parser = build_parser()
-    flags = {flag: action for action in parser._actions for flag in action.option_strings}
     flag, equals, value = partial.partition("=")
-    if equals and flag in flags:
+    if equals and flag in FLAGS:
         return [
             Candidate(c.text if c.text == FILES else f"{flag}={c.text}", c.about)
-            for c in _starting(value, _values(flags[flag]))
+            for c in _starting(value, _values(FLAGS[flag]))
         ]
-    last = flags.get(before[-1]) if before else None
-    if last is not None and last.nargs != 0:
+    last = FLAGS.get(before[-1]) if before else None
+    if last is not None and not last.is_switch:
         return list(_starting(partial, _values(last)))
-    typed = _positional(before, flags)
-    command = COMMANDS.get(typed[0]) if typed else None
+    command, *typed = _positional(before) or [None]
+    if command not in COMMANDS:
+        command = None
     if partial.startswith("-"):
-        return list(_starting(partial, _flags(command.name if command else None)))
+        return list(_starting(partial, _flags(scope_of(command, typed) if command else None)))
     if command is None:
         return list(_starting(partial, (Candidate(c.name, c.summary) for c in COMMANDS.values())))
-    return list(_starting(partial, _words(command.name, typed[1:], partial)))
+    return list(_starting(partial, _words(command, typed, partial)))
 
 
-def _positional(before: Sequence[str], flags: dict[str, argparse.Action]) -> list[str]:
+def _positional(before: Sequence[str]) -> list[str]:
     """The words that are neither options nor their values."""
     found, skip = [], False
     for word in before:
         if skip:
             skip = False
         elif word.startswith("-") and word != "-":
-            action = flags.get(word)
-            skip = action is not None and action.nargs != 0
+            skip = word in FLAGS and not FLAGS[word].is_switch
         else:
             found.append(word)
     return found
 
 
-def _flags(command: str | None) -> Iterator[Candidate]:
-    for action in build_parser(command)._actions:
-        if action.help != argparse.SUPPRESS:
-            for flag in action.option_strings:
+def _flags(scope: str | None) -> Iterator[Candidate]:
+    """The long forms that a command takes; all of them as long as none is typed."""
+    for option in OPTIONS:
+        if scope is None or option.taken_by(scope):
+            for flag in option.flags:
                 if flag.startswith("--"):
-                    yield Candidate(flag, clean_line(action.help or ""))
+                    yield Candidate(flag, clean_line(option.help))
 
 
-def _values(action: argparse.Action) -> Iterable[Candidate]:
+def _values(option: Option) -> Iterable[Candidate]:
     """Values of an option."""
-    if action.choices:
-        return [Candidate(str(choice)) for choice in action.choices]
-    if action.metavar == "FILE":
+    if option.proposes == FILES:
         return [Candidate(FILES)]
-    if action.dest == "model":
+    if option.proposes == MODELS:
         return _models("")
-    if action.dest == "session":
+    if option.proposes == SESSIONS:
         return _sessions()
-    return []
+    return [Candidate(choice) for choice in option.choices]
 
 
 def _words(command: str, typed: Sequence[str], partial: str) -> Iterable[Candidate]:
     """Words of a command after the ``typed`` ones."""
+    if not typed and COMMANDS[command].actions:
+        return [Candidate(action) for action in COMMANDS[command].actions]
     if command == "completion":
         return [Candidate(shell) for shell in SHELLS] if not typed else []
     if command == "config":
@@ -123,42 +119,34 @@ def _words(command: str, typed: Sequence[str], partial: str) -> Iterable[Candida
         return _experts_words(typed, partial)
     if command == "engine":
         return _engine_words(typed)
-    if COMMANDS[command].model and not typed:
+    if COMMANDS[command].takes_model and not typed:
         return _models(partial)
     return []
 
 
 def _experts_words(typed: Sequence[str], partial: str) -> Iterable[Candidate]:
-    from localmoe.cli.experts.command import ACTIONS
-
-    if not typed:
-        return [Candidate(action) for action in ACTIONS]
     if typed[0] == "record":
         return _models(partial) if len(typed) == 1 else []
     return [Candidate(FILES)]
 
 
 def _engine_words(typed: Sequence[str]) -> Iterable[Candidate]:
-    from localmoe.cli.engine import RPC
+    from localmoe.cli.engine import RPC  # late: it imports the engine
     from localmoe.engine.builds import BACKENDS
 
-    if not typed:
-        return [Candidate("install")]
     return [Candidate(name) for name in (*BACKENDS, RPC)] if len(typed) == 1 else []
 
 
 def _config_words(typed: Sequence[str]) -> Iterable[Candidate]:
-    if not typed:
-        return [Candidate(verb) for verb in VERBS]
-    settings = configured.settings()
-    if typed[0] in ("set", "unset", "explain") and len(typed) == 1:
-        model = [] if typed[0] == "explain" else [Candidate("model", "where none is named")]
-        return [*(Candidate(name, a.help or "") for name, a in settings.items()), *model]
-    if typed == ["set", "model"] or (typed[0] == "alias" and len(typed) == 2):
+    action, *rest = typed
+    if action in ("set", "unset", "explain") and not rest:
+        model = [] if action == "explain" else [Candidate("model", "where none is named")]
+        return [*(Candidate(name, option.help) for name, option in SETTINGS.items()), *model]
+    if (action == "set" and rest == ["model"]) or (action == "alias" and len(rest) == 1):
         return _models("")
-    if typed[0] == "set" and len(typed) == 2 and typed[1] in settings:
-        action = settings[typed[1]]
-        return [Candidate("true"), Candidate("false")] if action.nargs == 0 else _values(action)
+    if action == "set" and len(rest) == 1 and rest[0] in SETTINGS:
+        option = SETTINGS[rest[0]]
+        return [Candidate("true"), Candidate("false")] if option.is_switch else _values(option)
     return []
 
 

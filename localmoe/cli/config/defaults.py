@@ -7,41 +7,26 @@ is an option's long name.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import os
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 from localmoe import config, storage
 from localmoe.app.default_model import default_model
 from localmoe.cli.arguments import Options, model_and_prompt, option_values
-from localmoe.cli.options import build_parser
+from localmoe.cli.options import OPTIONS, Option
 from localmoe.config import Config, Value
 from localmoe.errors import UsageError
 from localmoe.facts import catalog
 from localmoe.text import clean_line
 
-# Options of the moment; so are all that name a FILE.
-_NOT_SETTINGS = frozenset({"session", "resume", "json", "jsonl", "dry_run"})
-_GROUPS = ("memory and placement", "the answer", "the conversation", "output")
-_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 ENVIRONMENT = "LOCALMOE_"
 
-
-@cache
-def settings() -> Mapping[str, argparse.Action]:
-    """The options that can be configured, by long name, in the order of the help."""
-    sections = {s.title: s for s in build_parser()._action_groups}
-    found: dict[str, argparse.Action] = {}
-    for title in _GROUPS:
-        for action in sections[title]._group_actions:
-            if action.dest not in _NOT_SETTINGS and action.metavar != "FILE":
-                long = next(f for f in action.option_strings if f.startswith("--"))
-                found[long[2:]] = action
-    return found
+SETTINGS: Mapping[str, Option] = {option.name: option for option in OPTIONS if option.setting}
+"""The options that can be configured, by long name, in the order of the help."""
 
 
 def configured(options: Options) -> Options:
@@ -62,10 +47,10 @@ def for_model(options: Options, name: str | None, read: Config | None = None) ->
     names = names_of(name, read) if name is not None and read.models else ()
     bare = Options(typed=options.typed)
     untyped = {
-        action.dest: getattr(bare, action.dest)
-        for action in settings().values()
-        if hasattr(bare, action.dest)
-    } | {"type_k": bare.type_k, "type_v": bare.type_v}
+        option.field: getattr(bare, option.field)
+        for option in SETTINGS.values()
+        if hasattr(bare, option.field)  # --kv-type has none: it stands for two others
+    }
     values = untyped | _values(read.for_model(names), str(read.path))
     values |= _values(environment(os.environ), "the environment")
     given = {field: value for field, value in values.items() if field not in options.typed}
@@ -89,14 +74,14 @@ def names_of(name: str, read: Config) -> list[str]:
 def environment(variables: Mapping[str, str]) -> dict[str, Value]:
     """The settings that ``LOCALMOE_…`` variables give."""
     found: dict[str, Value] = {}
-    for name, action in settings().items():
+    for name, option in SETTINGS.items():
         text = variables.get(variable(name))
-        if text is None or (text == "" and action.nargs != 0):
+        if text is None or (text == "" and not option.is_switch):
             continue
-        if action.nargs != 0:
+        if not option.is_switch:
             found[name] = text
-        elif text.lower() in _ON + _OFF:
-            found[name] = text.lower() in _ON
+        elif text.lower() in (*ON, *OFF, ""):
+            found[name] = text.lower() in ON
         else:
             raise UsageError(f"{variable(name)} is on or off, not {clean_line(text)!r}")
     return found
@@ -105,6 +90,15 @@ def environment(variables: Mapping[str, str]) -> dict[str, Value]:
 def variable(name: str) -> str:
     """``top-k`` → ``LOCALMOE_TOP_K``."""
     return ENVIRONMENT + name.upper().replace("-", "_")
+
+
+def setting(name: str, source: str) -> Option:
+    """The option of that name. Raises UsageError for one that is not there to be configured."""
+    if name in SETTINGS:
+        return SETTINGS[name]
+    near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"{source}: no setting {clean_line(name)!r}.{meant}", hint=config.HINT)
 
 
 def check(name: str, value: Value, source: str) -> None:
@@ -119,27 +113,19 @@ def _values(table: Mapping[str, Value], source: str) -> dict[str, Any]:
         values = option_values(words)
     except UsageError as error:
         raise UsageError(f"{source}: {error.message}", hint=config.HINT) from None
-    values.pop("words", None)
-    off = {settings()[name].dest: False for name, value in table.items() if value is False}
-    return values | off
+    return values | {SETTINGS[name].field: False for name, value in table.items() if value is False}
 
 
 def _typed(name: str, value: Value, source: str) -> Iterator[str]:
-    action = settings().get(name)
-    if action is None:
-        near = difflib.get_close_matches(name, settings(), n=1, cutoff=0.5)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{source}: no setting {clean_line(name)!r}.{meant}", hint=config.HINT)
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise UsageError(f"{source}: {name} is true or false", hint=config.HINT)
-        if value:
-            yield f"--{name}"
-        return
-    if isinstance(value, bool):
-        raise UsageError(f"{source}: {name} is {action.help}", hint=config.HINT)
-    for item in value if isinstance(value, list) else [value]:
-        yield f"--{name}={item}"
+    """A setting as one would type it: nothing for a switch that is off."""
+    option = setting(name, source)
+    if option.is_switch != isinstance(value, bool):
+        wanted = "true or false" if option.is_switch else option.help
+        raise UsageError(f"{source}: {name} is {wanted}", hint=config.HINT)
+    if value is True:
+        yield f"--{name}"
+    elif value is not False:
+        yield from (f"--{name}={item}" for item in (value if isinstance(value, list) else [value]))
 
 
 def _with_model(options: Options, read: Config) -> tuple[str | None, Options]:
