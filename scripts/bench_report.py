@@ -1,7 +1,7 @@
 """A table and a plot of what ``localmoe bench --json`` measured.
 
-    localmoe bench big.gguf --sweep --log big.jsonl          # in pieces, if need be: --at-most N
-    localmoe bench big.gguf --sweep --log big.jsonl --at-most 0 --json > docs/bench/big.json
+    python scripts/bench_sweep.py big.gguf --sweep --log big.jsonl --at-most 8    # again and again
+    python scripts/bench_sweep.py big.gguf --sweep --log big.jsonl --json > docs/bench/big.json
     python scripts/bench_report.py docs/bench/big.json       # big.md, big.png and big.svg beside it
 
 The plot needs matplotlib: ``pip install '.[plots]'``.

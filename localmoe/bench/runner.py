@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ from localmoe.errors import LocalmoeError
 from localmoe.facts.disk import Span, measure_reads
 from localmoe.facts.model import Model, Role
 from localmoe.planning.memory import EngineSettings
+from localmoe.routing.records import Trace
+from localmoe.routing.rewrite import write_trace
 
 DISK_SECONDS = 0.7  # of each measurement; one before and one after a run
 SEED = 1  # of the answer: the same in every run, so that equal logits give equal texts
@@ -152,32 +155,42 @@ def prompt_of(tokens: int, count: Callable[[str], int]) -> str:
     return text
 
 
-def expert_spans(model: Model) -> list[Span]:
-    """Where each routed expert's part of each tensor is: what a cache of experts reads at once."""
-    spans = []
+def spans_to_time(model: Model) -> list[Span]:
+    """What the disk is timed with: each routed expert's part of each tensor; else whole files.
+
+    The parts are what a cache of experts reads at once.
+    """
+    spans: list[Span] = []
     for tensor in model.tensors:
         if tensor.role is Role.ROUTED_EXPERT and tensor.loaded and len(tensor.shape) == 3:
-            size = tensor.nbytes // tensor.shape[-1]
+            count = tensor.shape[-1]
+            size = tensor.nbytes // count
             path = model.paths[tensor.part]
-            spans += [Span(path, tensor.offset + i * size, size) for i in range(tensor.shape[-1])]
-    return spans
+            spans += [Span(path, tensor.offset + i * size, size) for i in range(count)]
+    return spans or [Span(path, 0, path.stat().st_size) for path in model.paths]
 
 
 def disk_speed(model: Model, seed: int) -> float:
     """Bytes per second of direct reads of experts, picked at random, as large as they are."""
-    spans = [
-        Span(
-            model.paths[tensor.part],
-            tensor.offset + expert * (size := tensor.nbytes // count),
-            size,
-        )
-        for tensor in model.tensors
-        if tensor.role is Role.ROUTED_EXPERT and tensor.loaded and len(tensor.shape) == 3
-        for count in (tensor.shape[-1],)
-        for expert in range(count)
-    ] or [Span(path, 0, path.stat().st_size) for path in model.paths]
+    spans = spans_to_time(model)
     random.Random(seed).shuffle(spans)
     return measure_reads(spans, seconds=DISK_SECONDS)
+
+
+@contextlib.contextmanager
+def routing_file(routing: Trace | None, name: str) -> Iterator[str]:
+    """A routing in a file that the worker reads quickly; "" for none.
+
+    Reading the user's own file, which may be a large CSV, would count as loading. It has the same
+    ``name``, since errors are about the user's.
+    """
+    if routing is None:
+        yield ""
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        write_trace(path, routing)
+        yield str(path)
 
 
 def bytes_fetched(pid: int) -> int:

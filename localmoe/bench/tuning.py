@@ -40,8 +40,8 @@ class OutOfTimeError(Exception):
 
 
 @dataclass(slots=True)
-class Search:
-    """A search; what it has found so far is there whenever it ends, an interrupt included."""
+class Tuning:
+    """What was tried and found so far, whenever it ends: at its end, out of time, interrupted."""
 
     measure: Measure
     seconds: float  # that it may take

@@ -68,12 +68,7 @@ class Options:
     memory: tuple[float | int, ...] = ()  # of bench: shares of the model's size, or bytes
     runs: int | None = None
     regimes: tuple[str, ...] = ()
-    baseline: str | None = None
     prompt_tokens: int | None = None
-    plain_tokens: int | None = None
-    predicted: float | None = None
-    at_most: int | None = None
-    resident_tps: float | None = None
     replay: str | None = None  # path
     sweep: bool = False
     log: str | None = None  # path

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.bench.records import RESIDENT, Job, Run
-from localmoe.bench.runner import Start, expert_spans, prompt_of, run
+from localmoe.bench.runner import Start, prompt_of, run, spans_to_time
 from localmoe.facts.model import Model, Role, read_model
 from localmoe.planning.memory import EngineSettings
 
@@ -76,9 +76,12 @@ def test_prompts_have_the_asked_length(tokens: int) -> None:
         assert count(text) in (tokens, tokens + 1) or len(text.split()) == 1
 
 
-def test_the_disk_is_measured_with_experts(model: Model) -> None:
-    """Each span is one expert of one tensor; together they are all of them."""
-    spans = expert_spans(model)
+def test_the_disk_is_measured_with_experts(model: Model, arch_file: Callable[..., Path]) -> None:
+    """Each span is one expert of one tensor; together they are all of them. Else: whole files."""
+    spans = spans_to_time(model)
     assert sum(span.length for span in spans) == model.expert_bytes
     tensors = [t for t in model.tensors if t.role is Role.ROUTED_EXPERT]
+    assert len(spans) == sum(tensor.shape[-1] for tensor in tensors)
     assert {span.offset for span in spans} >= {t.offset for t in tensors}
+    dense = read_model(arch_file("llama-dense"))
+    assert [(s.offset, s.length) for s in spans_to_time(dense)] == [(0, dense.size)]

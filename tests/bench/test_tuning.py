@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from localmoe.bench.tuning import AS_IT_IS, Changed, Search
+from localmoe.bench.tuning import AS_IT_IS, Changed, Tuning
 from localmoe.bench.variants import Sample, Variant
 from localmoe.errors import EngineError
 
@@ -41,10 +41,10 @@ def searched(
     measure: Machine | Callable[[Changed], Sample],
     seconds: float = 1e6,
     machine: Machine | None = None,
-) -> Search:
+) -> Tuning:
     clock = machine or measure
     assert isinstance(clock, Machine)
-    found = Search(measure, seconds, clock=lambda: clock.now)
+    found = Tuning(measure, seconds, clock=lambda: clock.now)
     found.run(ALL)
     return found
 
@@ -133,7 +133,7 @@ def test_an_interrupt_keeps_what_is_known() -> None:
             raise KeyboardInterrupt
         return machine(changed)
 
-    found = Search(measure, 1e6, clock=lambda: machine.now)
+    found = Tuning(measure, 1e6, clock=lambda: machine.now)
     with pytest.raises(KeyboardInterrupt):
         found.run(ALL)
     assert [g.variants for g in found.single] == [(THREADS,)]

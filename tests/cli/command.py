@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,11 +42,12 @@ class Localmoe:
         *args: str | Path,
         stdin: str | int | IO[Any] = subprocess.DEVNULL,
         timeout: float = 120,
+        program: Sequence[str] = COMMAND,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
         text = {"input": stdin} if isinstance(stdin, str) else {"stdin": stdin}
         return subprocess.run(
-            [*COMMAND, *map(str, args)],
+            [*program, *map(str, args)],
             **text,
             capture_output=True,
             encoding="utf-8",
@@ -54,6 +56,10 @@ class Localmoe:
             timeout=timeout,
             check=False,
         )
+
+    def script(self, name: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        """One of our scripts, in the same home."""
+        return self(*args, program=(sys.executable, str(SOURCE / "scripts" / name)))
 
     def shell(self, script: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """A bash line in which ``localmoe`` is the command under test."""

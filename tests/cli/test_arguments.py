@@ -124,8 +124,6 @@ def test_which_word_is_the_model(
         ("bench", ["--prompt-tokens", "16"], "prompt_tokens", 16),
         ("bench", ["--tokens", "32"], "max_tokens", 32),
         ("bench", ["--replay", "a.trace"], "replay", "a.trace"),
-        ("bench", ["--predicted", "0.886"], "predicted", 0.886),
-        ("bench", ["--at-most", "0"], "at_most", 0),
         ("fit", ["--json"], "json", True),
         ("run", ["--json"], "json", True),
         ("fit", ["--jsonl"], "jsonl", True),
@@ -245,7 +243,8 @@ def test_an_option_is_taken_shown_and_proposed_or_none_of_it(scope: str) -> None
     Any other option is refused by an error that names it, the command, and who takes it.
     """
     words = scope.split()
-    shown = set(re.findall(r"--[a-z][a-z-]*", help_text(scope).split("examples:")[0]))
+    rows = re.findall(r"^  (-.*?)(?:   |$)", help_text(scope), re.MULTILINE)
+    shown = set(re.findall(r"--[a-z][a-z-]*", " ".join(rows)))
     proposed = {candidate.text for candidate in candidates([*words, "--"])}
     for option in OPTIONS:
         if option.name in ("help", "version"):
@@ -335,7 +334,7 @@ def test_who_asks_for_help_is_helped() -> None:
 
 
 def test_a_mistyped_option_is_compared_with_those_of_the_command() -> None:
-    with pytest.raises(UsageError, match=r"Did you mean --temp\?"):
+    with pytest.raises(UsageError, match=r"Did you mean --temp"):
         parse(["run", "--tmp", "2"])
     with pytest.raises(UsageError, match=r'no option "--tmp"\.$'):
         parse(["rm", "--tmp", "2"])

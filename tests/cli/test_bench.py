@@ -63,12 +63,20 @@ def test_a_terminal_shows_what_runs_and_what_is_left(model: Path, tmp_path: Path
     assert "running" not in terminal.text and "first token after" in terminal.text
 
 
+def sweep(localmoe: Localmoe, *arguments: str | Path, code: int = 0) -> Any:
+    """The document of ``scripts/bench_sweep.py``, which has more options than the command."""
+    done = localmoe.script("bench_sweep.py", *arguments, "--json")
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return json.loads(done.stdout)
+
+
 def test_goes_on_from_its_log(localmoe: Localmoe, model: Path, tmp_path: Path) -> None:
     """Pieces of a measurement add up: no run is made twice, and the last piece knows all."""
     log = tmp_path / "runs.jsonl"
     wanted = (model, *FAST, "--regimes", "plain,page", "--sweep", "--memory", "1,2", "--log", log)
-    first = document(localmoe, *wanted, "--at-most", "2")
+    first = sweep(localmoe, *wanted, "--at-most", "2")
     assert first["to_do"] == 3  # of five: everything in RAM, and two regimes under two limits
+    assert first["advice"] is None  # not at the end yet
     kept = log.read_text()
     assert len(kept.splitlines()) == 2
     rest = document(localmoe, *wanted)
@@ -78,8 +86,17 @@ def test_goes_on_from_its_log(localmoe: Localmoe, model: Path, tmp_path: Path) -
     done = log.read_text()
     assert document(localmoe, *wanted)["runs"] == rest["runs"]
     assert log.read_text() == done
-    other = document(localmoe, *wanted, "--ctx", "4096", "--at-most", "0")
+    other = sweep(localmoe, *wanted, "--ctx", "4096", "--at-most", "0")
     assert other["to_do"] == 5  # another context is another measurement
+
+
+def test_plain_mapping_may_write_less(localmoe: Localmoe, model: Path) -> None:
+    """What all regimes made is compared; the others go on to their end."""
+    found = sweep(
+        localmoe, "--plain-tokens", "3", model, *FAST, "--regimes", "plain,off", "--tune", "0"
+    )
+    assert [run["steps"] for run in found["runs"]] == [3, 6]
+    assert found["shared_window"] == 3
 
 
 def test_imposed_routing(localmoe: Localmoe, model: Path, tmp_path: Path) -> None:
@@ -93,6 +110,13 @@ def test_imposed_routing(localmoe: Localmoe, model: Path, tmp_path: Path) -> Non
     found = document(localmoe, model, "--runs", "1", "-t", "1", "--replay", path)
     assert [run["steps"] for run in found["runs"]] == [6] * 4
     assert found["runs"][2]["hit_rate"]["median"] == 1.0
+    predicted = sweep(
+        localmoe, model, "--runs", "1", "-t", "1", "--replay", path, "--regimes", "private",
+        "--predicted", "1",
+    )  # fmt: skip
+    assert predicted["runs"][0]["hit_rate"]["median"] == 1.0
+    refused = sweep(localmoe, model, "--predicted", "0.9", code=2)
+    assert "--replay" in refused["error"]["hint"]
     for run in found["runs"]:
         assert run["first_token_over_reading"]["median"] > 0
         assert run["of_stretch_bound"]["median"] > 0
@@ -107,7 +131,8 @@ def test_imposed_routing(localmoe: Localmoe, model: Path, tmp_path: Path) -> Non
         (("--memory", "5MiB"), "a share such as 0.4x"),
         (("--runs", "0"), "0"),
         (("--replay", "no-such.trace"), "no-such.trace"),
-        (("--predicted", "0.9"), "--replay"),
+        (("--at-most", "1"), "no option"),
+        (("--temp", "0"), "bench takes no --temp"),
     ],
 )
 def test_wrong_options(

@@ -11,7 +11,8 @@ import pexpect
 import pytest
 
 from localmoe.cli.commands import COMMANDS
-from localmoe.cli.config.completion import FILES, candidates
+from localmoe.cli.config.completion import candidates
+from localmoe.cli.options import FILES
 from tests.cli.command import Localmoe, assert_clear_error, environment
 
 

@@ -130,19 +130,29 @@ def test_simulate(localmoe: Localmoe) -> None:
 
 
 def test_simulated_speed_follows_from_the_figures(localmoe: Localmoe, tmp_path: Path) -> None:
-    """tok/s is one token's computing plus its misses over the disk that was measured."""
+    """tok/s is one token's computing plus its misses over the disk that was measured.
+
+    The script computes with a measured speed of computing, the command with an estimated one.
+    """
     model = tmp_path / "some.gguf"
     with model.open("wb") as file:
         file.truncate(65 << 20)
-    document = localmoe.document(
-        "experts", "simulate", QWEN3, "-m", model, "--resident-tps", "10", "--cache-ram", "4"
-    )
-    assert document["speeds"]["resident_tps"] == 10 and document["speeds"]["measured"]
-    for budget in document["budgets"]:
-        reading = budget["policies"][SHIPPED]["bytes_per_token"] / document["speeds"]["disk"]
-        assert budget["tps"] == pytest.approx(1 / (0.1 + reading))
-        assert budget["tps_hidden"] == pytest.approx(1 / max(0.1, reading))
-    assert re.match(r"with 8.0 GiB more RAM: [\d.]+ tok/s instead of [\d.]+", document["advice"][0])
+    words = (QWEN3, "-m", model, "--cache-ram", "4")
+    estimated = localmoe.document("experts", "simulate", *words)
+    assert not estimated["speeds"]["measured"]
+    more = ("--resident-tps", "10", "--json")
+    done = localmoe.script("simulate_measured.py", *words, *more)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["speeds"]["resident_tps"] == 10 and measured["speeds"]["measured"]
+    for document in (estimated, measured):
+        computing = 1 / document["speeds"]["resident_tps"]
+        for budget in document["budgets"]:
+            reading = budget["policies"][SHIPPED]["bytes_per_token"] / document["speeds"]["disk"]
+            assert budget["tps"] == pytest.approx(1 / (computing + reading))
+            assert budget["tps_hidden"] == pytest.approx(1 / max(computing, reading))
+        advice = document["advice"][0]
+        assert re.match(r"with 8.0 GiB more RAM: [\d.]+ tok/s instead of [\d.]+", advice)
 
 
 def test_the_report_is_one_page_without_network_or_script(

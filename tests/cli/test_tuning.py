@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import signal
@@ -17,9 +16,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from localmoe import config
-from localmoe.bench.tuning import Search
+from localmoe.bench.trials import SECONDS
+from localmoe.bench.tuning import Tuning
 from localmoe.bench.variants import Gain, Sample, Variant
-from localmoe.cli.arguments import Options, parse
+from localmoe.cli.arguments import parse
 from localmoe.cli.bench import tuning
 from localmoe.cli.bench.tuning_screen import document, screen
 from localmoe.cli.config.defaults import configured
@@ -31,9 +31,9 @@ SLOW, QUICK, BOTH = Sample(50.0, 5.0), Sample(90.0, 9.0), Sample(95.0, 9.5)
 FAST = ("-n", "6", "--prompt-tokens", "12", "--runs", "1", "--regimes", "off")
 
 
-def found(*confirmed: Variant) -> Search:
+def found(*confirmed: Variant) -> Tuning:
     """A search that ended with these."""
-    search = Search(lambda changed: SLOW, 60)
+    search = Tuning(lambda changed: SLOW, 60)
     search.variants = (THREADS, Variant("batch", 512, 256), KV)
     search.trials, search.complete = 17, True
     search.single = [Gain((variant,), SLOW, QUICK) for variant in (THREADS, KV)]
@@ -42,7 +42,7 @@ def found(*confirmed: Variant) -> Search:
     return search
 
 
-def drawn(search: Search, width: int = 100) -> str:
+def drawn(search: Tuning, width: int = 100) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None)
     for line in screen(search, tuning.commands(search, "some model")):
@@ -102,23 +102,14 @@ def test_what_is_kept_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "# mine" in config.text()
 
 
-def test_the_options_of_a_trial() -> None:
-    """A variant changes its own fields and no other; what was typed is not varied."""
-    options = Options(command="bench", context=2048, batch=64)
-    changed = tuning.changed_options(options, (THREADS, KV))
-    assert changed == dataclasses.replace(options, threads=2, type_k="q8_0", type_v="q8_0")
-    assert tuning.fixed(options) == {"batch"}
-
-
 @pytest.mark.parametrize(
     ("arguments", "seconds"),
     [
-        ((), tuning.SECONDS),
-        (("--runs", "5"), tuning.SECONDS),
+        ((), SECONDS),
+        (("--runs", "5"), SECONDS),
         (("--memory", "0.5x"), 0),
         (("--log", "f"), 0),
         (("--sweep",), 0),
-        (("--at-most", "0"), 0),
         (("--memory", "0.5x", "--tune", "30"), 30),
         (("--tune", "0"), 0),
     ],

@@ -9,10 +9,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from localmoe.app.documents import Json
+from localmoe.app.machine_file import machine_document
 from localmoe.bench.figures import Spread, Summary, compute_seconds, ratios, window
+from localmoe.bench.measurement import PLAIN, Schedule
 from localmoe.bench.records import RESIDENT, Job, Run
 from localmoe.cli.render import title
-from localmoe.facts.model import Model
+from localmoe.facts.hardware import Machine
 from localmoe.terminal.tables import Rows
 from localmoe.text import clean_line, format_bytes, format_duration
 
@@ -20,15 +22,11 @@ NOTHING = "–"
 
 
 def screen(
-    model: Model,
-    jobs: Sequence[Job],
-    runs: Sequence[Run],
-    summaries: Sequence[Summary],
-    shared: int,
+    wanted: Schedule, runs: Sequence[Run], summaries: Sequence[Summary]
 ) -> Iterator[RenderableType]:
     """A heading, then one table per memory limit."""
-    yield title(model)
-    job = jobs[0]
+    yield title(wanted.model)
+    job = wanted.jobs[0]
     routing = f" · routing imposed: {clean_line(job.replay)}" if job.replay else ""
     yield Text(
         f"{job.prompt_tokens} tokens read, {job.steps} written, model not in memory before{routing}"
@@ -42,8 +40,8 @@ def screen(
         group = [summary for summary in summaries if summary.memory == limit]
         limited = {run.limited_by for run in runs if run.job.memory == limit and not run.error}
         yield Text("")
-        yield Text(f"memory {limit_name(limit, model)} ({', '.join(sorted(limited))})")
-        yield _table(group, shared)
+        yield Text(f"memory {limit_name(limit, job.size)} ({', '.join(sorted(limited))})")
+        yield _table(group, wanted.shared)
         for summary in group:
             for error in summary.errors:
                 yield Text(f"{summary.regime}: {clean_line(error)}", style="red")
@@ -93,7 +91,7 @@ def _table(group: Sequence[Summary], shared: int) -> Rows:
 def _regime(summary: Summary) -> str:
     """The regime, and what it was in fact: what was chosen, or what it stepped down to."""
     ran = [name for name in summary.ran if name != summary.regime]
-    if summary.regime == "plain" or not ran:
+    if summary.regime == PLAIN or not ran:
         return summary.regime
     return f"{summary.regime} ({', '.join('resident' if n == 'off' else n for n in ran)})"
 
@@ -111,15 +109,15 @@ def median(values: Spread | None, form: str, unit: str = "") -> str:
     return NOTHING if values is None else f"{values.median:{form}}{unit}"
 
 
-def waiting_line(job: Job, model: Model, rest: float | None) -> str:
+def waiting_line(job: Job, rest: float | None) -> str:
     """What is being run. ``rest``: seconds to the end of the last run, None where nobody knows."""
     left = "" if rest is None else f" · some {format_duration(rest)} left"
-    return f"{_where(job, model)}: running{left}"
+    return f"{_where(job)}: running{left}"
 
 
-def run_line(run: Run, model: Model) -> str:
+def run_line(run: Run) -> str:
     """One run, in one line."""
-    where = _where(run.job, model)
+    where = _where(run.job)
     if run.error:
         return f"{where}: {clean_line(run.error)}"
     found = window(run, run.job.steps)
@@ -128,14 +126,40 @@ def run_line(run: Run, model: Model) -> str:
     return f"{where}: {speed} · first token after {run.first_s:.1f} s{warm}"
 
 
-def _where(job: Job, model: Model) -> str:
-    return f"{job.regime} · {limit_name(job.memory, model)}"
+def _where(job: Job) -> str:
+    return f"{job.regime} · {limit_name(job.memory, job.size)}"
 
 
-def limit_name(limit: int | None, model: Model) -> str:
+def limit_name(limit: int | None, size: int) -> str:
+    """A limit in bytes beside the ``size`` of the model; None: there is none."""
     if limit is None:
         return "not limited"
-    return f"{format_bytes(limit)}, {limit / model.size:.2f} × the model"
+    return f"{format_bytes(limit)}, {limit / size:.2f} × the model"
+
+
+def document(
+    wanted: Schedule,
+    machine: Machine,
+    runs: Sequence[Run],
+    summaries: Sequence[Summary],
+    to_do: int,
+) -> Json:
+    """``bench --json`` of the command line contract; ``to_do``: runs that are still missing."""
+    job = wanted.jobs[0]
+    compute = compute_seconds(runs, job.steps)
+    by_limit = {limit: [s for s in summaries if s.memory == limit] for limit in wanted.limits}
+    return {
+        "machine": machine_document(machine),
+        "model": job.model,
+        "size": job.size,
+        "prompt_tokens": job.prompt_tokens,
+        "shared_window": wanted.shared,
+        "replay": job.replay or None,
+        "resident_tps": 1 / compute if compute else None,
+        "to_do": to_do,
+        "runs": [summary_document(summary) for summary in summaries],
+        "ratios": {limit_name(limit, job.size): ratios(group) for limit, group in by_limit.items()},
+    }
 
 
 def summary_document(summary: Summary) -> Json:

@@ -8,13 +8,13 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from localmoe.app.documents import Json
-from localmoe.bench.tuning import Search
+from localmoe.bench.tuning import Tuning
 from localmoe.bench.variants import CHANGES_ANSWERS, TURN_READ, TURN_WRITTEN, Gain
 from localmoe.terminal.tables import Rows
 from localmoe.text import clean_line, format_duration
 
 
-def screen(found: Search, commands: Sequence[str]) -> Iterator[RenderableType]:
+def screen(found: Tuning, commands: Sequence[str]) -> Iterator[RenderableType]:
     """A row per setting, and how to keep them; or that nothing was faster."""
     yield Text("")
     how = f"{found.trials} trials in turn, {format_duration(found.took)}"
@@ -54,7 +54,7 @@ def screen(found: Search, commands: Sequence[str]) -> Iterator[RenderableType]:
         yield Text(f"  {clean_line(command)}", style="cyan", no_wrap=True, overflow="ignore")
 
 
-def nothing(found: Search) -> str:
+def nothing(found: Tuning) -> str:
     """Why there is nothing to say."""
     if not found.variants:
         return "all of them are chosen already"
@@ -64,7 +64,7 @@ def nothing(found: Search) -> str:
     return f"there was not enough time to tell; --tune SECONDS gives more ({tried})"
 
 
-def chosen_gains(found: Search) -> list[Gain]:
+def chosen_gains(found: Tuning) -> list[Gain]:
     """The gain of each setting that was confirmed, by itself."""
     if found.confirmed is None:
         return []
@@ -72,8 +72,8 @@ def chosen_gains(found: Search) -> list[Gain]:
     return [by_itself[(variant,)] for variant in found.confirmed.variants]
 
 
-def document(found: Search, commands: Sequence[str]) -> Json:
-    """``advice`` of ``bench --json``; see ``cli/tuning.py``."""
+def document(found: Tuning, commands: Sequence[str]) -> Json:
+    """``advice`` of ``bench --json``; see ``cli/bench/tuning.py``."""
     return {
         "seconds": round(found.took, 1),
         "trials": found.trials,

@@ -16,7 +16,6 @@ from localmoe.cli.chat.loop import ChatLoop
 from localmoe.cli.config import defaults
 from localmoe.cli.output import Output
 from localmoe.cli.requests import load_request, session_request
-from localmoe.errors import UsageError
 from localmoe.facts import catalog
 from localmoe.terminal import tty
 from localmoe.terminal.console import is_dumb

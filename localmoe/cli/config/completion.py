@@ -64,12 +64,11 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
     last = FLAGS.get(before[-1]) if before else None
     if last is not None and not last.is_switch:
         return list(_starting(partial, _values(last)))
-    command, *typed = _positional(before) or [None]
-    if command not in COMMANDS:
-        command = None
+    command, *typed = _positional(before) or [""]
+    known = command in COMMANDS
     if partial.startswith("-"):
-        return list(_starting(partial, _flags(scope_of(command, typed) if command else None)))
-    if command is None:
+        return list(_starting(partial, _flags(scope_of(command, typed) if known else None)))
+    if not known:
         return list(_starting(partial, (Candidate(c.name, c.summary) for c in COMMANDS.values())))
     return list(_starting(partial, _words(command, typed, partial)))
 

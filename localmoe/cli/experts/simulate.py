@@ -30,13 +30,18 @@ def simulate_command(words: Sequence[str], options: Options, output: Output) -> 
     """Hit rate, reads and tokens/s against memory."""
     trace = one_trace("simulate", words)
     speeds = machine_speeds(trace, options, output) if expert_total(trace) else None
+    simulated(trace, speeds, options, output)
+    return 0
+
+
+def simulated(trace: Trace, speeds: Speeds | None, options: Options, output: Output) -> None:
+    """Show what caches of several sizes would do, and with ``speeds`` how fast that is."""
     rows = outlook(trace, speeds=speeds)
     sentences = [advice] if (advice := _advice(trace, speeds, options)) else []
     if output.as_json:
         output.json(documents.simulate_document(trace, rows, speeds, sentences))
     else:
         output.print(*screens.simulate(trace, rows, speeds, sentences))
-    return 0
 
 
 def machine_speeds(trace: Trace, options: Options, output: Output) -> Speeds | None:
@@ -52,8 +57,6 @@ def machine_speeds(trace: Trace, options: Options, output: Output) -> Speeds | N
         output.note("the speed of this machine or of its disk is not known: no speeds")
         return None
     disk = value_at(known.disk[0].reads, _read_size(trace))
-    if options.resident_tps:
-        return Speeds(disk, options.resident_tps, measured=True)
     threads = options.threads or known.ram[-1][0]
     return estimated_speeds(trace, value_at(known.types[USUAL].vector, threads), disk)
 
