@@ -59,7 +59,8 @@ def corrections(model: Model, plan: Plan, key: str) -> tuple[Correction | None, 
     name, regime = profile.key_of(model), regime_of(model, plan)
     seen = runs.load(key)
     same = [ran for ran in seen if (ran.model, ran.regime) == (name, regime)]
-    others = [ran for ran in seen if ran.model != name]
+    place = place_of(plan)
+    others = [ran for ran in seen if ran.model != name and ran.regime.endswith(place)]
     decode, prefill = (
         correction(runs.ratios(same, what), runs.ratios(others, what))
         for what in ("decode", "prefill")
@@ -75,5 +76,15 @@ def regime_of(model: Model, plan: Plan) -> str:
         plan.verdict.value,
         plan.cache.regime,
         f"{settings.threads} threads",
+        place_of(plan),
     )
     return " ".join(parts)
+
+
+def place_of(plan: Plan) -> str:
+    """``on CUDA0``, ``on RPC0 of box:50052``, ``here``: a run says nothing of other places."""
+    settings = plan.settings
+    if not settings.devices:
+        return "here"
+    workers = f" of {','.join(settings.remotes)}" if settings.remotes else ""
+    return f"on {','.join(settings.devices)}{workers}"

@@ -47,6 +47,11 @@ def remote(text: str) -> list[str]:
 
 
 def _endpoint(text: str) -> str:
+    if "[" in text or text.count(":") > 1:
+        raise argparse.ArgumentTypeError(
+            f'"{text}" is an IPv6 address, which llama.cpp\'s RPC does not know: take the IPv4 '
+            "address, or a name"
+        )
     host, colon, port = text.partition(":")
     number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else 0
     number = number if colon else DEFAULT_PORT

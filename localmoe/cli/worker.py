@@ -11,7 +11,7 @@ from dataclasses import asdict
 from localmoe.cli.arguments import Options, no_words
 from localmoe.cli.output import Output
 from localmoe.cli.placement_options import DEFAULT_PORT
-from localmoe.engine.rpc_serving import Server
+from localmoe.engine.rpc_serving import ANY, Server
 from localmoe.facts import hardware
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_bytes
@@ -86,5 +86,5 @@ def how_to_connect(host: str, port: int) -> list[str]:
             f"on the other machine: {ssh_line(port)}",
             f"and there: localmoe chat MODEL --remote 127.0.0.1:{port}",
         ]
-    name = socket.gethostname() if host == "0.0.0.0" else host
+    name = socket.gethostname() if host == ANY else host
     return [f"on the other machine: localmoe chat MODEL --remote {name}:{port}"]

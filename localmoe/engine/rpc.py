@@ -14,7 +14,9 @@ import struct
 from localmoe.errors import EngineError
 
 PATIENCE = 5.0  # seconds that a worker may take to answer
+PROBE_PATIENCE = 1.0  # seconds for each question about something that did not answer
 INSTALL = "localmoe engine install rpc"
+SAME_VERSION = "the same version of localmoe on both machines"
 
 _HELLO = 14  # RPC_CMD_HELLO in ggml-rpc.cpp
 _CAPABILITIES = 24  # RPC_CONN_CAPS_SIZE in ggml-rpc/transport.h
@@ -33,11 +35,7 @@ def greet(endpoint: str, patience: float = PATIENCE) -> None:
             connection.sendall(struct.pack("<BQ", _HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
             answer = _receive(connection, 8 + 4 + _CAPABILITIES)
     except TimeoutError as error:
-        raise EngineError(
-            f"the worker at {endpoint} does not answer: most likely it serves somebody else, "
-            "and it serves one at a time",
-            hint="end the other localmoe, or leave --remote out",
-        ) from error
+        raise _silence(endpoint, host, int(port)) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise EngineError(f"no worker answers at {endpoint}: {reason}", hint=start) from error
@@ -47,8 +45,39 @@ def greet(endpoint: str, patience: float = PATIENCE) -> None:
     if length != 4 + _CAPABILITIES or major != _PROTOCOL:
         raise EngineError(
             f"the worker at {endpoint} speaks another version of the protocol ({major}.{minor})",
-            hint="the same version of localmoe on both machines",
+            hint=SAME_VERSION,
         )
+
+
+def _silence(endpoint: str, host: str, port: int) -> EngineError:
+    """The error for what takes a connection and does not answer the greeting.
+
+    A web server waits for the end of a request that it does not understand. A worker from before
+    the protocol had capabilities (version 3) waits for a greeting without them. A worker that is in
+    use, or whose machine is stuck, says nothing to anybody.
+    """
+    if _answer_to(host, port, b"GET / HTTP/1.0\r\n\r\n", 5) == b"HTTP/":
+        return EngineError(
+            f"a web server listens at {endpoint}, and no worker",
+            hint="the port of `localmoe worker` on that machine",
+        )
+    if len(_answer_to(host, port, struct.pack("<BQ", _HELLO, 0), 11)) == 11:
+        return EngineError(f"the worker at {endpoint} is of an older version", hint=SAME_VERSION)
+    return EngineError(
+        f"the worker at {endpoint} does not answer: most likely it serves somebody else, "
+        "and it serves one at a time",
+        hint="end the other localmoe, or leave --remote out",
+    )
+
+
+def _answer_to(host: str, port: int, words: bytes, count: int) -> bytes:
+    """The first bytes of an answer; none where none comes."""
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_PATIENCE) as connection:
+            connection.sendall(words)
+            return _receive(connection, count)
+    except OSError:
+        return b""
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def _beside(folder: Path) -> Path | None:
 def compile_command(root: Path, engine: Path, output: Path) -> list[str]:
     """The compiler call for llama.cpp's sources in ``root``."""
     return [
-        os.environ.get("CXX", "g++"),
+        *shlex.split(os.environ.get("CXX") or "g++"),
         *("-std=c++17", "-O2", "-shared", "-fPIC", "-pthread"),
         *(f"-D{name}" for name in DEFINES),
         *(f"-I{root / folder}" for folder in ("ggml/include", "ggml/src")),
@@ -156,6 +157,11 @@ def _run(command: list[str]) -> None:
             hint="install a C++ compiler (Debian, Ubuntu: apt install g++), or set CXX",
         ) from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        last = next((line for line in reversed(lines) if "rror" in line), lines[-1:] or "")
-        raise EngineError(f"{' '.join(command[:4])} … failed: {last}")
+        raise EngineError(f"{' '.join(command[:4])} … failed: {_why(done)}")
+
+
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that speaks of an error, else the last one, of what a program has printed."""
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [f"exit status {done.returncode}, without a word"])[-1]

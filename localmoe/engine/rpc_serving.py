@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +24,46 @@ from localmoe.errors import EngineError
 RESTARTS, RESTART_TIME = 5, 30.0  # that many ends in so many seconds are too many
 START_PATIENCE = 20.0  # seconds until the server must listen
 MODULE = ("-P", "-m", "localmoe.engine.worker.rpc_server")  # -P: no code from the working directory
+
+
+ANY = "0.0.0.0"  # every address of this machine
+
+
+def address_of(host: str) -> str:
+    """The IPv4 address of a name, in digits: llama.cpp's server understands nothing else.
+
+    Raises EngineError.
+    """
+    try:
+        found = socket.getaddrinfo(host or ANY, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise EngineError(
+            f"cannot serve at {host}: no IPv4 address of this machine",
+            hint="--host 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses",
+        ) from error
+    return str(found[0][4][0])
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises EngineError where something listens already, or the address is not ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _taken(f"{host}:{port}") from error
+            raise EngineError(
+                f"cannot serve at {host}:{port}: {(error.strerror or str(error)).lower()}",
+                hint="--host 127.0.0.1, or an address of this machine",
+            ) from error
+
+
+def _taken(endpoint: str) -> EngineError:
+    return EngineError(
+        f"something serves at {endpoint} already",
+        hint="another --port, or end what listens there",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +82,17 @@ class Server:
     def __init__(self, host: str, port: int, threads: int, ram: int | None) -> None:
         if find_rpc_library() is None:
             raise EngineError("this engine build has no RPC backend", hint=INSTALL)
+        host = address_of(host)
+        require_free(host, port)
         self.endpoint = f"{host}:{port}"
         self.last_words = ""  # of a server that has ended
         self._ends: collections.deque[float] = collections.deque(maxlen=RESTARTS)
         # a server on all addresses is greeted on the loopback one
-        self._greeting = f"{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
+        self._greeting = f"{'127.0.0.1' if host == ANY else host}:{port}"
         self._how = {"endpoint": self.endpoint, "threads": threads, "ram": ram}
         self.devices = self._list_devices()
+        if not any(device.free for device in self.devices):
+            raise EngineError("there is no memory to give", hint="a greater --ram, or none")
         self._start()
 
     def __enter__(self) -> Server:
@@ -116,8 +162,7 @@ class Server:
         for target in (self._read_events, self._read_errors):
             threading.Thread(target=target, args=(self._process,), daemon=True).start()
         self._wait_until_it_answers()
-        while self._events.get() != "disconnected":  # our own greeting
-            pass
+        self._wait_for_our_greeting()
 
     def _wait_until_it_answers(self) -> None:
         while time.monotonic() - self._started < START_PATIENCE:
@@ -135,6 +180,15 @@ class Server:
                 time.sleep(0.05)
         self.close()
         raise EngineError(f"the server at {self.endpoint} does not answer")
+
+    def _wait_for_our_greeting(self) -> None:
+        """It must be this server that was greeted, and not another one at the same address."""
+        try:
+            while self._events.get(timeout=START_PATIENCE) != "disconnected":
+                pass
+        except queue.Empty:
+            self.close()
+            raise _taken(self.endpoint) from None
 
     def _last_words(self) -> str:
         time.sleep(0.1)  # the reader may be behind

@@ -74,7 +74,7 @@ def _from_json(document: Any) -> Ran:
     return Ran(
         machine=kept.text(document["machine"], 80),
         model=kept.text(document["model"], 200),
-        regime=kept.text(document["regime"], 80),
+        regime=kept.text(document["regime"], 400),
         decode=_ratio(document["decode"]),
         prefill=_ratio(document["prefill"]),
     )

@@ -1,6 +1,6 @@
 """The process that serves this machine's devices to others: llama.cpp's RPC server.
 
-``python -m localmoe.engine.rpc_server JSON`` serves until its standard input ends. JSON:
+``python -m localmoe.engine.worker.rpc_server JSON`` serves until its standard input ends. JSON:
 ``endpoint`` ("host:port"), ``threads``, ``ram`` (bytes to give at most, or null).
 
 The GPUs of the engine build are served; without any, the processor with its RAM. llama.cpp reports
@@ -10,6 +10,7 @@ answered by ``free_ram`` instead.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -17,11 +18,12 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from localmoe import ledger
+from localmoe import ledger, storage
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.engine.worker import binding
 from localmoe.facts import hardware
@@ -89,7 +91,29 @@ def serve(
         ctypes.c_void_p,
     ]
     devices = (ctypes.c_void_p * len(handles))(*handles)
-    start(endpoint.encode(), None, threads, len(handles), devices)
+    cache = storage.private_dir(storage.cache_dir() / "rpc")
+    prune(cache, psutil.virtual_memory().total)
+    start(endpoint.encode(), os.fsencode(cache), threads, len(handles), devices)
+
+
+def prune(folder: Path, limit: int) -> None:
+    """Delete what was used longest ago of the weights that clients sent, down to ``limit`` bytes.
+
+    llama.cpp's server keeps each large tensor under the hash of its bytes: the next load sends the
+    hash alone.
+    """
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            found.append((max(state.st_atime, state.st_mtime), state.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= limit:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= size
 
 
 _MEMORY_REPORT = ctypes.CFUNCTYPE(
