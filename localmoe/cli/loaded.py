@@ -17,7 +17,7 @@ from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.errors import EngineError, InterruptedLoadError
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
-from localmoe.terminal.interrupts import interrupts
+from localmoe.terminal.interrupts import Pressed, interrupts
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_duration
 
@@ -39,11 +39,26 @@ def open_model(name: str | None, options: Options, output: Output) -> Iterator[L
         yield model
 
 
+@contextlib.contextmanager
+def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
+    """Ctrl-C stops what the engine does; when that takes long, it says so; another one leaves.
+
+    On the processor a computation stops within milliseconds, so that only the disk can take long.
+    """
+    awaited = "engine" if model.plan.settings.devices else "disk"
+
+    def tell() -> None:
+        new_line = "\n" if output.stderr.is_terminal else ""
+        output.note(f"{new_line}waiting for the {awaited}; Ctrl-C again leaves")
+
+    with interrupts(model.engine.cancel, model.engine.close, tell) as pressed:
+        yield pressed
+
+
 def load(model: LoadedModel, output: Output) -> Loaded:
     """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
     what = f"loading {model.model.name}"
-    engine = model.engine
-    with LiveLine(output.stderr) as line, interrupts(engine.cancel, engine.close) as seen:
+    with LiveLine(output.stderr) as line, stoppable(model, output) as seen:
         if not output.quiet:
             line.show(what)
         for event in model.bring_in():

@@ -23,7 +23,7 @@ from localmoe.errors import (
     InterruptedLoadError,
     LocalmoeError,
 )
-from localmoe.terminal.interrupts import PressedTwice, interrupts
+from localmoe.terminal.interrupts import PressedTwice
 from localmoe.terminal.line_sources import Lines, Notices
 from localmoe.terminal.tty import hushed
 from localmoe.text import clean
@@ -207,16 +207,17 @@ class ChatLoop:
     def _play(self, events: Events) -> None:
         """Show a turn while it happens."""
         from localmoe.cli.chat.screen import screen_for
+        from localmoe.cli.loaded import stoppable
 
-        engine = self.model.loaded().engine
+        model = self.model.loaded()
         self.model.unkept = True
         screen = screen_for(self._output, show_reasoning=self.chat.show_reasoning)
-        with hushed(), interrupts(engine.cancel, engine.close) as pressed:
+        with hushed(), stoppable(model, self._output) as pressed:
             try:
                 with screen:
                     for event in events:
                         if pressed.count:
-                            engine.cancel()
+                            model.engine.cancel()
                         screen.show(event)
                         if isinstance(event, TurnDone):
                             self._done(event)

@@ -23,7 +23,6 @@ from localmoe.errors import InterruptedLoadError, LocalmoeError
 from localmoe.facts import catalog
 from localmoe.facts.model import read_model
 from localmoe.planning.plan import Plan
-from localmoe.terminal.interrupts import interrupts
 from localmoe.terminal.line_sources import Lines, Notices
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line
@@ -172,11 +171,12 @@ class ChatModel:
             return
         if last is not None and last.usage.total < KEEP_FROM:
             return
-        engine = load.model.engine
-        with interrupts(engine.cancel, engine.close), self._line() as line:
+        from localmoe.cli.loaded import stoppable
+
+        with stoppable(load.model, self._output), self._line() as line:
             line.show("keeping what was read, for the next time")
             with contextlib.suppress(LocalmoeError, KeyboardInterrupt):
-                engine.keep(name)
+                load.model.engine.keep(name)
                 self.unkept = False
 
     def resume(self, name: str) -> None:

@@ -21,7 +21,6 @@ from localmoe.facts.model import Model
 from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
 from localmoe.routing.token_texts import token_texts
 from localmoe.routing.trace import Trace, read_trace
-from localmoe.terminal.interrupts import interrupts
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_bytes
 
@@ -73,8 +72,7 @@ def _ask(
 ) -> tuple[list[Prompt], bool]:
     """One conversation per question; what was computed for each, and whether it was interrupted."""
     done: list[Prompt] = []
-    engine = model.engine
-    with interrupts(engine.cancel, engine.close) as seen, LiveLine(output.stderr) as line:
+    with loaded.stoppable(model, output) as seen, LiveLine(output.stderr) as line:
         for number, question in enumerate(questions, 1):
             if not output.quiet:
                 line.show(f"recording {number} of {len(questions)} · {clean_line(question.label)}")

@@ -23,7 +23,6 @@ from localmoe.cli.run.printers import Printer, parsed, printer_for
 from localmoe.cli.schema_file import grammar_of
 from localmoe.errors import ContextOverflowError, EngineError, UsageError
 from localmoe.facts import catalog
-from localmoe.terminal.interrupts import interrupts
 from localmoe.terminal.piped_input import SILENT_STDIN, PipedInput
 
 INTERRUPTED = 130
@@ -66,7 +65,7 @@ def run_command(options: Options, output: Output) -> int:
                 question = Message("user", prompt, files=tuple(files))
                 host = NobodyThere(model, output, Overflow(options.overflow or Overflow.STOP))
                 fit_in(conversation, question, host)
-            done = answer(conversation, prompt, files, model, printer)
+            done = answer(conversation, prompt, files, model, output, printer)
         if not options.no_history:
             learn_from(model.model, model.plan, model.machine, done.finished)
     if done.finish_reason == "interrupted":
@@ -101,10 +100,11 @@ def answer(
     prompt: str,
     files: list[Attachment],
     model: LoadedModel,
+    output: Output,
     printer: Printer,
 ) -> TurnDone:
     """One turn, shown while it happens."""
-    with interrupts(model.engine.cancel, model.engine.close) as pressed, printer:
+    with models.stoppable(model, output) as pressed, printer:
         for event in conversation.ask(prompt, files):
             if pressed.count:
                 model.engine.cancel()
@@ -134,8 +134,7 @@ class NobodyThere:
 
     def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
         """Ctrl-C ends the run, and nothing has changed."""
-        engine = self.model.engine
-        with interrupts(engine.cancel, engine.close) as pressed:
+        with models.stoppable(self.model, self.output) as pressed:
             for _ in summary:
                 pass
         if pressed.count:

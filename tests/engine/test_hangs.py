@@ -1,0 +1,120 @@
+"""A disk that stops answering in the middle of an answer: the prompt always comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import rates
+from tests.engine.fuse import mounted
+from tests.engine.test_process import gone
+
+pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="FUSE is mounted by hand")
+GRACE = 10.0  # seconds; what is bounded by about two may take longer on a busy machine
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A ``localmoe run`` in the middle of its answer, from a file on the mount."""
+
+    process: subprocess.Popen[bytes]
+    server: subprocess.Popen[str]
+    worker: int
+
+    def hang(self) -> None:
+        """From now on the mount answers nothing; wait until no more of the answer comes."""
+        self.server.send_signal(signal.SIGSTOP)
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        while self.process.stdout.read() is not None:
+            time.sleep(0.5)
+
+    def says(self, words: str) -> bool:
+        """Whether its standard error has these words, before it ends."""
+        assert self.process.stderr is not None
+        said = b""
+        while words.encode() not in said:
+            more = os.read(self.process.stderr.fileno(), 4096)
+            if not more:
+                return False
+            said += more
+        return True
+
+
+@pytest.fixture
+def answering(arch_file: Callable[[str], Path], tmp_path: Path) -> Iterator[Answering]:
+    file, folder, home = arch_file("qwen3moe"), tmp_path / "disk", tmp_path / "home"
+    rates.seed(home)
+    # Memory for a few experts only: each token reads.
+    options = "--cache private --cache-ram 0.001 -c 512 -n 480 --temp 0 --no-history"
+    command = [sys.executable, "-m", "localmoe", "run", str(folder / file.name), "Go on"]
+    command += options.split()
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(mounted(file, folder))
+        except OSError as error:
+            if os.environ.get("CI") and os.geteuid() == 0:  # it may not go missing unseen
+                raise
+            pytest.skip(f"no file system of our own can be mounted: {error}")
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={k: v for k, v in os.environ.items() if "XDG" not in k} | {"HOME": str(home)},
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        assert process.stdout.read(10), process.stderr
+        yield Answering(process, server, worker_of(process.pid))
+        server.send_signal(signal.SIGCONT)
+        process.stdout.close()
+
+
+def worker_of(pid: int) -> int:
+    """The engine process that another process has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (found,) = (
+        int(child)
+        for child in children
+        if b"localmoe.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    return found
+
+
+def test_ctrl_c_twice(answering: Answering) -> None:
+    """The first is answered with what is waited for, the second leaves; the worker goes too."""
+    answering.hang()
+    answering.process.send_signal(signal.SIGINT)
+    assert answering.says("waiting for the disk; Ctrl-C again leaves")
+    answering.process.send_signal(signal.SIGINT)
+    assert answering.process.wait(GRACE) == 130
+    answering.server.kill()
+    assert gone(answering.worker)
+
+
+def test_the_first_sigterm(answering: Answering) -> None:
+    """It ends the program, whatever the disk does."""
+    answering.hang()
+    answering.process.terminate()
+    assert answering.process.wait(GRACE) == 143
+    answering.server.kill()
+    assert gone(answering.worker)
+
+
+def test_ctrl_c_once_where_the_disk_comes_back(answering: Answering) -> None:
+    """The answer ends as after any interrupt."""
+    answering.hang()
+    answering.process.send_signal(signal.SIGINT)
+    answering.server.send_signal(signal.SIGCONT)
+    assert answering.process.wait(GRACE) == 130
