@@ -67,10 +67,14 @@ def load(model: LoadedModel, output: Output) -> Loaded:
             if isinstance(event, Loaded):
                 if seen.count:
                     raise InterruptedLoadError("loading was interrupted")
-                return event
+                break
             if not output.quiet:
                 line.show(f"{what} · {100 * event.fraction:.0f} %")
-    raise EngineError("the engine ended loading without a word")
+        else:
+            raise EngineError("the engine ended loading without a word")
+    if event.note:
+        output.warn(event.note)
+    return event
 
 
 def conversation(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
+from tests import rates
 
 BASE = EngineSettings(context=256, batch=16, ubatch=16, threads=1, threads_batch=1)
 PROMPT = "A mixture of experts has many small networks and a router. "
@@ -45,3 +49,21 @@ def test_without_the_helper_experts_come_through_the_page_cache(
     assert (plain.cache, cached.cache) == ("off", "page")
     assert "native helper" in cached.note
     assert text == expected != ""
+
+
+def test_a_line_says_why_the_experts_are_served_otherwise(tmp_path: Path) -> None:
+    """Asked for private memory without the helper, ``run`` answers, and says what it does."""
+    home = tmp_path / "home"
+    rates.seed(home)
+    environment = {k: v for k, v in os.environ.items() if "XDG" not in k}
+    command = "run nano hello --cache private --cache-ram 0.05 -n 4 --no-history"
+    done = subprocess.run(
+        [sys.executable, "-m", "localmoe", *command.split()],
+        env=environment | {"HOME": str(home), "LOCALMOE_NO_NATIVE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.strip()
+    (line,) = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert "experts are read through the page cache: the native helper was not built" in line

@@ -241,6 +241,8 @@ class ChatLoop:
         """
         begun = done.usage.completion_tokens > 0 or done.finish_reason != "interrupted"
         self.chat.last = done if begun else None
+        if done.finished is not None and done.finished.note:
+            self._output.warn(done.finished.note)
         if begun:
             self._status(done)
             if self._learns:

@@ -212,6 +212,9 @@ class ChatModel:
     def _came(self, model: LoadedModel) -> None:
         """The model is loaded, and nobody else talks to it."""
         self._take_up(model)
+        if model.loaded is not None and model.loaded.note:
+            note = model.loaded.note
+            self._notices.post(lambda: self._output.warn(note))
         if self.chat.files and not self.taken and model.loaded is not None:
             text = attached(self.chat.files, model.engine.count_tokens, model.loaded.context)
             self._notices.post(lambda: self._output.note(text))

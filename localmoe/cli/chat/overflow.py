@@ -68,7 +68,7 @@ class Overflowing:
         what = "1 turn" if turns == 1 else f"{turns} turns"
         with (
             hushed(),
-            interrupts(engine.cancel, engine.close) as pressed,
+            interrupts(engine.cancel, engine.cancel) as pressed,
             LiveLine(self._output.stderr) as line,
         ):
             for event in summary:

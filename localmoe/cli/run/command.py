@@ -111,6 +111,8 @@ def answer(
             printer.show(event)
     if printer.done is None:
         raise EngineError("the engine ended a turn without saying why")
+    if printer.done.finished is not None and printer.done.finished.note:
+        output.warn(printer.done.finished.note)
     return printer.done
 
 
