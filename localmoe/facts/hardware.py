@@ -37,6 +37,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     disk_free: int  # bytes free where models are stored
     disk_read_bandwidth: float | None = None  # bytes/s, measured only when needed
+    mappings: int | None = None  # of memory that a process may have; None: no limit is known
 
 
 def detect(
@@ -68,6 +69,7 @@ def detect(
         ram_limited_by=limit.version if limit is not None and limited else None,
         gpus=gpus.merge(engine_devices, _system_gpus(root, total, available)),
         disk_free=_disk_free(model_dir or storage.models_dir()),
+        mappings=_mappings(root),
     )
 
 
@@ -81,6 +83,11 @@ def free_memory(root: Path = ROOT) -> tuple[int, int]:
     if limit is not None and limit.available / max(1, limit.total) < available / total:
         return limit.available, limit.total // 50
     return available, total // 50
+
+
+def _mappings(root: Path) -> int | None:
+    text = _read(root / "proc/sys/vm/max_map_count")
+    return int(text) if re.fullmatch(r"\d{1,15}", text) else None
 
 
 def _memory(root: Path) -> tuple[int, int]:

@@ -69,10 +69,15 @@ class FileSource:
         os.close(self._fd)
 
     def read(self, offset: int, length: int) -> bytes:
-        try:
-            return os.pread(self._fd, length, offset)
+        found = bytearray()
+        try:  # network file systems may give less than was asked for
+            while len(found) < length and (
+                part := os.pread(self._fd, length - len(found), offset + len(found))
+            ):
+                found += part
         except OSError as error:
             raise _unreadable(self.path, error) from error
+        return bytes(found)
 
 
 def _unreadable(path: Path, error: OSError) -> ModelFileError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -11,7 +12,12 @@ from localmoe.planning.memory import EngineSettings, RoutedTensor
 from localmoe.planning.plan import CachePlan
 from localmoe.text import format_bytes
 
-PAGE = 4096
+BLOCK = 4096
+"""The alignment of direct reads, in bytes: nearly every disk takes it."""
+PAGE = mmap.PAGESIZE
+"""The unit in which the system gives memory, in bytes: a multiple of BLOCK."""
+OTHER_MAPPINGS = 4096
+"""Of a process's mappings, those that experts may not take."""
 NEAR = 64 * 1024
 """Bytes between two dense ranges that are read with them: less than a separate read costs."""
 
@@ -69,17 +75,19 @@ def _looked_up(tensor: Tensor, tied: bool) -> bool:
 def slot_bytes(tensors: Iterable[RoutedTensor]) -> int:
     """Memory of one expert of a layer in the private regime, as ``expert_memory.cpp`` lays it out.
 
-    Whole pages. Where direct reads are possible, each tensor keeps its place within a page of the
-    file, and where experts begin within a page, neighbours are kept a page apart.
+    Whole pages. Where direct reads are possible, each tensor keeps its place within a block of the
+    file. Where experts begin within a block, neighbours are kept a block apart, and there is a page
+    more, since the first begins anywhere in a page.
     """
     parts = [(tensor.offset, tensor.nbytes // tensor.experts) for tensor in tensors]
-    rests = {size % PAGE for _, size in parts}
+    rests = {size % BLOCK for _, size in parts}
     direct = len(rests) == 1
-    gap = PAGE if direct and rests != {0} else 0
+    within = direct and rests != {0}
+    gap = BLOCK if within else 0
     at = gap
     for offset, size in parts:
-        at = (_up(at, PAGE) + offset % PAGE if direct else _up(at, 64)) + size + gap
-    return _up(at, PAGE) + gap
+        at = (_up(at, BLOCK) + offset % BLOCK if direct else _up(at, 64)) + size + gap
+    return _up(at, PAGE) + (PAGE if within else 0)
 
 
 def _up(number: int, to: int) -> int:
@@ -123,6 +131,16 @@ def _routed_groups(model: Model, layers: Iterable[int]) -> Iterator[tuple[list[R
             yield tensors, model.layers[layer_of(group)].expert_used
 
 
+def mapped_bytes(model: Model, layers: Iterable[int], mappings: int) -> int:
+    """Bytes of experts that may be in private memory with that many mappings for the process.
+
+    An expert in memory is a mapping, and so is what lies between it and the next one. The rest of
+    the process needs some too.
+    """
+    slots = [slot_bytes(tensors) for tensors, _ in _routed_groups(model, layers)]
+    return max(0, mappings - OTHER_MAPPINGS) // 2 * min(slots, default=0)
+
+
 def plan_cache(
     model: Model,
     settings: EngineSettings,
@@ -130,14 +148,17 @@ def plan_cache(
     room: int,
     wish: str = "auto",
     wished_bytes: int | None = None,
+    mappings: int | None = None,
 ) -> tuple[EngineSettings, CachePlan]:
     """The settings with a cache in them, and what to say of it.
 
     ``host_experts``: bytes of routed experts in host memory per layer; ``room``: RAM in which they
-    may stay. ``wish``: auto, off, page or private; ``wished_bytes`` bounds the private memory.
+    may stay. ``wish``: auto, off, page or private; ``wished_bytes`` bounds the private memory;
+    ``mappings``: the system's limit of them for a process, None without one.
     """
     experts = sum(host_experts.values())
     layers = sorted(index for index, size in host_experts.items() if size)
+    left = room
     if wished_bytes is not None:
         room = min(room, wished_bytes)
     if not experts:
@@ -157,13 +178,23 @@ def plan_cache(
             dataclasses.replace(settings, cache="page"),
             CachePlan("page", room, "asked for: the system's page cache decides what stays"),
         )
+    limits = []
+    if wished_bytes is not None and left < min(wished_bytes, experts):
+        limits.append(f"{format_bytes(wished_bytes)} were asked for, {format_bytes(left)} are left")
+    if mappings is not None and (most := mapped_bytes(model, layers, mappings)) < room:
+        limits.append(
+            f"{mappings:,} memory mappings of a process (vm.max_map_count) allow "
+            f"{format_bytes(most)} of {format_bytes(room)}"
+        )
+        room = most
+    said = "".join(f"; {limit}" for limit in limits)
     if room < needed_budget(model, layers, 1, settings.experts_used):
-        why = f"{format_bytes(room)} hold less than one layer's experts of one token"
+        why = f"{format_bytes(room)} hold less than one layer's experts of one token{said}"
         return dataclasses.replace(settings, cache="page"), CachePlan("page", room, why)
     batch = batch_for(model, layers, room, settings.ubatch, settings.experts_used)
     why = (
         f"{format_bytes(experts)} of experts, {format_bytes(room)} for them: "
-        "those used most of late stay, the others are read when a token needs them"
+        f"those used most of late stay, the others are read when a token needs them{said}"
     )
     return (
         dataclasses.replace(

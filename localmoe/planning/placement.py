@@ -159,7 +159,13 @@ class _Placement:
         if wish == "auto" and room > candidate.room:
             wish = "private"  # experts wished on the disk are cached in the RAM that is free
         settings, plan = plan_cache(
-            self.model, settings, candidate.host_experts, room, wish, wishes.cache_ram
+            self.model,
+            settings,
+            candidate.host_experts,
+            room,
+            wish,
+            wishes.cache_ram,
+            self._machine.mappings,
         )
         if plan.regime != "private":
             return settings, plan

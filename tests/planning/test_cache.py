@@ -10,10 +10,12 @@ import pytest
 
 from localmoe.facts.model import Model, Role, read_model
 from localmoe.planning.cache import (
+    OTHER_MAPPINGS,
     PAGE,
     batch_for,
     budget_under_pressure,
     dense_ranges,
+    mapped_bytes,
     needed_budget,
     plan_cache,
     routed_tensors,
@@ -180,3 +182,29 @@ def test_pressure_shrinks_and_grows_the_budget() -> None:
     assert budget_under_pressure(800, 1000, 400, 100, 200) == 800
     assert budget_under_pressure(800, 1000, 500, 100, 200) == 850
     assert budget_under_pressure(800, 1000, 5000, 100, 200) == 1000
+
+
+def test_mappings_bound_the_private_memory(model: Model) -> None:
+    """An expert in memory takes up to two mappings; the plan stays below the limit and names it."""
+    host = host_experts(model)
+    layers, room = moe_layers(model), sum(host.values()) // 2
+    plain, _ = plan_cache(model, SETTINGS, host, room, "auto")
+    enough = OTHER_MAPPINGS + 2 * sum(model.layers[i].expert_count for i in layers)
+    assert plan_cache(model, SETTINGS, host, room, "auto", mappings=enough)[0] == plain
+    few = OTHER_MAPPINGS + 2 * 20
+    settings, plan = plan_cache(model, SETTINGS, host, room, "auto", mappings=few)
+    assert settings.cache_bytes == mapped_bytes(model, layers, few) < room
+    assert "max_map_count" in plan.why
+    settings, plan = plan_cache(model, SETTINGS, host, room, "auto", mappings=OTHER_MAPPINGS)
+    assert (settings.cache, plan.regime) == ("page", "page")
+    assert "max_map_count" in plan.why
+
+
+def test_a_wish_for_more_than_there_is_is_answered(model: Model) -> None:
+    """``--cache-ram`` with less memory left than that: the plan says how much was asked for."""
+    host = host_experts(model)
+    room = sum(host.values()) // 2
+    _, plan = plan_cache(model, SETTINGS, host, room, "auto", sum(host.values()))
+    assert "were asked for" in plan.why
+    _, plan = plan_cache(model, SETTINGS, host, room, "auto", room)
+    assert "were asked for" not in plan.why

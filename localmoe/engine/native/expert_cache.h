@@ -23,8 +23,10 @@
 
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "direct_queue.h"
+#include "export.h"
 #include "ggml_layout.h"
 #include "prefault_list.h"
 #include "recording.h"
@@ -56,6 +58,8 @@ struct localmoe_expert_stats {
     uint64_t resident_bytes;    // experts within the budget
     uint64_t calls;             // multiplications seen
     uint64_t preferred;         // chosen experts that gave way to resident ones (lossy)
+    uint64_t most_experts;      // that may be in memory at once, for want of mappings
+    uint64_t no_direct;         // files that are read through the page cache
 };
 
 namespace localmoe {
@@ -66,13 +70,32 @@ inline double seconds_since(steady::time_point start) {
     return std::chrono::duration<double>(steady::now() - start).count();
 }
 
-constexpr size_t PAGE  = 4096;  // also the alignment of direct reads: every disk takes it
+constexpr size_t BLOCK = 4096;  // the alignment of direct reads: nearly every disk takes it
+
+// The unit of mmap, mremap, mprotect, madvise and mincore: 4, 16 or 64 KiB, a multiple of BLOCK.
+inline const size_t PAGE = size_t(sysconf(_SC_PAGESIZE));
+
+// Why a decode, or opening, failed: what the caller distinguishes.
+enum cause : int32_t { NONE = 0, CHANGED = 1, UNREADABLE = 2, NO_MEMORY = 3, UNSOUND = 4 };
+
+struct trouble {
+    cause       what = NONE;
+    std::string why;
+};
+
+constexpr const char * OUT_OF_MEMORY = "out of memory";  // short: to be said without any
+
+// What one read of a part of an expert brought.
+struct outcome {
+    size_t  bytes   = 0;
+    int     refusal = 0;  // the errno of a direct read that failed; the page cache served then
+    trouble problem;
+};
 
 inline size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 inline size_t down(size_t n, size_t to) { return n / to * to; }
 
 enum mode : int32_t { OFF = 0, PAGES = 1, PRIVATE = 2 };
-enum cause : int32_t { NONE = 0, FILE_CHANGED = 1, OTHER = 2 };  // of a failed decode
 enum piece_state : uint8_t { ABSENT = 0, QUEUED = 1, READING = 2, READY = 3 };
 enum origin : uint8_t { DIRECT, DIRECT_TIMED, PAGE_CACHE, THROUGH_CACHE };  // of an expert's bytes
 
@@ -125,7 +148,7 @@ struct group {
     size_t span      = 0;
     size_t stride    = 0;
     size_t slot      = 0;        // bytes that one expert occupies there, whole pages
-    bool   direct    = true;     // file and memory agree modulo PAGE for every expert
+    bool   direct    = true;     // file and memory agree modulo BLOCK for every expert
     bool   taken     = false;    // tensors are redirected
     int    resident  = 0;
     int    capacity  = 0;
@@ -143,6 +166,7 @@ struct group {
 struct part {
     std::string path;
     int         fd = -1, direct = -1;
+    bool        no_direct = false;  // direct reads are refused
     bool        told = false;  // the system says which of its pages are in the page cache
     struct stat then;
 };
@@ -159,12 +183,12 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     expert_cache(const localmoe_symbols & symbols, mode how, uint64_t budget, int readers, int32_t * interrupt);
     ~expert_cache() override;
     bool add_file(const char * path);
-    void add_tensor(const localmoe_expert_tensor & entry);
+    bool add_tensor(const localmoe_expert_tensor & entry);
     bool start();
     void remove();
     bool begin(int64_t position, int64_t tokens, int64_t decoded);
     bool end();
-    cause failure(std::string & why);
+    trouble failure();
     localmoe_expert_stats stats();
     int32_t layer_stats(uint64_t * lookups, uint64_t * misses, int32_t max);
     void resize(uint64_t budget);
@@ -185,7 +209,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override;
-    void impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k, float predicted);
+    bool impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k, float predicted);
     void prefer(float share);
 
     void record(recording * to) { recording_ = to; }
@@ -194,7 +218,20 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool usage(int32_t index, uint64_t * uses, uint64_t * found_at, int32_t experts, localmoe_usage_totals & totals);
 
   private:
+    bool sound(const localmoe_expert_tensor & entry) const;
     void rest();
+
+    // Does what one thread does while llama.cpp computes; an exception would end the process, or leave the other
+    // threads waiting. False: out of memory, and the decode has failed.
+    template <typename Act> bool safely(Act act) noexcept {
+        try {
+            act();
+            return true;
+        } catch (...) {
+            return guarded(false, [&] { return fail(NO_MEMORY, OUT_OF_MEMORY); });
+        }
+    }
+
     bool multiply(ggml_compute_params * params, const ggml_tensor * op);
     group * group_of(int layer);
     void together(const ggml_compute_params * params);
@@ -239,10 +276,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void forget(group & g, int e);
     void release(group & g, int e);
 
-    void hide(group & g, int e) {
-        mmap(place(g, e), g.slot, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    }
-
+    void hide(group & g, int e);
     void keep_budget();
     bool release_one(const group * except);
     group * donor(const group * except, bool below_capacity);
@@ -250,12 +284,14 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     enum urgency { NEEDED, LIKELY, SPARE };  // for now, for soon, only if nobody misses it
 
     bool give_memory(group & g, int e, urgency why);
+    std::string too_small() const;
     bool map(group & g, int e);
     bool gave(group & g, int e);
     origin source(const group & g, int e);
     bool in_page_cache(const group & g, int e) const;
     bool compared() const;
-    bool direct_is_slow() const;
+    bool directly(const group & g) const;
+    void limit_mappings();
 
     static char * data_of(const group & g, const tensor_info & t, int e) { return g.base + g.stride * size_t(e) + t.at; }
 
@@ -307,18 +343,20 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool next_piece(piece & p);
     void read_loop();
     void read(std::unique_lock<std::mutex> & lock, const piece & p, std::vector<char> & bounce);
-    void ended(const piece & p, const std::string & problem);
-    static std::string read_range(const part & file, int fd, char * target, int64_t length, int64_t need, int64_t offset,
-                                  size_t block);
-    std::string read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes);
-    std::string read_copied(const piece & p, bool keep, size_t & bytes);
-    std::string read_pages(const piece & p, size_t & bytes);
-    std::string changed(int file);
-    bool fail(const std::string & why);
-    bool fail_locked(const std::string & why);
+    void ended(const piece & p, const trouble & problem);
+    static int64_t read_range(int fd, char * target, int64_t length, int64_t need, int64_t offset, size_t block,
+                              int & error);
+    static trouble read_cached(const part & file, char * target, int64_t need, int64_t offset);
+    outcome read_direct(const piece & p, bool past, std::vector<char> & bounce);
+    outcome read_copied(const piece & p, bool keep);
+    outcome read_pages(const piece & p, std::vector<char> & bounce);
+    trouble changed(int file);
+    bool fail(cause what, const std::string & why);
+    bool fail_locked(cause what, const std::string & why);
 
     static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
+    static constexpr uint64_t OTHER_MAPPINGS = 2048;  // that the rest of the process may still need
     static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
     static constexpr double  HALF_LIFE = 32;  // tokens
     static constexpr uint64_t ENOUGH = 64 << 20;  // bytes read before two ways are compared
@@ -362,8 +400,10 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, cache_reads_;
     uint64_t                 to_compare_ = 0;  // bytes read one way or the other to compare
     bool                     through_cache_ = false;
-    bool                     no_direct_ = false;
     uint64_t                 used_ = 0;
+    uint64_t                 resident_ = 0;       // experts that have memory
+    uint64_t                 most_resident_ = 0;  // of them, without taking others' mappings
+    int                      refused_ = 0;        // errno of the last mapping that was refused
 
     int64_t visit_ = 0, clock_ = 0, batch_ = 0;
     bool    decoding_ = false;
@@ -390,7 +430,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::vector<char> bounce_;  // thread 0's, where direct reads need one
     bool    broken_ = false;  // written by thread 0 before the barrier, read by all after it
     bool    failed_ = false, waiting_ = false;
-    std::string error_, problem_;  // of the decode, and of the last read that went wrong
+    trouble error_, problem_;  // of the decode, and of the last read that went wrong
 
     localmoe_expert_stats stats_ = {};
     std::vector<uint64_t> layer_lookups_, layer_misses_;

@@ -5,6 +5,9 @@
 #include "expert_cache.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -14,26 +17,26 @@ namespace localmoe {
 
 // One expert's tensors side by side, so that one slot, one move and one eviction serve them all.
 bool expert_cache::lay_out(group & g) {
-    size_t rest = g.tensors[0].bytes % PAGE;
+    size_t rest = g.tensors[0].bytes % BLOCK;
     for (auto & t : g.tensors) {
-        if (t.bytes % PAGE != rest) {
+        if (t.bytes % BLOCK != rest) {
             g.direct = false;
         }
     }
     rest = g.direct ? rest : 0;
-    // A direct read covers whole pages; where experts begin within a page, neighbours in memory
-    // are kept a page apart.
-    size_t gap = rest ? PAGE : 0, at = gap;
+    // A direct read covers whole blocks; where experts begin within a block, neighbours in memory
+    // are kept a block apart, and a slot has a page more: its first tensor begins anywhere in the first.
+    size_t gap = rest ? BLOCK : 0, at = gap;
     for (auto & t : g.tensors) {
-        t.at = g.direct ? up(at, PAGE) + size_t(t.offset) % PAGE : up(at, 64);
+        t.at = g.direct ? up(at, BLOCK) + size_t(t.offset) % BLOCK : up(at, 64);
         at   = t.at + t.bytes + gap;
     }
-    g.slot   = up(at, PAGE) + gap;
-    g.stride = g.slot + gap + rest;
+    g.slot   = up(at, PAGE) + (rest ? PAGE : 0);
+    g.stride = g.slot + rest;
     g.span   = g.stride * g.experts.size() + 2 * PAGE;
     void * base = mmap(nullptr, g.span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
-        return fail("no address space for the experts");
+        return fail(NO_MEMORY, "no address space for " + std::to_string(g.span >> 20) + " MiB of experts: " + strerror(errno));
     }
     g.base = static_cast<char *>(base);
     return true;
@@ -105,8 +108,20 @@ void expert_cache::forget(group & g, int e) {
         p.state = ABSENT;  // a queued piece is dropped by whoever takes it from the queue
     }
     g.resident--;
+    resident_--;
     used_ -= g.slot;
     stats_.evictions++;
+}
+
+// Makes a place inaccessible and gives its memory back. A new mapping joins its inaccessible neighbours, so
+// that places which are not in use take no mapping of their own. Where the system has no mapping left to
+// split off, the memory goes all the same.
+void expert_cache::hide(group & g, int e) {
+    char * at = place(g, e);
+    if (mmap(at, g.slot, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
+        madvise(at, g.slot, MADV_DONTNEED);
+        mprotect(at, g.slot, PROT_NONE);
+    }
 }
 
 // Give an expert's memory back to the system; its place becomes inaccessible.
@@ -148,16 +163,16 @@ group * expert_cache::donor(const group * except, bool below_capacity) {
     return best;
 }
 
-// Memory at an expert's place, and how it will be read.
+// Memory at an expert's place, and how it will be read. Where the system gives no more of it, that of another
+// expert, as at the budget.
 bool expert_cache::give_memory(group & g, int e, urgency why) {
     keep_budget();
     auto & x = g.experts[e];
-    if (used_ + g.slot <= budget_) {
+    if (used_ + g.slot <= budget_ && resident_ < most_resident_) {
         x.from = source(g, e);
         if (map(g, e)) {
             return true;
         }
-        budget_ = used_;  // the system gives no more
     }
     group * from = why == NEEDED && g.resident >= g.capacity && oldest(g) >= 0 ? &g : donor(&g, why != SPARE);
     if (!from && why == NEEDED && oldest(g) >= 0) {
@@ -167,13 +182,13 @@ bool expert_cache::give_memory(group & g, int e, urgency why) {
         return false;
     }
     int victim = oldest(*from);
-    x.from = !direct_is_slow() ? DIRECT : in_page_cache(g, e) ? PAGE_CACHE : THROUGH_CACHE;
+    x.from = directly(g) ? DIRECT : in_page_cache(g, e) ? PAGE_CACHE : THROUGH_CACHE;
     if (from->slot == g.slot) {
         char * target = place(g, e);
         char * place_of_victim = place(*from, victim);
         if (mremap(place_of_victim, g.slot, g.slot, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target) !=
             MAP_FAILED) {
-            mprotect(place_of_victim, g.slot, PROT_NONE);
+            hide(*from, victim);
             forget(*from, victim);
             x.fresh = false;
             return gave(g, e);
@@ -192,6 +207,7 @@ bool expert_cache::map(group & g, int e) {
     void * target = mmap(place(g, e), g.slot, PROT_READ | PROT_WRITE,
                          MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (target == MAP_FAILED) {
+        refused_ = errno;
         return false;
     }
     g.experts[e].fresh = true;
@@ -201,6 +217,7 @@ bool expert_cache::map(group & g, int e) {
 bool expert_cache::gave(group & g, int e) {
     g.experts[e].resident = true;
     g.resident++;
+    resident_++;
     used_ += g.slot;
     return true;
 }
@@ -211,8 +228,11 @@ origin expert_cache::source(const group & g, int e) {
     if (in_page_cache(g, e)) {
         return PAGE_CACHE;
     }
+    if (!directly(g)) {
+        return THROUGH_CACHE;
+    }
     if (decoding_ || compared() || to_compare_ > 8 * ENOUGH) {
-        return direct_is_slow() ? THROUGH_CACHE : DIRECT;
+        return DIRECT;
     }
     to_compare_ += g.slot;
     through_cache_ = !through_cache_;
@@ -229,14 +249,34 @@ bool expert_cache::in_page_cache(const group & g, int e) const {
 }
 
 bool expert_cache::compared() const {
-    return no_direct_ || (direct_reads_.bytes > ENOUGH && cache_reads_.bytes > ENOUGH);
+    return direct_reads_.bytes > ENOUGH && cache_reads_.bytes > ENOUGH;
 }
 
 // Some file systems read past their cache slowly, or not at all; then it serves all along.
-bool expert_cache::direct_is_slow() const {
+bool expert_cache::directly(const group & g) const {
     auto & a = direct_reads_;
     auto & b = cache_reads_;
-    return no_direct_ || (compared() && a.seconds / double(a.bytes) > 1.5 * b.seconds / double(b.bytes));
+    bool slow = compared() && a.seconds / double(a.bytes) > 1.5 * b.seconds / double(b.bytes);
+    return !slow && std::none_of(g.tensors.begin(), g.tensors.end(), [&](auto & t) { return files_[t.file].no_direct; });
+}
+
+// Each expert in memory is a mapping, and so is what lies between it and the next one. The rest of the process
+// must go on getting some.
+void expert_cache::limit_mappings() {
+    unsigned long most = 65530, there = 0;  // the system's default
+    if (FILE * file = fopen("/proc/sys/vm/max_map_count", "re")) {
+        if (fscanf(file, "%lu", &most) != 1) {
+            most = 65530;
+        }
+        fclose(file);
+    }
+    if (FILE * file = fopen("/proc/self/maps", "re")) {
+        for (int c = fgetc(file); c != EOF; c = fgetc(file)) {
+            there += c == '\n';
+        }
+        fclose(file);
+    }
+    most_resident_ = most > there + OTHER_MAPPINGS ? (most - there - OTHER_MAPPINGS) / 2 : 0;
 }
 
 }  // namespace localmoe

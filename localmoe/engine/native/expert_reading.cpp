@@ -16,19 +16,41 @@
 
 namespace localmoe {
 
+namespace {
+
+// What a read of a file system says that has no direct reads after all, or none of blocks as small as ours.
+bool refuses(int error) { return error == EINVAL || error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY; }
+
+// Whether blocks of BLOCK bytes can be read past the page cache, as far as can be known before: file systems
+// that allow to open a file so may still refuse to read it.
+bool reads_directly(int fd) {
+#ifdef STATX_DIOALIGN
+    struct statx known;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &known) == 0 && (known.stx_mask & STATX_DIOALIGN)) {
+        size_t least = std::max(known.stx_dio_offset_align, known.stx_dio_mem_align);
+        if (known.stx_dio_offset_align == 0 || least > BLOCK) {
+            return false;
+        }
+    }
+#endif
+    alignas(BLOCK) static thread_local char block[BLOCK];
+    return pread(fd, block, BLOCK, BLOCK) >= 0 || !refuses(errno);
+}
+
+}  // namespace
+
 bool expert_cache::add_file(const char * path) {
     part file;
     file.path = path;
     file.fd   = open(path, O_RDONLY | O_CLOEXEC);
     if (file.fd < 0 || fstat(file.fd, &file.then) != 0) {
-        return fail(std::string("cannot open ") + path + ": " + strerror(errno));
+        int error = errno;
+        close(file.fd);
+        return fail(UNREADABLE, std::string("cannot open ") + path + ": " + strerror(error));
     }
     posix_fadvise(file.fd, 0, 0, POSIX_FADV_RANDOM);  // what is needed is said, nothing around it
     file.direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
-    if (file.direct < 0) {  // some file systems have no direct reads
-        file.direct = dup(file.fd);
-        no_direct_  = true;
-    }
+    file.no_direct = file.direct < 0 || (how_ == PRIVATE && !reads_directly(file.direct));
     // Linux tells others that all of it is in the page cache (mincore(2)).
     file.told = file.then.st_uid == geteuid() || access(path, W_OK) == 0;
     files_.push_back(file);
@@ -79,9 +101,9 @@ bool expert_cache::read_async(group & g, int e, int tensor) {
         return false;
     }
     const tensor_info & t = g.tensors[tensor];
-    int64_t offset = t.offset + int64_t(t.bytes) * e, from = int64_t(down(size_t(offset), PAGE));
-    size_t  length = up(size_t(offset - from) + t.bytes, PAGE);
-    if (!queue_.start(files_[t.file].direct, data_of(g, t, e) - (offset - from), length, from, {&g, e, tensor, 0, 1})) {
+    int64_t offset = t.offset + int64_t(t.bytes) * e, from = int64_t(down(size_t(offset), BLOCK));
+    size_t  length = up(size_t(offset - from) + t.bytes, BLOCK);
+    if (files_[t.file].no_direct || !queue_.start(files_[t.file].direct, data_of(g, t, e) - (offset - from), length, from, {&g, e, tensor, 0, 1})) {
         return false;
     }
     auto & p = g.experts[e].pieces[tensor];
@@ -92,23 +114,28 @@ bool expert_cache::read_async(group & g, int e, int tensor) {
     return true;
 }
 
-// Takes in what asynchronous reads have brought so far.
+// Takes in what asynchronous reads have brought so far. What has failed, or came short, the readers try again.
 void expert_cache::reap(long patience) {
     queue_.reap(patience, [&](const piece & p, int64_t n) {
         const tensor_info & t = p.g->tensors[p.tensor];
-        int64_t need = int64_t(t.bytes) + (t.offset + int64_t(t.bytes) * p.expert) % int64_t(PAGE);
-        std::string problem = n >= need ? changed(t.file)
-                              : n < 0   ? "cannot read " + files_[t.file].path + ": " + strerror(int(-n))
-                                        : files_[t.file].path + " has become shorter while it was in use";
-        stats_.bytes_read += n >= need ? t.bytes : 0;
-        ended(p, problem);
+        expert & x = p.g->experts[p.expert];
+        int64_t need = int64_t(t.bytes) + (t.offset + int64_t(t.bytes) * p.expert) % int64_t(BLOCK);
+        if (n >= need) {
+            stats_.bytes_read += t.bytes;
+            ended(p, changed(t.file));
+            return;
+        }
+        files_[t.file].no_direct = files_[t.file].no_direct || refuses(int(-n));
+        x.pieces[p.tensor].state = ABSENT;
+        ask(x.pinned == visit_ ? demand_ : foretold_, *p.g, p.expert, p.tensor);
+        work_.notify_all();
     });
 }
 
 void expert_cache::ask(std::deque<piece> & queue, group & g, int e, int t) {
     auto & p = g.experts[e].pieces[t];
     if (p.state == ABSENT) {
-        size_t length = up(size_t(g.tensors[t].offset) % PAGE + g.tensors[t].bytes + PAGE, CHUNK);
+        size_t length = up(g.tensors[t].bytes + PAGE, CHUNK);  // it begins anywhere in a page
         p.state = QUEUED;
         p.next  = 0;
         p.left  = uint16_t(length / CHUNK);
@@ -207,38 +234,44 @@ void expert_cache::read(std::unique_lock<std::mutex> & lock, const piece & p, st
     group &  g = *p.g;
     expert & x = g.experts[p.expert];
     origin from = x.from;
-    bool   keep = from != THROUGH_CACHE || direct_is_slow();
+    bool   keep = from != THROUGH_CACHE || !directly(g);
     bool   direct = from == DIRECT || from == DIRECT_TIMED;
     bool   fair = how_ == PRIVATE && from != PAGE_CACHE && !queue_.under_way();
+    part & file = files_[g.tensors[p.tensor].file];
+    bool   past = !file.no_direct;
     lock.unlock();
-    size_t bytes = 0;
-    auto   start = steady::now();
-    std::string problem = how_ == PAGES    ? read_pages(p, bytes)
-                          : direct         ? read_direct(p, bounce, bytes)
-                                           : read_copied(p, keep, bytes);
+    outcome came;
+    auto start = steady::now();
+    try {
+        came = how_ == PAGES ? read_pages(p, bounce) : direct ? read_direct(p, past, bounce) : read_copied(p, keep);
+    } catch (const std::bad_alloc &) {
+        came.problem = {NO_MEMORY, OUT_OF_MEMORY};
+    }
     double took = seconds_since(start);
     lock.lock();
-    stats_.bytes_read += from == PAGE_CACHE ? 0 : bytes;
-    if (fair && !queue_.under_way() && bytes >= CHUNK / 4) {  // large reads among their like, so that the ways compare
-        auto & way = direct ? direct_reads_ : cache_reads_;
-        way.bytes += bytes;
+    file.no_direct = file.no_direct || refuses(came.refusal);
+    stats_.bytes_read += from == PAGE_CACHE ? 0 : came.bytes;
+    // Large reads among their like, so that the two ways compare.
+    if (fair && !queue_.under_way() && came.bytes >= CHUNK / 4 && !came.refusal) {
+        auto & way = direct && past ? direct_reads_ : cache_reads_;
+        way.bytes += came.bytes;
         way.seconds += took;
     }
-    if (how_ == PAGES && bytes && x.counted) {
+    if (how_ == PAGES && came.bytes && x.counted) {
         miss(g, x);
     }
-    ended(p, problem);
+    ended(p, came.problem);
 }
 
-void expert_cache::ended(const piece & p, const std::string & problem) {
+void expert_cache::ended(const piece & p, const trouble & problem) {
     auto & x    = p.g->experts[p.expert];
     auto & done = x.pieces[p.tensor];
-    if (!problem.empty()) {
+    if (problem.what != NONE) {
         done.bad = true;
         problem_ = problem;
     }
     if (done.bad && waiting_ && x.pinned == visit_) {  // else whoever needs it asks again
-        fail_locked(problem_);
+        fail_locked(problem_.what, problem_.why);
     }
     if (--done.left == 0) {
         done.state = done.bad ? ABSENT : READY;
@@ -246,121 +279,146 @@ void expert_cache::ended(const piece & p, const std::string & problem) {
     }
 }
 
-// Reads `length` bytes, or as many of them as are needed if the file ends before. A read that came
-// short goes on at a whole block.
-std::string expert_cache::read_range(const part & file, int fd, char * target, int64_t length, int64_t need,
-                                     int64_t offset, size_t block) {
-    for (int64_t done = 0; done < need;) {
+// Reads until `need` of `length` bytes are there (a file may end before `length`); how many are, in `error` why
+// not all. A read that came short goes on at a whole block; where it brought less than one, it does not go on.
+int64_t expert_cache::read_range(int fd, char * target, int64_t length, int64_t need, int64_t offset, size_t block,
+                                 int & error) {
+    int64_t done = 0;
+    error = 0;
+    while (done < need) {
         ssize_t n = pread(fd, target + done, size_t(length - done), offset + done);
         if (n < 0 && errno == EINTR) {
             continue;
         }
         if (n < 0) {
-            return "cannot read " + file.path + ": " + strerror(errno);
+            error = errno;
+            break;
         }
-        if (n == 0) {
-            return file.path + " has become shorter while it was in use";
+        int64_t there = done + n < need ? int64_t(down(size_t(done + n), block)) : need;
+        if (there == done) {
+            break;
         }
-        done += n;
-        if (done < need) {
-            done = int64_t(down(size_t(done), block));
-        }
+        done = there;
     }
-    return "";
+    return done;
 }
 
-// Reads whole pages of the file to the same place within pages of memory.
-std::string expert_cache::read_direct(const piece & p, std::vector<char> & bounce, size_t & bytes) {
+// `need` bytes through the page cache, which takes any offset; what was wrong if they do not come.
+trouble expert_cache::read_cached(const part & file, char * target, int64_t need, int64_t offset) {
+    int error;
+    if (read_range(file.fd, target, need, need, offset, 1, error) == need) {
+        return {};
+    }
+    return error ? trouble{UNREADABLE, "cannot read " + file.path + ": " + strerror(error)}
+                 : trouble{CHANGED, file.path + " has become shorter while it was in use"};
+}
+
+// Reads whole blocks of the file to the same place within blocks of memory. What does not come so is read once
+// more through the page cache, before anything is called unreadable.
+outcome expert_cache::read_direct(const piece & p, bool past, std::vector<char> & bounce) {
     const tensor_info & t = p.g->tensors[p.tensor];
     int64_t offset = t.offset + int64_t(t.bytes) * p.expert, end = offset + int64_t(t.bytes);
-    int64_t from   = int64_t(down(size_t(offset), PAGE)) + int64_t(CHUNK) * p.chunk;
-    int64_t to     = std::min(from + int64_t(CHUNK), int64_t(up(size_t(end), PAGE)));
+    int64_t from   = int64_t(down(size_t(offset), BLOCK)) + int64_t(CHUNK) * p.chunk;
+    int64_t to     = std::min(from + int64_t(CHUNK), int64_t(up(size_t(end), BLOCK)));
     if (from >= to) {
-        return "";
+        return {};
     }
     char * data   = data_of(*p.g, t, p.expert);  // where `offset` goes
     char * target = data + (from - offset);
     if (!p.g->direct) {
-        bounce.resize(CHUNK + PAGE);
-        target = reinterpret_cast<char *>(up(size_t(bounce.data()), PAGE));
+        bounce.resize(CHUNK + BLOCK);
+        target = reinterpret_cast<char *>(up(size_t(bounce.data()), BLOCK));
     }
-    int64_t need = std::min(to, end) - from;  // the file may end within the last page
+    int64_t need = std::min(to, end) - from;  // the file may end within the last block
     const part & file = files_[t.file];
-    std::string problem = read_range(file, file.direct, target, to - from, need, from, PAGE);
-    if (!problem.empty()) {
-        return problem;
+    outcome result;
+    int64_t done = past ? read_range(file.direct, target, to - from, need, from, BLOCK, result.refusal) : 0;
+    if (done < need) {
+        result.problem = read_cached(file, target + done, need - done, from + done);
+        if (result.problem.what != NONE) {
+            return result;
+        }
     }
     if (!p.g->direct) {
         int64_t first = std::max(from, offset);
         memcpy(data + (first - offset), target + (first - from), size_t(from + need - first));
     }
-    bytes = size_t(need);
-    return changed(t.file);
+    result.bytes   = size_t(need);
+    result.problem = changed(t.file);
+    return result;
 }
 
 // Through the page cache, which may have it already; and need not keep it.
-std::string expert_cache::read_copied(const piece & p, bool keep, size_t & bytes) {
+outcome expert_cache::read_copied(const piece & p, bool keep) {
     const tensor_info & t = p.g->tensors[p.tensor];
     const part & file = files_[t.file];
     size_t begin = CHUNK * size_t(p.chunk), end = std::min(begin + CHUNK, t.bytes);
     if (begin >= end) {
-        return "";
+        return {};
     }
     int64_t size = int64_t(end - begin), offset = t.offset + int64_t(t.bytes) * p.expert + int64_t(begin);
-    std::string problem = read_range(file, file.fd, data_of(*p.g, t, p.expert) + begin, size, size, offset, 1);
-    if (!problem.empty()) {
-        return problem;
+    outcome result;
+    result.problem = read_cached(file, data_of(*p.g, t, p.expert) + begin, size, offset);
+    if (result.problem.what != NONE) {
+        return result;
     }
-    bytes = end - begin;
     if (!keep) {
         posix_fadvise(file.fd, offset, size, POSIX_FADV_DONTNEED);
     }
-    return changed(t.file);
+    result.bytes   = end - begin;
+    result.problem = changed(t.file);
+    return result;
 }
 
-std::string expert_cache::read_pages(const piece & p, size_t & bytes) {
+// The mapping's pages, brought and mapped; `bytes` are those that the page cache did not have.
+outcome expert_cache::read_pages(const piece & p, std::vector<char> & bounce) {
     const tensor_info & t = p.g->tensors[p.tensor];
-    char * data = static_cast<char *>(t.mapped) + t.bytes * size_t(p.expert);
-    size_t from = down(size_t(data), PAGE) + CHUNK * size_t(p.chunk);
-    size_t to   = std::min(from + CHUNK, up(size_t(data) + t.bytes, PAGE));
+    const part & file = files_[t.file];
+    size_t data = size_t(t.mapped) + t.bytes * size_t(p.expert), end = data + t.bytes;
+    size_t from = down(data, PAGE) + CHUNK * size_t(p.chunk), to = std::min(from + CHUNK, up(end, PAGE));
     if (from >= to) {
-        return "";
+        return {};
     }
     void * address = reinterpret_cast<void *>(from);
+    int64_t offset = t.offset + int64_t(t.bytes) * p.expert + (int64_t(from) - int64_t(data));
+    outcome result;
     std::vector<unsigned char> there((to - from) / PAGE);
     if (mincore(address, to - from, there.data()) == 0) {
-        bytes = PAGE * size_t(std::count_if(there.begin(), there.end(), [](unsigned char c) { return !(c & 1); }));
+        result.bytes = PAGE * size_t(std::count_if(there.begin(), there.end(), [](unsigned char c) { return !(c & 1); }));
     }
-    if (bytes) {
-        int64_t offset = t.offset + int64_t(t.bytes) * p.expert + (int64_t(from) - int64_t(size_t(data)));
-        posix_fadvise(files_[t.file].fd, offset, int64_t(to - from), POSIX_FADV_WILLNEED);
+    if (result.bytes) {
+        posix_fadvise(file.fd, offset, int64_t(to - from), POSIX_FADV_WILLNEED);
     }
-    if (madvise(address, to - from, MADV_POPULATE_READ) != 0 && errno == EFAULT) {
-        return "cannot read " + files_[t.file].path + ": it has become shorter or unreadable";
+    if (madvise(address, to - from, MADV_POPULATE_READ) != 0) {  // before Linux 5.14, or it cannot be read
+        bounce.resize(CHUNK + BLOCK);
+        result.problem = read_cached(file, bounce.data(), int64_t(std::min(to, end) - from), offset);
     }
-    return changed(t.file);
+    if (result.problem.what == NONE) {
+        result.problem = changed(t.file);
+    }
+    return result;
 }
 
 // A file that was rewritten under us would mix two models in one answer.
-std::string expert_cache::changed(int file) {
+trouble expert_cache::changed(int file) {
     struct stat now;
     auto & then = files_[file].then;
     if (fstat(files_[file].fd, &now) == 0 &&
         (now.st_size != then.st_size || now.st_mtim.tv_sec != then.st_mtim.tv_sec ||
          now.st_mtim.tv_nsec != then.st_mtim.tv_nsec)) {
-        return files_[file].path + " was changed while it was in use";
+        return {CHANGED, files_[file].path + " was changed while it was in use"};
     }
-    return "";
+    return {};
 }
 
-bool expert_cache::fail(const std::string & why) {
+bool expert_cache::fail(cause what, const std::string & why) {
     std::lock_guard<std::mutex> lock(mutex_);
-    return fail_locked(why);
+    return fail_locked(what, why);
 }
 
-bool expert_cache::fail_locked(const std::string & why) {
+bool expert_cache::fail_locked(cause what, const std::string & why) {
     if (!failed_) {
-        error_ = why;
+        error_ = {what, why};
     }
     failed_ = true;
     if (!*interrupt_) {

@@ -11,15 +11,22 @@ namespace localmoe {
 // A recorded routing to impose: expert ids [steps][layers][k], layers as in the model, -1 for none.
 // The first `prefill` steps are for prompts, by position, the others for decoded tokens.
 // A prediction of it is to be right for the share `predicted` of the ids.
-void expert_cache::impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k, float predicted) {
+// False: these are no such counts.
+bool expert_cache::impose(const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers, int64_t k, float predicted) {
+    int64_t count;
+    if (steps < 0 || layers < 0 || k < 0 || prefill < 0 || prefill > steps || __builtin_mul_overflow(steps, layers, &count) ||
+        __builtin_mul_overflow(count, k, &count)) {
+        return false;
+    }
     std::lock_guard<std::mutex> lock(mutex_);
-    imposed_.assign(ids, ids + steps * layers * k);
+    imposed_.assign(ids, ids + count);
     imposed_layers_ = layers;
     imposed_predicted_ = predicted;
     imposed_prefill_ = prefill;
     imposed_steps_ = steps;
     imposed_k_ = k;
     steering_ = steps > 0 || prefer_ > 0;
+    return true;
 }
 
 // What a prediction takes an imposed choice for: itself, or what any token of the same kind chose; -1

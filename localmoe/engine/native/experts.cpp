@@ -29,9 +29,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <memory>
 #include <unistd.h>
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
+#include "export.h"
 
 namespace localmoe {
 
@@ -69,13 +71,40 @@ expert_cache::~expert_cache() {
     }
     for (auto & file : files_) {
         close(file.fd);
-        close(file.direct);
+        if (file.direct >= 0) {
+            close(file.direct);
+        }
     }
 }
 
+// Whether a tensor can be served: all of it is in its file, its experts are of one size, and reads of them
+// can be counted in pieces.
+bool expert_cache::sound(const localmoe_expert_tensor & entry) const {
+    if (entry.experts <= 0 || entry.nbytes <= 0 || entry.nbytes % entry.experts != 0 ||
+        uint64_t(entry.nbytes / entry.experts) + PAGE >= CHUNK * UINT16_MAX) {
+        return false;
+    }
+    if (how_ == OFF) {  // nothing is read
+        return true;
+    }
+    if (entry.file < 0 || size_t(entry.file) >= files_.size() || entry.offset < 0) {
+        return false;
+    }
+    int64_t size = files_[size_t(entry.file)].then.st_size;
+    return entry.offset <= size && entry.nbytes <= size - entry.offset;
+}
+
 // A tensor of a group; groups come in the order in which they are computed.
-void expert_cache::add_tensor(const localmoe_expert_tensor & entry) {
+bool expert_cache::add_tensor(const localmoe_expert_tensor & entry) {
     auto * tensor = static_cast<ggml_tensor *>(entry.tensor);
+    bool fits = true;
+    if (!groups_.empty() && entry.group == last_group_) {
+        group & g = groups_.back();
+        fits = g.tensors.size() < MAX_TENSORS && g.experts.size() == size_t(entry.experts);
+    }
+    if (!fits || !sound(entry)) {
+        return fail(UNSOUND, std::string("the experts of ") + tensor->name + " are not laid out as this cache knows them");
+    }
     if (groups_.empty() || entry.group != last_group_) {
         groups_.emplace_back();
         groups_.back().experts.resize(entry.experts);
@@ -86,6 +115,7 @@ void expert_cache::add_tensor(const localmoe_expert_tensor & entry) {
     group & g = groups_.back();
     g.tensors.push_back({tensor, entry.file, entry.offset, size_t(entry.nbytes / entry.experts), 0,
                          tensor->data, tensor->nb[2], tensor->nb[3]});
+    return true;
 }
 
 bool expert_cache::start() {
@@ -101,6 +131,7 @@ bool expert_cache::start() {
             }
         }
     }
+    limit_mappings();
     share_budget();
     size_t most = 0;
     for (auto & g : groups_) {
@@ -129,7 +160,7 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
     std::lock_guard<std::mutex> lock(mutex_);
     failed_ = false;
     broken_ = false;
-    error_.clear();
+    error_ = {};
     decoding_ = decoded >= 0;
     step_     = decoding_ ? imposed_prefill_ + decoded : position;
     last_     = decoding_ ? imposed_steps_ : imposed_prefill_;
@@ -144,9 +175,9 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
         g.planned = -1;
     }
     for (size_t i = 0; i < files_.size(); i++) {
-        std::string problem = changed(int(i));
-        if (!problem.empty()) {
-            fail_locked(problem);
+        trouble problem = changed(int(i));
+        if (problem.what != NONE) {
+            fail_locked(problem.what, problem.why);
         }
     }
     return !failed_;
@@ -172,26 +203,23 @@ bool expert_cache::end() {
     return !failed_;
 }
 
-// Why the last decode failed. A read that came short, or other bytes than expected, may have been the
-// first sign of a changed file: so the files are asked again.
-cause expert_cache::failure(std::string & why) {
+// Why the last decode failed, or opening. What cannot be read may be the first sign of a changed file.
+trouble expert_cache::failure() {
     std::lock_guard<std::mutex> lock(mutex_);
-    why = error_;
-    if (why.empty()) {
-        return NONE;
+    trouble why = error_;
+    for (size_t i = 0; i < files_.size() && why.what == UNREADABLE; i++) {
+        trouble problem = changed(int(i));
+        why = problem.what == NONE ? why : problem;
     }
-    for (size_t i = 0; i < files_.size(); i++) {
-        if (!changed(int(i)).empty()) {
-            return FILE_CHANGED;
-        }
-    }
-    return OTHER;
+    return why;
 }
 
 localmoe_expert_stats expert_cache::stats() {
     std::lock_guard<std::mutex> lock(mutex_);
     localmoe_expert_stats result = stats_;
     result.resident_bytes = used_;
+    result.most_experts   = most_resident_;
+    result.no_direct      = uint64_t(std::count_if(files_.begin(), files_.end(), [](auto & file) { return file.no_direct; }));
     return result;
 }
 
@@ -243,21 +271,21 @@ bool expert_cache::compute_forward(ggml_compute_params * params, ggml_tensor * o
         return multiply(params, op);
     }
     if (predicting_ && op->op == mul_mat_) {
-        score(params, op);
+        safely([&] { score(params, op); });
     }
     const ggml_tensor * logits = recording_ ? recording_->logits_in(op) : nullptr;
     if (logits) {
         if (params->ith == 0) {
-            recording_->logits(logits);
+            safely([&] { recording_->logits(logits); });
         }
         together(params);  // the node may write its result over them
     } else if (op->op == mul_) {
         if (params->ith == 0 && recording_) {
-            recording_->weights(layer_named(op, "ffn_moe_weighted-"), op->src[1]);
+            safely([&] { recording_->weights(layer_named(op, "ffn_moe_weighted-"), op->src[1]); });
         }
     } else if (group * g = group_of(layer_named(op, "ffn_moe_weights-"))) {
         if (params->ith == 0) {
-            steer(*g, op->src[0], op->src[1]);
+            safely([&] { steer(*g, op->src[0], op->src[1]); });
         }
         together(params);
     }
@@ -293,12 +321,14 @@ bool expert_cache::multiply(ggml_compute_params * params, const ggml_tensor * op
     }
     if (how_ == OFF || resting_) {  // nothing is waited for
         if (params->ith == 0 && t == 0) {
-            observe(*g, op->src[2]);
+            safely([&] { observe(*g, op->src[2]); });
         }
         return false;
     }
     if (params->ith == 0) {
-        provide(*g, t, op->src[2]);
+        if (!safely([&] { provide(*g, t, op->src[2]); })) {
+            broken_ = true;
+        }
         fresh_.clear();
     }
     together(params);
@@ -487,7 +517,7 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
         auto & x = g.experts[e];
         while (how_ == PRIVATE && !x.resident && !give_memory(g, e, NEEDED)) {
             if (!reading()) {
-                fail_locked("the memory for experts is too small for one layer of this batch");
+                fail_locked(NO_MEMORY, too_small());
             }
             if (stopped()) {
                 broken_ = true;
@@ -518,6 +548,15 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
         work_.notify_all();
     }
     return true;
+}
+
+std::string expert_cache::too_small() const {
+    if (resident_ >= most_resident_) {
+        return "the system lets a process have too few mappings (vm.max_map_count) for the experts of one layer: " +
+               std::to_string(most_resident_) + " experts at most";
+    }
+    std::string why = "the memory for experts is too small for one layer of this batch";
+    return refused_ ? why + ": " + strerror(refused_) : why;
 }
 
 void expert_cache::wait(std::unique_lock<std::mutex> & lock, group & g, int t) {
@@ -571,84 +610,109 @@ using localmoe::expert_cache;
 
 // ---- for Python ----------------------------------------------------------------------------------
 
-// Null when it cannot be: `why` then says so.
+namespace {
+
+expert_cache * cache_of(void * handle) { return static_cast<expert_cache *>(handle); }
+
+}  // namespace
+
+// Null when it cannot be: `why` and `what` (of enum cause) then say so.
 EXPORT void * localmoe_experts_open(const localmoe_symbols * symbols, int32_t how, uint64_t budget, int32_t readers,
                                     int32_t * interrupt, const char * const * paths, int32_t n_paths,
-                                    const localmoe_expert_tensor * tensors, int32_t n_tensors, char * why, int32_t max) {
-    auto * cache = new expert_cache(*symbols, localmoe::mode(how), budget, readers, interrupt);
-    bool good = true;
-    for (int32_t i = 0; i < n_paths && good; i++) {
-        good = cache->add_file(paths[i]);
+                                    const localmoe_expert_tensor * tensors, int32_t n_tensors, char * why, int32_t max,
+                                    int32_t * what) {
+    try {
+        auto cache = std::make_unique<expert_cache>(*symbols, localmoe::mode(how), budget, readers, interrupt);
+        bool good  = true;
+        for (int32_t i = 0; i < n_paths && good; i++) {
+            good = cache->add_file(paths[i]);
+        }
+        for (int32_t i = 0; i < n_tensors && good; i++) {
+            good = cache->add_tensor(tensors[i]);
+        }
+        if (good && cache->start()) {
+            return cache.release();
+        }
+        localmoe::trouble error = cache->failure();
+        snprintf(why, size_t(max), "%s", error.why.c_str());
+        *what = error.what;
+    } catch (const std::exception & error) {  // no memory, or no more threads
+        snprintf(why, size_t(max), "%s", error.what());
+        *what = localmoe::NO_MEMORY;
     }
-    for (int32_t i = 0; i < n_tensors && good; i++) {
-        cache->add_tensor(tensors[i]);
+    if (*interrupt == 2) {  // set by what failed, to stop a graph: none is computed
+        *interrupt = 0;
     }
-    if (!good || !cache->start()) {
-        std::string reason;
-        cache->failure(reason);
-        snprintf(why, size_t(max), "%s", reason.c_str());
-        delete cache;
-        return nullptr;
-    }
-    return cache;
+    return nullptr;
 }
 
-EXPORT void localmoe_experts_close(void * cache) { delete static_cast<expert_cache *>(cache); }
+EXPORT void localmoe_experts_close(void * cache) {
+    guarded(0, [&] { delete cache_of(cache); });
+}
 
 EXPORT bool localmoe_experts_begin(void * cache, int64_t position, int64_t tokens, int64_t decoded) {
-    return static_cast<expert_cache *>(cache)->begin(position, tokens, decoded);
+    return guarded(false, [&] { return cache_of(cache)->begin(position, tokens, decoded); });
 }
 
-EXPORT bool localmoe_experts_end(void * cache) { return static_cast<expert_cache *>(cache)->end(); }
+EXPORT bool localmoe_experts_end(void * cache) {
+    return guarded(false, [&] { return cache_of(cache)->end(); });
+}
 
-// Why the last decode failed: one of `cause`, and words for it.
+// Why the last decode failed, of enum cause; `out` says it in words.
 EXPORT int32_t localmoe_experts_failure(void * cache, char * out, int32_t max) {
-    std::string why;
-    int32_t     found = static_cast<expert_cache *>(cache)->failure(why);
-    snprintf(out, size_t(max), "%s", why.c_str());
-    return found;
+    return guarded(int32_t(localmoe::NO_MEMORY), [&] {
+        localmoe::trouble error = cache_of(cache)->failure();
+        snprintf(out, size_t(max), "%s", error.why.c_str());
+        return int32_t(error.what);
+    });
 }
 
 EXPORT void localmoe_experts_stats(void * cache, localmoe_expert_stats * out) {
-    *out = static_cast<expert_cache *>(cache)->stats();
+    guarded(0, [&] { *out = cache_of(cache)->stats(); });
 }
 
 EXPORT int32_t localmoe_experts_layers(void * cache, uint64_t * lookups, uint64_t * misses, int32_t max) {
-    return static_cast<expert_cache *>(cache)->layer_stats(lookups, misses, max);
+    return guarded(0, [&] { return cache_of(cache)->layer_stats(lookups, misses, max); });
 }
 
-EXPORT void localmoe_experts_resize(void * cache, uint64_t budget) { static_cast<expert_cache *>(cache)->resize(budget); }
+EXPORT void localmoe_experts_resize(void * cache, uint64_t budget) {
+    guarded(0, [&] { cache_of(cache)->resize(budget); });
+}
 
 EXPORT void localmoe_experts_share_out(void * cache, const float * shares, int32_t n) {
-    static_cast<expert_cache *>(cache)->share_out(shares, n);
+    guarded(0, [&] { cache_of(cache)->share_out(shares, n); });
 }
 
 EXPORT int32_t localmoe_experts_hot(void * cache, int32_t * pairs, int32_t max) {
-    return static_cast<expert_cache *>(cache)->hot(pairs, max);
+    return guarded(0, [&] { return cache_of(cache)->hot(pairs, max); });
 }
 
-EXPORT void localmoe_experts_impose(void * cache, const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers,
+EXPORT bool localmoe_experts_impose(void * cache, const int32_t * ids, int64_t prefill, int64_t steps, int64_t layers,
                                     int64_t k, float predicted) {
-    static_cast<expert_cache *>(cache)->impose(ids, prefill, steps, layers, k, predicted);
+    return guarded(false, [&] { return cache_of(cache)->impose(ids, prefill, steps, layers, k, predicted); });
 }
 
-EXPORT void localmoe_experts_prefer(void * cache, float share) { static_cast<expert_cache *>(cache)->prefer(share); }
+EXPORT void localmoe_experts_prefer(void * cache, float share) {
+    guarded(0, [&] { cache_of(cache)->prefer(share); });
+}
 
 // `to`: a recording, or null to stop.
 EXPORT void localmoe_experts_record(void * cache, void * to) {
-    static_cast<expert_cache *>(cache)->record(static_cast<recording *>(to));
+    guarded(0, [&] { cache_of(cache)->record(static_cast<recording *>(to)); });
 }
 
-EXPORT void localmoe_experts_count(void * cache) { static_cast<expert_cache *>(cache)->count_uses(); }
+EXPORT bool localmoe_experts_count(void * cache) {
+    return guarded(false, [&] { return cache_of(cache)->count_uses(), true; });
+}
 
 // Of one group so far: uses and places [experts], see usage.h. False if nothing is counted.
 EXPORT bool localmoe_experts_usage(void * cache, int32_t group, uint64_t * uses, uint64_t * found_at, int32_t experts,
                                    localmoe_usage_totals * totals) {
-    return static_cast<expert_cache *>(cache)->usage(group, uses, found_at, experts, *totals);
+    return guarded(false, [&] { return cache_of(cache)->usage(group, uses, found_at, experts, *totals); });
 }
 
 EXPORT void localmoe_experts_warm(void * cache, const int32_t * pairs, int32_t n) {
-    static_cast<expert_cache *>(cache)->warm(pairs, n);
+    guarded(0, [&] { cache_of(cache)->warm(pairs, n); });
 }
 
 #endif  // __linux__

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <map>
 
+#include "export.h"
+
 #if defined(__linux__)
 #include <cerrno>
 #include <sys/mman.h>
@@ -18,12 +20,6 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
-#endif
-
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
 namespace {
@@ -48,14 +44,16 @@ struct localmoe_buffer_bytes {
 
 // Bytes per buffer type of a llama_context. Returns the number of entries; at most `max` are written.
 EXPORT int32_t localmoe_memory_breakdown(void * fn, const void * ctx, localmoe_buffer_bytes * out, int32_t max) {
-    int32_t n = 0;
-    for (const auto & [buffer_type, bytes] : reinterpret_cast<breakdown_fn>(fn)(ctx)) {
-        if (n < max) {
-            out[n] = {buffer_type, bytes.model, bytes.context, bytes.compute};
+    return guarded(0, [&] {
+        int32_t n = 0;
+        for (const auto & [buffer_type, bytes] : reinterpret_cast<breakdown_fn>(fn)(ctx)) {
+            if (n < max) {
+                out[n] = {buffer_type, bytes.model, bytes.context, bytes.compute};
+            }
+            n++;
         }
-        n++;
-    }
-    return n;
+        return n;
+    });
 }
 
 // The abort callback: asked between graph nodes (about 1,500 times per token), so it must not

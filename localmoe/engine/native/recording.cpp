@@ -8,9 +8,8 @@
 #include <cstring>
 #include <unistd.h>
 
+#include "export.h"
 #include "ggml_layout.h"
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
@@ -182,18 +181,28 @@ int recording::end() {
 
 // ---- for Python ----------------------------------------------------------------------------------
 
+// Null: without memory, or for layers that no model has.
 EXPORT void * localmoe_recording_open(int32_t fd, const localmoe_recorded_layer * layers, int32_t n, bool logits,
                                       void * op_name, void * to_half) {
-    return new recording(fd, layers, n, logits, reinterpret_cast<op_name_fn>(op_name),
-                         reinterpret_cast<to_half_fn>(to_half));
+    return guarded(static_cast<void *>(nullptr), [&]() -> void * {
+        bool sound = std::all_of(layers, layers + std::max(n, 0), [](const localmoe_recorded_layer & l) {
+            return l.index >= 0 && l.index <= UINT16_MAX && l.experts > 0 && l.experts <= UINT16_MAX && l.used > 0;
+        });
+        return sound && n > 0 ? new recording(fd, layers, n, logits, reinterpret_cast<op_name_fn>(op_name),
+                                              reinterpret_cast<to_half_fn>(to_half))
+                              : nullptr;
+    });
 }
 
 EXPORT void localmoe_recording_close(void * r) { delete static_cast<recording *>(r); }
 
-EXPORT void localmoe_recording_begin(void * r, const int32_t * tokens, int64_t n, bool prefill) {
-    static_cast<recording *>(r)->begin(tokens, n, prefill);
+// False: without memory for it; nothing is recorded of this step.
+EXPORT bool localmoe_recording_begin(void * r, const int32_t * tokens, int64_t n, bool prefill) {
+    return guarded(false, [&] { return static_cast<recording *>(r)->begin(tokens, n, prefill), true; });
 }
 
-EXPORT int32_t localmoe_recording_end(void * r) { return static_cast<recording *>(r)->end(); }
+EXPORT int32_t localmoe_recording_end(void * r) {
+    return guarded(ENOMEM, [&] { return static_cast<recording *>(r)->end(); });
+}
 
 #endif  // __linux__

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.model_tensors import GET_TENSOR, ExpertTensor
-from localmoe.errors import EngineError, LocalmoeError, ModelFileError
+from localmoe.errors import EngineError, EngineMemoryError, LocalmoeError, ModelFileError
 from localmoe.routing.profile import LayerUsage
 
 REGIMES = {"off": 0, "page": 1, "private": 2}
@@ -22,9 +22,6 @@ _SYMBOLS = (  # library, mangled name; all of llama-cpp-python 0.3.36 have them
     (binding.base_library, "ggml_op_name"),
     (binding.cpu_library, "ggml_get_type_traits_cpu"),
 )
-
-
-_FILE_CHANGED = 1  # enum cause in expert_cache.h
 
 
 class _Symbols(ctypes.Structure):
@@ -58,6 +55,8 @@ class _Stats(ctypes.Structure):
         ("resident_bytes", ctypes.c_uint64),
         ("calls", ctypes.c_uint64),
         ("preferred", ctypes.c_uint64),
+        ("most_experts", ctypes.c_uint64),
+        ("no_direct", ctypes.c_uint64),
     )
 
 
@@ -85,11 +84,30 @@ class Counters:
     resident_bytes: int  # of experts; never above the budget
     calls: int  # multiplications by experts that were seen
     preferred: int  # choices changed by ``prefer``
+    most_experts: int  # that the system's limit of mappings lets be in memory at once
+    no_direct: int  # files that cannot be read past the page cache
 
 
 def file_changed(why: str) -> ModelFileError:
     """The error for a model file that is not any more what it was when it was opened."""
     return ModelFileError(why, hint="load the model again: /model, or a new start")
+
+
+def unreadable(why: str) -> EngineError:
+    """The error for a disk, or what else the file is on, that does not give what is needed."""
+    hint = "look after the disk, or the connection to it, then ask again"
+    return EngineError(f"an expert is missing: {why}", hint=hint)
+
+
+def _error(what: int, why: str) -> LocalmoeError:
+    """The error for a value of ``enum cause`` in expert_cache.h."""
+    if what == 1:  # CHANGED
+        return file_changed(why)
+    if what == 2:  # UNREADABLE
+        return unreadable(why)
+    if what == 3:  # NO_MEMORY
+        return EngineMemoryError(why, hint="--cache page needs no memory of its own for experts")
+    return EngineError(f"no expert cache: {why}", hint="--cache off")
 
 
 def available() -> str | None:
@@ -114,7 +132,10 @@ class ExpertCache:
 
     ``tensors`` are all in host memory, those of a group one after the other; groups come in the
     order of computation. ``interrupt``: the flag that the abort callback reads; the cache sets it
-    to 2 when it fails. To be made only where the cache is ``available``. Raises EngineError.
+    to 2 when it fails. To be made only where the cache is ``available``.
+
+    Raises EngineMemoryError without address space or threads for it, EngineError for files that
+    cannot be opened and for tensors that are laid out otherwise than it knows.
     """
 
     def __init__(
@@ -134,7 +155,7 @@ class ExpertCache:
                 for tensor, e in ((tensor, tensor.entry) for tensor in tensors)
             )
         )
-        why = ctypes.create_string_buffer(1024)
+        why, what = ctypes.create_string_buffer(1024), ctypes.c_int32()
         self._native.localmoe_experts_open.restype = ctypes.c_void_p
         self._handle = ctypes.c_void_p(
             self._native.localmoe_experts_open(
@@ -149,10 +170,11 @@ class ExpertCache:
                 len(tensors),
                 why,
                 len(why),
+                ctypes.byref(what),
             )
         )
         if not self._handle:
-            raise EngineError(f"no expert cache: {why.value.decode(errors='replace')}")
+            raise _error(what.value, why.value.decode(errors="replace"))
         # Twice per token: ctypes converts what it knows the types of in a third of the time.
         self._begin, self._end = (
             self._native.localmoe_experts_begin,
@@ -185,11 +207,8 @@ class ExpertCache:
     def failure(self) -> LocalmoeError | None:
         """Why the last ``begin`` or decode failed; None if the cache is not to blame."""
         out = ctypes.create_string_buffer(2048)
-        cause = self._native.localmoe_experts_failure(self._handle, out, len(out))
-        why = out.value.decode(errors="replace")
-        if cause == _FILE_CHANGED:
-            return file_changed(why)
-        return EngineError(f"an expert is missing: {why}") if cause else None
+        what = self._native.localmoe_experts_failure(self._handle, out, len(out))
+        return _error(what, out.value.decode(errors="replace")) if what else None
 
     def counters(self) -> Counters:
         out = _Stats()
@@ -235,12 +254,14 @@ class ExpertCache:
         What the hidden state predicts says nothing about imposed ids. ``predicted``: which share
         (0…1) of them a prediction is to get right instead; 0: nothing is predicted.
         """
-        self._native.localmoe_experts_impose(
+        self._native.localmoe_experts_impose.restype = ctypes.c_bool
+        if not self._native.localmoe_experts_impose(
             self._handle,
             ids,
             *(ctypes.c_int64(n) for n in (prefill, steps, layers, k)),
             ctypes.c_float(predicted),
-        )
+        ):
+            raise EngineMemoryError("there is no memory for the routing to impose")
 
     def prefer(self, share: float) -> None:
         """Lossy: take a resident expert up to ``share`` less probable than the chosen one."""

@@ -20,9 +20,9 @@ from typing import Any
 
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
-from localmoe.engine.worker.expert_cache import file_changed
+from localmoe.engine.worker.expert_cache import file_changed, unreadable
 from localmoe.engine.worker.model_tensors import GgmlTensor
-from localmoe.errors import EngineError, LocalmoeError
+from localmoe.errors import LocalmoeError
 from localmoe.facts.model import Model
 from localmoe.planning.cache import routed_tensors
 from localmoe.planning.memory import RoutedTensor
@@ -81,8 +81,7 @@ class PageReader:
                 self._bring(layer, self._ids(address))
         except BaseException as error:
             if not isinstance(error, LocalmoeError):
-                reason = str(error) or type(error).__name__
-                error = EngineError(f"an expert is missing: {reason}")
+                error = unreadable(str(error) or type(error).__name__)
             self.failure = self.failure or error
             self._interrupt.value = self._interrupt.value or 2
         return True

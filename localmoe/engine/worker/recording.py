@@ -16,7 +16,7 @@ import numpy as np
 
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.expert_cache import ExpertCache
-from localmoe.errors import TraceFileError
+from localmoe.errors import EngineMemoryError, TraceFileError
 from localmoe.facts.model import Model
 from localmoe.routing.recorder import unwritable
 from localmoe.routing.trace import PREFILL, TraceHeader, TraceWriter, read_trace
@@ -63,18 +63,26 @@ class Recording:
                 ctypes.cast(binding.base_library.ggml_fp32_to_fp16_row, ctypes.c_void_p),
             )
         )
+        if not self._handle:
+            self._writer.close()
+            raise EngineMemoryError("there is no memory to record the routing")
         self._begin, self._end = (
             self._native.localmoe_recording_begin,
             self._native.localmoe_recording_end,
         )
         self._begin.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool)
         self._end.argtypes = (ctypes.c_void_p,)
+        self._begin.restype = ctypes.c_bool
         cache.record(self._handle)
 
     def begin(self, tokens: Sequence[int], *, prefill: bool) -> None:
-        """Before each decode: the token ids of its batch. What the last one left is dropped."""
+        """Before each decode: the token ids of its batch. What the last one left is dropped.
+
+        Raises EngineMemoryError.
+        """
         count = len(tokens)
-        self._begin(self._handle, (ctypes.c_int32 * count)(*tokens), count, prefill)
+        if not self._begin(self._handle, (ctypes.c_int32 * count)(*tokens), count, prefill):
+            raise EngineMemoryError("there is no memory to record the routing")
 
     def end(self) -> None:
         """After one that went well: its step is written. Raises StorageError."""

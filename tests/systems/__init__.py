@@ -1,0 +1,1 @@
+"""The installed command on machines unlike this one: preloaded libraries, mounts, limits."""
