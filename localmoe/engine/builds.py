@@ -34,7 +34,7 @@ MEMORY_PER_JOB = 2 << 30  # bytes that a compiler of GPU kernels takes
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """Something that must be there before a build: a program, or a file in one of some places."""
+    """What must be installed before a build: any one of ``programs``, or of ``files``."""
 
     name: str
     programs: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Backend:
     name: str
     registry_name: str  # what ggml calls it, once it is built
     flags: tuple[str, ...]  # for CMake
-    minutes: float  # processor minutes, of which all but the plain build's are rough
+    minutes: float  # processor minutes; only those of the plain build were measured
     about: str
     tools: tuple[Tool, ...] = ()
     system: str | None = None  # platform.system() that it needs
@@ -149,14 +149,14 @@ class Build:
     folder: Path  # where the wheel is kept
     kept: Path | None  # the wheel of an earlier build
     missing: tuple[Tool, ...]
-    environment: Mapping[str, str]  # on top of ours
+    environment: Mapping[str, str]  # variables that are added to those of this process
     build: tuple[str, ...]
-    install: tuple[str, ...]  # the wheel comes last
+    install: tuple[str, ...]  # a command, to which the path of the wheel is added
     minutes: float  # expected, with all cores; 0 where the wheel is kept
 
     @property
     def commands(self) -> list[str]:
-        """The same for a shell."""
+        """The commands, as they are typed into a shell."""
         variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in self.environment.items())
         lines = [] if self.kept else [f"{variables} {shlex.join(self.build)}"]
         wheel = shlex.quote(str(self.kept or self.folder)) + ("" if self.kept else "/*.whl")
@@ -164,7 +164,7 @@ class Build:
 
 
 def binding_version() -> str:
-    """Of the installed llama-cpp-python, or of the one that this localmoe wants."""
+    """The version of the installed llama-cpp-python; without one, of the one that we need."""
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -265,7 +265,7 @@ def _run(command: tuple[str, ...], variables: Mapping[str, str]) -> Iterator[flo
 
 
 def _end_group(group: int) -> None:
-    """End a command with all that it has started: compilers would go on for minutes."""
+    """End a command and all that it has started: else its compilers would run on for minutes."""
     with contextlib.suppress(OSError):
         os.killpg(group, signal.SIGTERM)
 
@@ -281,7 +281,7 @@ def _why(lines: list[str]) -> str:
 
 
 def _key(backend: Backend, version: str) -> str:
-    """One wheel per backend, version and processor: it is compiled for the one at hand."""
+    """Names the kept wheel of a backend and a version, built for the processor of this machine."""
     machine = f"{platform.machine()} {_processor()} {os.environ.get('CMAKE_ARGS', '')}"
     return f"{version}-{backend.name}-{hashlib.sha256(machine.encode()).hexdigest()[:12]}"
 

@@ -64,7 +64,7 @@ def engine_info(remotes: Sequence[str] = ()) -> EngineInfo:
 
 
 def once_per_card(devices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """GPUs, each once: a card that two backends of one build see belongs to the first. Pure.
+    """The GPUs among ``devices``; a card that two backends of one build see, only once. Pure.
 
     The rules are llama.cpp's (``llama_prepare_model_devices`` in src/llama.cpp): discrete cards
     are told apart by their address; of integrated ones, which may have none, one backend's count.

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from localmoe import kept, storage
 from localmoe.errors import StorageError
 
-if TYPE_CHECKING:  # whoever looks for files only need not wait for it
+if TYPE_CHECKING:  # the chat's list of conversations need not wait for this import
     from localmoe.facts.model import Model
 
 CAPACITY = 4 << 30  # bytes of all files together
@@ -59,7 +59,7 @@ class Saved:
 
 
 def identity(model: Model, settings: Mapping[str, Any], engine: str) -> str:
-    """A digest of all that a state depends on; one of its own for files that are gone.
+    """A digest of all that a state depends on. Nothing kept has that of a model whose file is gone.
 
     ``settings`` are those of ``EngineSettings`` that shape the state or its values; where weights
     live and how they are read change nothing in what has been read so far. Nor does the length of
@@ -104,7 +104,10 @@ def forget(slot: str) -> None:
 
 
 def make_room(wanted: int, capacity: int = CAPACITY) -> bool:
-    """Delete the files used longest ago until ``wanted`` bytes more fit. False: they never will."""
+    """Delete the files used longest ago until ``wanted`` more bytes fit into ``capacity``.
+
+    False, and nothing is deleted, when they are more than that.
+    """
     if wanted > capacity:
         return False
     files = []
@@ -183,7 +186,9 @@ def write(
 def opened(
     path: Path, who: str, interrupted: Callable[[], bool] = lambda: False
 ) -> Iterator[Saved | None]:
-    """What a file holds; None if there is none. One that is damaged, or of another ``who``, goes.
+    """What a file holds; None if there is none, or if it is of no use.
+
+    A file that is damaged, or whose identity is not ``who``, is deleted.
 
     The caller may delete the file too, by ``path``, if its content turns out to be of no use.
     """
@@ -250,7 +255,7 @@ def _read(memory: mmap.mmap, size: int, address: int, who: str) -> Saved:
 
 @contextlib.contextmanager
 def _mapped(number: int, size: int, *, write: bool) -> Iterator[tuple[mmap.mmap, int]]:
-    """A file's bytes and their address. Read-only ones are a private copy as far as written to."""
+    """A file's bytes and their address. Without ``write`` the file does not change with them."""
     access = mmap.ACCESS_WRITE if write else mmap.ACCESS_COPY
     with mmap.mmap(number, size, access=access) as memory:
         first = ctypes.c_char.from_buffer(memory)

@@ -21,10 +21,10 @@ from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 
 
 class Oracle:
-    """Callable as ``planning.memory.Measure`` for one model. Answers are remembered.
+    """A ``planning.memory.Measure`` for one model. The same question is asked only once.
 
-    A worker that the caller brings serves one oracle after the other, and is the caller's to
-    close; starting one takes longer than many a question.
+    Starting a worker takes longer than most questions. So a caller who asks about several models
+    passes one ``worker`` to all their oracles, and closes it; without one, each has its own.
     """
 
     def __init__(self, model: Model, worker: WorkerProcess | None = None) -> None:
@@ -55,7 +55,8 @@ class Oracle:
                 paths=self._paths,
                 settings=dataclasses.asdict(settings),
                 architecture=self._model.architecture,
-                # The first question reads it, so that a tokenizer the engine lacks is told of.
+                # The first question reads the vocabulary too, so that a tokenizer that the engine
+                # does not know is an error now and not at the load.
                 vocabulary=_tokens(self._model) if self._answers else 0,
             )
             known = protocol.report_from_json(answer["memory"])
@@ -72,9 +73,9 @@ def _tokens(model: Model) -> int:
 
 
 def _without_copy(report: MemoryReport, model: Model) -> MemoryReport:
-    """Take off the host's copy of a tied embedding, if the dry run counted one.
+    """The report less the host's copy of a tied embedding, if the dry run counted such a copy.
 
-    It did if there are more bytes of weights than the tensors have.
+    It did when it reports more bytes of weights than the tensors have together.
     """
     sizes = {tensor.name: tensor.nbytes for tensor in model.tensors if tensor.loaded}
     tied = 0 if "output.weight" in sizes else sizes.get("token_embd.weight", 0)

@@ -10,7 +10,7 @@ from localmoe.facts.bandwidth import DeviceRate, Rates
 
 
 def processor_rates(threads: int) -> Rates:
-    """Of the processor with up to ``threads`` threads; some seconds.
+    """The rates of the processor with 1 … ``threads`` threads; measuring takes some seconds.
 
     Raises EngineError, or EngineCrashError where there is no memory for it.
     """
@@ -18,9 +18,9 @@ def processor_rates(threads: int) -> Rates:
 
 
 def device_rates(devices: Sequence[str], remotes: Sequence[str] = ()) -> tuple[DeviceRate, ...]:
-    """Of devices, by the engine's names; those without room for it are left out.
+    """The rates of devices, given by the engine's names. Those with too little memory are left out.
 
-    Raises as ``processor_rates``.
+    Raises EngineError, or EngineCrashError where there is no memory for it.
     """
     return bandwidth.devices_from_json(_ask(devices=devices, remotes=remotes)["devices"])
 

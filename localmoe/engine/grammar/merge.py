@@ -1,4 +1,4 @@
-"""Two JSON schemas that both hold, as one; and whether two can hold at once. Pure."""
+"""One JSON schema for two that both must hold; and whether two exclude each other. Pure."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _from_zero(low: Bound, high: Bound | None, whole: bool) -> str:
     point = "" if places else '"." '
     rules = []
     if last is None or first < last:
-        # At the lower bound exactly the rest must not be nothing if the bound itself is excluded.
+        # A numeral that begins like an excluded lower bound must go on, or it would be that bound.
         if low.inclusive:
             rules.append(_with_tail(_between(first, None if last is None else last - 1, places),
                                     f"({point}[0-9]{{1,{MORE_DIGITS}}})?"))  # fmt: skip

@@ -36,7 +36,7 @@ def pattern_body(pattern: str) -> str:
 
 
 def _found(tree: Sequence[tuple[Any, Any]], *, start: bool = False) -> str:
-    """Strings that contain a match; ``start``: at their beginning, as an anchor before said."""
+    """A rule for strings that contain a match; ``start``: that begin with one."""
     if tree and tree[0] == (op.AT, op.AT_BEGINNING):
         tree, start = tree[1:], True
     if len(tree) == 1 and tree[0][0] is op.BRANCH:  # a choice, with anchors of its own in each
@@ -110,7 +110,7 @@ def _category(value: Any) -> Ranges:
 
 
 def _without(ranges: Ranges, taken: Ranges) -> Ranges:
-    """``ranges`` less ``taken``."""
+    """The code points of ``ranges`` that are not in ``taken``."""
     left = ranges
     for low, high in taken:
         cut = []

@@ -66,7 +66,7 @@ class _Converter:
         return "\n".join([f"root ::= {rules['root']}", *lines])
 
     def _basic_rules(self) -> dict[str, str]:
-        """Those that are used, and those that they use."""
+        """Those of BASIC_RULES that our rules name, or that these name in turn."""
         wanted: dict[str, str] = {}
         pending = list(self._rules.values())
         while pending:
@@ -165,7 +165,7 @@ class _Converter:
         return " | ".join(dict.fromkeys(alternatives))
 
     def _follow(self, schema: object, at: str) -> object:
-        """The schema that a plain reference means, to look into it."""
+        """The schema with its ``$ref`` looked up, and merged with what stands beside that."""
         for _ in range(32):
             if not (isinstance(schema, Mapping) and "$ref" in schema):
                 return schema

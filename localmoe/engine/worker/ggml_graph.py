@@ -80,7 +80,9 @@ class Backend:
     """A device that computes, with a region of weights on it."""
 
     def __init__(self, device: str, size: int, host: int | None = None) -> None:
-        """``host``: the address of the region, for the processor; else it is allocated there."""
+        """``size``: bytes of the region. ``host``: its address, where there is one in host memory
+        already; else the device allocates it. Raises MemoryError.
+        """
         self.handle = _device_init(binding.device_named(device), None)
         if not self.handle:
             raise MemoryError(device)
@@ -103,12 +105,14 @@ class Backend:
         _backend_free(self.handle)
 
     def use_threads(self, count: int) -> None:
-        """Of the processor."""
+        """Compute with that many threads; for the processor only."""
         _set_threads(self.handle, count)
 
     def place(self, tensor: int, size: int) -> None:
-        """In the region, in the part that was not used for the longest time."""
-        room = (-(-size // 4096) + 1) * 4096  # a device may pad a tensor
+        """Give a tensor of ``size`` bytes the next place in the region, from its start again after
+        its end: so what one run reads is not what the run before left in the caches.
+        """
+        room = (-(-size // 4096) + 1) * 4096  # a page more: a device may pad a tensor
         if self._at + room > self._size:
             self._at = 0
         _place(self.region, tensor, self._start + self._at)
@@ -143,36 +147,39 @@ class Graph:
         return int(_new_tensor(self.context, _NUMBERS[kind], len(shape), counts))
 
     def weights(self, kind: str, *shape: int) -> int:
-        """A tensor in the backend's region."""
+        """A new tensor whose place is in the backend's region."""
         tensor = self._tensor(kind, shape)
         self._backend.place(tensor, nbytes(kind, *shape))
         return tensor
 
     def rows(self, kind: str, width: int, count: int, heads: int) -> int:
-        """A view [width, count, heads] of a cache in the region: heads side by side, per row."""
+        """A view [width, count, heads] of a new tensor in the region.
+
+        In its memory the heads of one row lie side by side, as in llama.cpp's KV cache.
+        """
         whole = self.weights(kind, width * heads, count)
         row = nbytes(kind, width * heads)
         return int(_view(self.context, whole, width, count, heads, row, nbytes(kind, width), 0))
 
     def input(self, *shape: int) -> int:
-        """f32 of small numbers."""
+        """A new f32 tensor, filled with one small number."""
         tensor, count = self._tensor("F32", shape), math.prod(shape)
         self._data.append((tensor, (_F32 * count).from_buffer_copy(struct.pack("f", 0.01) * count)))
         return tensor
 
     def indices(self, rows: Sequence[Sequence[int]]) -> int:
-        """i32[columns, rows] with these values."""
+        """A new i32 tensor [columns, rows] with these values, of equally long rows."""
         tensor = self._tensor("I32", (len(rows[0]), len(rows)))
         flat = [value for row in rows for value in row]
         self._data.append((tensor, (ctypes.c_int32 * len(flat))(*flat)))
         return tensor
 
     def add(self, node: int) -> None:
-        """What shall be computed, with all that it needs."""
+        """Make ``compute`` compute this tensor, and first whatever it is computed from."""
         _expand(self._graph, node)
 
     def ready(self) -> None:
-        """Allocate what has no place yet, and hand over the inputs."""
+        """Allocate the tensors that have no place yet, and copy the inputs. Raises MemoryError."""
         self._buffer = _place_all(self.context, self._backend.handle)
         if not self._buffer:
             raise MemoryError("graph")
@@ -180,7 +187,7 @@ class Graph:
             _set(tensor, data, 0, ctypes.sizeof(data))
 
     def compute(self) -> float:
-        """Compute it; the seconds that took."""
+        """Compute the graph; return the seconds it took. Raises RuntimeError."""
         start = time.perf_counter()
         if _compute(self._backend.handle, self._graph) != 0:
             raise RuntimeError("the device could not compute")

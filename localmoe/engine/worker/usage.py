@@ -1,4 +1,4 @@
-"""What a model's use here teaches: its profile grows, and a chat can show the load so far."""
+"""Which experts are used how often: for the model's profile on disk, and for a chat to show."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from localmoe.routing.profile import LayerUsage
 
 
 class Learning:
-    """Counts by the engine itself, from now on; ``tensors`` are those that the cache serves.
+    """Counts the uses of experts from now on; the native helper does the counting.
 
-    ``keep``: what was counted is added to the model's profile on disk. It never is where the
-    choices are not the router's own: imposed, or changed to save reading.
+    ``tensors`` are those that the cache serves. ``keep``: the counts are added to the model's
+    profile on disk, but never where the choices are not the router's own: where a recorded routing
+    is imposed, or experts are swapped to save reading.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class Learning:
         self._name = model.name
         self._key = profile.key_of(model)
         groups = list({tensor.group: tensor.experts for tensor in tensors}.items())
-        self._places = {  # layer → place among the groups; not grovemoe's second sets of experts
+        # Layer → place among the groups. Without grovemoe's second set of experts of a layer, whose
+        # group number is beyond the number of layers.
+        self._places = {
             group: place for place, (group, _) in enumerate(groups) if group < len(model.layers)
         }
         self._learnt = {
@@ -61,7 +64,7 @@ class Learning:
         )
 
     def favourites(self) -> list[tuple[int, int]]:
-        """(place among the groups, expert) pairs that the profile knows, the most used first."""
+        """(place among the groups, expert) pairs of the profile on disk, the most used first."""
         known = profile.load(self._key)
         pairs = known.favourites() if known is not None else []
         return [
