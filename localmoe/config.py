@@ -127,6 +127,17 @@ def text() -> str:
         raise StorageError(f"cannot read {path()}: {error}") from error
 
 
+def assign(section: tuple[str, ...], name: str, value: Value | None) -> None:
+    """Give one setting of the file another value, or take it out (None); see ``changed``.
+
+    Raises UsageError for a file that is not as it should be, before or after, and StorageError.
+    """
+    read()
+    new = changed(text(), section, name, value)
+    parse(new.encode(), path())
+    write(new)
+
+
 def changed(text: str, section: tuple[str, ...], name: str, value: Value | None) -> str:
     """TOML in which one setting has another value, or is gone; nothing else changes. Pure.
 

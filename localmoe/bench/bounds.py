@@ -38,15 +38,15 @@ def least_read(trace: Trace, sizes: Mapping[int, int], budget: int) -> int:
     layers = [index for index in trace.layers if index in sizes]
     accesses = _in_a_row(trace, layers)
     mean = sum(sizes[index] for index in layers) / max(1, len(layers))
-    room = np.array([budget // max(mean, 1)], np.int64)
-    hits = replay(accesses, room, belady)[:, 0].reshape(len(trace), len(layers), -1)
+    slots = np.array([budget // max(mean, 1)], np.int64)
+    hits = replay(accesses, slots, belady)[:, 0].reshape(len(trace), len(layers), -1)
     looked = accesses.ids[:, 0].reshape(hits.shape) != ABSENT
     missed = (looked & ~hits)[trace.decode].sum(axis=(0, 2))
     return int(missed @ np.array([sizes[index] for index in layers], np.int64))
 
 
 def _in_a_row(trace: Trace, layers: list[int]) -> Accesses:
-    """All layers as one: a step per token and layer, experts numbered through."""
+    """All layers as one: a step per token and layer, and each expert has a number of its own."""
     width = max(trace.ids(index).shape[1] for index in layers)
     most = max(trace.info(index).experts for index in layers)
     ids: NDArray[np.int64] = np.full((len(trace), len(layers), width), ABSENT, np.int64)

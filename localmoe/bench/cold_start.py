@@ -1,4 +1,4 @@
-"""A machine as a day's use leaves it: the model not in the page cache, and the cache full.
+"""A cold start, as on a machine in use: the page cache is full, but not of the model.
 
 Empty memory would flatter whoever leaves the model's pages to the system, since nothing competes
 with them. On a virtual machine it would also charge the run that comes first: the host has taken
@@ -30,9 +30,9 @@ _DROP = Path("/proc/sys/vm/drop_caches")
 def forget(paths: Sequence[Path]) -> float:
     """Replace files in the page cache by another one; the share of them still in it (0 … 1).
 
-    Bit by bit, so that memory is never free for long. What others have mapped or written goes with
-    everything that is clean, where we may ask for that. Where the system does not tell, the answer
-    is 0.
+    They leave part by part, so that little memory is free at any time. Pages that another process
+    has mapped or written stay at first; then, where we may, the system is asked to drop all that is
+    unchanged. Where the system does not tell what is cached, the answer is 0.
     """
     _replace(paths)
     left = cached_share(paths)
@@ -57,17 +57,17 @@ def _fill(paths: Sequence[Path]) -> int:
     """Fill the cache; the bytes at the beginning of each file that were dropped meanwhile."""
     at = 0
     with contextlib.suppress(OSError):  # a file system without holes may have no room
-        crowd = _crowd().fileno()
-        for start, end in missing_chunks(f"/proc/self/fd/{crowd}"):
+        filler = _filler().fileno()
+        for start, end in missing_chunks(f"/proc/self/fd/{filler}"):
             _advise(paths, at, end - start)
             at += end - start
-            os.pread(crowd, end - start, start)
+            os.pread(filler, end - start, start)
     return at
 
 
 @functools.cache
-def _crowd() -> io.FileIO:
-    """As large as the memory, and nothing but a hole: reading it needs memory, but no disk."""
+def _filler() -> io.FileIO:
+    """A file as large as the memory that is one hole: reading it takes memory, but no disk."""
     file = tempfile.TemporaryFile(dir=private_dir(cache_dir()), buffering=0)  # noqa: SIM115 (until the end)
     file.truncate(_memory())
     return file
@@ -94,7 +94,7 @@ def cached_share(paths: Sequence[Path]) -> float:
 
 
 def _advise(paths: Sequence[Path], start: int, length: int) -> None:
-    """A part of the files, 0: to the end, is not needed in the page cache."""
+    """Tell the system that a part of each file (``length`` 0: to its end) may leave the cache."""
     for path in paths if hasattr(os, "posix_fadvise") else ():
         descriptor = os.open(path, os.O_RDONLY)
         try:

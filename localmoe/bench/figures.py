@@ -20,7 +20,7 @@ class Window:
 
     steps: int
     seconds: float
-    read: int | None  # bytes fetched from the disk; None: nobody counted
+    read: int | None  # bytes fetched from the disk; None where that is not counted
 
     @property
     def tps(self) -> float:
@@ -29,7 +29,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of several runs."""
+    """Median, lowest and highest value of several runs."""
 
     median: float
     low: float

@@ -34,7 +34,7 @@ class Box(Protocol):
         """Put a process in; what it took before stays outside."""
 
     def peak(self) -> int | None:
-        """Most bytes that were charged so far, page cache included; None if nobody counts."""
+        """Most bytes charged so far, page cache included; None where that is not counted."""
 
     def kills(self) -> int:
         """How many processes were killed for want of memory."""
@@ -146,7 +146,7 @@ def memory_box(limit: int | None) -> Iterator[Box]:
 
 
 def _own_group(limit: int) -> Group | None:
-    """In or beside our own group, wherever we may make one that a process can be put into."""
+    """A new group in or beside our own; None where we may make none that takes a process."""
     places = [(folder, 1) for folder in own_groups("memory")]
     places += [(folder, 2) for folder in own_groups(None)]
     for parent, version in places:
@@ -161,7 +161,7 @@ def _own_group(limit: int) -> Group | None:
 
 
 def _takes_a_process(group: Group) -> bool:
-    """Moving needs rights on a common parent too, so that only a trial tells."""
+    """Whether a process can be moved there: that needs rights on a common parent too, so we try."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         try:
             group.admit(child.pid)
@@ -176,13 +176,13 @@ def _takes_a_process(group: Group) -> bool:
 _HOLDER = """
 import ctypes, mmap, select, sys
 size = int(sys.argv[1])
-room = mmap.mmap(-1, size)
-at = ctypes.addressof(ctypes.c_char.from_buffer(room))
+memory = mmap.mmap(-1, size)
+at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 libc = ctypes.CDLL(None)
 locked = libc.mlock(ctypes.c_void_p(at), ctypes.c_size_t(size)) == 0
 while True:
     for i in range(0 if locked else size)[:: mmap.PAGESIZE]:
-        room[i] = 1
+        memory[i] = 1
     print("held", flush=True)
     if select.select([sys.stdin], [], [], None if locked else 2.0)[0]:
         break

@@ -29,7 +29,7 @@ SPARE_CONTEXT = 64  # tokens beyond prompt and answer
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What was asked for. () and None mean: as usual."""
+    """What was asked for. () and None mean: the usual ones."""
 
     wishes: Wishes  # of every plan; each run adds its regime and its limit
     remotes: tuple[str, ...] = ()  # "host:port" of the workers that the plans may use
@@ -127,9 +127,9 @@ def schedule(measurement: Measurement, model: Model, free: int) -> Schedule:
 
 
 def asked(measurement: Measurement) -> str:
-    """What of the plan's request changes a run, so that a log keeps such runs apart. Pure.
+    """The part of the request that changes what a run shows, so that a log keeps runs apart. Pure.
 
-    The regime of the expert cache is left out, for a run has its own.
+    The regime of the expert cache is left out: each run has its own.
     """
     usual = Wishes()
     values = {
@@ -177,12 +177,12 @@ def start_of(regime: str, plan: Plan, replay: str, predicted: float = 0.0) -> St
     """How the engine is started in a regime. Pure."""
     settings = dataclasses.replace(plan.settings, replay=replay, predicted=predicted)
     planned = plan.tiers.ram + PROCESS_BYTES
-    room = settings.cache_bytes or plan.cache.budget
+    cached = settings.cache_bytes or plan.cache.budget
     if regime == PLAIN:
         # llama.cpp's own mapping, which reads the whole file first.
         settings = dataclasses.replace(settings, read_ahead=False)
-        return Start(settings, planned, room, {"LOCALMOE_STOCK_MMAP": "1"})
-    return Start(settings, planned, room)
+        return Start(settings, planned, cached, {"LOCALMOE_STOCK_MMAP": "1"})
+    return Start(settings, planned, cached)
 
 
 def summaries_of(schedule: Schedule, runs: Sequence[Run]) -> list[Summary]:

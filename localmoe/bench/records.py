@@ -97,7 +97,7 @@ class Log:
                 raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs that no run without an accident of ours has done."""
+        """The jobs without a run; one that failed counts as a run, since it would fail again."""
         done = {run.job for run in self.runs}
         return [job for job in jobs if job not in done]
 

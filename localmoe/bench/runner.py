@@ -49,7 +49,7 @@ class Start:
 
     settings: EngineSettings
     planned: int = 0  # bytes of RAM that this will take
-    room: int = 0  # bytes of them for experts
+    cache_bytes: int = 0  # bytes of them for experts
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -62,7 +62,7 @@ def run(job: Job, model: Model, start: Start, measure: Measure | None = None) ->
 
     What goes wrong with it is told in the run, not raised.
     """
-    record = Run(job=job, planned=start.planned, cache_bytes=start.room)
+    record = Run(job=job, planned=start.planned, cache_bytes=start.cache_bytes)
     if job.regime != RESIDENT:
         record = dataclasses.replace(record, cold=forget(model.paths) == 0)
     before = disk_speed(model, job.repeat)
@@ -243,7 +243,7 @@ def _kib(field: str) -> int:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Ours with ``values``, while a worker starts."""
+    """Our environment with ``values`` in it, which a worker that starts meanwhile gets."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

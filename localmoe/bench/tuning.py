@@ -25,7 +25,7 @@ from localmoe.bench.variants import (
 from localmoe.errors import LocalmoeError
 
 Changed = tuple[Variant, ...]
-"""What differs from the settings as they are; () is those."""
+"""The settings that have another value; () means: none, the settings as they are."""
 
 AS_IT_IS: Changed = ()
 
@@ -107,7 +107,7 @@ class Tuning:
             self.confirmed = gain(changed, self._samples[AS_IT_IS], self._samples.get(changed, []))
 
     def _round(self, all_: Sequence[Changed]) -> None:
-        """One trial of each; what does not work is forgotten."""
+        """One trial of each; settings that do not work are left out from then on."""
         for changed in all_:
             try:
                 self._samples.setdefault(changed, []).append(self.one(changed))

@@ -102,7 +102,7 @@ def _kv_type(settings: EngineSettings) -> Iterator[Variant]:
 
 
 def median(samples: Sequence[Sample]) -> Sample:
-    """Of each figure by itself."""
+    """The median of each figure by itself."""
     return Sample(
         statistics.median(sample.prefill_tps for sample in samples),
         statistics.median(sample.decode_tps for sample in samples),

@@ -228,7 +228,7 @@ def _request(port: int, path: str, body: object = None) -> Iterator[http.client.
 def _running(
     command: list[str], box: Box, log: IO[bytes], stdout: int | IO[bytes] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The program in its box, ended with the block; it hears no Ctrl-C of ours."""
+    """The program in its box, ended with the block; Ctrl-C typed here does not reach it."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -84,15 +84,12 @@ class Group:
     options: tuple[Option, ...]
 
 
-def _option(
-    flags: str, value: str, help: str, parse: Callable[[str], Any] = str, **more: Any
-) -> Option:
-    option = Option(tuple(flags.split()), value, help, parse, **more)
+def _option(typed: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Option:
+    """``typed``: the flags, and what the value is called: "-c --ctx N"; a switch has no value."""
+    words = typed.split()
+    flags = tuple(word for word in words if word.startswith("-"))
+    option = Option(flags, "".join(words[len(flags) :]), help, parse, **more)
     return dataclasses.replace(option, field=option.field or option.name.replace("-", "_"))
-
-
-def _switch(flags: str, help: str, **more: Any) -> Option:
-    return _option(flags, "", help, **more)
 
 
 def _group(
@@ -104,9 +101,7 @@ def _group(
         commands,
         tuple(
             dataclasses.replace(
-                option,
-                commands=option.commands or commands,
-                setting=settings and option.setting,
+                option, commands=option.commands or commands, setting=settings and option.setting
             )
             for option in options
         ),
@@ -117,98 +112,77 @@ GROUPS = (
     _group(
         "memory and placement",
         PLANS,
-        _option("-c --ctx", "N", "context in tokens (8k = 8192)", tokens, field="context"),
+        _option("-c --ctx N", "context in tokens (8k = 8192)", tokens, field="context"),
         _option(
-            "-t --threads",
-            "N",
+            "-t --threads N",
             "processor threads",
             whole(1, 4096),
             commands=(*PLANS, "worker", *REPLAYS),
         ),
-        _option("--kv-type", "TYPE", "KV cache type: " + ", ".join(KV_TYPES), choices=KV_TYPES),
+        _option("--kv-type TYPE", "KV cache type: " + ", ".join(KV_TYPES), choices=KV_TYPES),
         _option(
-            "-ctk --cache-type-k",
-            "TYPE",
-            "type of the keys alone",
-            field="type_k",
-            choices=KV_TYPES,
+            "-ctk --cache-type-k TYPE", "type of the keys alone", field="type_k", choices=KV_TYPES
         ),
         _option(
-            "-ctv --cache-type-v",
-            "TYPE",
-            "type of the values alone",
-            field="type_v",
-            choices=KV_TYPES,
+            "-ctv --cache-type-v TYPE", "type of the values alone", field="type_v", choices=KV_TYPES
         ),
         _option(
-            "--ram",
-            "GIB",
+            "--ram GIB",
             "plan with this much free RAM; worker: give so much",
             ram,
             commands=(*PLANS, "worker", "experts simulate"),
         ),
-        _option("--vram", "GIB", "plan with this much free GPU memory", gib),
+        _option("--vram GIB", "plan with this much free GPU memory", gib),
         _option(
-            "--machine",
-            "FILE",
+            "--machine FILE",
             "plan for another machine: its `doctor --json`",
             commands=("fit", "pull", "plan", "show", *REPLAYS),
             proposes=FILES,
             setting=False,
             why="plans for another machine",
         ),
-        _option("-ngl --gpu-layers", "N", "layers on the GPU (all: every one)", layers),
+        _option("-ngl --gpu-layers N", "layers on the GPU (all: every one)", layers),
         _option(
-            "-ncmoe --n-cpu-moe",
-            "N",
+            "-ncmoe --n-cpu-moe N",
             "keep the experts of the first N layers off the GPU",
             whole(0, MAX_INT),
         ),
-        _option("-b --batch", "N", "tokens per prefill batch", whole(1, MAX_INT)),
+        _option("-b --batch N", "tokens per prefill batch", whole(1, MAX_INT)),
         _option(
-            "--cache",
-            "HOW",
-            "experts that do not fit in RAM: " + ", ".join(CACHES),
-            choices=CACHES,
+            "--cache HOW", "experts that do not fit in RAM: " + ", ".join(CACHES), choices=CACHES
         ),
         _option(
-            "--cache-ram",
-            "GIB",
+            "--cache-ram GIB",
             "RAM that experts may take at most",
             ram,
             commands=(*PLANS, "experts simulate"),
         ),
         _option(
-            "--experts",
-            "N",
+            "--experts N",
             "experts per token (fewer than the model's own: faster, and worse answers)",
             whole(1, 4096),
         ),
         _option(
-            "--prefer-cached",
-            "X",
+            "--prefer-cached X",
             "take an expert in memory that the router likes up to X (0 to 1) less: faster, and "
             "other answers",
             number(0, 1),
         ),
         _option(
-            "--experts-on",
-            "TIER[:LAYERS]",
+            "--experts-on TIER[:LAYERS]",
             "gpu, ram or disk for the experts of some layers (ram:0-11,15) or of all; repeatable",
             each(placement_options.experts_on),
             repeatable=True,
         ),
         _option(
-            "-ot --override --override-tensor",
-            "REGEX=DEVICE",
+            "-ot --override --override-tensor REGEX=DEVICE",
             "put tensors by name: -ot 'blk.3.*exps=CPU'; before every other rule; repeatable",
             placement_options.override,
             field="overrides",
             repeatable=True,
         ),
         _option(
-            "--remote --rpc",
-            "HOST:PORT",
+            "--remote --rpc HOST:PORT",
             "use the memory of a `localmoe worker` on another machine; repeatable",
             placement_options.remote,
             field="remotes",
@@ -220,72 +194,56 @@ GROUPS = (
     _group(
         "the worker",
         ("worker",),
-        _option("--host", "ADDRESS", "where to listen (127.0.0.1: this machine only)"),
+        _option("--host ADDRESS", "where to listen (127.0.0.1: this machine only)"),
         _option(
-            "--port",
-            "N",
-            f"and at which port ({placement_options.DEFAULT_PORT})",
-            whole(1, 65535),
+            "--port N", f"and at which port ({placement_options.DEFAULT_PORT})", whole(1, 65535)
         ),
     ),
     _group(
         "the answer",
         WRITES,
-        _option("--system", "TEXT", "system prompt"),
-        _switch("--plain", "no chat template: the model continues the text"),
-        _switch(
+        _option("--system TEXT", "system prompt"),
+        _option("--plain", "no chat template: the model continues the text"),
+        _option(
             "-v --verbose",
             "say first where the model lives, and how fast it should be",
             commands=("run",),
         ),
         _option(
-            "--trace",
-            "FILE",
+            "--trace FILE",
             "record which experts every token used",
             commands=TALKS,
             proposes=FILES,
             setting=False,
         ),
-        _switch("--logits", "with --trace: the routers' logits too (larger)", commands=TALKS),
+        _option("--logits", "with --trace: the routers' logits too (larger)", commands=TALKS),
+        _option("-n --max-tokens --tokens N", "stop after N tokens", token_limit, commands=LOADS),
+        _option("--temp X", "0: greedy, repeatable", number(0, 100), field="temperature"),
+        _option("--top-k N", "sample from the N likeliest; 0: all", whole(0, MAX_INT)),
+        _option("--top-p X", "sample from the likeliest that sum to X", number(0, 1)),
+        _option("--min-p X", "drop tokens below X times the likeliest", number(0, 1)),
         _option(
-            "-n --max-tokens --tokens",
-            "N",
-            "stop after N tokens",
-            token_limit,
-            commands=LOADS,
+            "--repeat-penalty X", "make tokens of the last N less likely; 1: off", number(0.01, 100)
         ),
-        _option("--temp", "X", "0: greedy, repeatable", number(0, 100), field="temperature"),
-        _option("--top-k", "N", "sample from the N likeliest; 0: all", whole(0, MAX_INT)),
-        _option("--top-p", "X", "sample from the likeliest that sum to X", number(0, 1)),
-        _option("--min-p", "X", "drop tokens below X times the likeliest", number(0, 1)),
+        _option("--repeat-last-n N", "how far the penalties look back (64)", whole(0, 1 << 20)),
+        _option("--presence-penalty X", "against words used; 0: off", number(-2, 2)),
+        _option("--frequency-penalty X", "against words used often; 0: off", number(-2, 2)),
+        _option("--seed N", "repeat the same random choices", seed),
         _option(
-            "--repeat-penalty",
-            "X",
-            "make tokens of the last N less likely; 1: off",
-            number(0.01, 100),
-        ),
-        _option("--repeat-last-n", "N", "how far the penalties look back (64)", whole(0, 1 << 20)),
-        _option("--presence-penalty", "X", "against words used; 0: off", number(-2, 2)),
-        _option("--frequency-penalty", "X", "against words used often; 0: off", number(-2, 2)),
-        _option("--seed", "N", "repeat the same random choices", seed),
-        _option(
-            "-r --stop",
-            "TEXT",
+            "-r --stop TEXT",
             "end the answer where TEXT would come (repeatable)",
             each(str),
             repeatable=True,
         ),
         _option(
-            "--schema",
-            "FILE",
+            "--schema FILE",
             "answer in JSON that a JSON schema describes",
             commands=TALKS,
             proposes=FILES,
             setting=False,
         ),
         _option(
-            "--think",
-            "LEVEL",
+            "--think LEVEL",
             "how much the model reasons first: " + ", ".join(THINK_LEVELS),
             choices=THINK_LEVELS,
         ),
@@ -295,8 +253,7 @@ GROUPS = (
         "the conversation",
         TALKS,
         _option(
-            "-f --file",
-            "FILE",
+            "-f --file FILE",
             "attach a text file to the first message (repeatable); experts record: its paragraphs "
             "are the prompts",
             each(str),
@@ -306,18 +263,16 @@ GROUPS = (
             proposes=FILES,
             setting=False,
         ),
-        _switch("--continue", "go on with the last conversation", field="resume", setting=False),
+        _option("--continue", "go on with the last conversation", field="resume", setting=False),
         _option(
-            "--session",
-            "NAME",
+            "--session NAME",
             "go on with this conversation, or begin it",
             proposes=SESSIONS,
             setting=False,
         ),
-        _switch("--no-history", "leave no trace: no session, no typed lines", commands=WRITES),
+        _option("--no-history", "leave no trace: no session, no typed lines", commands=WRITES),
         _option(
-            "--overflow",
-            "CHOICE",
+            "--overflow CHOICE",
             "when the next turn does not fit the context: " + ", ".join(OVERFLOWS),
             choices=OVERFLOWS,
         ),
@@ -327,32 +282,25 @@ GROUPS = (
         "the measurement",
         ("bench",),
         _option(
-            "--memory",
-            "LIST",
+            "--memory LIST",
             "hard limits: 0.4x of the model's size, or GiB; separated by commas",
             limits,
         ),
-        _option("--runs", "N", "runs of each kind (3), alternating", whole(1, 1000)),
+        _option("--runs N", "runs of each kind (3), alternating", whole(1, 1000)),
         _option(
-            "--regimes",
-            "LIST",
+            "--regimes LIST",
             "of plain, off, page, private, auto; plain is llama.cpp's own mapping",
             names,
         ),
-        _option("--prompt-tokens", "N", "tokens to read (32)", whole(1, MAX_INT)),
-        _option("--replay", "TRACE", "impose a recorded routing on every run", proposes=FILES),
-        _switch("--sweep", "eight limits between 0.3x and 1.2x"),
+        _option("--prompt-tokens N", "tokens to read (32)", whole(1, MAX_INT)),
+        _option("--replay TRACE", "impose a recorded routing on every run", proposes=FILES),
+        _option("--sweep", "eight limits between 0.3x and 1.2x"),
+        _option("--log FILE", "remember runs there, and make only what is missing", proposes=FILES),
         _option(
-            "--log", "FILE", "remember runs there, and make only what is missing", proposes=FILES
+            "--vs COMMAND", "the same runs of a llama.cpp program: llama-server, or llama-bench"
         ),
         _option(
-            "--vs",
-            "COMMAND",
-            "the same runs of a llama.cpp program: llama-server, or llama-bench",
-        ),
-        _option(
-            "--tune",
-            "SECONDS",
+            "--tune SECONDS",
             "look for faster settings at the end, for so long at most (180; 0: not at all)",
             number(0, 86400),
         ),
@@ -361,16 +309,14 @@ GROUPS = (
         "the routing",
         ("experts record",),
         _option(
-            "-o --output",
-            "FILE",
+            "-o --output FILE",
             "where the trace or the page is written",
             commands=("experts record", "experts report"),
             proposes=FILES,
         ),
-        _switch("--domains", "the bundled prompts, by domain"),
+        _option("--domains", "the bundled prompts, by domain"),
         _option(
-            "--png",
-            "FOLDER",
+            "--png FOLDER",
             "the plots as pictures too",
             commands=("experts report",),
             proposes=FILES,
@@ -379,14 +325,14 @@ GROUPS = (
     _group(
         "output",
         ANSWERS,
-        _switch(
+        _option(
             "--json",
             "one JSON document on stdout",
             commands=tuple(name for name in ANSWERS if name != "chat"),
             setting=False,
         ),
-        _switch("-q --quiet", "no notes, no warnings"),
-        _switch(
+        _option("-q --quiet", "no notes, no warnings"),
+        _option(
             "--jsonl",
             "JSON, one document per line; run, pull, bench: events as they happen",
             commands=tuple(name for name in ANSWERS if name != "chat"),
@@ -398,8 +344,7 @@ GROUPS = (
         "speed",
         PLANS,
         _option(
-            "--min-tps",
-            "X",
+            "--min-tps X",
             "what is too slow: fewer than X tok/s to be expected (pull asks below 2)",
             number(0.001, 1e6),
         ),
@@ -407,12 +352,12 @@ GROUPS = (
     _group(
         "building",
         ("engine install",),
-        _switch("--dry-run", "say what would be done, and do nothing"),
+        _option("--dry-run", "say what would be done, and do nothing"),
     ),
     _group(
         "downloads",
         ("pull", *LOADS, "engine install"),
-        _switch(
+        _option(
             "-y --yes --force",
             "download without a question, even what does not fit here; engine install: build anew",
         ),
@@ -426,14 +371,9 @@ GROUPS = (
             "config set",
             "config unset",
         ),
-        _option("-m --model", "MODEL", "the model, when in doubt", proposes=MODELS),
+        _option("-m --model MODEL", "the model, when in doubt", proposes=MODELS),
     ),
-    _group(
-        "other",
-        EVERY,
-        _switch("-h --help", "this text"),
-        _switch("--version", "the version"),
-    ),
+    _group("other", EVERY, _option("-h --help", "this text"), _option("--version", "the version")),
 )
 
 OPTIONS = tuple(option for group in GROUPS for option in group.options)

@@ -1,4 +1,4 @@
-"""What a user may say of places, checked: ``--experts-on``, ``--override``, ``--remote``. Pure."""
+"""The values of ``--experts-on``, ``--override`` and ``--remote``, parsed and checked. Pure."""
 
 from __future__ import annotations
 

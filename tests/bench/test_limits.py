@@ -94,19 +94,19 @@ def test_another_file_takes_the_page_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(cold_start, "_SMALL", 0)
     monkeypatch.setattr(cold_start, "_memory", lambda: 64 * MIB)
-    cold_start._crowd.cache_clear()
+    cold_start._filler.cache_clear()
     path = tmp_path / "file"
     path.write_bytes(os.urandom(16 * MIB))
     os.sync()
     path.read_bytes()
     try:
         assert forget([path]) == 0 == cached_share([path])
-        crowd = Path(f"/proc/self/fd/{cold_start._crowd().fileno()}")
+        crowd = Path(f"/proc/self/fd/{cold_start._filler().fileno()}")
         assert crowd.stat().st_size == 64 * MIB and crowd.stat().st_blocks == 0
         assert cached_share([crowd]) > 0.9
     finally:
-        cold_start._crowd().close()
-        cold_start._crowd.cache_clear()
+        cold_start._filler().close()
+        cold_start._filler.cache_clear()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mincore is asked on Linux only")

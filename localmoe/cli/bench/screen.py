@@ -89,7 +89,7 @@ def _table(group: Sequence[Summary], shared: int) -> Rows:
 
 
 def _regime(summary: Summary) -> str:
-    """The regime, and what it was in fact: what was chosen, or what it stepped down to."""
+    """The regime asked for, and the one that ran where ``auto`` chose or memory was short."""
     ran = [name for name in summary.ran if name != summary.regime]
     if summary.regime == PLAIN or not ran:
         return summary.regime

@@ -1,4 +1,4 @@
-"""What ends a ``bench``: the settings that would be faster here, found by trying, and kept.
+"""The end of a ``bench``: settings that would be faster here are looked for, shown, and kept.
 
 ``advice`` of ``bench --json``: ``{"seconds", "trials", "complete", "turn": {"read", "written"},
 "tried": [{"setting", "value"}], "faster": [{"setting", "now", "value", "gain", "changes_answers",
@@ -29,7 +29,7 @@ from localmoe.planning.plan import Wishes
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line
 
-BUSY, BUSY_SECONDS = 25.0, 0.5  # percent of the processor in other hands, and how long to look
+BUSY, BUSY_SECONDS = 25.0, 0.5  # percent of the processor that others use, and seconds to look
 
 
 def seconds_for(options: Options) -> float:
@@ -103,9 +103,7 @@ def offer(name: str, chosen: Sequence[Variant], output: Output) -> None:
 def keep(name: str, chosen: Sequence[Variant]) -> None:
     """Into the configuration, for one model. Raises UsageError, StorageError."""
     for variant in chosen:
-        text = config.changed(config.text(), ("models", name), variant.setting, variant.value)
-        config.parse(text.encode(), config.path())
-        config.write(text)
+        config.assign(("models", name), variant.setting, variant.value)
 
 
 def commands(found: Tuning, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What was found out about faster settings, for people and as JSON. Pure."""
+"""What a search for faster settings came to, for people and as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def screen(found: Tuning, commands: Sequence[str]) -> Iterator[RenderableType]:
 
 
 def nothing(found: Tuning) -> str:
-    """Why there is nothing to say."""
+    """Why no faster setting was found."""
     if not found.variants:
         return "all of them are chosen already"
     tried = ", ".join(map(str, found.variants))

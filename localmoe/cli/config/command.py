@@ -68,7 +68,7 @@ def _set(name: str, values: Sequence[str], model: str | None, output: Output) ->
         )
     value: Value = list(values) if len(values) > 1 else _value(option, values[0])
     defaults.check(name, value, "config")
-    _write(_section(model), name, value)
+    config.assign(_section(model), name, value)
     output.note(f"{name} = {json.dumps(value, ensure_ascii=False)}{_for(model)}")
 
 
@@ -89,16 +89,16 @@ def _value(option: Option, text: str) -> Value:
 def _set_model(name: str, output: Output) -> None:
     with contextlib.suppress(catalog.NotHereError):
         catalog.resolve(config.read().target(name))
-    _write((), "model", name)
+    config.assign((), "model", name)
     output.note(f"{clean_line(name)} is the model where none is named")
 
 
 def _unset(name: str, model: str | None, output: Output) -> None:
     read = config.read()
     if model is None and name in read.aliases:
-        _write(("aliases",), name, None)
+        config.assign(("aliases",), name, None)
     elif name in _table(read, model) or (model is None and name == "model" and read.model):
-        _write(_section(model), name, None)
+        config.assign(_section(model), name, None)
     else:
         raise UsageError(f"{clean_line(name)} is not set{_for(model)}", hint="localmoe config")
     output.note(f"{clean_line(name)} is not set any more{_for(model)}")
@@ -112,15 +112,8 @@ def _alias(name: str, target: str, output: Output) -> None:
         )
     if catalog.looks_like_model(name) and name not in read.aliases:
         output.warn(f"{clean_line(name)} is the name of a model too; the alias hides it")
-    _write(("aliases",), name, target)
+    config.assign(("aliases",), name, target)
     output.note(f"{clean_line(name)} → {clean_line(target)}")
-
-
-def _write(section: tuple[str, ...], name: str, value: Value | None) -> None:
-    config.read()  # a file that cannot be read is not changed
-    text = config.changed(config.text(), section, name, value)
-    config.parse(text.encode(), config.path())
-    config.write(text)
 
 
 def _section(model: str | None) -> tuple[str, ...]:
