@@ -101,9 +101,9 @@ def test_another_file_takes_the_page_cache(tmp_path: Path, monkeypatch: pytest.M
     path.read_bytes()
     try:
         assert forget([path]) == 0 == cached_share([path])
-        crowd = Path(f"/proc/self/fd/{cold_start._filler().fileno()}")
-        assert crowd.stat().st_size == 64 * MIB and crowd.stat().st_blocks == 0
-        assert cached_share([crowd]) > 0.9
+        filler = Path(f"/proc/self/fd/{cold_start._filler().fileno()}")
+        assert filler.stat().st_size == 64 * MIB and filler.stat().st_blocks == 0
+        assert cached_share([filler]) > 0.9
     finally:
         cold_start._filler().close()
         cold_start._filler.cache_clear()
