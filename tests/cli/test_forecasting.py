@@ -37,7 +37,7 @@ def test_a_machine_is_measured_once_even_by_two_at_a_time(tmp_path: Path) -> Non
     localmoe = Localmoe(tmp_path)
     before = kept.read_bytes()
     machine = localmoe.document("doctor")["machine"]
-    assert machine["rates"]["types"]["Q8_0"]["vector"]
+    assert machine["rates"]["types"]["Q4_K"]["vector"]
     assert json.loads(kept.read_bytes())["rates"]["ram"] == json.loads(before)["rates"]["ram"]
     (tmp_path / "machine.json").write_text(json.dumps({"machine": machine}))
     plan = localmoe.document("plan", "nano", "--machine", "machine.json")
