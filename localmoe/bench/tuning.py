@@ -61,6 +61,14 @@ class Tuning:
         """Seconds since the first trial began."""
         return 0.0 if self._since is None else self.clock() - self._since
 
+    @property
+    def chosen(self) -> list[Gain]:
+        """The gain of each setting that was confirmed, by itself."""
+        if self.confirmed is None:
+            return []
+        by_itself = {gain.variants: gain for gain in self.single}
+        return [by_itself[(variant,)] for variant in self.confirmed.variants]
+
     def run(self, variants: Sequence[Variant]) -> None:
         """Try them. Raises what ``measure`` raises for the settings as they are."""
         self.variants = variants

@@ -50,12 +50,13 @@ class Option:
     """One option. ``commands`` take it: names, or name and action as in "experts record"."""
 
     flags: tuple[str, ...]
-    value: str  # what its value is called in the help; "" for a switch, which has none
+    value: str  # what its value is called in the help
     help: str
     parse: Callable[[str], Any] = str
     field: str = ""  # of ``Options``
     commands: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    is_switch: bool = False  # has no value: it is typed or not
     repeatable: bool = False  # ``parse`` gives a list, and the lists are joined
     proposes: str = ""  # FILES, MODELS or SESSIONS
     setting: bool = True  # may stand in the configuration file
@@ -65,10 +66,6 @@ class Option:
     def name(self) -> str:
         """The first long form, without dashes: what a setting is called."""
         return next(flag for flag in self.flags if flag.startswith("--")).removeprefix("--")
-
-    @property
-    def is_switch(self) -> bool:
-        return not self.value
 
     def taken_by(self, scope: str) -> bool:
         """Whether a command takes it, or one of its actions where only the command is named."""
@@ -88,7 +85,8 @@ def _option(typed: str, help: str, parse: Callable[[str], Any] = str, **more: An
     """``typed``: the flags, and what the value is called: "-c --ctx N"; a switch has no value."""
     words = typed.split()
     flags = tuple(word for word in words if word.startswith("-"))
-    option = Option(flags, "".join(words[len(flags) :]), help, parse, **more)
+    value = words[len(flags) :]
+    option = Option(flags, "".join(value), help, parse, is_switch=not value, **more)
     return dataclasses.replace(option, field=option.field or option.name.replace("-", "_"))
 
 

@@ -16,12 +16,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from localmoe import config
+from localmoe.app.bench_documents import advice_document
 from localmoe.bench.trials import SECONDS
 from localmoe.bench.tuning import Tuning
 from localmoe.bench.variants import Gain, Sample, Variant
 from localmoe.cli.arguments import parse
 from localmoe.cli.bench import tuning
-from localmoe.cli.bench.tuning_screen import document, screen
+from localmoe.cli.bench.tuning_screen import screen
 from localmoe.cli.config.defaults import configured
 from localmoe.cli.output import Output
 from tests.cli.command import COMMAND, Localmoe, assert_clear_error, environment
@@ -80,14 +81,14 @@ def test_no_line_is_wider_than_the_screen(width: int) -> None:
 def test_json() -> None:
     """What was tried, what is faster, by how much, and how to keep it."""
     search = found(THREADS, KV)
-    told = document(search, tuning.commands(search, "m"))
+    told = advice_document(search, tuning.commands(search, "m"))
     assert [each["setting"] for each in told["faster"]] == ["threads", "kv-type"]  # type: ignore[attr-defined]
     first = told["faster"][0]  # type: ignore[index]
     assert first["decode_tps"] == {"now": 5.0, "then": 9.0}
     assert first["command"] == "localmoe config set threads 2 -m m"
     assert not first["changes_answers"] and told["faster"][1]["changes_answers"]  # type: ignore[index]
     assert told["gain"] == pytest.approx(1.9)
-    assert document(found(), [])["faster"] == []
+    assert advice_document(found(), [])["faster"] == []
 
 
 def test_what_is_kept_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

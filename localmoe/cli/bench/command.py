@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from localmoe.app.bench_documents import measurement_document
 from localmoe.app.find import model_to_load
 from localmoe.app.idle_gpus import tell_of_idle_gpus
 from localmoe.app.machine import find_machine
@@ -102,7 +103,7 @@ def measure(
     advice = tuning.advise(model, machine, wanted.wishes, plan_here, options, output)
     if output.as_json:
         head = {"event": "done"} if output.lines else {}
-        document = screen.document(wanted, machine, runs, summaries, to_do)
+        document = measurement_document(wanted, machine, runs, summaries, to_do)
         output.json(head | document | {"advice": advice.document if advice else None})
     if advice is not None and advice.stopped:
         return INTERRUPTED

@@ -1,10 +1,4 @@
-"""The end of a ``bench``: settings that would be faster here are looked for, shown, and kept.
-
-``advice`` of ``bench --json``: ``{"seconds", "trials", "complete", "turn": {"read", "written"},
-"tried": [{"setting", "value"}], "faster": [{"setting", "now", "value", "gain", "changes_answers",
-"decode_tps": {"now", "then"}, "prefill_tps": {"now", "then"}, "command"}], "gain"}``; null where
-nothing was tried. ``gain``: of all of ``faster`` together, how many times sooner a turn is done.
-"""
+"""The end of a ``bench``: settings that would be faster here are looked for, shown, and kept."""
 
 from __future__ import annotations
 
@@ -15,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 
 from localmoe import config, storage
+from localmoe.app.bench_documents import advice_document
 from localmoe.app.documents import Json
 from localmoe.bench.trials import SECONDS, PlanFor, Trials
 from localmoe.bench.tuning import Tuning
@@ -90,7 +85,7 @@ def advise(
         output.print(*tuning_screen.screen(found, typed))
         if found.confirmed is not None and not stopped:
             offer(name, found.confirmed.variants, output)
-    return Advice(tuning_screen.document(found, typed), stopped)
+    return Advice(advice_document(found, typed), stopped)
 
 
 def offer(name: str, chosen: Sequence[Variant], output: Output) -> None:

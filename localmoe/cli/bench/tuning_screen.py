@@ -1,4 +1,4 @@
-"""What a search for faster settings came to, for people and as JSON. Pure."""
+"""What a search for faster settings came to, as a person sees it. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from localmoe.app.documents import Json
 from localmoe.bench.tuning import Tuning
-from localmoe.bench.variants import CHANGES_ANSWERS, TURN_READ, TURN_WRITTEN, Gain
+from localmoe.bench.variants import CHANGES_ANSWERS, TURN_READ, TURN_WRITTEN
 from localmoe.terminal.tables import Rows
 from localmoe.text import clean_line, format_duration
 
@@ -18,7 +17,7 @@ def screen(found: Tuning, commands: Sequence[str]) -> Iterator[RenderableType]:
     """A row per setting, and how to keep them; or that nothing was faster."""
     yield Text("")
     how = f"{found.trials} trials in turn, {format_duration(found.took)}"
-    chosen = chosen_gains(found)
+    chosen = found.chosen
     if not chosen or found.confirmed is None:
         yield Text(f"no faster setting found ({how}): {nothing(found)}")
         return
@@ -62,36 +61,3 @@ def nothing(found: Tuning) -> str:
     if found.complete:
         return f"tried {tried}"
     return f"there was not enough time to tell; --tune SECONDS gives more ({tried})"
-
-
-def chosen_gains(found: Tuning) -> list[Gain]:
-    """The gain of each setting that was confirmed, by itself."""
-    if found.confirmed is None:
-        return []
-    by_itself = {gain.variants: gain for gain in found.single}
-    return [by_itself[(variant,)] for variant in found.confirmed.variants]
-
-
-def document(found: Tuning, commands: Sequence[str]) -> Json:
-    """``advice`` of ``bench --json``; see ``cli/bench/tuning.py``."""
-    return {
-        "seconds": round(found.took, 1),
-        "trials": found.trials,
-        "complete": found.complete,
-        "turn": {"read": TURN_READ, "written": TURN_WRITTEN},
-        "tried": [{"setting": v.setting, "value": v.value} for v in found.variants],
-        "faster": [
-            {
-                "setting": gain.variants[0].setting,
-                "now": gain.variants[0].now,
-                "value": gain.variants[0].value,
-                "gain": gain.factor,
-                "changes_answers": gain.variants[0].setting in CHANGES_ANSWERS,
-                "decode_tps": {"now": gain.before.decode_tps, "then": gain.after.decode_tps},
-                "prefill_tps": {"now": gain.before.prefill_tps, "then": gain.after.prefill_tps},
-                "command": command,
-            }
-            for gain, command in zip(chosen_gains(found), commands, strict=True)
-        ],
-        "gain": found.confirmed.factor if found.confirmed else None,
-    }
