@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 from localmoe.app import speeds
@@ -14,12 +15,16 @@ from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
 from localmoe.cli.requests import load_request, sample_request
 from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.engine.rpc import named
 from localmoe.errors import EngineError, InterruptedLoadError
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.terminal.interrupts import Pressed, interrupts
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_duration
+
+REMOTE_SILENCE = 10.0  # seconds without a word from another machine that are worth a line
+REMOTE_PATIENCE = 2.0  # seconds more after Ctrl-C until it is left
 
 
 @contextlib.contextmanager
@@ -44,15 +49,31 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
     """Ctrl-C stops what the engine does; when that takes long, it says so; another one leaves.
 
     On the processor a computation stops within milliseconds, so that only the disk can take long.
+    Other machines may be asleep: they are named, and left when they do not heed the first one.
     """
-    awaited = "engine" if model.plan.settings.devices else "disk"
+    settings, over = model.plan.settings, threading.Event()
+    new_line = "\n" if output.stderr.is_terminal else ""
+    awaited = "the engine" if settings.devices else "the disk"
+    awaited = named(settings.remotes) if settings.remotes else awaited
 
     def tell() -> None:
-        new_line = "\n" if output.stderr.is_terminal else ""
-        output.note(f"{new_line}waiting for the {awaited}; Ctrl-C again leaves")
+        output.note(f"{new_line}waiting for {awaited}; Ctrl-C again leaves")
+        if settings.remotes and not over.wait(REMOTE_PATIENCE):
+            model.engine.close()
 
-    with interrupts(model.engine.cancel, model.engine.close, tell) as pressed:
-        yield pressed
+    def watch() -> None:
+        while not over.wait(1.0):
+            if model.engine.silent_s > REMOTE_SILENCE:
+                output.note(f"{new_line}{awaited} has said nothing for {REMOTE_SILENCE:.0f} s")
+                return
+
+    if settings.remotes:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        with interrupts(model.engine.cancel, model.engine.close, tell) as pressed:
+            yield pressed
+    finally:
+        over.set()
 
 
 def load(model: LoadedModel, output: Output) -> Loaded:

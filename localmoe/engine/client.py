@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from localmoe import ledger, storage
-from localmoe.engine import kv_store, protocol
+from localmoe.engine import kv_store, protocol, rpc
 from localmoe.engine.events import (
     Finished,
     Loaded,
@@ -76,6 +76,11 @@ class Engine:
         """False when the worker has died; ``load`` brings a new one."""
         return self._worker.alive
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the worker last said something of what it is asked for; 0 if of nothing."""
+        return self._worker.silent_s
+
     def promise(self) -> None:
         """Tell whoever plans of the RAM that the model will take; ``load`` does, if need be."""
         if self._promised_ram and self._promise is None:
@@ -105,7 +110,9 @@ class Engine:
         self.promise()
         settings = dataclasses.asdict(self._settings)
         hot = str(hot_set_path(Path(self._paths[0]))) if self._remember else ""
-        for message in self._worker.request("load", paths=self._paths, settings=settings, hot=hot):
+        limits = rpc.limits(self._settings.remotes, rpc.WORK_LIMIT)
+        fields = {"paths": self._paths, "settings": settings, "hot": hot}
+        for message in self._worker.request("load", **limits, **fields):
             event = protocol.message_to_event(message)
             assert isinstance(event, LoadProgress | Loaded)
             yield event
@@ -116,7 +123,9 @@ class Engine:
         Raises ContextOverflowError when the prompt is longer than the context, EngineError, or
         EngineCrashError.
         """
-        for message in self._worker.request("generate", request=dataclasses.asdict(request)):
+        limits = rpc.limits(self._settings.remotes, rpc.WORK_LIMIT)
+        fields = {"request": dataclasses.asdict(request)}
+        for message in self._worker.request("generate", **limits, **fields):
             event = protocol.message_to_event(message)
             assert isinstance(event, PrefillProgress | Text | Finished)
             yield event

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from localmoe.engine import rpc
 from localmoe.engine.process import WorkerProcess
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.facts.hardware import Gpu
@@ -33,7 +34,8 @@ def engine_info(remotes: Sequence[str] = ()) -> EngineInfo:
     """
     worker = WorkerProcess()
     try:
-        answer = worker.ask("info", remotes=list(remotes))
+        limits = rpc.limits(remotes, rpc.ANSWER_LIMIT)
+        answer = worker.ask("info", **limits, remotes=list(remotes))
     finally:
         worker.close()
     devices = answer["devices"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from types import TracebackType
 
-from localmoe.engine import protocol
+from localmoe.engine import protocol, rpc
 from localmoe.engine.process import WorkerProcess
 from localmoe.facts.model import LongArray, Model
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
@@ -52,6 +52,7 @@ class Oracle:
         if known is None:
             answer = self._worker.ask(
                 "measure",
+                **rpc.limits(settings.remotes, rpc.ANSWER_LIMIT),
                 paths=self._paths,
                 settings=dataclasses.asdict(settings),
                 architecture=self._model.architecture,

@@ -114,6 +114,7 @@ class WorkerProcess:
         self._ended = ""  # why we ended it
         self._ids = itertools.count(1)
         self._running = 0
+        self._heard = 0.0  # when the last event came
         self._writing = threading.Lock()
         self._cancel_later = False
         self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -139,9 +140,13 @@ class WorkerProcess:
         """Whether it can answer, as far as the process that made it knows."""
         return not self._ended and (self._is_foreign or self._process.poll() is None)
 
-    def request(self, op: str, **fields: object) -> Iterator[Message]:
+    def request(
+        self, op: str, *, silence: float | None = None, awaited: str = "", **fields: object
+    ) -> Iterator[Message]:
         """Send one request; yield its events up to the last one.
 
+        ``silence``: seconds without an event after which the worker is given up, since ``awaited``
+        ("the worker at box:50052") does not answer; None: as long as it takes.
         Raises the typed error the worker reports, or EngineCrashError when it dies.
         An iterator that is dropped early cancels the request and reads it to its end.
         """
@@ -153,7 +158,7 @@ class WorkerProcess:
         if self._running:
             raise EngineError("the engine is busy with another request")
         number = next(self._ids)
-        self._running = number
+        self._running, self._heard = number, time.monotonic()
         try:
             self._write({"op": op, "id": number, **fields})
         except BaseException:
@@ -162,7 +167,10 @@ class WorkerProcess:
         patience = PATIENCE if op in ("load", "generate") else 0.0
         try:
             while True:
-                message = self._next_event(number)
+                try:
+                    message = self._next_event(number, silence)
+                except queue.Empty:
+                    raise self._given_up(awaited, silence or 0.0) from None
                 if message is None:
                     raise self._obituary(reading=op in ("measure", "load"))
                 if message["event"] == "error":
@@ -177,10 +185,25 @@ class WorkerProcess:
             if self._running:  # the consumer went away in the middle
                 self._abandon(number, patience)
 
-    def ask(self, op: str, **fields: object) -> Message:
+    def ask(
+        self, op: str, *, silence: float | None = None, awaited: str = "", **fields: object
+    ) -> Message:
         """A request with a single event as its answer."""
-        (answer,) = self.request(op, **fields)
+        (answer,) = self.request(op, silence=silence, awaited=awaited, **fields)
         return answer
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the request under way was sent, or had its last event; 0 without one."""
+        return time.monotonic() - self._heard if self._running else 0.0
+
+    def _given_up(self, awaited: str, seconds: float) -> EngineCrashError:
+        self._running = 0
+        self._end(f"{awaited} did not answer")
+        return EngineCrashError(
+            f"{awaited} has not answered for {seconds:.0f} s",
+            hint="is that machine awake, and its network up? `localmoe worker` runs there",
+        )
 
     def cancel(self) -> None:
         """Interrupt the running request, if there is one. Safe from threads and signal handlers."""
@@ -253,6 +276,7 @@ class WorkerProcess:
                 self._running = 0
                 return None
             if message.get("id") == number:
+                self._heard = time.monotonic()
                 if message["event"] in LAST_EVENTS:
                     self._running = 0
                 return message

@@ -8,8 +8,14 @@ with a time limit, and every way to fail is a typed error.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import stat
 import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 from localmoe.errors import EngineError
 
@@ -21,6 +27,80 @@ SAME_VERSION = "the same version of localmoe on both machines"
 _HELLO = 14  # RPC_CMD_HELLO in ggml-rpc.cpp
 _CAPABILITIES = 24  # RPC_CONN_CAPS_SIZE in ggml-rpc/transport.h
 _PROTOCOL = 7  # RPC_PROTO_MAJOR_VERSION in ggml-rpc.h
+
+
+ANSWER_LIMIT = 20.0  # seconds in which a question about memory or devices is answered
+WORK_LIMIT = 300.0  # seconds without a word while weights are sent or a batch is computed
+DEAD_AFTER = 10.0  # seconds without an acknowledgement by the other machine's network
+
+_WATCH = 0.5  # seconds between two looks at this process's connections
+
+
+class Limits(TypedDict, total=False):
+    """How long a request may wait for other machines without a word, and what to call them."""
+
+    silence: float  # seconds
+    awaited: str
+
+
+def limits(remotes: Sequence[str], seconds: float) -> Limits:
+    """For ``WorkerProcess.request``; none where no other machine takes part."""
+    return {"silence": seconds, "awaited": named(remotes)} if remotes else {}
+
+
+def named(remotes: Sequence[str]) -> str:
+    """``the worker at box:50052``, ``the workers at a:1, b:2``."""
+    return f"the worker{'s' * (len(remotes) > 1)} at {', '.join(remotes)}"
+
+
+def watch(is_one: Callable[[socket.socket], bool], patience: float | None = None) -> None:
+    """Notice, on a thread, when the machine at the other end of a connection is gone.
+
+    llama.cpp's RPC waits for an answer without any limit. So its connections, those of this process
+    that ``is_one`` knows, get TCP's own signs of life: after DEAD_AFTER seconds without one a wait
+    ends with an error. ``patience``: seconds after which a peer that never said anything is let go.
+    """
+    threading.Thread(target=_watch, args=(is_one, patience), daemon=True).start()
+
+
+def _watch(is_one: Callable[[socket.socket], bool], patience: float | None) -> None:
+    seen: dict[tuple[int, int], float] = {}  # descriptor and inode of a connection → since when
+    while True:
+        now, open_ones = time.monotonic(), set()
+        for entry in os.scandir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                number = int(entry.name)
+                state = os.fstat(number)
+                if not stat.S_ISSOCK(state.st_mode):
+                    continue
+                key = number, state.st_ino
+                with socket.socket(fileno=os.dup(number)) as connection:
+                    if not is_one(connection):
+                        continue
+                    open_ones.add(key)
+                    if key not in seen:
+                        seen[key] = now
+                        _expect_signs_of_life(connection)
+                    if patience is not None and now - seen[key] > patience:
+                        _let_go_if_mute(connection)
+        seen = {key: since for key, since in seen.items() if key in open_ones}
+        time.sleep(_WATCH)
+
+
+def _expect_signs_of_life(connection: socket.socket) -> None:
+    tcp = socket.IPPROTO_TCP
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(tcp, socket.TCP_KEEPIDLE, 4)
+    connection.setsockopt(tcp, socket.TCP_KEEPINTVL, 2)
+    connection.setsockopt(tcp, socket.TCP_KEEPCNT, 3)
+    connection.setsockopt(tcp, socket.TCP_USER_TIMEOUT, int(1000 * DEAD_AFTER))
+
+
+def _let_go_if_mute(connection: socket.socket) -> None:
+    """End a connection on which nothing ever came (``tcpi_bytes_received`` of linux/tcp.h)."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    if len(info) == 136 and struct.unpack_from("<Q", info, 128)[0] == 0:
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def greet(endpoint: str, patience: float = PATIENCE) -> None:

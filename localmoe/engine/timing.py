@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from localmoe.engine import rpc
 from localmoe.engine.process import WorkerProcess
 from localmoe.facts import bandwidth
 from localmoe.facts.bandwidth import DeviceRate, Rates
@@ -30,6 +31,8 @@ def _ask(
 ) -> dict[str, object]:
     worker = WorkerProcess()
     try:
-        return worker.ask("rates", threads=threads, devices=list(devices), remotes=list(remotes))
+        limits = rpc.limits(remotes, rpc.WORK_LIMIT)
+        wanted = {"threads": threads, "devices": list(devices), "remotes": list(remotes)}
+        return worker.ask("rates", **limits, **wanted)
     finally:
         worker.close()

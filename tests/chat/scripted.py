@@ -39,6 +39,8 @@ class ScriptedEngine:
     resumed: list[str] = field(default_factory=list)  # and read from it
     cancelled: threading.Event = field(default_factory=threading.Event)
 
+    silent_s = 0.0
+
     def load(self) -> Iterator[LoadProgress | Loaded]:
         self.alive = True
         self.loads += 1

@@ -6,28 +6,32 @@ import contextlib
 import dataclasses
 import http.server
 import os
+import signal
 import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from localmoe.app.experience import place_of
 from localmoe.cli.arguments import parse
-from localmoe.engine import rpc_build
+from localmoe.engine import rpc, rpc_build
 from localmoe.engine.client import Engine
+from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Loaded
 from localmoe.engine.rpc import greet
 from localmoe.engine.rpc_serving import Server, address_of, require_free
 from localmoe.engine.worker.rpc_server import prune
-from localmoe.errors import EngineError, UsageError
+from localmoe.errors import EngineCrashError, EngineError, UsageError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests.archs.rpc_server import HOST, free_port
 from tests.chat import room as scripted
+from tests.chat.test_real import Running
 from tests.cli.command import Localmoe, assert_clear_error
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -214,3 +218,103 @@ def test_a_failure_says_why(code: str, words: str) -> None:
 def test_a_program_that_is_not_there() -> None:
     with pytest.raises(EngineError, match="is not installed"):
         rpc_build._run(["no-such-compiler"])
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a TCP connection of this process."""
+    with socket.create_server((HOST, 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+        with near, far:
+            yield near, far
+
+
+def test_connections_get_signs_of_life(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The connections that are watched, and no others: a dead machine ends a wait in seconds."""
+    near, far = pair
+    there = far.getsockname()
+    rpc.watch(lambda connection: _peer(connection) == there)
+    until(lambda: near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000)
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert far.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0  # nobody asked for that one
+
+
+def test_a_peer_that_says_nothing_is_let_go(pair: tuple[socket.socket, socket.socket]) -> None:
+    """It would keep a worker in use for ever; one that has spoken may be silent."""
+    near, far = pair
+    here = far.getsockname()
+    near.sendall(b"hello")
+    assert far.recv(5) == b"hello"
+    with socket.create_server((HOST, 0)) as listening:
+        mute = socket.create_connection(listening.getsockname())
+        served, _ = listening.accept()
+        ours = {here, served.getsockname()}
+        rpc.watch(lambda c: c.getsockname() in ours and bool(c.getpeername()), patience=0.2)
+        with mute, served:
+            mute.settimeout(30)
+            assert mute.recv(1) == b""
+            near.sendall(b"more")
+            assert far.recv(4) == b"more"
+
+
+def _peer(connection: socket.socket) -> object:
+    with contextlib.suppress(OSError):
+        return connection.getpeername()
+    return None
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that comes soon; the time limit of the test is the limit."""
+    while not true():
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def hangs_after_the_greeting() -> Iterator[str]:
+    """What answers the greeting as a worker does, and then nothing."""
+    answer = struct.pack("<Q3B", 28, 7, 0, 0) + bytes(25)
+
+    def serve(listening: socket.socket) -> None:
+        peers = []
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listening.accept()
+                peers.append(peer)
+                peer.recv(64)
+                peer.sendall(answer)
+
+    with socket.create_server((HOST, 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        yield f"{HOST}:{listening.getsockname()[1]}"
+
+
+def test_a_worker_that_greets_and_then_hangs(
+    rpc_lib: Path, hangs_after_the_greeting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every question has a limit, and the error names the worker."""
+    monkeypatch.setattr(rpc, "ANSWER_LIMIT", 2.0)
+    with pytest.raises(EngineCrashError, match=f"the worker at {hangs_after_the_greeting} has not"):
+        engine_info((hangs_after_the_greeting,))
+
+
+def test_ctrl_c_leaves_a_machine_that_sleeps(
+    rpc_lib: Path, large_file: Path, tmp_path: Path
+) -> None:
+    """A stopped worker never heeds anything; one Ctrl-C names it and gives the prompt back."""
+    with Server(HOST, free_port(), 1, 3 * GIB) as server:
+        args = ("--remote", server.endpoint, "-c", "256", "-n", "200", "--plain", "--temp", "0")
+        running = Running(tmp_path, "run", str(large_file), "Once upon a time", *args)
+        try:
+            assert running.read(1)  # it writes
+            os.kill(server.pid, signal.SIGSTOP)
+            time.sleep(0.5)
+            running.process.send_signal(signal.SIGINT)
+            _, said = running.process.communicate(timeout=60)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+            running.process.kill()
+            running.process.communicate()
+    assert running.process.returncode not in (0, None)
+    assert f"waiting for the worker at {server.endpoint}" in said.decode()
+    assert "Traceback" not in said.decode()

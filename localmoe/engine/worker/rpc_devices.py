@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import socket
+import sys
 from collections.abc import Sequence
 
-from localmoe.engine.rpc import INSTALL, greet
+from localmoe.engine.rpc import INSTALL, greet, watch
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.engine.worker import binding
 from localmoe.errors import EngineError
@@ -33,6 +35,8 @@ class Servers:
             self._library = ctypes.CDLL(str(path))
             self._library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
             self._library.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
+            if sys.platform.startswith("linux"):
+                watch(self._is_ours)
         for endpoint in new:
             greet(endpoint)
             registry = self._library.ggml_backend_rpc_add_server(endpoint.encode())
@@ -40,3 +44,8 @@ class Servers:
                 raise EngineError(f"the worker at {endpoint} has no device to give")
             binding.backend_register(registry)
             self._known.append(endpoint)
+
+    def _is_ours(self, connection: socket.socket) -> bool:
+        """Whether it leads to the port of one of the servers (their names may have changed)."""
+        ports = {int(endpoint.rsplit(":", 1)[1]) for endpoint in self._known}
+        return connection.family == socket.AF_INET and connection.getpeername()[1] in ports

@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import resource
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,10 +25,13 @@ from typing import Any
 import psutil
 
 from localmoe import ledger, storage
+from localmoe.engine.rpc import watch
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.engine.worker import binding
 from localmoe.facts import hardware
 from localmoe.planning.budget import ram_reserve
+
+GREETING_PATIENCE = 10.0  # seconds in which a client must say something
 
 _GET_MEMORY = 2  # position of get_memory in struct ggml_backend_device_i, ggml-backend-impl.h
 
@@ -91,9 +95,17 @@ def serve(
         ctypes.c_void_p,
     ]
     devices = (ctypes.c_void_p * len(handles))(*handles)
+    if sys.platform.startswith("linux"):
+        port = int(endpoint.rsplit(":", 1)[1])
+        watch(lambda connection: _is_client(connection, port), patience=GREETING_PATIENCE)
     cache = storage.private_dir(storage.cache_dir() / "rpc")
     prune(cache, psutil.virtual_memory().total)
     start(endpoint.encode(), os.fsencode(cache), threads, len(handles), devices)
+
+
+def _is_client(connection: socket.socket, port: int) -> bool:
+    inet = connection.family == socket.AF_INET
+    return inet and connection.getsockname()[1] == port and bool(connection.getpeername())
 
 
 def prune(folder: Path, limit: int) -> None:
