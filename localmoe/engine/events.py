@@ -53,7 +53,7 @@ class Loaded:
     bos: str  # text of the beginning-of-sequence token, "" if there is none
     eos: str
     cache: str = "off"  # the regime that serves the experts: "off" | "page" | "private"
-    note: str = ""  # why the regime is not the one that was planned
+    note: str = ""  # why it is not loaded, or served, as it was planned
 
 
 @dataclass(frozen=True, slots=True)

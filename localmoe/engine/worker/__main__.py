@@ -132,7 +132,7 @@ class Worker:
             bos=vocabulary.bos_text(),
             eos=vocabulary.eos_text(),
             cache=loaded.experts.regime,
-            note=loaded.experts.note,
+            note=loaded.note,
         )
         self._send(protocol.event_to_message(event))
 

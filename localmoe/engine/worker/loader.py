@@ -24,10 +24,15 @@ Progress = Callable[[float], bool]
 """Called with 0…1 while weights are read; returning False stops the load."""
 
 
-SHORT_OF_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory", re.IGNORECASE)
+SHORT_OF_MEMORY = re.compile(
+    r"(failed|unable) to allocate|(out of|insufficient) memory", re.IGNORECASE
+)
 """How llama.cpp's log tells that an allocation has failed."""
 UNKNOWN_ARCHITECTURE = "unknown model architecture"
 """How it tells that it does not know the kind of model."""
+
+UNMAPPED = "mmap failed"
+"""How it tells that the system does not map the file into memory."""
 
 KV_INTEGER, KV_STRING = 0, 3  # enum llama_model_kv_override_type in llama.h
 
@@ -41,6 +46,10 @@ class DryRun:
     """
 
     vocabulary: int  # tokens
+
+
+class MappingRefusedError(Exception):
+    """The system does not map the file: a file system that cannot, or too little address space."""
 
 
 @dataclass
@@ -84,8 +93,8 @@ def open_model(
     """Load weights (or, as a dry run, only the metadata) and return a ``llama_model *``.
 
     A dry run reads no tensor data: the files may be headers extended to full size by a hole.
-    Raises ModelFileError with the engine's reason, EngineMemoryError, and InterruptedLoadError
-    when ``progress`` says so.
+    Raises ModelFileError with the engine's reason, EngineMemoryError, MappingRefusedError, and
+    InterruptedLoadError when ``progress`` says so.
     """
     params = llama.llama_model_default_params()
     # What the parameters point to has to live until the call returns.
@@ -114,7 +123,10 @@ def open_model(
             llama.llama_model_free(model)
         raise InterruptedLoadError("loading was interrupted")
     if not model:
-        raise _loading_failed(log.reason())
+        reason = log.reason()
+        if UNMAPPED in reason:
+            raise MappingRefusedError(reason)
+        raise _loading_failed(reason)
     return model
 
 
@@ -130,7 +142,10 @@ def _load(paths: Sequence[str], params: Any) -> Any:
 def _loading_failed(reason: str) -> LocalmoeError:
     """The error for what llama.cpp's log gives as the reason: it has no other way to say it."""
     if SHORT_OF_MEMORY.search(reason):
-        return EngineMemoryError(f"the engine did not get the memory for the weights: {reason}")
+        return EngineMemoryError(
+            f"the engine did not get the memory for the weights: {reason}",
+            hint="free some memory; `ulimit -v unlimited` lifts a limit of the shell",
+        )
     hint = "localmoe show FILE says what the file contains"
     if UNKNOWN_ARCHITECTURE in reason:
         hint = "a newer llama-cpp-python may know it; or choose another model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,10 +17,12 @@ from localmoe.engine.worker.generation import Generator
 from localmoe.engine.worker.page_reader import PageReader
 from localmoe.engine.worker.readahead import read_ahead
 from localmoe.engine.worker.residency import Residency, needs_pages
-from localmoe.errors import InterruptedLoadError, ModelFileError
+from localmoe.errors import EngineMemoryError, InterruptedLoadError, ModelFileError
+from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.cache import dense_ranges
 from localmoe.planning.memory import EngineSettings
+from localmoe.text import format_bytes
 
 
 class LoadedModel:
@@ -41,8 +44,14 @@ class LoadedModel:
         progress: loader.Progress,
     ) -> None:
         self.file = read_model(paths[0])
+        self.note = ""  # why it is not loaded as the settings say
         with ExitStack() as stack:
-            weights = _load_weights(paths, self.file, settings, log, interrupt, progress)
+            try:
+                weights = _load_weights(paths, self.file, settings, log, interrupt, progress)
+            except loader.MappingRefusedError as error:
+                settings = without_mapping(self.file, settings, free_memory()[0], str(error))
+                self.note = f"the weights are copied into memory: {error}"
+                weights = _load_weights(paths, self.file, settings, log, interrupt, progress)
             stack.callback(llama.llama_model_free, weights)
             pages = PageReader(self.file, interrupt) if needs_pages(settings, self.file) else None
             if pages is not None:
@@ -52,6 +61,7 @@ class LoadedModel:
             stack.callback(llama.llama_free, context)
             self.experts = Residency(weights, self.file, settings, interrupt, hot, pages)
             stack.callback(self.experts.close)
+            self.note = self.note or self.experts.note
             if interrupt.value:  # set too late for the progress callback to see it
                 raise InterruptedLoadError("loading was interrupted")
             self.memory = loader.memory_report(context, log)
@@ -63,6 +73,22 @@ class LoadedModel:
         """Of the state that the generator builds up, for keeping it on disk (``kv_store``)."""
         version = f"{llama.llama_version().decode()} {llama.llama_print_system_info().decode()}"
         return kv_store.identity(self.file, settings, version)
+
+
+def without_mapping(model: Model, settings: EngineSettings, free: int, why: str) -> EngineSettings:
+    """How to load a file that the system does not map, with ``free`` bytes of memory. Pure.
+
+    Raises EngineMemoryError where its weights do not fit: only a mapping leaves some on the disk.
+    """
+    needed = sum(tensor.nbytes for tensor in model.tensors if tensor.loaded)
+    if needed > free:
+        raise EngineMemoryError(
+            f"the file cannot be mapped into memory ({why}), and its {format_bytes(needed)} do not "
+            f"fit into the {format_bytes(free)} that are free",
+            hint="copy it to a disk of this machine; `ulimit -v unlimited` lifts a limit of the "
+            "shell",
+        )
+    return dataclasses.replace(settings, load_mode="none", cache="off", cache_bytes=0)
 
 
 def _load_weights(

@@ -89,10 +89,15 @@ class Residency:
         """Serve these tensors. ``keep``: what their use teaches is added to the model's profile."""
         settings = self._settings
         paths = [str(path) for path in model.paths] if settings.cache != "off" else []
+        try:
+            cache = ExpertCache(
+                paths, tensors, settings.cache, settings.cache_bytes, self._interrupt
+            )
+        except EngineError as error:  # no address space, no threads, an engine we do not know
+            self._go_without(self._failed(error).message)
+            return
+        self._cache = cache
         self._groups = list(dict.fromkeys(tensor.entry.group for tensor in tensors))
-        self._cache = cache = ExpertCache(
-            paths, tensors, settings.cache, settings.cache_bytes, self._interrupt
-        )
         self._mark, self._layer_mark = cache.counters(), cache.layers(len(self._groups))
         self._steer(cache, model)
         entries = [tensor.entry for tensor in tensors]
