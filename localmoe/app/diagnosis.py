@@ -61,7 +61,7 @@ def diagnose(request: PlanRequest, listener: Listener) -> Diagnosis:
         *speed_findings(rates),
         *gpu_findings(machine),
         *engine_findings(info, broken, binding_version()),
-        *model_findings(catalog.local_models()),
+        *model_findings([model.path for model in catalog.installed_models()]),
     )
     return Diagnosis(machine, rates, info, findings)
 

@@ -15,7 +15,7 @@ from localmoe.app.repository import Repository, best_of
 from localmoe.app.requests import LoadRequest, PlanRequest
 from localmoe.errors import DoesNotFitError, UsageError
 from localmoe.hub.cache import RepoCache
-from localmoe.hub.client import Listing
+from localmoe.hub.client import Listing, Patience
 from localmoe.hub.download import Pulled, check_room, download
 from localmoe.hub.names import ModelFiles, Reference
 from localmoe.text import clean_line, format_bytes
@@ -126,7 +126,8 @@ def fetch(wanted: Wanted, listener: Listener) -> Pulled:
     Raises TransferError, StorageError, DoesNotFitError; KeyboardInterrupt and SystemExit pass.
     """
     pulled = None
-    events = download(wanted.listing, wanted.model.files)
+    patience = Patience(tell=listener.note)
+    events = download(wanted.listing, wanted.model.files, patience=patience)
     try:
         with closing(events), listener.progress(wanted.title) as show:
             for event in events:

@@ -12,7 +12,7 @@ from localmoe.app.download import download_to_run
 from localmoe.app.listener import Listener
 from localmoe.app.repository import Repository, best_of
 from localmoe.app.requests import LoadRequest, PlanRequest
-from localmoe.errors import ModelFileError, UnknownModelError
+from localmoe.errors import UnknownModelError
 from localmoe.facts import catalog
 from localmoe.facts.model import Model, read_model
 from localmoe.hub import names
@@ -91,7 +91,7 @@ def header_of(
         listener.note(f"{clean_line(name)}: looking at {clean_line(files.label)} ({why})")
     with repository.skeletons([files]) as found:
         remote = found[files]
-        if isinstance(remote, ModelFileError):
+        if not isinstance(remote, Model):
             raise remote
         cache, commit = RepoCache.of(repository.listing.repo), repository.listing.commit
         yield remote, tuple(cache.pointer(commit, file) for file in files.files)

@@ -17,7 +17,6 @@ from localmoe.errors import EngineError, ModelFileError, TransferError
 from localmoe.facts import catalog
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import read_model
-from localmoe.facts.other_programs import other_files
 from localmoe.hub.names import Reference
 from localmoe.hub.survey import offline, survey
 from localmoe.planning.guess import guess
@@ -71,16 +70,13 @@ def fit_everything(request: PlanRequest, listener: Listener) -> Fit:
     machine = find_machine(request, imagined=True)
     found: list[PlannedModel] = []
     skipped: list[Skipped] = []
-    here = [(path, None) for path in catalog.local_models()]
-    others = [(file.path, file.name) for file in other_files()]
     with ModelPlanner(machine, request, listener) as planner:
-        for path, name in (*here, *others):
+        for here in catalog.installed_models():
             try:
-                model = read_model(path)
-                model = dataclasses.replace(model, name=name or model.name)
+                model = dataclasses.replace(read_model(here.path), name=here.name)
                 found.append(planner.plan(model))
             except (ModelFileError, EngineError) as error:
-                skipped.append(Skipped(name or str(path), error.message))
+                skipped.append(Skipped(here.name, error.message))
     guesses, requests, unknown = _guess_catalog(machine, request.wishes, listener)
     return Fit(
         None,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from localmoe.app.listener import Listener
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import EngineError, LocalmoeError, ModelFileError
 from localmoe.facts import catalog
+from localmoe.facts.installed import LOCALMOE
 from localmoe.facts.model import Model, read_model
-from localmoe.facts.other_programs import other_files
+from localmoe.facts.other_programs import OLLAMA
 from localmoe.planning.memory import EngineSettings
 
 
@@ -27,44 +26,30 @@ class LocalModel:
 
 
 def local_models(listener: Listener) -> list[LocalModel]:
-    """Every model found here; a file that cannot be read is told of, not hidden."""
-    found = []
-    for path in catalog.local_models():
-        try:
-            found.append(LocalModel(read_model(path), _owner(path)))
-        except LocalmoeError as error:
-            listener.warn(f"{path}: {error.message}")
-    found += _of_other_programs(listener)
-    for entry in found:
-        if entry.problem is not None:
-            listener.warn(f"{entry.program}'s {entry.model.name}: {entry.problem}")
-    return found
+    """Every model found here, under the name to type; what cannot be read is told of, not hidden.
 
-
-def _owner(path: Path) -> str:
-    if path.parent == catalog.models_package():
-        return "localmoe"
-    return "Hub cache" if path.is_relative_to(catalog.hub_cache()) else "localmoe"
-
-
-def _of_other_programs(listener: Listener) -> Iterator[LocalModel]:
-    """Ollama converts some models in ways of its own, so the engine is asked about its files."""
+    Ollama converts some models in ways of its own, so the engine is asked about its files.
+    """
+    found: list[LocalModel] = []
     worker: WorkerProcess | None = None
     try:
-        for file in other_files():
+        for here in catalog.installed_models():
+            owner = "" if here.program == LOCALMOE else f"{here.program}'s "
             try:
-                model = dataclasses.replace(read_model(file.path), name=file.name)
+                model = dataclasses.replace(read_model(here.path), name=here.name)
             except LocalmoeError as error:
-                listener.warn(f"{file.program}'s {file.name}: {error.message}")
+                listener.warn(f"{owner}{here.name}: {error.message}")
                 continue
             problem = None
-            if file.program == "Ollama":
+            if here.program == OLLAMA:
                 worker = worker if worker is not None and worker.alive else WorkerProcess()
                 try:
                     Oracle(model, worker)(EngineSettings(context=512))
                 except (ModelFileError, EngineError) as error:
                     problem = error.message
-            yield LocalModel(model, file.program, problem)
+                    listener.warn(f"{owner}{here.name}: {problem}")
+            found.append(LocalModel(model, here.program, problem))
     finally:
         if worker is not None:
             worker.close()
+    return found

@@ -170,7 +170,8 @@ def _place(model: Model) -> Path:
 
 def _sample(where: str, place: Path) -> Path | None:
     """A large file on that disk, to read: ``place`` itself, or the largest model that we know."""
-    here = [path for path in (place, *catalog.local_models()) if bandwidth.disk_of(path) == where]
+    paths = (place, *(model.path for model in catalog.installed_models()))
+    here = [path for path in paths if bandwidth.disk_of(path) == where]
     sizes = {path: path.stat().st_size for path in here if _is_whole(path)}
     large = [path for path, size in sizes.items() if size >= disk_rates.SMALLEST]
     return place if place in large else max(large, key=lambda path: sizes[path], default=None)

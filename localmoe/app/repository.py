@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from localmoe.app.listener import Listener
@@ -16,15 +17,16 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.hub import headers, names
 from localmoe.hub.cache import RepoCache
-from localmoe.hub.client import Listing, Patience, list_files
+from localmoe.hub.client import ASKING, Listing, list_files
 from localmoe.hub.header_cache import HeaderCache
 from localmoe.hub.names import ModelFiles, Reference
+from localmoe.hub.peek import look
 from localmoe.hub.ranges import Traffic
-from localmoe.hub.skeleton import skeletons
+from localmoe.hub.refusals import RefusedFileError
+from localmoe.hub.skeleton import Skeleton, skeletons
 from localmoe.text import clean_line
 
 MOST_OFFERS = 60  # models of one repository that are looked at; publishers offer up to 40
-PATIENCE = Patience(tries=3, longest=20)  # someone waits for the answer
 
 
 class Repository:
@@ -32,15 +34,17 @@ class Repository:
 
     def __init__(self, reference: Reference, request: PlanRequest, listener: Listener) -> None:
         self.reference = reference
-        self.traffic = Traffic()
+        patience = dataclasses.replace(ASKING, tell=listener.note)
+        self.traffic = Traffic(patience)
         self.skipped: list[Skipped] = []
         self._request = request
         self._listener = listener
         self._disk_free: int | None = None  # bytes where a download goes, once it was looked at
         # The listing is one request, or more of an old mirror; its bytes are no file content.
-        self.listing: Listing = list_files(reference, PATIENCE)
-        self.models = names.model_files(self.listing.files)
-        self.chosen = names.choose(self.models, reference)
+        self.listing: Listing = list_files(reference, patience)
+        contents = names.contents(self.listing.files, look(reference, self.listing, self.traffic))
+        self.models = contents.models
+        self.chosen = names.choose(self.models, reference, contents.others)
 
     def offers(self) -> list[ModelFiles]:
         """What was asked for; all complete models when nothing was said."""
@@ -67,16 +71,16 @@ class Repository:
         """
         wanted = only or self.offers()
         found: list[PlannedModel] = []
-        errors: list[ModelFileError | EngineError] = []
+        errors: list[ModelFileError | EngineError | RefusedFileError] = []
         planner = ModelPlanner(machine, self._request, self._listener, imagined=imagined)
         with self.skeletons(wanted) as models, planner:
             for files in wanted:
                 try:
                     model = models[files]
-                    if isinstance(model, ModelFileError):
+                    if not isinstance(model, Model):
                         raise model
                     found.append(planner.plan(model, self.offer(files, machine)))
-                except (ModelFileError, EngineError) as error:
+                except (ModelFileError, EngineError, RefusedFileError) as error:
                     errors.append(error)
                     self.skipped.append(Skipped(files.label, error.message))
         if errors and not found:
@@ -84,9 +88,7 @@ class Repository:
         return found
 
     @contextlib.contextmanager
-    def skeletons(
-        self, wanted: Sequence[ModelFiles]
-    ) -> Iterator[dict[ModelFiles, Model | ModelFileError]]:
+    def skeletons(self, wanted: Sequence[ModelFiles]) -> Iterator[dict[ModelFiles, Skeleton]]:
         """The headers as files that the engine can read."""
         cache = HeaderCache()
         found = headers.fetch(self.reference, self.listing.commit, wanted, self.traffic, cache)

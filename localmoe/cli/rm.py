@@ -11,7 +11,6 @@ from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.output import Output
 from localmoe.errors import UnknownModelError
 from localmoe.facts import catalog
-from localmoe.facts.local_files import hub_files
 from localmoe.hub import names, removal
 from localmoe.text import clean_line, format_bytes
 
@@ -28,35 +27,28 @@ def rm_command(options: Options, output: Output) -> int:
     for path in removed.paths:
         output.note(f"removed {clean_line(str(path))}")
     if removed.shared:
-        output.note("some of it stays for other users of the same file: hf cache prune")
+        output.note("its content stays: another repository in the cache has the same")
     output.print(Text(f"freed {format_bytes(removed.freed)}"))
     return 0
 
 
 def _plan(name: str) -> removal.Removal:
     """What ``name`` means here: a model, else what a broken-off download of it has left."""
+    if catalog.is_path(name):
+        return removal.plan(catalog.resolve(name))
     try:
-        path = catalog.resolve(name)
+        here = catalog.matching(name)
+        if not here:
+            raise catalog.unknown(name)
     except catalog.NotHereError:
         reference = names.parse(name)
         left = removal.leftovers(reference.repo) if reference is not None else None
         if left is None or not left.paths:
             raise
         return left
-    if not catalog.is_path(name):
-        _only_one(name)
-    return removal.plan(path)
-
-
-def _only_one(name: str) -> None:
-    """What to delete is never guessed, as what to run may be."""
-    url = catalog.match_url(name)
-    base, wanted = (url.repo, url.wanted) if url else catalog.split_name(name)
-    entry = catalog.entry_of(base)
-    here = hub_files(entry.repo if entry and entry.repo else base)
-    if not wanted and len(here) > 1:
-        choices = ", ".join(f"{base}:{catalog.quant_of(p) or p.name}" for p in here[: names.SHOWN])
+    if len(here) > 1:  # what to delete is never guessed, as what to run may be
         raise UnknownModelError(
-            f"{len(here)} models of {clean_line(base)} are here",
-            hint=f"choose one: {clean_line(choices)}",
+            f"{len(here)} models here are called {clean_line(name)}",
+            hint=f"choose one: {catalog.choices(here, name)}",
         )
+    return removal.plan(here[0].path)

@@ -96,6 +96,16 @@ def read_header(source: ByteSource) -> Header:
     return _HeaderReader(source).read()
 
 
+def metadata_entries(source: ByteSource) -> Iterator[tuple[str, Value]]:
+    """The keys and values of a file in their order, each read when it is asked for.
+
+    Raises ModelFileError where the file stops being a GGUF file.
+    """
+    reader = _HeaderReader(source)
+    _, _, keys = reader.preamble()
+    return reader.entries(keys)
+
+
 def decode_array(source: ByteSource, array: LongArray) -> Iterator[Value]:
     """All elements of a long array, one at a time."""
     cursor = Cursor(source, array.offset)
@@ -118,8 +128,12 @@ class _HeaderReader:
         self.strings_left = MAX_LONG_STRINGS
 
     def read(self) -> Header:
-        version, tensor_count, key_count = self._preamble()
-        metadata = self._metadata(key_count)
+        version, tensor_count, key_count = self.preamble()
+        metadata: dict[str, Value] = {}
+        for key, value in self.entries(key_count):
+            if key in metadata:
+                self._bad(f"the metadata key {_quoted(key)} occurs twice")
+            metadata[key] = value
         alignment = self._alignment(metadata)
         table = [self._tensor_entry() for _ in range(tensor_count)]
         data_start = self.cursor.position
@@ -128,7 +142,8 @@ class _HeaderReader:
         tensors = self._placed(table, data_start, alignment)
         return Header(version, metadata, tensors, data_start, self.source.size)
 
-    def _preamble(self) -> tuple[int, int, int]:
+    def preamble(self) -> tuple[int, int, int]:
+        """Version, number of tensors, number of keys."""
         size = self.source.size
         if size == 0:
             self._bad("the file is empty", hint="download it again")
@@ -152,16 +167,12 @@ class _HeaderReader:
         keys = self._count("metadata keys", self.cursor.u64("the key count"), 13, MAX_KEYS)
         return version, tensors, keys
 
-    def _metadata(self, count: int) -> dict[str, Value]:
-        metadata: dict[str, Value] = {}
+    def entries(self, count: int) -> Iterator[tuple[str, Value]]:
         for _ in range(count):
             key = self._string(MAX_KEY, "a metadata key")
             if not key:
                 self._bad("a metadata key is empty")
-            if key in metadata:
-                self._bad(f"the metadata key {_quoted(key)} occurs twice")
-            metadata[key] = self._value(self.cursor.u32("a value type"), key)
-        return metadata
+            yield key, self._value(self.cursor.u32("a value type"), key)
 
     def _value(self, kind: int, key: str) -> Value:
         if kind == _STRING:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.errors import ModelFileError
+from localmoe.facts.file_kind import MODEL, kind_of
 from localmoe.facts.ggml_types import FILE_TYPES
 from localmoe.facts.gguf import Header, LongArray, Value
 from localmoe.facts.parts import PartName, read_parts
@@ -24,6 +25,7 @@ __all__ = ["Layer", "LongArray", "Model", "Role", "Tensor", "Value", "read_model
 MAX_NAME = 64  # characters of an architecture's name; real ones have under 20
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 _GUESSED = 1024  # LLAMA_FTYPE_GUESSED, a flag on top of general.file_type
+_ENCODER_PREFIXES = ("v.", "a.", "mm.", "resampler.")  # tools/mtmd/clip-impl.h
 _LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight")  # one row per token is read
 
 
@@ -137,15 +139,11 @@ def read_model(path: str | os.PathLike[str]) -> Model:
 
 
 def _architecture(metadata: Mapping[str, Value]) -> str:
-    architecture = metadata.get("general.architecture")
-    kind = metadata.get("general.type", "model")
     hint = "name the model file itself"
-    if architecture == "clip" or kind == "mmproj":
-        raise ModelFileError("an image projector (mmproj), not a model", hint=hint)
-    if kind == "adapter":
-        raise ModelFileError("a LoRA adapter, not a model", hint=hint)
-    if kind == "imatrix":
-        raise ModelFileError("an importance matrix, not a model", hint=hint)
+    kind = kind_of(metadata)
+    if kind != MODEL:
+        raise ModelFileError(f"{kind}, not a model", hint=hint)
+    architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise ModelFileError("no general.architecture: not a model", hint=hint)
     if len(architecture) > MAX_NAME:
@@ -188,6 +186,18 @@ def _tensors(headers: tuple[Header, ...], mtp: frozenset[int]) -> tuple[Tensor, 
             )
     if not tensors:
         raise ModelFileError("no tensors: a vocabulary alone, not a model")
+    if not any(tensor.loaded for tensor in tensors if tensor.layer is not None) and mtp:
+        raise ModelFileError(
+            "only layers that predict further tokens (MTP): a draft, not a model",
+            hint="name the model file itself",
+        )
+    encoder = [t for t in tensors if t.name.startswith(_ENCODER_PREFIXES)]
+    if encoder:
+        raise ModelFileError(
+            f"holds an image or audio encoder too ({len(encoder)} tensors like "
+            f'"{clean_line(encoder[0].name)}"), which llama.cpp wants in a file of its own',
+            hint="Ollama packs both into one file; get the model from the Hub: localmoe fit",
+        )
     return tuple(tensors)
 
 
@@ -216,6 +226,12 @@ def _layers(
                     f"and {here} in another"
                 )
             experts[tensor.layer] = here
+    key = f"{architecture}.expert_used_count"
+    if any(experts) and key not in metadata:
+        raise ModelFileError(
+            f"the metadata lack {clean_line(key)}: how many of {max(experts)} experts a token uses",
+            hint="get another conversion of this model",
+        )
     for index in range(count):
         if experts[index] and not 1 <= used[index] <= experts[index]:
             raise ModelFileError(

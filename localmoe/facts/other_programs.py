@@ -26,6 +26,7 @@ from typing import Any
 from localmoe import storage
 from localmoe.facts.local_files import model_name, models_below, quant_of
 
+OLLAMA = "Ollama"
 MAX_MANIFESTS = 1000
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has about 1 KB
 _MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -100,7 +101,7 @@ def _ollama() -> Iterator[OtherFile]:
                 host, namespace, model, tag = manifest.parts[-4:]
                 usual = (host, namespace) == _USUAL_HOST
                 name = model if usual else f"{host}/{namespace}/{model}"
-                yield OtherFile("Ollama", f"{name}:{tag}", blob)
+                yield OtherFile(OLLAMA, f"{name}:{tag}", blob)
 
 
 def _model_blob(manifest: Path, blobs: Path) -> Path | None:

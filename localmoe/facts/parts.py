@@ -16,7 +16,9 @@ from localmoe.facts.gguf import MAX_TENSORS, Header, read_header
 from localmoe.facts.source import FileSource
 from localmoe.text import clean_line
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_PART = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))", re.DOTALL
+)
 _KEPT = ("general.architecture", "split.no", "split.count", "split.tensors.count")
 _NAMED = 5  # missing parts that a message names
 _HINT = "download the missing parts into the same folder"
@@ -30,6 +32,7 @@ class PartName:
     stem: str
     number: int  # from 1
     count: int
+    suffix: str = ".gguf"
 
     @classmethod
     def parse(cls, name: str) -> PartName | None:
@@ -37,12 +40,12 @@ class PartName:
         match = _PART.fullmatch(name)
         if match is None:
             return None
-        part = cls(match["stem"], int(match["number"]), int(match["count"]))
+        part = cls(match["stem"], int(match["number"]), int(match["count"]), match["suffix"])
         return part if 1 <= part.number <= part.count else None
 
     def sibling(self, number: int) -> str:
         """The file name of another part."""
-        return f"{self.stem}-{number:05d}-of-{self.count:05d}.gguf"
+        return f"{self.stem}-{number:05d}-of-{self.count:05d}{self.suffix}"
 
 
 def read_parts(path: Path) -> tuple[tuple[Path, ...], tuple[Header, ...]]:

@@ -31,6 +31,9 @@ from localmoe.hub.names import RepoFile, check_path
 from localmoe.text import clean_line
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+# What file systems without symbolic links answer: FAT, exFAT, some of FUSE and of the network.
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 INCOMPLETE = ".incomplete"
 CORRUPT = ".corrupt"
 
@@ -71,10 +74,8 @@ class RepoCache:
 
     def has(self, commit: str, file: RepoFile) -> bool:
         """Whether the content is here, complete by its size; its hash was checked on arrival."""
-        return any(
-            _size(path) == file.size and self._ours(path)
-            for path in (self.blob(file), self.pointer(commit, file))
-        )
+        places = (self.blob(file), self.pointer(commit, file))
+        return any(self._is_placed(path, file) for path in places)
 
     def bytes_here(self, commit: str, file: RepoFile) -> int:
         """Bytes that need not be fetched."""
@@ -87,6 +88,10 @@ class RepoCache:
         """Bytes still to be fetched; equal contents count once."""
         unique = {file.etag: file for file in files}.values()
         return sum(file.size - self.bytes_here(commit, file) for file in unique)
+
+    def placed(self, commit: str, files: Sequence[RepoFile]) -> bool:
+        """Whether all of them are here under their names in that snapshot."""
+        return all(self._is_placed(self.pointer(commit, file), file) for file in files)
 
     def prepare(self) -> None:
         """Make the folders. Raises StorageError."""
@@ -106,15 +111,23 @@ class RepoCache:
         paths = tuple(self.pointer(commit, file) for file in files)
         for path, file in zip(paths, files, strict=True):
             self._make(path.parent)
-            if not (_size(path) == file.size and self._ours(path)):
+            if not self._is_placed(path, file):
+                same = [p for p, f in zip(paths, files, strict=True) if f.etag == file.etag]
                 with _storage_errors("cannot create", path):
-                    _link(self.blob(file), path)
+                    _put(self.blob(file), path, same)
         if revision != commit:
-            ref = self.folder / "refs" / revision
-            self._make(ref.parent)
-            with _storage_errors("cannot write", ref):
-                _replace_text(ref, commit)
+            self._name(revision, commit)
         return paths
+
+    def _name(self, revision: str, commit: str) -> None:
+        """Note which commit a revision is. In a cache that is read-only nobody can, and need."""
+        ref = self.folder / "refs" / revision
+        known = ref.is_file() and ref.read_text() == commit
+        if known or not os.access(self.folder, os.W_OK):
+            return
+        self._make(ref.parent)
+        with _storage_errors("cannot write", ref):
+            _write_text(ref, commit)
 
     def free(self) -> int:
         """Bytes that the disk of the cache can still take."""
@@ -132,6 +145,9 @@ class RepoCache:
                     hint="remove that link; localmoe did not make it",
                 )
 
+    def _is_placed(self, path: Path, file: RepoFile) -> bool:
+        return _size(path) == file.size and self._ours(path)
+
     def _ours(self, path: Path) -> bool:
         """Whether a link ends in the cache: at a blob of ours, or of huggingface_hub's shared ones.
 
@@ -148,20 +164,46 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _link(blob: Path, pointer: Path) -> None:
-    """A relative link in place of whatever has the name; where there are none, the file itself."""
+def _put(blob: Path, pointer: Path, same: Sequence[Path]) -> None:
+    """Give a blob its name in a snapshot, in place of whatever has that name.
+
+    A relative link; where there are none, or nobody wants any, the file itself. ``same``: names
+    of the same content, one of which may have the file already.
+    """
     temporary = pointer.with_name(f".{uuid.uuid4().hex}")
-    try:
-        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
-    except PermissionError:  # FAT and some network file systems have no links
+    if _links_wanted():
+        try:
+            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            temporary.replace(pointer)
+            return
+    if blob.is_file() and not blob.is_symlink() and not _has_links(blob):
         blob.replace(pointer)
         return
-    temporary.replace(pointer)
+    # It has to stay where it is, or has gone to another of its names.
+    source = next((p for p in (blob, *same) if p != pointer and p.is_file()), blob)
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.replace(pointer)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _replace_text(path: Path, text: str) -> None:
-    if path.is_file() and path.read_text() == text:
-        return
+def _has_links(blob: Path) -> bool:
+    """Whether a snapshot needs a blob in its place."""
+    names = (blob.parents[1] / "snapshots").rglob("*")
+    return any(path.is_symlink() and path.readlink().name == blob.name for path in names)
+
+
+def _links_wanted() -> bool:
+    """Unless ``HF_HUB_DISABLE_SYMLINKS`` says so, as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_DISABLE_SYMLINKS", "").upper() not in ("1", "ON", "YES", "TRUE")
+
+
+def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     temporary.write_text(text)
     temporary.replace(path)
@@ -183,4 +225,8 @@ def storage_failed(what: str, path: Path, error: OSError) -> NoReturn:
         hint = "something else has that name: move it away"
     elif error.errno in DISK_FULL:
         hint = "free some disk space; what has arrived is kept"
+    elif error.errno == errno.EFBIG:
+        hint = "this file system has no files of that size: set HF_HUB_CACHE to another disk"
+    elif error.errno in READ_ONLY:
+        hint = "it cannot be written by you: set HF_HUB_CACHE to a folder of yours"
     raise StorageError(f"{what} {clean_line(str(path))}: {reason}", hint=hint) from error

@@ -5,7 +5,8 @@ used: ``HF_TOKEN``, ``hf auth login``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, the 
 ``set_client_factory``. A token goes to the endpoint's host and to no other: a redirect elsewhere
 is followed without it (httpx2's rule for another origin).
 
-huggingface_hub is imported when something is asked (about 70 ms, hf_api alone twice that).
+huggingface_hub is imported when something is asked (``library``): its constants alone take about
+70 ms, hf_api twice that.
 
 API: https://huggingface.co/docs/hub/api. ``X-Error-Code`` says which kind of 4xx it is.
 """
@@ -23,8 +24,16 @@ from urllib.parse import quote, urlsplit
 
 from localmoe import __version__
 from localmoe.errors import LocalmoeError, TransferError
+from localmoe.hub import library
 from localmoe.hub.names import Reference, RepoFile
-from localmoe.hub.refusals import ENDPOINT_HINT, refusal
+from localmoe.hub.refusals import (
+    AGAIN,
+    ENDPOINT_HINT,
+    RefusedFileError,
+    has_meaning,
+    refusal,
+    refused_by,
+)
 from localmoe.text import clean_line, format_duration
 
 if TYPE_CHECKING:
@@ -33,6 +42,9 @@ if TYPE_CHECKING:
 DOCUMENT_LIMIT = 64 << 20  # bytes of one JSON answer; 10,000 files take about 3 MB
 PAGES_LIMIT = 1000  # of one listing
 TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
+SLOWEST = 20_000  # bytes/s of a header or a listing as a whole; below that it is given up
+GRACE = 3  # times the timeout that may pass beyond that
+TOLD = 1.0  # seconds; of a longer pause that a server asks for, the user is told
 OFFLINE_HINT = "unset HF_HUB_OFFLINE; `localmoe list` shows what is here without a network"
 
 T = TypeVar("T")
@@ -52,22 +64,69 @@ class Listing:
     gguf: Mapping[str, Any] | None = None  # the Hub's own summary of a header; untrusted
 
 
+def _say_nothing(_text: str) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often to try again, and how long to wait before."""
+    """How often to try again, how long to wait before, and who is told of it."""
 
     tries: int = 8  # in a row that bring nothing new: half a minute without a network
     first: float = 0.5  # seconds; each further pause is twice as long
     most: float = 8.0
     longest: float = 120.0  # seconds that a server may ask for
+    tell: Callable[[str], object] = _say_nothing  # a line, before a pause that a server asks for
 
-    def pause(self, failures: int, asked: float | None) -> float | None:
-        """Seconds to wait after so many failures in a row; None: give up."""
+    def pause(self, failures: int, problem: TryAgainError) -> float | None:
+        """Seconds to wait after so many failures in a row; None: give up.
+
+        Tells of a pause that the server has asked for.
+        """
         if failures >= self.tries:
             return None
-        if asked is not None:
-            return asked if asked <= self.longest else None
-        return min(self.most, self.first * 2.0 ** (failures - 1))
+        asked = problem.asked
+        if asked is None:
+            return min(self.most, self.first * 2.0 ** (failures - 1))
+        if asked > self.longest:
+            return None
+        if asked >= TOLD:
+            self.tell(f"{problem.error.message}: waiting {format_duration(asked)}")
+        return asked
+
+
+# Somebody waits for the answer; three failures in a row cost less than two seconds.
+ASKING: Patience = Patience(tries=5, first=0.25, longest=20)
+
+
+class Deadline:
+    """How long a whole header or listing may take: longer, the more of it has arrived.
+
+    Silence ends a request by itself, after ``timeout()`` seconds; this ends what trickles. Pauses
+    that a server has asked for do not count.
+    """
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + GRACE * timeout()
+
+    def received(self, count: int) -> None:
+        """``count`` more bytes have come. Raises TransferError when it took too long."""
+        self._end += count / SLOWEST
+        self.check()
+
+    def check(self) -> None:
+        """Raises TransferError when it has taken too long."""
+        if time.monotonic() > self._end:
+            raise TransferError(
+                f"the connection to {_host()} is too slow: less than {SLOWEST // 1000} kB/s",
+                hint="check the network (HTTPS_PROXY, HF_ENDPOINT), and run it again",
+            )
+
+    def sleep(self, seconds: float) -> None:
+        """A pause before the next try."""
+        self.check()
+        time.sleep(seconds)
+        self._end += seconds
 
 
 class TryAgainError(Exception):
@@ -79,7 +138,7 @@ class TryAgainError(Exception):
         self.asked = asked  # seconds that the server wants us to wait
 
 
-def list_files(reference: Reference, patience: Patience | None = None) -> Listing:
+def list_files(reference: Reference, patience: Patience = ASKING) -> Listing:
     """The files of ``reference`` with size and hash, in one request (more for an old mirror).
 
     Raises UnknownModelError for a repository or revision that is not there (with the nearest
@@ -90,7 +149,8 @@ def list_files(reference: Reference, patience: Patience | None = None) -> Listin
     if reference.revision:
         path += f"/revision/{quote(revision, safe='')}"
     with hub_errors(reference):
-        document, _ = get_json(endpoint() + path + "?blobs=true", patience)
+        deadline = Deadline()
+        document, _ = get_json(endpoint() + path + "?blobs=true", patience, deadline)
         if not isinstance(document, dict):
             raise _odd_answer("no description of the repository")
         commit = str(document.get("sha", ""))
@@ -99,7 +159,7 @@ def list_files(reference: Reference, patience: Patience | None = None) -> Listin
         siblings = document.get("siblings")
         files = _files(siblings, "rfilename", "blobId", "sha256")
         if files is None:  # a mirror that does not know ``blobs``
-            files = _tree(repo, commit, patience)
+            files = _tree(repo, commit, patience, deadline)
     name = str(document.get("id", ""))
     summary = document.get("gguf")
     return Listing(
@@ -135,7 +195,7 @@ def timeout() -> float:
     """Seconds without a byte after which a connection counts as broken."""
     from huggingface_hub import constants
 
-    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    return library.seconds_in(library.TIMEOUT) or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def request_headers() -> dict[str, str]:
@@ -150,12 +210,12 @@ def request_headers() -> dict[str, str]:
     return headers
 
 
-def get_json(url: str, patience: Patience | None = None) -> tuple[Any, str | None]:
+def get_json(url: str, patience: Patience, deadline: Deadline) -> tuple[Any, str | None]:
     """A JSON document and the address of the next page, if any; tries again where that helps.
 
     Raises TryAgainError's error or what ``hub_errors`` translates.
     """
-    return persistently(lambda: _get_json(url), patience or Patience(tries=3), time.sleep)
+    return persistently(lambda: _get_json(url, deadline), patience, deadline.sleep)
 
 
 def persistently(
@@ -168,7 +228,7 @@ def persistently(
             return action()
         except TryAgainError as problem:
             failures += 1
-            pause = patience.pause(failures, problem.asked)
+            pause = patience.pause(failures, problem)
             if pause is None:
                 raise problem.error from problem
             sleep(pause)
@@ -177,6 +237,7 @@ def persistently(
 @contextlib.contextmanager
 def hub_errors(reference: Reference) -> Iterator[None]:
     """Errors of huggingface_hub and of its HTTP client, as ours."""
+    library.importable()
     import httpx2
     from huggingface_hub import errors
 
@@ -215,19 +276,20 @@ def check_status(response: httpx2.Response) -> None:
         )
         raise TryAgainError(error, asked)
     if status in TRY_AGAIN:
-        error = TransferError(
+        refused = RefusedFileError(
             f"{host} answers {status} {clean_line(response.reason_phrase)}",
             hint="the trouble is on the server; run it again later: what is here is kept",
         )
-        raise TryAgainError(error, asked)
+        raise TryAgainError(refused, asked)
     if status == 416:
         raise TransferError(
             f"{host}: the file ends before the bytes that are missing here (416)",
             hint="the file changed on the server, or the server is wrong about it; run it again",
         )
     if not own and status in (401, 403, 404, 410):
-        hint = "run it again: what is here is kept"
-        raise TryAgainError(TransferError(f"{host} refuses the file ({status})", hint=hint))
+        raise TryAgainError(RefusedFileError(f"{host} refuses the file ({status})", hint=AGAIN))
+    if not own and has_meaning(status):
+        raise refused_by(status, host, "the file")
     if status < 400:
         raise TransferError(f"{host} redirects to nowhere ({status})", hint=ENDPOINT_HINT)
     hf_raise_for_status(response)
@@ -238,13 +300,14 @@ def unreachable(error: httpx2.TransportError) -> TryAgainError:
     import httpx2
 
     request = getattr(error, "_request", None)
-    host = request.url.host if request is not None else urlsplit(endpoint()).hostname
+    host = request.url.host if request is not None else _host()
     reason = clean_line(str(error))[:200] or type(error).__name__
     if isinstance(error, httpx2.ProxyError):
         return TryAgainError(
             TransferError(
                 f"the proxy refuses the way to {host}: {reason}",
-                hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
+                hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY; a login goes into the address: "
+                "http://USER:PASSWORD@HOST:PORT",
             )
         )
     if isinstance(error, httpx2.TimeoutException):
@@ -269,7 +332,7 @@ def asked_pause(headers: Mapping[str, str]) -> float | None:
     return float(limit.reset_in_seconds) if limit is not None and not limit.remaining else None
 
 
-def _get_json(url: str) -> tuple[Any, str | None]:
+def _get_json(url: str, deadline: Deadline) -> tuple[Any, str | None]:
     import httpx2
 
     try:
@@ -279,6 +342,7 @@ def _get_json(url: str) -> tuple[Any, str | None]:
             check_status(response)
             data = bytearray()
             for chunk in response.iter_bytes():
+                deadline.received(len(chunk))
                 data += chunk
                 if len(data) > DOCUMENT_LIMIT:
                     raise _odd_answer("an endless document")
@@ -291,7 +355,7 @@ def _get_json(url: str) -> tuple[Any, str | None]:
         raise _odd_answer("something that is not JSON") from error
 
 
-def _tree(repo: str, commit: str, patience: Patience | None) -> tuple[RepoFile, ...]:
+def _tree(repo: str, commit: str, patience: Patience, deadline: Deadline) -> tuple[RepoFile, ...]:
     """The same facts from the tree, page by page."""
     first = f"{endpoint()}/api/models/{repo}/tree/{commit}?recursive=true"
     files: list[RepoFile] = []
@@ -301,7 +365,7 @@ def _tree(repo: str, commit: str, patience: Patience | None) -> tuple[RepoFile, 
             return tuple(files)
         if urlsplit(following)[:2] != urlsplit(first)[:2]:
             raise _odd_answer("a next page on another host")
-        entries, following = get_json(following, patience)
+        entries, following = get_json(following, patience, deadline)
         if isinstance(entries, list):
             entries = [e for e in entries if not (isinstance(e, dict) and e.get("type") != "file")]
         page = _files(entries, "path", "oid", "oid")
@@ -350,5 +414,8 @@ def _token() -> str | None:
 
 
 def _odd_answer(what: str) -> TransferError:
-    host = urlsplit(endpoint()).netloc
-    return TransferError(f"{clean_line(host)} sent {what}", hint=ENDPOINT_HINT)
+    return TransferError(f"{_host()} sent {what}", hint=ENDPOINT_HINT)
+
+
+def _host() -> str:
+    return clean_line(urlsplit(endpoint()).netloc)

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-
 from localmoe.errors import DoesNotFitError, TransferError
 from localmoe.hub.cache import DISK_FULL, RepoCache, storage_failed
 from localmoe.hub.client import Listing, Patience, file_url, hub_errors
+from localmoe.hub.locks import try_lock
 from localmoe.hub.names import Reference, RepoFile
-from localmoe.hub.transfer import FollowingHash, Stop, StoppedError, fill
+from localmoe.hub.refusals import RefusedFileError
+from localmoe.hub.transfer import FollowingHash, Stop, StoppedError, fill, whole_until
 from localmoe.text import clean_line, format_bytes
 
 CONNECTIONS = 4
@@ -116,10 +116,13 @@ def download(
     # Equal contents are one blob.
     unique = {file.etag: file for file in files}.values()
     check_room(cache, listing.commit, files)
-    cache.prepare()
     jobs = [_Job(file, cache.bytes_here(listing.commit, file)) for file in unique]
-    transfer = _Transfer(listing, cache, jobs, patience or Patience())
-    yield from transfer.run()
+    if cache.placed(listing.commit, files):  # nothing is written: a cache may be read-only
+        for job in jobs:
+            job.state, job.reused = "done", job.file.size
+    else:
+        cache.prepare()
+        yield from _Transfer(listing, cache, jobs, patience or Patience()).run()
     paths = cache.place(listing.commit, listing.revision, files)
     yield Pulled(
         paths=paths,
@@ -200,7 +203,7 @@ class _Transfer:
                     job = self._queue.popleft()
                 except IndexError:
                     return
-                with hub_errors(self._reference):
+                with _naming(job.file), hub_errors(self._reference):
                     self._fetch(job)
         except StoppedError:
             pass
@@ -226,28 +229,35 @@ class _Transfer:
             except OSError as error:
                 storage_failed("cannot write", path, error)
             try:
-                self._write(job, descriptor)
+                digest = self._write(job, descriptor)
+                if digest != file.etag and job.resumed:
+                    # What an earlier download left was not of this file: begin anew, once.
+                    os.ftruncate(descriptor, 0)
+                    digest = self._write(job, descriptor)
             finally:
                 os.close(descriptor)
+            if digest != file.etag:
+                raise self._wrong(file, digest)
             path.replace(cache.blob(file))
             job.state = "done"
 
-    def _write(self, job: _Job, descriptor: int) -> None:
-        """Fill the file, and return when all of it is on the disk and right."""
+    def _write(self, job: _Job, descriptor: int) -> str:
+        """Fill the file; the hash of it when all is on the disk."""
         file = job.file
         path = self._cache.incomplete(file)
         try:
-            here = os.fstat(descriptor).st_size
+            here = whole_until(descriptor)
             if here > file.size:
-                os.ftruncate(descriptor, 0)
                 here = 0
+            os.ftruncate(descriptor, here)
             job.resumed = job.done = here
             job.state = "downloading"
             hashing = FollowingHash(descriptor, file, here)
+            before = job.received
 
             def arrived(position: int) -> None:
                 hashing.written = job.done = position
-                job.received = position - here
+                job.received = before + position - here
 
             hashing.start()
             try:
@@ -258,7 +268,7 @@ class _Transfer:
                 while hashing.is_alive():
                     self._stop.check()
                     hashing.join(TICK)
-                digest = hashing.result()
+                return hashing.result()
             finally:
                 hashing.cancel()
         except OSError as error:
@@ -267,15 +277,17 @@ class _Transfer:
             if error.errno is None:  # huggingface_hub's errors are OSErrors without a number
                 raise
             storage_failed("cannot write", path, error)
-        if digest != file.etag:
-            quarantined = self._cache.corrupt(file)
-            path.replace(quarantined)
-            raise TransferError(
-                f"{clean_line(file.path)} arrived with the wrong hash: {digest[:12]}… instead of "
-                f"{file.etag[:12]}…",
-                hint=f"it is kept aside, unused, as {clean_line(str(quarantined))}; "
-                "run it again to fetch it anew",
-            )
+
+    def _wrong(self, file: RepoFile, digest: str) -> TransferError:
+        """Put a file with the wrong hash aside; the error that says so."""
+        quarantined = self._cache.corrupt(file)
+        self._cache.incomplete(file).replace(quarantined)
+        return TransferError(
+            f"{clean_line(file.path)} arrived with the wrong hash: {digest[:12]}… instead of "
+            f"{file.etag[:12]}…",
+            hint=f"it is kept aside, unused, as {clean_line(str(quarantined))}; "
+            "run it again to fetch it anew",
+        )
 
     def _disk_full(self, job: _Job) -> TransferError:
         missing = self._cache.missing(self._listing.commit, [j.file for j in self._jobs])
@@ -287,26 +299,27 @@ class _Transfer:
 
     @contextlib.contextmanager
     def _one_writer(self, job: _Job) -> Iterator[None]:
-        """Hold the file's lock; while another process has it, wait.
-
-        The kernel frees the lock of a process that dies.
-        """
+        """Hold the file's lock; while another process has it, wait."""
         path = self._cache.lock(job.file)
-        lock: BaseFileLock = FileLock(path, mode=0o664)
-        while True:
-            try:
-                lock.acquire(timeout=0)
-                break
-            except Timeout:
+        try:
+            while (lock := try_lock(path)) is None:
                 job.state = "waiting"
                 job.done = self._cache.bytes_here(self._listing.commit, job.file)
                 self._stop.wait(LOCK_POLL)
-            except NotImplementedError:  # a file system without flock
-                lock = SoftFileLock(path)
-            except OSError as error:
-                storage_failed("cannot lock", path, error)
+        except OSError as error:
+            storage_failed("cannot lock", path, error)
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
                 lock.release()
+
+
+@contextlib.contextmanager
+def _naming(file: RepoFile) -> Iterator[None]:
+    """Say which file a server does not give."""
+    try:
+        yield
+    except RefusedFileError as error:
+        name = clean_line(file.path)
+        raise RefusedFileError(f"{name}: {error.message}", hint=error.hint) from error

@@ -12,13 +12,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from localmoe import kept, storage
 from localmoe.errors import StorageError
-
-if TYPE_CHECKING:
-    from localmoe.hub.headers import Compact
+from localmoe.hub.compact import Block, Compact
 
 LIMIT = 256 << 20  # bytes of all entries together
 _LARGEST = 1 << 28  # bytes of one entry
@@ -89,8 +87,6 @@ def _to_json(compact: Compact) -> dict[str, Any]:
 
 def _from_json(stated: Any, data: bytes) -> Compact:
     """Raises one of ``kept.DAMAGED`` for what was not written by us."""
-    from localmoe.hub.headers import Block, Compact
-
     if stated["format"] != _FORMAT or stated["sha256"] != hashlib.sha256(data).hexdigest():
         raise ValueError("another format, or damaged")
     block = stated["block"]

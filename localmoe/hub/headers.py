@@ -18,59 +18,36 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from localmoe.errors import ModelFileError
-from localmoe.facts.gguf import Header, LongArray, read_header
+from localmoe.facts.gguf import read_header
+from localmoe.hub.compact import (
+    BORDER,
+    UNIT,
+    Block,
+    Compact,
+    architecture_of,
+    join,
+    states_vocabulary_size,
+    without_vocabulary,
+)
 from localmoe.hub.header_cache import HeaderCache
 from localmoe.hub.names import ModelFiles, Reference, RepoFile
 from localmoe.hub.ranges import FIRST_BLOCK, RemoteSource, Traffic
+from localmoe.hub.refusals import RefusedFileError
 
-BORDER = 4096  # bytes compared at each end of the shared block
 START = 16 * 1024  # bytes; holds what comes before the tokenizer, or a part's whole header
 STEP = 64 * 1024  # bytes; more than any chat template
 MOST_GROWTH = 1 << 20  # bytes; beyond it, reading the header in full is no worse
 SLACK = 2048  # bytes by which the rest of a header may be longer than that of its sibling
 WORKERS = 8  # connections
+FIRST_TRIES = 3  # files that are read in full, one after the other, for a vocabulary to share
 _U64 = struct.Struct("<Q")
-_COUNTS = struct.Struct("<4sIQQ")  # magic, version, tensors, keys
-_UNIT = 4096  # the cut keeps offsets modulo this, so that no alignment changes
-_MODEL = "tokenizer.ggml.model"
-_TOKENS = "tokenizer.ggml.tokens"
-_TOKEN_TYPES = "tokenizer.ggml.token_type_count"  # changes the weights of some models
 
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The tokenizer's keys as they lie in one file, from the first to the last long array."""
-
-    start: int  # bytes before it
-    length: int
-    keys: int
-    tokens: int
-    states_size: bool  # whether the file has ``ARCH.vocab_size`` beside it
-    head: bytes  # its first bytes
-    tail: bytes  # its last bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Compact:
-    """One file's header without its vocabulary."""
-
-    data: bytes  # all bytes before the tensor data
-    size: int  # bytes of the whole file, as it is on the Hub
-    cut: int  # bytes that are missing from the real header; 0: it is the real one
-    block: Block | None  # what was cut out
-
-    @property
-    def header_bytes(self) -> int:
-        """Bytes of the real header."""
-        return len(self.data) + self.cut
-
-
-Found = Compact | ModelFileError
-"""A header, or why the file has none that can be read."""
+Found = Compact | ModelFileError | RefusedFileError
+"""A header, or why there is none: it cannot be read, or the Hub does not give the file."""
 
 
 def fetch(
@@ -80,7 +57,11 @@ def fetch(
     traffic: Traffic,
     cache: HeaderCache,
 ) -> dict[str, Found]:
-    """The header of every file of ``models``, by path. Raises TransferError."""
+    """The header of every file of ``models``, by path.
+
+    A file that the Hub lists and cannot give is an answer, not an error. Raises TransferError for
+    what concerns them all: the network, a proxy, a token.
+    """
     found: dict[str, Found] = {}
     for file in (file for model in models for file in model.files):
         known = cache.get(file.etag)
@@ -94,13 +75,15 @@ def fetch(
     def read(file: RepoFile, how: Callable[[RemoteSource], Compact], block: int) -> Found:
         try:
             compact = how(RemoteSource(reference, commit, file, traffic, block=block))
-        except ModelFileError as error:
+        except (ModelFileError, RefusedFileError) as error:
             return error
         cache.put(file.etag, compact)
         return compact
 
-    while firsts and not siblings:
-        file = firsts.pop(0)
+    for file in firsts[:FIRST_TRIES]:
+        if siblings:
+            break
+        firsts.remove(file)
         whole = found[file.path] = read(file, read_whole, FIRST_BLOCK)
         if isinstance(whole, Compact):
             siblings.append(whole)
@@ -118,25 +101,7 @@ def fetch(
 def read_whole(source: RemoteSource) -> Compact:
     """Read one header in full, and cut its vocabulary out if that changes nothing else."""
     header = read_header(source)
-    data = source.read(0, header.data_start)
-    whole = Compact(data, source.size, 0, None)
-    block = _find_block(data, header)
-    if block is None:
-        return whole
-    architecture = str(header.metadata.get("general.architecture"))
-    start = data[: block.start]
-    rest = data[block.start + block.length :]
-    joined = _join(start, block, architecture, rest)
-    if joined is None:
-        return whole
-    cut = len(data) - len(joined)
-    try:
-        again = read_header(_Joined(joined, source.size - cut))
-    except ModelFileError:
-        return whole
-    if not _same_but_vocabulary(header, again, block):
-        return whole
-    return Compact(joined, source.size, cut, block)
+    return without_vocabulary(source.read(0, header.data_start), header)
 
 
 def read_part(source: RemoteSource) -> Compact:
@@ -169,7 +134,7 @@ def _as_sibling(source: RemoteSource, sibling: Compact, block: Block) -> Compact
         return None
     start, end = source.read(0, at), at + block.length
     own = replace(block, start=at)
-    joined = _join(start, own, _architecture(start) or "", b"")
+    joined = join(start, own, architecture_of(start) or "", b"")
     rest = sibling.header_bytes - block.start - block.length  # what followed there
     if joined is None or end + rest > source.size:
         return None
@@ -185,118 +150,9 @@ def _as_sibling(source: RemoteSource, sibling: Compact, block: Block) -> Compact
         return None
     last = header.tensors[-1] if header.tensors else None
     data_end = last.offset + last.nbytes if last else header.data_start
-    if not 0 <= view.size - data_end < _UNIT or not _sized(header, own):
+    if not 0 <= view.size - data_end < UNIT or not states_vocabulary_size(header, own):
         return None
     return Compact(view.start(header.data_start), source.size, cut, own)
-
-
-def _find_block(data: bytes, header: Header) -> Block | None:
-    """The run of tokenizer keys that can go, or None when something else is among them."""
-    keys = list(header.metadata)
-    long = {k: v for k, v in header.metadata.items() if isinstance(v, LongArray)}
-    tokens = long.get(_TOKENS)
-    ours = [key for key in long if key.startswith("tokenizer.")]
-    if tokens is None or _MODEL not in keys or not ours:
-        return None
-    last = max(keys.index(key) for key in ours)
-    first = min(keys.index(_MODEL), min(keys.index(key) for key in ours))
-    run = keys[first : last + 1]
-    if any(not key.startswith("tokenizer.") or key == _TOKEN_TYPES for key in run):
-        return None
-    name = keys[first].encode()
-    start = data.find(_U64.pack(len(name)) + name)
-    end = long[keys[last]].end
-    architecture = header.metadata.get("general.architecture")
-    stated = header.metadata.get(f"{architecture}.vocab_size")
-    if start < 0 or end - start < 2 * BORDER or stated not in (None, len(tokens)):
-        return None
-    return Block(
-        start=start,
-        length=end - start,
-        keys=len(run),
-        tokens=len(tokens),
-        states_size=stated is not None,
-        head=data[start : start + BORDER],
-        tail=data[end - BORDER : end],
-    )
-
-
-def _join(start: bytes, block: Block, architecture: str, rest: bytes) -> bytes | None:
-    """``start`` and ``rest`` with a statement of the vocabulary's size between them.
-
-    A filler keeps offsets modulo ``_UNIT``. None if that would not be shorter.
-    """
-    stated = [_string_key(_MODEL, b"no_vocab")]
-    if not block.states_size:
-        key = f"{architecture}.vocab_size".encode()
-        stated.append(_U64.pack(len(key)) + key + struct.pack("<II", 4, block.tokens))
-    between = b"".join(stated)
-    empty = _string_key("localmoe.filler", b"")
-    filler = (block.length - len(between) - len(empty)) % _UNIT
-    between += _string_key("localmoe.filler", b"-" * filler)
-    if len(between) >= block.length or len(start) < _COUNTS.size:
-        return None
-    magic, version, tensors, keys = _COUNTS.unpack_from(start)
-    keys += len(stated) + 1 - block.keys
-    if not 0 <= keys < 2**64:
-        return None
-    return _COUNTS.pack(magic, version, tensors, keys) + start[_COUNTS.size :] + between + rest
-
-
-def _string_key(key: str, value: bytes) -> bytes:
-    """A metadata entry of type string (docs/gguf.md: key, type 8, value)."""
-    name = key.encode()
-    parts = (_U64.pack(len(name)), name, struct.pack("<I", 8), _U64.pack(len(value)), value)
-    return b"".join(parts)
-
-
-def _architecture(start: bytes) -> str | None:
-    """``general.architecture`` from the first bytes of a file."""
-    key = _string_key("general.architecture", b"")[:-8]
-    at = start.find(key)
-    if at < 0 or len(start) < at + len(key) + 8:
-        return None
-    at += len(key)
-    length = _U64.unpack_from(start, at)[0]
-    if length > 64:
-        return None
-    return start[at + 8 : at + 8 + length].decode("ascii", "replace")
-
-
-def _sized(header: Header, block: Block) -> bool:
-    """Whether the engine will find the vocabulary's size in a header without the vocabulary."""
-    architecture = header.metadata.get("general.architecture")
-    return header.metadata.get(f"{architecture}.vocab_size") == block.tokens
-
-
-def _same_but_vocabulary(whole: Header, compact: Header, block: Block) -> bool:
-    """Whether a compact header says what the whole one says, the tokenizer left out."""
-
-    def others(header: Header) -> dict[str, object]:
-        skipped = ("tokenizer.", "localmoe.filler")
-        sizes = f"{header.metadata.get('general.architecture')}.vocab_size"
-        return {
-            k: v for k, v in header.metadata.items() if not k.startswith(skipped) and k != sizes
-        }
-
-    mine = {(t.name, t.shape, t.type, t.nbytes) for t in whole.tensors}
-    return (
-        mine == {(t.name, t.shape, t.type, t.nbytes) for t in compact.tensors}
-        and others(whole) == others(compact)
-        and _sized(compact, block)
-    )
-
-
-class _Joined:
-    """Bytes as the start of a file of ``size`` bytes."""
-
-    def __init__(self, data: bytes, size: int) -> None:
-        self.name = "header"
-        self.size = size
-        self._data = data
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self._data[offset : offset + length]
 
 
 class _Growing:

@@ -4,27 +4,37 @@
     model_files(listing)                   → the models in a repository, one per quantization
     choose(models, reference)              → the one that was asked for
 
-A name is an alias of the catalog, ``user/repo`` or a Hub URL, each with an optional ``:QUANT``
-(or ``:FILE.gguf``). Rules people know: case does not matter; ``Q4_K_XL`` never means
-``UD-Q4_K_XL``; projectors, importance matrices and drafts are not models; the parts of a set are
-one model, and an incomplete set is refused before its first byte.
+A name is an alias of the catalog or one of the forms of ``facts.model_names``. Rules people know:
+case does not matter; ``Q4_K_XL`` never means ``UD-Q4_K_XL``; projectors, importance matrices and
+drafts are not models; the parts of a set are one model, and an incomplete set is refused before its
+first byte.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from localmoe.errors import TransferError, UnknownModelError
 from localmoe.facts import catalog
-from localmoe.facts.local_files import DEFAULT_QUANT, is_side_file, model_name, quant_of
+from localmoe.facts.file_kind import MODEL, PROJECTOR, named_as_projector, named_as_side_file
+from localmoe.facts.installed import HUB_CACHE, labels_of
+from localmoe.facts.local_files import DEFAULT_QUANT, is_gguf, model_name, quant_within
+from localmoe.facts.matching import narrowed
+from localmoe.facts.model_names import read_name
 from localmoe.facts.parts import PartName
 from localmoe.text import FORBIDDEN, clean_line
 
 SHOWN = 12  # choices that a message names
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# One file cut into several by other tools, which are no GGUF files: M.gguf.part1of2, -split-a …
+_PIECE = re.compile(
+    r"(.+\.gguf)[.-](?:part[-_.]?\w{1,6}(?:[-_.]?of[-_.]?\d+)?|split-\w{1,3}|\d{1,4}|[a-z]{2})",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,146 +66,223 @@ class ModelFiles:
     quant: str  # "Q4_K_M", "UD-Q4_K_XL" …; "" when the name states none
     files: tuple[RepoFile, ...]
     missing: tuple[str, ...] = ()  # paths of parts that the repository lacks
+    label: str = ""  # how it is asked for after the colon: unique in its repository
 
     @property
     def size(self) -> int:
         """Bytes of all parts."""
         return sum(file.size for file in self.files)
 
-    @property
-    def label(self) -> str:
-        """How it is asked for after the colon."""
-        return self.quant or f"{self.name}.gguf"
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a repository has."""
+
+    models: tuple[ModelFiles, ...]  # complete ones first, the smallest first
+    others: Mapping[str, str]  # path of a GGUF file that is none → what it is, behind "is"
 
 
 def parse(name: str) -> Reference | None:
-    """The repository that a name means; None for a path, which is local or nothing.
+    """The repository that a name means; None for a path, and for a model here that is of none.
 
-    Raises UnknownModelError for a name without weights (with the nearest open family), for a
-    family without a known conversion, and for what is no name at all (with the nearest ones).
+    A model of the Hub cache is that file of its repository. Raises UnknownModelError for a name
+    without weights (with the nearest open family), for a family without a known conversion, and
+    for what is no name at all (with the nearest ones).
     """
-    url = catalog.match_url(name)
-    if url is not None:
-        return Reference(name, url.repo, url.wanted, url.revision, catalog.entry_of(url.repo))
     if catalog.is_path(name):
         return None
-    base, wanted = catalog.split_name(name)
-    entry = catalog.entry_of(base)
+    asked = read_name(name)
+    entry = catalog.entry_of(asked.base)
     if entry is not None and entry.repo:
-        return Reference(name, entry.repo, wanted, entry=entry)
-    if _REPO.fullmatch(base) and ".." not in base and entry is None:
-        return Reference(name, base, wanted)
-    raise catalog.unknown(name)
+        return Reference(asked.text, entry.repo, asked.wanted, asked.revision, entry)
+    if asked.is_repo and entry is None:
+        return Reference(asked.text, asked.base, asked.wanted, asked.revision)
+    if asked.refused or not (here := catalog.matching(name)):
+        raise catalog.unknown(name)
+    model = here[0]
+    if len(here) > 1 or model.program != HUB_CACHE:
+        return None
+    return Reference(asked.text, model.repo, model.within, entry=catalog.entry_of(model.repo))
 
 
 def model_files(listing: Sequence[RepoFile]) -> tuple[ModelFiles, ...]:
-    """The models in a repository, smallest first; side files are left out.
+    """The models in a repository as far as names tell, smallest first."""
+    return contents(listing).models
 
-    Raises TransferError when any file name could lead out of a folder.
+
+def contents(
+    listing: Sequence[RepoFile], kinds: Mapping[str, str] = MappingProxyType({})
+) -> Contents:
+    """The models in a repository, and its other GGUF files.
+
+    ``kinds``: what headers have told of some files (``file_kind``), by path. A file with a name
+    that could lead out of a folder is no model.
     """
-    for file in listing:
-        check_path(file.path)
-    alone: list[ModelFiles] = []
+    others: dict[str, str] = {}
     sets: dict[tuple[str, str, int], dict[int, RepoFile]] = {}
+    found: list[ModelFiles] = []
     for file in listing:
         path = PurePosixPath(file.path)
-        if path.suffix.lower() != ".gguf" or any(map(is_side_file, path.parts)):
-            continue
-        part = PartName.parse(path.name)
-        if part is None or part.count == 1:
-            alone.append(ModelFiles(model_name(path), quant_of(path), (file,)))
+        if not is_gguf(path.name):
+            if piece := _PIECE.fullmatch(path.name):
+                others[file.path] = f"a piece of {piece[1]}"
+        elif not is_safe(file.path):
+            others[file.path] = "a file with an unsafe name"
+        elif (part := PartName.parse(path.name)) is None or part.count == 1:
+            found.append(ModelFiles(model_name(path), quant_within(path), (file,)))
         else:
             sets.setdefault((str(path.parent), part.stem, part.count), {})[part.number] = file
-    found = alone + [_set(*key, parts) for key, parts in sets.items()]
-    return tuple(sorted(found, key=lambda model: (bool(model.missing), model.size, model.name)))
+    found += [_set(*key, parts) for key, parts in sets.items()]
+    plain = [m for m in found if not named_as_side_file(m.files[0].path)]
+    models = []
+    for model in found:
+        if instead := _kind(model, plain, kinds):
+            others |= {file.path: instead for file in model.files}
+        else:
+            models.append(model)
+    models.sort(key=lambda model: (bool(model.missing), model.size, model.name))
+    return Contents(_labelled(models), others)
+
+
+def doubtful(listing: Sequence[RepoFile]) -> list[RepoFile]:
+    """The GGUF files whose names leave open whether they are models: their headers tell."""
+    found = []
+    for file in listing:
+        part = PartName.parse(PurePosixPath(file.path).name)
+        first = part is None or part.number == 1
+        named = named_as_side_file(file.path) and not named_as_projector(file.path)
+        if first and named and is_gguf(file.path) and is_safe(file.path):
+            found.append(file)
+    return found
+
+
+def _kind(model: ModelFiles, plain: Sequence[ModelFiles], kinds: Mapping[str, str]) -> str:
+    """What a file is instead of a model, "" for a model. ``plain``: those whose names say nothing.
+
+    A draft may be a small model of its own, which its header does not tell from any other: with
+    a side file's name and less than half the size of the same quantization, it counts as a draft.
+    """
+    path = model.files[0].path
+    kind = kinds.get(path)
+    if kind is not None and kind != MODEL:
+        return kind
+    if not named_as_side_file(path):
+        return ""
+    if kind == MODEL:
+        larger = any(m.quant == model.quant and m.size >= 2 * model.size for m in plain)
+    else:
+        larger = bool(plain) or named_as_projector(path)
+    if not larger:
+        return ""
+    return PROJECTOR if named_as_projector(path) else "a side file"
+
+
+def _labelled(models: Sequence[ModelFiles]) -> tuple[ModelFiles, ...]:
+    paths = [PurePosixPath(model.files[0].path) for model in models]
+    quants = {("", path): model.quant for path, model in zip(paths, models, strict=True)}
+    labels = labels_of(quants)
+    return tuple(
+        replace(model, label=labels["", path]) for path, model in zip(paths, models, strict=True)
+    )
 
 
 def _set(folder: str, stem: str, count: int, parts: dict[int, RepoFile]) -> ModelFiles:
-    first = PartName(stem, 1, count)
-    paths = [str(PurePosixPath(folder) / first.sibling(i)) for i in range(1, count + 1)]
+    suffix = PurePosixPath(next(iter(parts.values())).path).suffix
+    first = PartName(stem, 1, count, suffix)
+    paths = [PurePosixPath(folder) / first.sibling(number) for number in range(1, count + 1)]
     here = tuple(parts[number] for number in sorted(parts))
-    missing = tuple(path for number, path in enumerate(paths, 1) if number not in parts)
-    return ModelFiles(stem, quant_of(PurePosixPath(paths[0])), here, missing)
+    missing = tuple(str(path) for number, path in enumerate(paths, 1) if number not in parts)
+    return ModelFiles(stem, quant_within(paths[0]), here, missing)
 
 
-def check_path(path: str) -> None:
-    """Refuse a file name that is no plain path below the repository. Raises TransferError."""
-    parts = path.split("/")
-    if (
+def is_safe(path: str) -> bool:
+    """Whether a file name is a plain path below the repository, with nothing in it that a terminal
+    or another system would take for something else.
+    """
+    return not (
         not path
-        or any(part in ("", ".", "..") for part in parts)
+        or any(part in ("", ".", "..") for part in path.split("/"))
         or any(c in path for c in "\\:\0")
         or FORBIDDEN.search(path)
         or len(path) > 1024
-    ):
+    )
+
+
+def check_path(path: str) -> None:
+    """Refuse a file name that is not safe. Raises TransferError."""
+    if not is_safe(path):
         raise TransferError(
             f"the repository has a file with an unsafe name: {clean_line(path)[:120]!r}",
             hint="do not trust this repository; choose another one",
         )
 
 
-def choose(models: Sequence[ModelFiles], reference: Reference) -> ModelFiles | None:
+def choose(
+    models: Sequence[ModelFiles],
+    reference: Reference,
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> ModelFiles | None:
     """The model that was asked for; None when nothing was said and several are there.
 
-    Raises UnknownModelError when there is none, or more than one, with the choices; TransferError
-    for an incomplete set.
+    ``others``: the repository's GGUF files that are no models. Raises UnknownModelError when there
+    is none, or more than one, with the choices; TransferError for an incomplete set.
     """
-    if not models:
-        raise UnknownModelError(
-            f"{clean_line(reference.repo)} has no GGUF model",
-            hint="repositories of conversions are usually named …-GGUF",
-        )
-    if not reference.wanted:
-        return complete(models[0]) if len(models) == 1 else None
-    found = _matching(models, reference.wanted)
+    found = narrowed(models, reference.wanted, _paths) if reference.wanted else list(models)
+    repo, wanted = clean_line(reference.repo), clean_line(reference.wanted)
     if len(found) == 1:
         return complete(found[0])
-    repo = clean_line(reference.repo)
+    if found and not reference.wanted:
+        return None
     if found:
-        names = ", ".join(f"{repo}:{clean_line(m.files[0].path)}" for m in found[:SHOWN])
+        names = ", ".join(f"{repo}:{clean_line(model.label)}" for model in found[:SHOWN])
         raise UnknownModelError(
-            f"{repo} has {len(found)} models that are {clean_line(reference.wanted)}",
-            hint=f"name the file: {names}",
+            f"{repo} has {len(found)} models that are {wanted}", hint=f"choose one: {names}"
         )
-    raise _no_such(models, reference)
-
-
-def _matching(models: Sequence[ModelFiles], wanted: str) -> list[ModelFiles]:
-    """By path or file name (any part), by folder, by quantization, all without regard to case."""
-    asked = wanted.lower()
-    if asked.endswith(".gguf"):
-        exact = [m for m in models if any(f.path.lower() == asked for f in m.files)]
-        return exact or [m for m in models if any(_name(f) == asked for f in m.files)]
-    equal = [m for m in models if m.quant.lower() == asked]
-    return equal or [
-        m
-        for m in models
-        if m.name.lower() == asked or asked in (str(p) for p in _folders(m.files[0]))
-    ]
-
-
-def _name(file: RepoFile) -> str:
-    return PurePosixPath(file.path).name.lower()
-
-
-def _folders(file: RepoFile) -> list[PurePosixPath]:
-    return [p for p in PurePosixPath(file.path.lower()).parents if str(p) != "."]
-
-
-def _no_such(models: Sequence[ModelFiles], reference: Reference) -> UnknownModelError:
-    """The choices, those with the wanted letters in them first (UD-Q4_K_XL for Q4_K_XL)."""
-    asked, repo = reference.wanted.lower(), clean_line(reference.repo)
-    if is_side_file(PurePosixPath(asked).name):
-        return UnknownModelError(
-            f"{clean_line(reference.wanted)} is a side file, not a model",
-            hint=f"localmoe fit {repo} lists its models",
+    asked = [reference.wanted] if reference.wanted in others else []
+    if not asked and reference.wanted:
+        asked = narrowed(list(others), reference.wanted, _path)
+    if asked:
+        raise _no_model(asked[0], others[asked[0]], models, repo)
+    if not models:
+        raise UnknownModelError(
+            f"{repo} has no GGUF model",
+            hint="repositories of conversions are usually named …-GGUF",
         )
-    labels = list(dict.fromkeys(m.label for m in models))
-    labels.sort(key=lambda label: asked not in label.lower())
-    shown = ", ".join(clean_line(label) for label in labels[:SHOWN])
-    return UnknownModelError(
-        f"{repo} has no {clean_line(reference.wanted)}", hint=f"it has {shown}"
+    raise UnknownModelError(
+        f"{repo} has no {wanted}", hint=f"it has {_labels(models, reference.wanted)}"
     )
+
+
+def _paths(model: ModelFiles) -> list[PurePosixPath]:
+    return [PurePosixPath(file.path) for file in model.files]
+
+
+def _path(path: str) -> list[PurePosixPath]:
+    """The file that a path leads to, or that it is a piece of."""
+    whole = PurePosixPath(path)
+    piece = _PIECE.fullmatch(whole.name)
+    return [whole, whole.with_name(piece[1])][::-1] if piece else [whole]
+
+
+def _no_model(path: str, what: str, models: Sequence[ModelFiles], repo: str) -> UnknownModelError:
+    """The error for a file that was asked for and is none."""
+    shown = clean_line(path)
+    if piece := _PIECE.fullmatch(PurePosixPath(path).name):
+        name = shlex.quote(clean_line(piece[1]))
+        return UnknownModelError(
+            f"{shown} is {clean_line(what)}, whose pieces have to be joined before it can be used",
+            hint=f"hf download {repo} --include {name}'?*' --local-dir . && "
+            f"cat {name}?* > {name} && localmoe run ./{name}",
+        )
+    has = f"it has {_labels(models, path)}" if models else f"localmoe fit {repo} lists its models"
+    return UnknownModelError(f"{shown} is {what}, not a model", hint=has)
+
+
+def _labels(models: Sequence[ModelFiles], wanted: str) -> str:
+    """The choices, those with the wanted letters in them first (UD-Q4_K_XL for Q4_K_XL)."""
+    labels = list(dict.fromkeys(model.label for model in models))
+    labels.sort(key=lambda label: wanted.lower() not in label.lower())
+    return ", ".join(clean_line(label) for label in labels[:SHOWN])
 
 
 def complete(model: ModelFiles) -> ModelFiles:

@@ -13,32 +13,30 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 from localmoe.errors import TransferError, UnknownModelError
 from localmoe.hub import client
-from localmoe.hub.client import Patience, TryAgainError
+from localmoe.hub.client import ASKING, Deadline, Patience, TryAgainError
 from localmoe.hub.names import Reference, RepoFile
+from localmoe.hub.refusals import RefusedFileError
 from localmoe.text import clean_line
 
 if TYPE_CHECKING:
     import httpx2
 
 FIRST_BLOCK = 256 * 1024  # bytes
-CHUNK = 64 * 1024  # bytes
 MAX_REDIRECTS = 5
-SLOWEST = 20_000  # bytes/s; below that a request is given up
-PATIENCE = Patience(tries=4, longest=20)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 class Traffic:
-    """What was exchanged, counted from several threads."""
+    """What was exchanged, counted from several threads, and with how much patience."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience = ASKING) -> None:
+        self.patience = patience
         self.transferred = 0  # bytes of content received
         self.requests = 0
         self._lock = threading.Lock()
@@ -53,7 +51,8 @@ class RemoteSource:
     """A ``ByteSource`` over a file of a repository. Keeps all that it has read from the start.
 
     Made for headers, whose reader asks for blocks that grow with what it has read: a header of H
-    bytes costs at most H/8 + 0.75 MiB too much. ``read`` and ``fetch`` raise TransferError.
+    bytes costs at most H/8 + 0.75 MiB too much. All requests together have one deadline. ``read``
+    and ``fetch`` raise TransferError; RefusedFileError where another file may be had.
     """
 
     def __init__(
@@ -72,6 +71,7 @@ class RemoteSource:
         self._file = file
         self._traffic = traffic
         self._prefix = bytearray()
+        self._deadline: Deadline | None = None  # from the first request on
         self._origin = client.file_url(reference.repo, commit, file.path)
         self._location: str | None = None  # where the Hub sent us
 
@@ -89,25 +89,28 @@ class RemoteSource:
         Tries again where that can help, and then asks only for what is still missing.
         """
         data = bytearray()
+        deadline = self._deadline = self._deadline or Deadline()
 
         def attempt() -> None:
             try:
-                self._exchange(data, start, length)
+                self._exchange(data, start, length, deadline)
             except TryAgainError:
                 self._location = None  # its signature may have expired
                 raise
 
         try:
             with client.hub_errors(self._reference):
-                client.persistently(attempt, PATIENCE, time.sleep)
+                client.persistently(attempt, self._traffic.patience, deadline.sleep)
+        except RefusedFileError as error:
+            raise RefusedFileError(f"{self.name}: {error.message}", hint=error.hint) from error
         except UnknownModelError as error:
-            raise TransferError(
+            raise RefusedFileError(
                 f"{self.name}: the Hub lists it, and refuses it",
                 hint="its access may be restricted: hf auth login",
             ) from error
         return bytes(data)
 
-    def _exchange(self, data: bytearray, start: int, length: int) -> None:
+    def _exchange(self, data: bytearray, start: int, length: int, deadline: Deadline) -> None:
         """One request, and the redirects it meets, that adds to ``data`` what is missing."""
         import httpx2
 
@@ -123,7 +126,7 @@ class RemoteSource:
                     "GET", url, headers=headers, follow_redirects=False, timeout=client.timeout()
                 ) as response:
                     if response.status_code not in _REDIRECTS:
-                        self._take(response, data, first, last)
+                        self._take(response, data, first, last, deadline)
                         return
                     url = self._location = self._redirected(response, url)
             except httpx2.TransportError as error:
@@ -145,7 +148,9 @@ class RemoteSource:
             self._odd("a redirect to an address that is not secure")
         return target
 
-    def _take(self, response: httpx2.Response, data: bytearray, first: int, last: int) -> None:
+    def _take(
+        self, response: httpx2.Response, data: bytearray, first: int, last: int, deadline: Deadline
+    ) -> None:
         """Receive the answer to a range request, if it is one."""
         client.check_status(response)
         if response.headers.get("content-encoding", "identity") != "identity":
@@ -157,7 +162,7 @@ class RemoteSource:
                 "the whole file instead of a range of bytes",
                 "a proxy in between may be the reason; `localmoe pull` needs no ranges",
             )
-        self._receive(response, data, last + 1 - first)
+        self._receive(response, data, last + 1 - first, deadline)
 
     def _check_range(self, response: httpx2.Response, first: int, last: int) -> None:
         stated = response.headers.get("content-range", "")
@@ -170,17 +175,17 @@ class RemoteSource:
         ):
             self._odd(f"other bytes than asked for ({clean_line(stated)[:60]})")
 
-    def _receive(self, response: httpx2.Response, data: bytearray, missing: int) -> None:
-        """Add at most ``missing`` bytes to ``data``, whatever comes and however slowly."""
-        limit = time.monotonic() + client.timeout() + missing / SLOWEST
+    def _receive(
+        self, response: httpx2.Response, data: bytearray, missing: int, deadline: Deadline
+    ) -> None:
+        """Add at most ``missing`` bytes to ``data``, whatever comes."""
         wanted = len(data) + missing
-        for chunk in response.iter_raw(CHUNK):
+        for chunk in response.iter_raw():
             self._traffic.count(transferred=len(chunk))
             data += chunk[: wanted - len(data)]
             if len(data) >= wanted:
                 return
-            if time.monotonic() > limit:
-                break
+            deadline.received(len(chunk))
         error = TransferError(
             f"{self.name}: {wanted - len(data):,} of {missing:,} bytes did not come",
             hint="check the network connection, and run it again",

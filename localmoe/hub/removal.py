@@ -1,17 +1,18 @@
 """Deleting models: from our own folder, and from the Hub's cache with everything that names them.
 
-Pure as far as the decision goes: ``plan`` and ``leftovers`` look, ``remove`` deletes.
+``plan`` and ``leftovers`` only look at what is there, ``remove`` deletes.
+
+huggingface_hub may keep contents once for the whole cache, in ``blobs/XX/XETHASH`` beside the
+repositories, whose blobs are then links to there; ``XETHASH.refs`` lists them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from localmoe import storage
 from localmoe.errors import StorageError, UsageError
@@ -19,6 +20,7 @@ from localmoe.facts.catalog import models_package
 from localmoe.facts.local_files import hub_cache
 from localmoe.facts.parts import PartName
 from localmoe.hub.cache import CORRUPT, INCOMPLETE
+from localmoe.hub.locks import try_lock
 from localmoe.text import clean_line
 
 
@@ -29,7 +31,7 @@ class Removal:
     paths: tuple[Path, ...]  # files and links, content before the names that lead to it
     freed: int  # bytes of disk that nothing else uses
     repo: Path | None = None  # the repository's folder in the Hub cache
-    shared: bool = False  # whether content stays in huggingface_hub's shared blobs
+    shared: bool = False  # whether content stays, because other repositories have it too
 
 
 def plan(path: Path) -> Removal:
@@ -44,7 +46,8 @@ def plan(path: Path) -> Removal:
     inside = _within(hub_cache(), path)
     if len(inside) >= 4 and inside[0].startswith("models--") and inside[1] == "snapshots":
         return _from_hub_cache(hub_cache() / inside[0], Path(*inside[3:]))
-    if _within(storage.models_dir(), path):
+    own = storage.models_dir()
+    if _within(own, path) and path.absolute().parent.resolve().is_relative_to(own.resolve()):
         files = [p for p in _parts(path) if os.path.lexists(p)]
         return Removal(tuple(files), _freed(files))
     raise UsageError(
@@ -61,7 +64,7 @@ def leftovers(repo: str) -> Removal:
         path
         for folder in folders
         for path in _children(folder / "blobs")
-        if path.name.endswith((INCOMPLETE, CORRUPT)) and not path.is_symlink()
+        if _is_leftover(path) and not path.is_symlink()
     ]
     return Removal(tuple(files), _freed(files), folders[0] if folders else None)
 
@@ -101,11 +104,37 @@ def _from_hub_cache(repo: Path, relative: Path) -> Removal:
         if p.is_symlink() and p not in pointers
     }
     blobs = sorted(ours - needed)
+    gone = {blob.name for blob in blobs}
     aside = [
-        p for b in blobs for s in (INCOMPLETE, CORRUPT) if (p := b.with_name(b.name + s)).exists()
+        path
+        for path in _children(repo / "blobs")
+        if _is_leftover(path) and path.name.partition(".")[0] in gone
     ]
-    files = [*blobs, *aside, *pointers]
-    return Removal(tuple(files), _freed(files), repo, any(blob.is_symlink() for blob in blobs))
+    stores = {store for blob in blobs if (store := _shared_store(repo.parent, blob)) is not None}
+    free = sorted(stores - _stores_in_use(repo.parent, set(blobs)))
+    lists = [path for store in free if (path := store.with_name(f"{store.name}.refs")).exists()]
+    files = [*free, *lists, *blobs, *aside, *pointers]
+    return Removal(tuple(files), _freed(files), repo, shared=len(free) < len(stores))
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a blob is what a broken-off download has left: ours, or another client's."""
+    return path.name.endswith((INCOMPLETE, CORRUPT))
+
+
+def _shared_store(cache: Path, blob: Path) -> Path | None:
+    """Where a blob's content is kept for the whole cache; None when the blob has it itself."""
+    if not blob.is_symlink():
+        return None
+    end = Path(os.path.normpath(blob.parent.resolve() / blob.readlink()))
+    inside = end.is_relative_to(cache.resolve() / "blobs") and end.is_file()
+    return end if inside and not end.is_symlink() else None
+
+
+def _stores_in_use(cache: Path, without: Container[Path]) -> set[Path]:
+    """The shared contents that a blob of any repository leads to, but for those in ``without``."""
+    blobs = (blob for blob in cache.glob("*--*/blobs/*") if blob not in without)
+    return {store for blob in blobs if (store := _shared_store(cache, blob)) is not None}
 
 
 def _within(folder: Path, path: Path) -> tuple[str, ...]:
@@ -163,21 +192,28 @@ def _tidy(repo: Path) -> None:
 def _no_writer(removal: Removal) -> Iterator[None]:
     """Hold the locks of the contents. Raises StorageError when one is being downloaded."""
     with contextlib.ExitStack() as stack:
-        if removal.repo is not None:
-            folder = removal.repo.parent / ".locks" / removal.repo.name
-            contents = (p.name.partition(".")[0] for p in removal.paths if p.parent.name == "blobs")
-            for etag in dict.fromkeys(contents):
-                if not folder.is_dir():
-                    continue
-                lock = FileLock(folder / f"{etag}.lock", mode=0o664)
-                try:
-                    stack.enter_context(lock.acquire(timeout=0))
-                except Timeout:
-                    raise StorageError(
-                        "it is being downloaded by another process",
-                        hint="stop that one first (Ctrl-C), then: localmoe rm",
-                    ) from None
+        for path in _locks(removal):
+            lock = try_lock(path)
+            if lock is None:
+                raise StorageError(
+                    "it is being downloaded by another process",
+                    hint="stop that one first (Ctrl-C), then: localmoe rm",
+                )
+            stack.callback(lock.release)
         yield
+
+
+def _locks(removal: Removal) -> list[Path]:
+    """The locks that huggingface_hub and we take to write the contents."""
+    if removal.repo is None:
+        return []
+    cache = removal.repo.parent
+    folder = cache / ".locks" / removal.repo.name
+    blobs = removal.repo / "blobs"
+    etags = dict.fromkeys(p.name.partition(".")[0] for p in removal.paths if p.parent == blobs)
+    found = [folder / f"{etag}.lock" for etag in etags if folder.is_dir()]
+    stores = [p for p in removal.paths if p.parent.parent == cache.resolve() / "blobs"]
+    return found + [p.with_name(f"{p.name}.lock") for p in stores if not p.suffix]
 
 
 def _children(folder: Path) -> list[Path]:

@@ -17,10 +17,12 @@ from pathlib import Path, PurePosixPath
 from localmoe import storage
 from localmoe.errors import ModelFileError, StorageError
 from localmoe.facts.model import Model, read_model
-from localmoe.hub.headers import Compact, Found
+from localmoe.hub.compact import Compact
+from localmoe.hub.headers import Found
 from localmoe.hub.names import ModelFiles
+from localmoe.hub.refusals import RefusedFileError
 
-Skeleton = Model | ModelFileError
+Skeleton = Model | ModelFileError | RefusedFileError
 """A model that can be asked about, or why this one cannot."""
 
 
@@ -39,7 +41,7 @@ def skeletons(
         for number, model in enumerate(models):
             try:
                 found[model] = _build(model, headers, Path(name) / str(number))
-            except ModelFileError as error:
+            except (ModelFileError, RefusedFileError) as error:
                 found[model] = error
         yield found
 
@@ -73,8 +75,8 @@ def _build(model: ModelFiles, headers: Mapping[str, Found], folder: Path) -> Mod
 
 
 def _readable(found: Found) -> Compact:
-    """Raises ModelFileError for a header that could not be read."""
-    if isinstance(found, ModelFileError):
+    """Raises ModelFileError or RefusedFileError for a header that could not be read."""
+    if not isinstance(found, Compact):
         raise found
     return found
 

@@ -134,6 +134,19 @@ class FollowingHash(threading.Thread):
         return self._digest.hexdigest()
 
 
+def whole_until(descriptor: int) -> int:
+    """Bytes from the start of a file up to its first hole.
+
+    A partial file has holes where another program wrote several places of it at once, or where a
+    file system lost what it had not yet written. Without support for SEEK_HOLE: its size.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        return min(size, os.lseek(descriptor, 0, os.SEEK_HOLE)) if size else 0
+    except OSError:
+        return size
+
+
 def fill(
     url: str,
     file: RepoFile,
@@ -164,7 +177,7 @@ def fill(
         except TryAgainError as error:
             problem = error
         failures = failures + 1 if position == before else 1
-        pause = patience.pause(failures, problem.asked)
+        pause = patience.pause(failures, problem)
         if pause is None:
             raise problem.error from problem
         stop.wait(pause)

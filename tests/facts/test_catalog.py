@@ -83,7 +83,7 @@ def test_the_bundled_model() -> None:
     assert (package / "catalog.toml").is_file()
     if (package / "nano.gguf").is_file():
         assert catalog.resolve("nano") == catalog.resolve("NANO:q8_0") == package / "nano.gguf"
-        assert package / "nano.gguf" in catalog.local_models()
+        assert package / "nano.gguf" in [model.path for model in catalog.installed_models()]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_quantizations_are_told_apart(home: Path) -> None:
     assert "u/r:UD-Q4_K_XL" in (caught.value.hint or "")
     (plain,) = in_hub(home, "u/r", "m-Q4_K_XL.gguf")
     assert catalog.resolve("u/r:Q4_K_XL") == plain
-    with pytest.raises(UnknownModelError, match="several files of u/r") as caught:
+    with pytest.raises(UnknownModelError, match="2 models here are called u/r") as caught:
         catalog.resolve("u/r")
     assert "choose one: u/r:Q4_K_XL, u/r:UD-Q4_K_XL" in (caught.value.hint or "")
 
@@ -120,9 +120,11 @@ def test_quantizations_are_told_apart(home: Path) -> None:
 def test_two_models_of_one_quantization_are_not_mistaken(home: Path) -> None:
     """A repository with two different Q4_K_M files: the choice is the user's, by path."""
     links = in_hub(home, "u/r", "small-Q4_K_M.gguf", "large-Q4_K_M.gguf")
-    with pytest.raises(UnknownModelError, match="several files") as caught:
+    with pytest.raises(UnknownModelError, match="2 models here") as caught:
         catalog.resolve("u/r:Q4_K_M")
-    assert all(str(link) in (caught.value.hint or "") for link in links)
+    for link in links:
+        assert f"u/r:{link.name}" in (caught.value.hint or "")
+        assert catalog.resolve(f"u/r:{link.name}") == link
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_newest_revision_counts(home: Path) -> None:
     snapshots = home / "hub" / "models--u--r" / "snapshots"
     for age, revision in enumerate(("newest", "new", "old")):
         os.utime(snapshots / revision, (10_000 - age, 10_000 - age))
-    assert local_files.hub_files("u/r") == new
+    assert [file.path for file in local_files.cached_files("u/r")] == new
     assert catalog.resolve("U/R") == new[0]
 
 
@@ -164,7 +166,7 @@ def test_models_are_listed_once(home: Path) -> None:
     cached = in_hub(home, "u/r", "m-Q8_0.gguf")
     broken = in_hub(home, "u/r2", "gone-Q8_0.gguf")[0]
     broken.resolve().unlink()
-    found = [path for path in catalog.local_models() if path.stem != "nano"]
+    found = [model.path for model in catalog.installed_models() if model.name != "nano"]
     assert found == [*mine, *cached]
 
 
@@ -277,7 +279,7 @@ def test_where_the_hub_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_hub_cache_at_all(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(home / "none"))
-    assert local_files.hub_files() == []
+    assert local_files.cached_files() == []
     touch(home, "file")
     monkeypatch.setenv("HF_HUB_CACHE", str(home / "file"))
-    assert local_files.hub_files("a/b") == []
+    assert local_files.cached_files("a/b") == []

@@ -277,7 +277,7 @@ def test_single_file_named_as_one_of_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "tensors", "fragment"),
     [
-        ({"testmoe.block_count": 1}, {}, "uses 0 of 8"),
+        ({"testmoe.block_count": 1}, {}, "lack testmoe.expert_used_count"),
         ({"testmoe.expert_used_count": 9}, {}, "uses 9 of 8"),
         ({"testmoe.expert_used_count": "two"}, {}, "not a whole number"),
         ({"testmoe.block_count": True}, {}, "not a whole number"),

@@ -20,8 +20,8 @@ from localmoe.engine.process import WorkerProcess
 from localmoe.errors import LocalmoeError, ModelFileError, TransferError
 from localmoe.facts.model import Model, read_model
 from localmoe.hub import client, headers, names, ranges, skeleton
+from localmoe.hub.compact import Compact
 from localmoe.hub.header_cache import HeaderCache
-from localmoe.hub.headers import Compact
 from localmoe.hub.names import ModelFiles
 from localmoe.hub.ranges import RemoteSource, Traffic
 from localmoe.planning.memory import EngineSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from localmoe.errors import TransferError, UnknownModelError
-from localmoe.facts import catalog
+from localmoe.facts import catalog, file_kind
 from localmoe.hub import names
 from localmoe.hub.names import ModelFiles, Reference, RepoFile
 
@@ -37,7 +37,8 @@ def models(*paths: str) -> tuple[ModelFiles, ...]:
 def chosen(name: str, *paths: str) -> ModelFiles | None:
     reference = names.parse(name)
     assert reference is not None
-    return names.choose(models(*paths), reference)
+    contents = names.contents(files(*(paths or LISTING)))
+    return names.choose(contents.models, reference, contents.others)
 
 
 @pytest.mark.parametrize(
@@ -45,18 +46,63 @@ def chosen(name: str, *paths: str) -> ModelFiles | None:
     [
         ("someone/M-GGUF", "someone/M-GGUF", "", None),
         ("someone/M-GGUF:q4_k_m", "someone/M-GGUF", "q4_k_m", None),
+        ("someone/M-GGUF:i1-Q4_K_M", "someone/M-GGUF", "i1-Q4_K_M", None),
         ("someone/M-GGUF:a/M-Q4_K_M.gguf", "someone/M-GGUF", "a/M-Q4_K_M.gguf", None),
         ("glm-4.6", "unsloth/GLM-4.6-GGUF", "", None),
         ("GLM-4.6:UD-Q4_K_XL", "unsloth/GLM-4.6-GGUF", "UD-Q4_K_XL", None),
+        # Ollama's tag for "no quantization chosen".
+        ("someone/M-GGUF:latest", "someone/M-GGUF", "", None),
+        ("glm-4.6:LATEST", "unsloth/GLM-4.6-GGUF", "", None),
+        # Blanks around, also those that nobody sees.
+        ("  someone/M-GGUF:Q8_0\n", "someone/M-GGUF", "Q8_0", None),
+        ("\u00a0someone/M-GGUF\u200b", "someone/M-GGUF", "", None),
+        # A file behind the repository.
+        ("a/b/M-Q8_0.gguf", "a/b", "M-Q8_0.gguf", None),
+        ("a/b/c/M-Q8_0.GGUF", "a/b", "c/M-Q8_0.GGUF", None),
+        ("a/b/UD-Q4_K_XL", "a/b", "UD-Q4_K_XL", None),
+        ("a/b/blob/main/c/d.gguf", "a/b", "c/d.gguf", None),
+        # As other programs write it.
+        ("hf://a/b", "a/b", "", None),
+        ("hf://a/b:Q8_0", "a/b", "Q8_0", None),
+        ("HF://a/b/c/d.gguf", "a/b", "c/d.gguf", None),
+        ("hf:a/b:Q8_0", "a/b", "Q8_0", None),
+        ("hf://models/a/b", "a/b", "", None),
+        ("-hf a/b:Q8_0", "a/b", "Q8_0", None),
+        ("--hf-repo a/b", "a/b", "", None),
+        ("-hfr=a/b", "a/b", "", None),
+        # A revision.
+        ("a/b@v2", "a/b", "", "v2"),
+        ("a/b@v2:Q8_0", "a/b", "Q8_0", "v2"),
+        ("a/b:Q8_0@v2", "a/b", "Q8_0", "v2"),
+        ("a/b@main:Q8_0", "a/b", "Q8_0", None),
+        ("a/b@refs/pr/3", "a/b", "", "refs/pr/3"),
+        ("a/b@refs/pr/3:Q8_0", "a/b", "Q8_0", "refs/pr/3"),
+        ("a/b:Q8_0@refs/pr/3", "a/b", "Q8_0", "refs/pr/3"),
+        ("hf://a/b@refs%2Fpr%2F3/d.gguf", "a/b", "d.gguf", "refs/pr/3"),
+        ("glm-4.6@v2:Q8_0", "unsloth/GLM-4.6-GGUF", "Q8_0", "v2"),
+        # Pages of the Hub.
         ("https://huggingface.co/a/b", "a/b", "", None),
         ("huggingface.co/a/b/", "a/b", "", None),
         ("hf.co/a/b:Q8_0", "a/b", "Q8_0", None),
+        ("HF.co/a/b:latest", "a/b", "", None),
+        ("HTTPS://HuggingFace.co/a/b", "a/b", "", None),
+        ("https://www.huggingface.co/a/b#usage", "a/b", "", None),
+        ("https://huggingface.co/models/a/b", "a/b", "", None),
+        ("https://huggingface.co/api/models/a/b", "a/b", "", None),
         ("https://huggingface.co/a/b/blob/main/c/d.gguf", "a/b", "c/d.gguf", None),
         ("https://hf.co/a/b/resolve/v2/d.gguf?download=true", "a/b", "d.gguf", "v2"),
         ("https://huggingface.co/a/b/tree/main/UD-Q4_K_XL", "a/b", "UD-Q4_K_XL", None),
         ("https://huggingface.co/a/b/blob/main/d%20e.gguf", "a/b", "d e.gguf", None),
+        ("https://huggingface.co/a/b?show_file_info=d.gguf", "a/b", "d.gguf", None),
+        ("https://huggingface.co/a/b/tree/v2?x=1&show_file_info=c%2Fd.gguf", "a/b", "c/d.gguf",
+         "v2"),
+        ("https://huggingface.co/a/b/tree/refs%2Fpr%2F3", "a/b", "", "refs/pr/3"),
+        ("https://huggingface.co/a/b/blob/refs%2Fpr%2F3/c/d.gguf", "a/b", "c/d.gguf", "refs/pr/3"),
+        ("https://huggingface.co/a/b/resolve/refs/pr/12/d.gguf", "a/b", "d.gguf", "refs/pr/12"),
+        ("https://huggingface.co/a/b/commit/0123456789ab", "a/b", "", "0123456789ab"),
+        ("https://huggingface.co/a/b/discussions/3", "a/b", "", None),
     ],
-)
+)  # fmt: skip
 def test_what_a_name_means(name: str, repo: str, wanted: str, revision: str | None) -> None:
     """Aliases, repositories and URLs, each with what is asked of them."""
     found = names.parse(name)
@@ -65,10 +111,36 @@ def test_what_a_name_means(name: str, repo: str, wanted: str, revision: str | No
     assert (found.entry is None) == (not name.lower().startswith("glm"))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://huggingface.co/datasets/a/b", "a data set"),
+        ("hf://datasets/a/b", "a data set"),
+        ("hf.co/spaces/a/b", "a Space"),
+        ("https://huggingface.co/collections/a/b-123", "a collection"),
+        ("https://huggingface.co/papers/2401.04088", "a paper"),
+        ("https://huggingface.co/models?search=moe", "a search"),
+        ("https://huggingface.co/someone", "no model's"),
+        ("https://huggingface.co/", "no model's"),
+        ("https://example.com/m.gguf", "not the Hub's"),
+        ("http://example.com/a/b", "not the Hub's"),
+    ],
+)
+def test_addresses_of_something_else(name: str, words: str) -> None:
+    """Each says what it is instead, with exit code 2 and the form that works."""
+    for ask in (names.parse, catalog.resolve):
+        with pytest.raises(UnknownModelError, match=words) as caught:
+            ask(name)
+        assert caught.value.exit_code == 2
+        assert "USER/REPO:QUANT" in (caught.value.hint or "")
+
+
 def test_the_endpoints_urls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """URLs of a mirror are understood when ``HF_ENDPOINT`` names it, else they are no names."""
+    """URLs of a mirror are understood when ``HF_ENDPOINT`` names it, else refused with that."""
     url = "http://mirror.example:8080/a/b/blob/main/c.gguf"
-    assert names.parse(url) is None  # a path, then
+    with pytest.raises(UnknownModelError, match="not the Hub's") as caught:
+        names.parse(url)
+    assert "HF_ENDPOINT" in (caught.value.hint or "")
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example:8080/")
     found = names.parse(url)
     assert found is not None
@@ -149,10 +221,12 @@ def test_look_alikes_are_kept_apart() -> None:
     assert caught.value.hint.startswith("it has UD-Q4_K_XL, ")
 
 
-def test_a_side_file_by_name() -> None:
-    """Asked for by name, a projector is said to be one."""
-    with pytest.raises(UnknownModelError, match="side file"):
-        chosen("a/b:mmproj-M-F16.gguf")
+@pytest.mark.parametrize("asked", ["mmproj-M-F16.gguf", "F16"])
+def test_a_side_file_by_name(asked: str) -> None:
+    """Asked for by name or quantization, a projector is said to be one, and what there is."""
+    with pytest.raises(UnknownModelError, match=r"mmproj-M-F16\.gguf is an image proj") as caught:
+        chosen(f"a/b:{asked}")
+    assert "it has Q4_K_M, " in (caught.value.hint or "")
 
 
 def test_an_incomplete_set_is_refused() -> None:
@@ -212,10 +286,20 @@ def test_no_model_at_all() -> None:
     ],
 )
 def test_unsafe_file_names(path: str) -> None:
-    """A name that could lead out of the folder, or fool a terminal, refuses the repository."""
+    """A name that could lead out of the folder, or fool a terminal, is that of no model.
+
+    The other models of its repository can be had; it cannot, whatever it is asked for by.
+    """
+    contents = names.contents(files("M-Q4_K_M.gguf", path))
+    assert [model.name for model in contents.models] == ["M-Q4_K_M"]
+    assert path not in [model.files[0].path for model in contents.models]
     with pytest.raises(TransferError, match="unsafe name") as caught:
-        models("M-Q4_K_M.gguf", path)
+        names.check_path(path)
     assert caught.value.message.isprintable()
+    if path.endswith(".gguf"):
+        with pytest.raises(UnknownModelError, match="unsafe name") as refused:
+            names.choose(contents.models, Reference("x", "a/b", path), contents.others)
+        assert refused.value.message.isprintable()
 
 
 def test_a_stale_entry_is_ours() -> None:
@@ -228,3 +312,94 @@ def test_a_stale_entry_is_ours() -> None:
     typo = names.not_on_hub(Reference("x", "unsloth/GLM-4.6-GUF"))
     assert "Did you mean unsloth/GLM-4.6-GGUF" in typo.message
     assert "stale" not in typo.message
+
+
+def sized(path: str, size: int) -> RepoFile:
+    return RepoFile(path, size, f"{abs(hash(path)):064x}"[:64])
+
+
+def test_labels_are_what_choose_takes() -> None:
+    """What a listing calls a model means that model and no other, whatever their names share."""
+    paths = ("Two-Q4_K_M.gguf", "Two-v2-Q4_K_M.gguf", "old/Two-Q4_K_M.gguf", "Two-Q8_0.gguf",
+             "plain.gguf", "x/IQ2_M/part-00001-of-00001.gguf", "Case.gguf", "case.gguf",
+             "M.i1-Q6_K.gguf")  # fmt: skip
+    found = models(*paths)
+    assert len(found) == len(paths)
+    assert len({model.label for model in found}) == len(paths)
+    assert {"Q8_0", "IQ2_M", "Q6_K", "old/Two-Q4_K_M.gguf"} <= {model.label for model in found}
+    for model in found:
+        assert chosen(f"a/b:{model.label}", *paths) == model
+        again = names.parse(f"a/b/{model.files[0].path}")
+        assert again is not None
+        assert names.choose(found, again) == model
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ("i1-Q4_K_M", "M.i1-Q4_K_M.gguf"),
+        ("I1-q4_k_m", "M.i1-Q4_K_M.gguf"),
+        ("M.Q4_K_M", "M.Q4_K_M.gguf"),
+        ("Q6_K", "M.i1-Q6_K.gguf"),
+        ("M.I1-Q6_K", "M.i1-Q6_K.gguf"),
+        ("case.gguf", "case.gguf"),
+        ("Case.gguf", "Case.gguf"),
+        ("MXFP4_MOE", "M-MXFP4_MOE.gguf"),
+        ("Q5_K_M", "Q5_K_M/weights.GGUF"),
+        ("sub/deep", "sub/deep/other.gguf"),
+    ],
+)
+def test_other_ways_to_choose(asked: str, path: str) -> None:
+    """The end of a file's name, a folder's quantization, names that differ in case only."""
+    paths = ("M.i1-Q4_K_M.gguf", "M.Q4_K_M.gguf", "M.i1-Q6_K.gguf", "Case.gguf", "case.gguf",
+             "M-MXFP4_MOE.gguf", "Q5_K_M/weights.GGUF", "sub/deep/other.gguf")  # fmt: skip
+    found = chosen(f"a/b:{asked}", *paths)
+    assert found is not None
+    assert found.files[0].path == path
+
+
+@pytest.mark.parametrize(
+    "main", ["Ornith-9B-MTP-Q4_K_M.gguf", "Draft-Horse-7B-Q4_K_M.gguf", "M-imatrix-Q4_K_M.gguf",
+             "eagle-7b-Q4_K_M.gguf", "My-Assistant-Q4_K_M.gguf"],
+)  # fmt: skip
+def test_a_model_with_the_name_of_a_draft(main: str) -> None:
+    """Alone it is the model; beside others its header decides, not its name."""
+    alone = chosen("a/b:Q4_K_M", main, "mmproj-x-BF16.gguf")
+    assert alone is not None
+    assert alone.files[0].path == main
+    listing = files(main, "M-Q8_0.gguf")
+    assert main in [file.path for file in names.doubtful(listing)]
+    for kind, count in ((file_kind.MODEL, 2), (file_kind.DRAFT, 1)):
+        assert len(names.contents(listing, {main: kind}).models) == count
+
+
+def test_a_draft_with_the_name_of_a_model() -> None:
+    """What a header has called a draft is none of the models, and is said to be a draft."""
+    listing = files("M-MXFP4.gguf", "small-Q8_0.gguf")
+    contents = names.contents(listing, {"small-Q8_0.gguf": file_kind.DRAFT})
+    assert [model.label for model in contents.models] == ["MXFP4"]
+    for wanted in ("Q8_0", "small-Q8_0.gguf"):
+        with pytest.raises(UnknownModelError, match="a draft for speculative decoding") as caught:
+            names.choose(contents.models, Reference("x", "a/b", wanted), contents.others)
+        assert caught.value.hint == "it has MXFP4"
+
+
+def test_a_small_model_as_a_draft() -> None:
+    """With a draft's name and half the size of the same quantization, a model is a draft."""
+    listing = [sized("M-Q8_0.gguf", 3000), sized("draft-M-Q8_0.gguf", 900),
+               sized("M-MTP-Q8_0.gguf", 3100)]  # fmt: skip
+    kinds = dict.fromkeys(("draft-M-Q8_0.gguf", "M-MTP-Q8_0.gguf"), file_kind.MODEL)
+    found = names.contents(listing, kinds)
+    assert [model.name for model in found.models] == ["M-Q8_0", "M-MTP-Q8_0"]
+    assert found.others == {"draft-M-Q8_0.gguf": "a side file"}
+
+
+@pytest.mark.parametrize("piece", ["M-Q8_0.gguf.part1of2", "M-Q8_0.gguf-split-a", "M-Q8_0.gguf.aa"])
+def test_pieces_of_a_file(piece: str) -> None:
+    """A file cut by other tools is no model; asked for, the error says how to join it."""
+    for asked in ("Q8_0", piece, "M-Q8_0.gguf"):
+        reference = Reference("x", "a/b", asked)
+        contents = names.contents(files("M-Q4_K_M.gguf", piece))
+        with pytest.raises(UnknownModelError, match=r"a piece of M-Q8_0\.gguf") as caught:
+            names.choose(contents.models, reference, contents.others)
+        assert "cat M-Q8_0.gguf?* > M-Q8_0.gguf" in (caught.value.hint or "")

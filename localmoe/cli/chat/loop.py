@@ -288,9 +288,8 @@ def local_names() -> Iterable[str]:
     """Models on this machine and aliases, by the names to type."""
     from localmoe import config
     from localmoe.facts import catalog
-    from localmoe.facts.local_files import model_name
 
-    names = {catalog.BUNDLED, *(model_name(path) for path in catalog.local_models())}
+    names = {model.name for model in catalog.installed_models()}
     with contextlib.suppress(LocalmoeError):  # of a configuration that cannot be read
         names |= config.read().aliases.keys()
     return sorted(names)

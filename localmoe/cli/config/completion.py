@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 from localmoe import config
 from localmoe.cli.arguments import Options, scope_of
@@ -20,7 +19,6 @@ from localmoe.cli.options import FILES, FLAGS, MODELS, OPTIONS, SESSIONS, Option
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.facts import catalog
-from localmoe.facts.other_programs import other_files
 from localmoe.text import clean_line
 
 SHELLS = ("bash", "zsh", "fish")
@@ -157,22 +155,13 @@ def _models(partial: str) -> Iterator[Candidate]:
     names: dict[str, str] = {}
     for source in (
         lambda: {a: clean_line(m) for a, m in config.read().aliases.items()},
+        lambda: {model.name: f"here ({model.program})" for model in catalog.installed_models()},
         lambda: {catalog.BUNDLED: "the small bundled model"},
-        lambda: {_local_name(path): "here" for path in catalog.local_models()},
-        lambda: {file.name: f"here, of {file.program}" for file in other_files()},
         lambda: {entry.alias: entry.family for entry in catalog.catalog()[0]},
     ):
         names = _quietly(source) | names
     yield from (Candidate(clean_line(name), about) for name, about in names.items())
     yield Candidate(FILES)
-
-
-def _local_name(path: Path) -> str:
-    """What to type for a model file found here."""
-    repo = next((part for part in path.parts if part.startswith("models--")), "")
-    if not repo:
-        return catalog.model_name(path)
-    return f"{repo.removeprefix('models--').replace('--', '/', 1)}:{catalog.quant_of(path)}"
 
 
 def _sessions() -> Iterator[Candidate]:
