@@ -2,8 +2,10 @@
 
 Columns are found by name; ``layer`` and ``expert`` must be there. Which rows belong to one token
 is told by whichever of ``turn``, ``phase`` and ``step`` (or ``token``, ``position``) there are.
-Optional: ``slot`` (rank), ``weight`` (``nan``: unknown), ``token_id``, ``label``; ``phase`` is 0
-or ``prefill``, 1 or ``decode``, and decode when there is none. Other columns are ignored.
+Without a step, as in llama.cpp's own ``layer,expert``, the order of the rows tells
+(``_steps_by_order``). Optional: ``slot`` (rank), ``weight`` (``nan``: unknown), ``token_id``,
+``label``; ``phase`` is 0 or ``prefill``, 1 or ``decode``, and decode when there is none. Other
+columns are ignored. A byte order mark, quotes, and semicolons or tabs between cells do no harm.
 
 Lines with ``#`` before the columns may name what rows cannot, as in the route traces of
 BigMoeOnEdge::
@@ -41,17 +43,16 @@ MAX_ROWS = 10_000_000
 _PHASES = {"0": PREFILL, "1": DECODE, "prefill": PREFILL, "decode": DECODE}
 _STEPS = ("step", "token", "position", "pos")
 _FACT = re.compile(r"(\w{1,40})=(\S{1,400})")
-_INT32 = 2**31
+_AROUND = " \t\"'"  # what may stand around a cell
 
 Ints = NDArray[np.int64]
 
 
 def read_csv(lines: Iterable[str], name: str) -> Trace:
     """The trace in ``lines``; ``name`` for messages. Raises TraceFileError."""
-    numbered = enumerate(lines, 1)
     table = _Table()
     try:
-        _read(numbered, table)
+        _read(enumerate(lines, 1), table)
         return _trace(table, name)
     except TraceFileError as error:
         raise TraceFileError(f"{name}: {error.message}", hint=error.hint or _HINT) from error
@@ -67,6 +68,8 @@ class _Table:
     facts: dict[str, str] = field(default_factory=dict)
     layer_facts: dict[int, dict[str, int]] = field(default_factory=dict)
     keys: dict[tuple[str, ...], int] = field(default_factory=dict)
+    has_steps: bool = True  # whether a column says which step a row belongs to
+    has_phases: bool = True
     phases: dict[int, int] = field(default_factory=dict)  # of a key
     turns: dict[int, str] = field(default_factory=dict)  # label or turn of a key
     key: array[int] = field(default_factory=lambda: array("i"))
@@ -79,21 +82,26 @@ class _Table:
 
 def _read(lines: Iterator[tuple[int, str]], table: _Table) -> None:
     columns: dict[str, int] = {}
+    separator = ","
     for number, line in lines:
         if len(line) > MAX_LINE:
             raise TraceFileError(f"line {number} is too long for a trace")
-        line = line.strip()
+        line = line.removeprefix("\ufeff").strip() if number == 1 else line.strip()
         if line.startswith("#"):
             _preamble(line, table)
         elif line and not columns:
-            columns = {word.strip().lower(): at for at, word in enumerate(line.split(","))}
+            separator = next((mark for mark in ",;\t" if mark in line), ",")
+            words = (word.strip(_AROUND).lower() for word in line.split(separator))
+            columns = {word: at for at, word in enumerate(words)}
             if not {"layer", "expert"} <= columns.keys():
                 raise TraceFileError("no columns named layer and expert: not a trace")
+            table.has_steps = not columns.keys().isdisjoint(_STEPS)
+            table.has_phases = "phase" in columns
         elif line:
             if len(table.key) >= MAX_ROWS:
                 raise TraceFileError(f"more than {MAX_ROWS:,} rows")
             try:
-                _row(line.split(","), columns, table)
+                _row(line.split(separator), columns, table)
             except (ValueError, IndexError, OverflowError) as error:
                 raise TraceFileError(f"line {number} is not a row of this table") from error
     if not table.key:
@@ -117,7 +125,7 @@ def _preamble(line: str, table: _Table) -> None:
 def _row(cells: list[str], columns: dict[str, int], table: _Table) -> None:
     def cell(name: str) -> str:
         at = columns.get(name)
-        return "" if at is None else cells[at].strip()
+        return "" if at is None else cells[at].strip(_AROUND)
 
     step = next((cell(name) for name in _STEPS if name in columns), "")
     turn, phase = cell("turn"), cell("phase")
@@ -144,7 +152,9 @@ def _trace(table: _Table, name: str) -> Trace:
     for column, limit in ((layer, MAX_LAYERS), (expert, MAX_EXPERTS), (slot, MAX_EXPERTS)):
         if column.min() < (-1 if column is slot else 0) or column.max() >= limit:
             raise TraceFileError("a layer, an expert or a slot that cannot be")
-    if (slot < 0).any():
+    if not table.has_steps:
+        key, slot, repeat = _steps_by_order(table, key, layer, expert, slot)
+    elif (slot < 0).any():
         slot = _occurrence(key, layer)
         repeat = np.zeros_like(key)
     else:
@@ -211,6 +221,51 @@ def _header(
         weights=weights,
         source="CSV",
     )
+
+
+def _steps_by_order(
+    table: _Table, turn: Ints, layer: Ints, expert: Ints, slot: Ints
+) -> tuple[Ints, Ints, Ints]:
+    """Steps, ranks and tokens of rows that do not say their step, from their order.
+
+    The engine computes the layers one after the other, so a step ends where a row's layer is one
+    before that of the row above. In a layer of a step come the experts of one token after the
+    other: as many for each as the preamble says, else as many as divide all layers' rows without
+    an expert that occurs twice in a token. A step of several tokens is prefill. ``turn``: the key
+    that the other columns give. Sets ``table``'s phases and turns for the steps.
+    """
+    new = np.ones(len(layer), bool)
+    new[1:] = (np.diff(layer) < 0) | (np.diff(turn) != 0)
+    key = np.cumsum(new) - 1
+    if (slot < 0).any():
+        place = _occurrence(key, layer)
+        slot = place % _experts_per_token(table, key, layer, expert, place)
+    repeat = _repeats(key, layer, slot)
+    tokens = np.zeros(int(key[-1]) + 1, np.int64)
+    np.maximum.at(tokens, key, repeat)
+    phases, turns = table.phases, table.turns
+    first = turn[new].tolist()
+    table.turns = {step: turns[before] for step, before in enumerate(first)}
+    if table.has_phases:
+        table.phases = {step: phases[before] for step, before in enumerate(first)}
+    else:
+        table.phases = {
+            step: PREFILL if last else DECODE for step, last in enumerate(tokens.tolist())
+        }
+    return key, slot, repeat
+
+
+def _experts_per_token(table: _Table, key: Ints, layer: Ints, expert: Ints, place: Ints) -> int:
+    """Top-k: as the preamble says, else the largest number that the rows allow."""
+    said = table.facts.get("n_expert_used", "")
+    if said.isascii() and said.isdigit() and 0 < int(said[:6]) < MAX_EXPERTS:
+        return int(said)
+    _, rows = np.unique(key * MAX_LAYERS + layer, return_counts=True)
+    common = int(np.gcd.reduce(rows))
+    for used in range(min(common, int(expert.max()) + 1), 1, -1):
+        if common % used == 0 and not _occurrence(key, layer, place // used, expert).any():
+            return used
+    return 1
 
 
 def _repeats(key: Ints, layer: Ints, slot: Ints) -> Ints:

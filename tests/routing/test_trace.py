@@ -16,9 +16,10 @@ import pytest
 from localmoe.errors import StorageError, TraceFileError
 from localmoe.facts.model import read_model
 from localmoe.routing import reader, recorder, rewrite
+from localmoe.routing import trace as trace_module
 from localmoe.routing.records import TraceHeader, TraceLayer
 from localmoe.routing.token_texts import token_texts
-from localmoe.routing.trace import DECODE, PREFILL, TraceWriter, read_trace
+from localmoe.routing.trace import DECODE, PREFILL, Trace, TraceWriter, read_trace
 from tests.archs.plain import plain_greedy
 from tests.routing import traces
 
@@ -260,6 +261,91 @@ def test_a_csv_step_of_several_tokens(tmp_path: Path) -> None:
     assert trace.ids(0).tolist() == [[0, 1], [2, 3], [4, 5], [7, -1]]
     assert trace.ids(1).tolist() == [[-1, -1], [-1, -1], [5, 4], [-1, -1]]
     assert trace.labels == ("law", "chat") and trace.segment.tolist() == [0, 0, 0, 1]
+
+
+def in_order(path: Path, steps: list[list[list[list[int]]]], preamble: str = "") -> Trace:
+    """A trace of ``layer,expert`` rows: ``steps[s][layer][token]`` are a token's experts."""
+    rows = [
+        f"{layer},{expert}"
+        for step in steps
+        for layer, tokens in enumerate(step)
+        for token in tokens
+        for expert in token
+    ]
+    path.write_text("\n".join([*filter(None, [preamble]), "layer,expert", *rows]))
+    return read_trace(path)
+
+
+def test_rows_without_a_step(tmp_path: Path) -> None:
+    """``layer,expert`` in the engine's order: a prompt of three tokens, two decoded ones.
+
+    The last layer computes the prompt's last token only, as llama.cpp does.
+    """
+    steps = [
+        [[[0, 3], [1, 2], [3, 0]], [[5, 4]]],
+        [[[6, 1]], [[2, 7]]],
+        [[[1, 6]], [[7, 2]]],
+    ]
+    trace = in_order(tmp_path / "t.csv", steps)
+    assert trace.ids(0).tolist() == [[0, 3], [1, 2], [3, 0], [6, 1], [1, 6]]
+    assert trace.ids(1).tolist() == [[-1, -1], [-1, -1], [5, 4], [2, 7], [7, 2]]
+    assert trace.decode.tolist() == [False, False, False, True, True]
+    assert len(set(trace.batch.tolist())) == 3
+    assert [(layer.used, layer.experts) for layer in trace.header.layers] == [(2, 8)] * 2
+
+
+@pytest.mark.parametrize("used", [1, 2, 3, 4])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_experts_per_token_by_order(tmp_path: Path, used: int, layers: int) -> None:
+    """Told by what cannot be in one token twice, or by the preamble; for a single layer too."""
+    random = np.random.default_rng(used)
+    steps = [
+        [
+            [random.permutation(8)[:used].tolist() for _ in range(5 if number == 0 else 1)]
+            for _ in range(layers)
+        ]
+        for number in range(8)
+    ]
+    told = in_order(tmp_path / "t.csv", steps, f"# n_expert=8 n_expert_used={used}")
+    assert told.header.layers[0].used == used
+    if layers > 1:
+        found = in_order(tmp_path / "u.csv", steps)
+        for layer in range(layers):
+            expected = [token for step in steps for token in step[layer]]
+            assert told.ids(layer).tolist() == found.ids(layer).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffstep,layer,expert\n0,0,1\n0,0,3\n1,0,2\n1,0,0\n",
+        '\ufeff# n_expert_used=2\r\n"step";"layer";"expert"\r\n'
+        "0;0;1\r\n0;0;3\r\n1;0;2\r\n1;0;0\r\n",
+        "step\tlayer\texpert\n0\t0\t1\n0\t0\t3\n1\t0\t2\n1\t0\t0\n",
+    ],
+)
+def test_how_spreadsheets_write_csv(tmp_path: Path, content: str) -> None:
+    """With a byte order mark, quotes, semicolons, tabs: the same trace."""
+    (tmp_path / "t.csv").write_text(content, encoding="utf-8", newline="")
+    trace = read_trace(tmp_path / "t.csv")
+    assert trace.ids(0).tolist() == [[1, 3], [2, 0]]
+    assert trace.decode.all()
+
+
+def test_too_many_rows_are_counted_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused without a look at a single row, in a plain file and in a compressed one."""
+    monkeypatch.setattr(trace_module, "MAX_ROWS", 1000)
+    monkeypatch.setattr(trace_module, "MAX_PREAMBLE", 10)
+    monkeypatch.setattr(trace_module, "read_csv", None)
+    content = "layer,expert\n" + "0,1\n" * 2000
+    (tmp_path / "t.csv").write_text(content)
+    with gzip.open(tmp_path / "t.csv.gz", "wt") as file:
+        file.write(content)
+    for name in ("t.csv", "t.csv.gz"):
+        with pytest.raises(TraceFileError, match="more than 1,000 rows"):
+            read_trace(tmp_path / name)
 
 
 @pytest.mark.parametrize(
