@@ -97,6 +97,11 @@ class RepoCache:
         """Make the folders. Raises StorageError."""
         for folder in ("blobs", "snapshots"):
             self._make(self.folder / folder)
+            if not os.access(self.folder / folder, os.W_OK):
+                raise StorageError(
+                    f"the model cache {clean_line(str(self.root))} can be read, not written",
+                    hint="set HF_HUB_CACHE to a folder of yours",
+                )
         locks = self.root / ".locks" / self.folder.name
         with _storage_errors("cannot create", locks):
             locks.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,13 @@ systems), a file that exists is the lock; filelock takes over one whose process 
 from __future__ import annotations
 
 import errno
+import warnings
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+# That a file system has no locks is no news to whoever waits for a download.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"filelock\.")
 
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 

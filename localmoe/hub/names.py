@@ -242,8 +242,11 @@ def choose(
     if not asked and reference.wanted:
         asked = narrowed(list(others), reference.wanted, _path)
     if asked:
+        check_path(asked[0])
         raise _no_model(asked[0], others[asked[0]], models, repo)
     if not models:
+        for path in others:
+            check_path(path)
         raise UnknownModelError(
             f"{repo} has no GGUF model",
             hint="repositories of conversions are usually named …-GGUF",

@@ -86,6 +86,10 @@ def refusal(
             f"the Hub refuses {repo}: {message or 'forbidden'}",
             hint="the token needs the right to read it: hf auth login",
         )
+    if "/resolve/" in error.response.url.path:
+        return RefusedFileError(
+            f"the Hub answers {status}: {message or 'no reason given'}", hint=AGAIN
+        )
     return TransferError(
         f"the Hub answers {status} about {repo}: {message or 'no reason given'}",
         hint=ENDPOINT_HINT,

@@ -22,7 +22,8 @@ def lookup(name: str = REPO) -> tuple[Listing, ModelFiles]:
     reference = names.parse(name)
     assert reference is not None
     listing = list_files(reference, QUICK)
-    model = names.choose(names.model_files(listing.files), reference)
+    contents = names.contents(listing.files)
+    model = names.choose(contents.models, reference, contents.others)
     assert model is not None
     return listing, model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import closing
@@ -79,15 +80,41 @@ def test_goes_on_from_what_is_on_disk(hub: HubServer, content: Generated) -> Non
 def test_a_partial_file_that_was_damaged_is_found_out(
     hub: HubServer, content: Generated, hf: Path
 ) -> None:
-    """Bytes that a disk changed between two runs are hashed again: quarantined, then anew."""
+    """Bytes that a disk changed between two runs are hashed again: all is fetched anew, at once."""
     path = start_and_stop(hub, HALF)
     with path.open("r+b") as file:
         file.seek(1000)
         file.write(b"\xff\x00\xff")
+    pulled = pull()
+    assert sha256(pulled.paths[0]) == content.sha256
+    assert (pulled.resumed, pulled.transferred) == (0, SIZE - HALF + SIZE)
+    assert blobs(hf) == {content.sha256: SIZE}
+
+
+def test_a_partial_file_with_holes_is_filled(hub: HubServer, content: Generated, hf: Path) -> None:
+    """What another client wrote in several places at once is used up to its first hole."""
+    path = start_and_stop(hub, HALF)
+    start = 16 * 4096
+    with path.open("r+b") as file:
+        file.truncate(start)
+        file.truncate(HALF)
+        file.seek(HALF)
+        file.write(b"\xff" * (SIZE - HALF))
+    with path.open("rb") as file:
+        if os.lseek(file.fileno(), 0, os.SEEK_HOLE) != start:
+            pytest.skip("a file system without holes")
+    pulled = pull()
+    assert (pulled.resumed, pulled.transferred) == (start, SIZE - start)
+    assert sha256(pulled.paths[0]) == content.sha256
+
+
+def test_a_wrong_hash_twice_is_quarantined(hub: HubServer, content: Generated, hf: Path) -> None:
+    """A file that was begun anew and is wrong again is the server's fault: kept aside, exit 5."""
+    with start_and_stop(hub, HALF).open("r+b") as file:
+        file.write(b"\xff\x00\xff")
+    hub.fault("content", KEY, Fault(flip_at=SIZE - 7))
     refused(hub, "wrong hash")
     assert blobs(hf) == {f"{content.sha256}.corrupt": SIZE}
-    assert sha256(pull().paths[0]) == content.sha256
-    assert blobs(hf) == {content.sha256: SIZE}
 
 
 def test_one_changed_byte_is_quarantined(hub: HubServer, content: Generated, hf: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import LocalmoeError, ModelFileError, TransferError
 from localmoe.facts.model import Model, read_model
-from localmoe.hub import client, headers, names, ranges, skeleton
+from localmoe.hub import client, headers, names, skeleton
+from localmoe.hub.client import Patience
 from localmoe.hub.compact import Compact
 from localmoe.hub.header_cache import HeaderCache
 from localmoe.hub.names import ModelFiles
 from localmoe.hub.ranges import RemoteSource, Traffic
+from localmoe.hub.refusals import RefusedFileError
 from localmoe.planning.memory import EngineSettings
 from scripts.make_standin import hollow_data
 from tests.archs import ARCHITECTURES
@@ -37,6 +40,7 @@ from tests.hub.server import Fault, HubServer
 MIB = 1 << 20
 REPO = "someone/M-GGUF"
 TOKEN = "hf_ofthetestsalone"
+QUICK = Patience(tries=3, first=0.01, longest=1)
 
 
 @pytest.fixture
@@ -45,7 +49,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(ranges, "PATIENCE", client.Patience(tries=3, first=0.01, longest=1))
         monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path / "home"))
         server.tokens.add(TOKEN)
         yield server
@@ -54,7 +57,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 class Fetched:
     """What one look at a repository brought."""
 
-    def __init__(self, wanted: str = "", cache: HeaderCache | None = None) -> None:
+    def __init__(
+        self, wanted: str = "", cache: HeaderCache | None = None, patience: Patience = QUICK
+    ) -> None:
         reference = names.parse(REPO + (f":{wanted}" if wanted else ""))
         assert reference is not None
         listing = client.list_files(reference)
@@ -63,10 +68,13 @@ class Fetched:
             chosen = names.choose(self.models, reference)
             assert chosen is not None
             self.models = [chosen]
-        self.traffic = Traffic()
+        self.traffic = Traffic(patience)
         self.headers = headers.fetch(
             reference, listing.commit, self.models, self.traffic, cache or HeaderCache()
         )
+        refused = [h for h in self.headers.values() if isinstance(h, RefusedFileError)]
+        if len(refused) == len(self.headers):
+            raise refused[0]
 
     @contextlib.contextmanager
     def skeletons(self) -> Iterator[list[Model]]:
@@ -398,6 +406,127 @@ def test_a_file_that_changes_meanwhile(hub: HubServer, twenty: list[list[Path]])
     source = RemoteSource(reference, listing.commit, listing.files[0], Traffic())
     with pytest.raises(TransferError, match="changed"):
         source.read(0, 4)
+
+
+@pytest.mark.parametrize("stage", ["resolve", "content"])
+@pytest.mark.parametrize("status", [404, 410, 500, 503])
+@pytest.mark.parametrize("broken", [0, 2])
+def test_one_file_that_cannot_be_had(
+    stage: str, status: int, broken: int, hub: HubServer, twenty: list[list[Path]]
+) -> None:
+    """Is named, and the others are answered all the same: the first one, and any other."""
+    hub.add(REPO, standins.served([paths[0] for paths in twenty[:4]]))
+    name = twenty[broken][0].name
+    code = {"X-Error-Code": "EntryNotFound"} if broken else {}
+    hub.fault(stage, f"{REPO}/{name}", Fault(status=status, headers=code))  # type: ignore[arg-type]
+    found = Fetched()
+    error = found.headers.pop(name)
+    assert isinstance(error, RefusedFileError)
+    assert (error.exit_code, error.message.startswith(f"{name}: ")) == (5, True)
+    assert error.hint
+    found.models = [model for model in found.models if model.files[0].path != name]
+    with found.skeletons() as remote:
+        assert len(remote) == 3
+
+
+def test_a_slow_header_has_one_deadline(
+    hub: HubServer, twenty: list[list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What trickles in is given up as a whole, however many requests and tries it would take."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    (path,) = twenty[0]
+    hub.add(REPO, standins.served([path]))
+    hub.fault("content", f"{REPO}/{path.name}", Fault(rate=4000))
+    started = time.monotonic()
+    with pytest.raises(TransferError, match="too slow"):
+        Fetched()
+    assert time.monotonic() - started < 30  # a header of 6 MB would take 25 minutes
+    assert hub.count("sig=") == 1
+
+
+def test_a_slow_listing_has_one_deadline(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for the description of a repository, and for all pages of a tree together."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    clock = Clock(monkeypatch)
+    hub.blobs, hub.page_size = False, 1
+    hub.add(REPO, {f"m-{number}.gguf": b"GGUF" for number in range(50)})
+    reference = names.parse(REPO)
+    assert reference is not None
+    clock.each_chunk_takes = 0.1
+    with pytest.raises(TransferError, match="too slow"):
+        client.list_files(reference, QUICK)
+    assert 3 < hub.count("/tree/") < 30
+
+
+class Clock:
+    """The clock of deadlines, which goes on with every chunk that arrives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.each_chunk_takes = 0.0  # seconds
+        self._late = 0.0
+        received = client.Deadline.received
+
+        def later(deadline: client.Deadline, count: int) -> None:
+            self._late += self.each_chunk_takes
+            received(deadline, count)
+
+        real = time.monotonic
+        monkeypatch.setattr(client.Deadline, "received", later)
+        monkeypatch.setattr(client.time, "monotonic", lambda: real() + self._late)
+
+
+def test_a_pause_that_the_server_asks_for_is_told(hub: HubServer, twenty: list[list[Path]]) -> None:
+    """Who waits knows for whom and how long; of one that nobody notices nothing is said."""
+    (path,) = twenty[0]
+    hub.add(REPO, standins.served([path]))
+    told: list[str] = []
+    patience = dataclasses.replace(QUICK, longest=5, tell=told.append)
+    for seconds in ("0", "1"):
+        wait = Fault(status=429, headers={"Retry-After": seconds}, times=1)
+        hub.fault("content", f"{REPO}/{path.name}", wait)
+        Fetched(cache=HeaderCache(path.parent / seconds), patience=patience)
+    (line,) = told
+    assert "too many requests" in line
+    assert "waiting 1" in line
+
+
+def test_a_rewritten_history_is_no_missing_revision(
+    hub: HubServer, twenty: list[list[Path]]
+) -> None:
+    """A commit that is gone since it was listed: said so, and to run it again (exit 5)."""
+    (path,) = twenty[0]
+    repository = hub.add(REPO, standins.served([path]))
+    reference = names.parse(REPO)
+    assert reference is not None
+    listing = client.list_files(reference)
+    repository.revisions["f" * 40] = repository.revisions.pop(listing.commit)
+    repository.refs["main"] = "f" * 40
+    source = RemoteSource(reference, listing.commit, listing.files[0], Traffic(QUICK))
+    with pytest.raises(TransferError, match="history") as caught:
+        source.read(0, 4)
+    assert "main" not in caught.value.message
+    assert "run it again" in (caught.value.hint or "")
+    assert client.list_files(reference).commit == "f" * 40
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(402, "paid"), (407, "proxy"), (451, "legal reasons")]
+)
+@pytest.mark.parametrize("stage", ["api", "resolve", "content"])
+def test_refusals_with_a_meaning(
+    status: int, words: str, stage: str, hub: HubServer, twenty: list[list[Path]]
+) -> None:
+    """Each says what it means and what to do; none is tried again."""
+    (path,) = twenty[0]
+    hub.add(REPO, standins.served([path]))
+    key = REPO if stage == "api" else f"{REPO}/{path.name}"
+    hub.fault(stage, key, Fault(status=status))  # type: ignore[arg-type]
+    with pytest.raises(TransferError, match=words) as caught:
+        Fetched()
+    assert caught.value.exit_code == 5
+    assert str(status) in caught.value.message
+    assert "HF_ENDPOINT" not in (caught.value.hint or "HF_ENDPOINT")
+    assert sum(request.status == status for request in hub.requests) == 1
 
 
 @pytest.mark.parametrize("kind", ["web page", "cut off", "zeros", "empty"])
