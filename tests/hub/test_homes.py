@@ -120,10 +120,10 @@ def test_a_file_as_a_lock(tmp_path: Path) -> None:
         "locks = [SoftFileLock(path) for path in sys.argv[1:]]; "
         "[lock.acquire() for lock in locks]; os._exit(0)"
     )
-    left = [tmp_path / name for name in ("x.lock", "x.lock.soft")]
+    left = [tmp_path / name for name in ("y.lock", "y.lock.soft")]
     subprocess.run([sys.executable, "-c", code, *map(str, left)], check=True)
     assert all(path.exists() for path in left)
-    again = try_lock(tmp_path / "x.lock")
+    again = try_lock(tmp_path / "y.lock")
     assert again is not None
     again.release()
 
