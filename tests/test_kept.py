@@ -15,8 +15,8 @@ from localmoe.engine import kv_store
 from localmoe.engine.worker.residency import _read_hot
 from localmoe.facts import bandwidth, runs
 from localmoe.facts.runs import Ran
+from localmoe.hub.compact import Block, Compact
 from localmoe.hub.header_cache import HeaderCache
-from localmoe.hub.headers import Block, Compact
 from localmoe.routing import profile
 from tests.planning.rates import RATES
 

@@ -59,6 +59,7 @@ def test_models(home: Path) -> None:
     """Aliases, what is here, the catalog, and files; a word of a prompt has no completion."""
     assert "nano" in texts("run", "na")
     assert texts("show", "fav") == ["favourite", FILES]
+    assert texts("chat", "Ti") == ["Tiny-Q8_0", FILES]
     assert texts("chat", "someone/") == ["someone/Tiny-GGUF:Q8_0", FILES]
     assert "qwen3-30b-a3b" in texts("run", "-m", "qwen3")
     assert "qwen3-30b-a3b" in texts("--temp", "0", "fit", "qwen3")

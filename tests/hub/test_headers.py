@@ -472,7 +472,7 @@ class Clock:
 
         real = time.monotonic
         monkeypatch.setattr(client.Deadline, "received", later)
-        monkeypatch.setattr(client.time, "monotonic", lambda: real() + self._late)
+        monkeypatch.setattr(time, "monotonic", lambda: real() + self._late)
 
 
 def test_a_pause_that_the_server_asks_for_is_told(hub: HubServer, twenty: list[list[Path]]) -> None:

@@ -19,6 +19,7 @@ from localmoe.cli.options import FILES, FLAGS, MODELS, OPTIONS, SESSIONS, Option
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.facts import catalog
+from localmoe.facts.installed import Installed
 from localmoe.text import clean_line
 
 SHELLS = ("bash", "zsh", "fish")
@@ -148,20 +149,28 @@ def _config_words(typed: Sequence[str]) -> Iterable[Candidate]:
 
 
 def _models(partial: str) -> Iterator[Candidate]:
-    """Aliases, models on this machine, names of the catalog; files where a path is begun."""
+    """Aliases, models on this machine by the names of ``list``, names of the catalog.
+
+    Files where a path is begun; models of a repository by that, where one is.
+    """
     if partial.startswith(("/", ".", "~")):
         yield Candidate(FILES)
         return
     names: dict[str, str] = {}
     for source in (
         lambda: {a: clean_line(m) for a, m in config.read().aliases.items()},
-        lambda: {model.name: f"here ({model.program})" for model in catalog.installed_models()},
+        lambda: {_typed(m, partial): f"here ({m.program})" for m in catalog.installed_models()},
         lambda: {catalog.BUNDLED: "the small bundled model"},
         lambda: {entry.alias: entry.family for entry in catalog.catalog()[0]},
     ):
         names = _quietly(source) | names
     yield from (Candidate(clean_line(name), about) for name, about in names.items())
     yield Candidate(FILES)
+
+
+def _typed(model: Installed, partial: str) -> str:
+    by_repository = "/" in partial and model.label
+    return f"{model.repo}:{model.label}" if by_repository else model.name
 
 
 def _sessions() -> Iterator[Candidate]:
