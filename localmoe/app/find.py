@@ -113,7 +113,7 @@ def on_the_hub(name: str) -> Reference | None:
 
 
 def _read(name: str, path: Path, listener: Listener) -> Model:
-    if name != catalog.BUNDLED and not name.endswith(path.name):
+    if name != catalog.BUNDLED and not name.endswith((path.name, catalog.model_name(path))):
         listener.note(f"{name}: using {path.name}")
     model = read_model(path)
     if path.name.startswith("sha256-"):  # a blob of Ollama's

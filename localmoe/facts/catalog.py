@@ -207,7 +207,8 @@ def choices(here: Sequence[Installed], name: str) -> str:
     """Names to type for each of ``here``, which ``name`` means all, in its own terms."""
     asked = read_name(name)
     base = f"{asked.base}@{asked.revision}" if asked.revision else asked.base
-    names = sorted(f"{base}:{model.label}" if model.label else model.name for model in here)
+    by_repo = asked.is_repo or entry_of(asked.base) is not None
+    names = sorted(f"{base}:{m.label}" if by_repo and m.label else m.name for m in here)
     return ", ".join(clean_line(name) for name in names[:_NAMED])
 
 

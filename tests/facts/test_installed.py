@@ -197,6 +197,17 @@ def test_a_header_tells_what_a_file_is(
             catalog.resolve(path.stem)
 
 
+def test_a_choice_is_given_in_names_that_work(home: Path) -> None:
+    """Of several models that a name means, each is named so that it can be typed."""
+    for name in ("m-Q4_K_M.gguf", "old/m-Q4_K_M.gguf"):
+        in_hub(home, "u/r", name)
+    for asked in ("m-Q4_K_M", "m", "u/r", "u/r:Q4_K_M", "u/r:latest"):
+        with pytest.raises(UnknownModelError, match="2 models here") as caught:
+            catalog.resolve(asked)
+        _, _, names = (caught.value.hint or "").partition("choose one: ")
+        assert len({catalog.resolve(name) for name in names.split(", ")}) == 2
+
+
 def test_a_tag_that_is_left_out_is_latest(home: Path) -> None:
     """As Ollama has it; a tag that is named is that one."""
     latest, small = ollama(home, "qwen3", "latest"), ollama(home, "qwen3", "4b")
