@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from localmoe import config, storage
+from localmoe import config, kept, storage
 from localmoe.config import Config
 from localmoe.errors import LocalmoeError, StorageError
 from localmoe.facts import catalog
@@ -31,11 +31,11 @@ def last_used() -> str | None:
     """The model that was run last, if it is still there."""
     try:
         text = _last_file().read_bytes()[:65_536]
-        name = json.loads(text)["model"]
+        name = kept.text(kept.parse(text)["model"])
         catalog.resolve(name)
-    except (OSError, ValueError, TypeError, LookupError, LocalmoeError):
+    except (OSError, LocalmoeError, *kept.DAMAGED):
         return None
-    return name if isinstance(name, str) else None
+    return name
 
 
 def remember(name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import stat
 from collections.abc import Sequence
 from functools import cache
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.app.listener import Listener
 from localmoe.engine.builds import binding_version
 from localmoe.engine.timing import device_rates, processor_rates
@@ -32,9 +31,9 @@ def rates_of_file(path: Path) -> Rates | None:
     """Those of another machine, from its ``doctor --json``; None if it does not have them."""
     try:
         with path.open("rb") as file:
-            document = json.loads(file.read(FILE_LIMIT))
+            document = kept.parse(file.read(FILE_LIMIT))
         return bandwidth.from_json(document.get("machine", document)["rates"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, *kept.DAMAGED):
         return None
 
 

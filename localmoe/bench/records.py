@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localmoe import kept
 from localmoe.errors import StorageError, UsageError
 
 RESIDENT = "resident"  # everything in RAM, no limit: what computing alone takes
@@ -117,8 +118,8 @@ def read_runs(path: Path) -> Iterator[Run]:
         if not line:
             continue
         try:
-            yield run_from_json(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
+            yield run_from_json(kept.parse(line))
+        except kept.DAMAGED as error:
             if number == len(lines):
                 return
             raise UsageError(

@@ -15,7 +15,6 @@ Ollama's layout: its docs/modelfile and server/manifest.go. Everything here is o
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmoe import storage
+from localmoe import kept, storage
 from localmoe.facts.local_files import model_name, models_below, quant_of
 
 OLLAMA = "Ollama"
@@ -108,13 +107,13 @@ def _model_blob(manifest: Path, blobs: Path) -> Path | None:
     """The weights that a manifest names; None for what is no manifest of a whole model."""
     try:
         with manifest.open("rb") as file:
-            document: Any = json.loads(file.read(_MANIFEST_LIMIT))
+            document: Any = kept.parse(file.read(_MANIFEST_LIMIT))
         digests = [
             _DIGEST.fullmatch(layer["digest"])
             for layer in document["layers"]
             if layer["mediaType"] == _MODEL_LAYER
         ]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, *kept.DAMAGED):
         return None
     if len(digests) != 1 or digests[0] is None:
         return None

@@ -225,10 +225,10 @@ def _keep_newer(path: Path) -> None:
     """Put the profile of a newer localmoe aside: this one cannot read it, and must not lose it."""
     try:
         with path.open("rb") as file:
-            version = json.loads(file.read(MAX_FILE + 1))["version"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            version = kept.whole(kept.parse(file.read(MAX_FILE + 1))["version"], most=1 << 31)
+    except (OSError, *kept.DAMAGED):
         return
-    if isinstance(version, int) and VERSION < version < 1 << 31:
+    if version > VERSION:
         with contextlib.suppress(OSError):
             path.rename(path.with_name(f"{path.stem}.v{version}{path.suffix}"))
 

@@ -33,7 +33,7 @@ class PrivateHistory(History):
         for line in reversed(self._lines()):
             try:
                 text = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(text, str):
                 yield text

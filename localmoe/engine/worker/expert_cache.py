@@ -90,7 +90,7 @@ class Counters:
 
 def file_changed(why: str) -> ModelFileError:
     """The error for a model file that is not any more what it was when it was opened."""
-    return ModelFileError(why, hint="load the model again: /model, or a new start")
+    return ModelFileError(why, hint="load the model again; in a chat, /model does")
 
 
 def unreadable(why: str) -> EngineError:
