@@ -143,8 +143,8 @@ def rows(
             arguments = ["run", "x", *remotes, "--ctx", "1k", "-t", "1", *wish]
             options = parse(arguments)
             request = plan_request(options)
-            machine = find_machine(request, imagined=False)
-            plan = plan_for(model, machine, request, imagined=False)
+            machine = find_machine(request, hypothetical=False)
+            plan = plan_for(model, machine, request, hypothetical=False)
             (mine, said), (other, answered) = ours(model, plan), theirs(server, model, plan)
             keys = mine.keys() | other.keys()
             worst = max(abs(mine.get(key, 0.0) - other.get(key, 0.0)) for key in keys)

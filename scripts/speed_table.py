@@ -73,8 +73,8 @@ def planned(case: Case, model: Model, output: Output) -> tuple[Plan, Rates]:
     limit = None if case.share is None else int(case.share * model.size)
     experts = TRACE_USED if case.routing == "trace" else None
     request = PlanRequest(Wishes(context=CONTEXT, ram=limit, experts=experts))
-    machine = find_machine(request, imagined=False)
-    plan = plan_for(model, machine, request, imagined=False)
+    machine = find_machine(request, hypothetical=False)
+    plan = plan_for(model, machine, request, hypothetical=False)
     measured = rates_for(model, plan, machine, output)
     if measured is not None and not measured.calm:
         others = f"{measured.others:.0%}"

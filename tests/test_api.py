@@ -175,7 +175,7 @@ def test_a_name_may_be_an_alias(
     before = len(psutil.Process().children(recursive=True))
     seen: list[float] = []
     loaded = localmoe.load("mine", context=512, wishes=WISHES, progress=seen.append)
-    assert loaded.model.paths == (path,)
+    assert loaded.facts.paths == (path,)
     assert all(0 <= fraction <= 1 for fraction in seen)
     assert len(psutil.Process().children(recursive=True)) > before
     loaded.close()

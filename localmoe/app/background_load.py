@@ -13,19 +13,20 @@ from localmoe.engine.events import Loaded
 from localmoe.errors import EngineError, InterruptedLoadError
 from localmoe.facts.model import Model
 
-if TYPE_CHECKING:  # who starts a load need not wait for what it imports
+if TYPE_CHECKING:  # imported late: the caller need not wait for what it imports
     from localmoe.app.model import LoadedModel
 
-PATIENCE = 5.0  # seconds that a thread may take to end while the chat goes on
+PATIENCE = 5.0  # seconds that ``close`` waits for the loading thread
 
 Signature = tuple[tuple[int, int, int], ...]
+"""Inode, bytes and time of change (ns) of each of a model's files."""
 
 
 class BackgroundLoad:
-    """One model: ``open_model`` plans it; then it is loaded, again after a crash if need be.
+    """One model: ``open_model`` plans it, then it is loaded; ``start`` loads it anew after a crash.
 
-    The other three are called on the loading thread: ``news`` whenever ``state`` says something
-    new, ``planned`` and ``loaded`` when that is done.
+    The other three arguments are called on the loading thread: ``news`` whenever ``state`` has
+    changed, ``planned`` and ``loaded`` after that step.
     """
 
     def __init__(
@@ -47,17 +48,17 @@ class BackgroundLoad:
         self._cancelled = False
         self._closed = False
         self._signature: Signature = ()
-        self.model: LoadedModel | None = None  # once it is planned
-        self.error: BaseException | None = None  # of the last try
+        self.model: LoadedModel | None = None  # None until it is planned
+        self.error: BaseException | None = None  # that ended the last attempt
 
     @property
     def busy(self) -> bool:
-        """Whether the thread is at work."""
+        """Whether the loading thread is running."""
         return not self._done.is_set()
 
     @property
     def ready(self) -> bool:
-        """Loaded, and the engine lives."""
+        """Whether the model is loaded and its engine runs."""
         model = self.model
         return (
             not self.busy and model is not None and model.loaded is not None and model.engine.alive
@@ -65,12 +66,12 @@ class BackgroundLoad:
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was cancelled before the model was there."""
+        """Whether loading was cancelled before it was done."""
         return self._cancelled and not self.ready
 
     @property
     def state(self) -> str:
-        """``loading · 43 %``, or "" when there is nothing under way."""
+        """``planning``, ``loading · 43 % · 7 s left`` or ``stopping``; "" when the thread rests."""
         if not self.busy:
             return ""
         if self._cancelled:
@@ -85,7 +86,7 @@ class BackgroundLoad:
         return f"loading · {100 * self._fraction:.0f} %{rest}"
 
     def start(self) -> None:
-        """Begin, or begin again; returns at once."""
+        """Plan and load on a new thread, unless one is running; returns at once."""
         if self.busy:
             return
         self.error = None
@@ -96,41 +97,41 @@ class BackgroundLoad:
         threading.Thread(target=self._run, daemon=True).start()
 
     def changed(self) -> bool:
-        """Whether the model's files are others than those that were planned for."""
-        return self.model is not None and _signature(self.model.model) != self._signature
+        """Whether the model's files were replaced since it was planned."""
+        return self.model is not None and _signature(self.model.facts) != self._signature
 
     def forget(self) -> None:
-        """Give the model up: ``start`` plans anew."""
+        """Close the model; the next ``start`` plans anew."""
         self._stack.close()
         self._stack = ExitStack()
         self.model = None
 
     def result(self) -> LoadedModel:
-        """The loaded model, once nothing is under way. Raises what planning and loading raise."""
+        """The loaded model; call it when not ``busy``. Raises what planning and loading raised."""
         model = self.planned_model()
         if model.loaded is None:
             raise EngineError("the engine ended loading without a word")
         return model
 
     def planned_model(self) -> LoadedModel:
-        """The model as it was planned. Raises what planning and loading raise."""
+        """The planned model; call it when there is one. Raises what planning and loading raised."""
         if self.error is not None:
             raise self.error
         assert self.model is not None
         return self.model
 
     def pause(self, seconds: float) -> None:
-        """Let time pass, unless it ends before."""
+        """Wait that long, or until the thread ends."""
         self._done.wait(seconds)
 
     def cancel(self) -> None:
-        """End what is under way. From any thread or signal handler."""
+        """Stop planning or loading. May be called from any thread or signal handler."""
         self._cancelled = True
         if self.model is not None:
             self.model.engine.cancel()
 
     def close(self, patience: float = PATIENCE) -> None:
-        """End everything; a thread that does not end in time tidies up when it does."""
+        """Close the model. A thread still running after ``patience`` s closes it when it ends."""
         self._closed = True
         if self.busy:
             self._cancelled = True
@@ -154,7 +155,7 @@ class BackgroundLoad:
     def _load(self) -> None:
         if self.model is None:
             model = self._stack.enter_context(self._open_model())
-            self._signature = _signature(model.model)
+            self._signature = _signature(model.facts)
             self.model = model
             self._planned(model)
             self._news()
@@ -175,7 +176,7 @@ class BackgroundLoad:
 
 
 def _signature(model: Model) -> Signature:
-    """What changes when a file is replaced."""
+    """Identity of the model's files: it changes when one of them is replaced."""
     found = []
     for path in model.paths:
         with contextlib.suppress(OSError):

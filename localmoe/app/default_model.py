@@ -15,7 +15,10 @@ VARIABLE = "LOCALMOE_MODEL"
 
 
 def default_model(read: Config | None = None) -> tuple[str, str]:
-    """Its name, and why that one. Raises UsageError for a configuration that cannot be read."""
+    """The name of the default model, and why it is that one.
+
+    Raises UsageError for a configuration that cannot be read.
+    """
     read = read or config.read()
     if chosen := os.environ.get(VARIABLE):
         return read.target(chosen), VARIABLE
@@ -28,7 +31,7 @@ def default_model(read: Config | None = None) -> tuple[str, str]:
 
 
 def last_used() -> str | None:
-    """The model that was run last, if it is still there."""
+    """The name of the model that was run last; None if it is not here any more."""
     try:
         text = _last_file().read_bytes()[:65_536]
         name = kept.text(kept.parse(text)["model"])
@@ -39,7 +42,7 @@ def last_used() -> str | None:
 
 
 def remember(name: str) -> None:
-    """Note the model that is being run. A folder that cannot be written stops nobody."""
+    """Note the name of the model that is being run; does nothing where it cannot be written."""
     if catalog.is_path(name):
         name = str(storage.user_path(name).absolute())
     if name == last_used():

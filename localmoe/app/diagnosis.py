@@ -36,16 +36,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """This machine and this engine build, and what was found out about them."""
+    """This machine, this engine build, and the findings about them."""
 
     machine: Machine
     rates: Rates | None  # None: not measured
-    engine: EngineInfo | None  # None: it does not start
+    engine: EngineInfo | None  # None: the engine does not start
     findings: tuple[Finding, ...]
 
 
 def diagnose(request: PlanRequest, listener: Listener) -> Diagnosis:
-    """Look at everything; a machine that was not measured yet is measured now."""
+    """The findings about this machine; its speed is measured now if it never was (seconds)."""
     info: EngineInfo | None = None
     broken: LocalmoeError | None = None
     try:
@@ -53,7 +53,7 @@ def diagnose(request: PlanRequest, listener: Listener) -> Diagnosis:
     except LocalmoeError as error:
         broken = error
     machine = hardware.detect(info.gpus if info else ())
-    machine = apply_limits(machine, request.wishes, imagined=False)
+    machine = apply_limits(machine, request.wishes, hypothetical=False)
     rates = machine_rates(machine, listener) if info else None
     findings = (
         *machine_findings(machine),
@@ -83,7 +83,7 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
 
 
 def kept_finding() -> Finding:
-    """How much of the disk our own cache takes."""
+    """How much of the disk localmoe's cache takes."""
     folder = storage.cache_dir()
     size = format_bytes(storage.bytes_below(folder))
     what = "contexts of conversations, engine builds, what was measured"
@@ -147,7 +147,7 @@ def engine_findings(
     if info.rpc:
         yield Finding("engine", "other machines: RPC is in this engine build")
     else:
-        # no fault: only who wants other machines needs it
+        # no ``fix``: an engine without RPC is complete for a single machine
         text = f"other machines: no RPC in this engine build ({INSTALL_RPC})"
         yield Finding("engine", text)
     if info.native_helper and info.helper_preloaded:

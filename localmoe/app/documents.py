@@ -31,7 +31,7 @@ SHOWN_OF_LONG_ARRAY = 8  # elements
 
 
 def machine_summary(machine: Machine) -> Json:
-    """What ``fit`` and ``plan`` say of the machine."""
+    """The ``machine`` of ``fit --json`` and ``plan --json``: bytes of each memory."""
     return {
         "ram_total": machine.ram_total,
         "ram_available": machine.ram_available,
@@ -82,9 +82,9 @@ def weights(model: Model, plan: Plan) -> tuple[int, int]:
 def fit_document(answer: Fit, seconds: float) -> Json:
     """``fit --json``; without MODEL ``model`` is null, and ``catalog`` has guesses by size.
 
-    ``context`` and ``kv_type`` are null where the files differ. ``skipped``: models nothing can be
-    said of. ``transferred``: bytes of file content that were read over the network; ``seconds``:
-    how long all of it took.
+    ``context`` and ``kv_type`` are null where the files differ. ``skipped``: models that could not
+    be planned. ``transferred``: bytes of file content that were read over the network;
+    ``seconds``: how long all of it took.
     """
     found, best = answer.found, answer.best
     contexts = {entry.plan.settings.context for entry in found}
@@ -113,7 +113,7 @@ def fit_document(answer: Fit, seconds: float) -> Json:
 
 
 def guessed(guess: CatalogGuess) -> Json:
-    """One entry of ``catalog`` in ``fit --json`` without MODEL: a guess by size, best first."""
+    """One entry of ``catalog`` in ``fit --json`` without MODEL: a guess by file size."""
     return {
         "name": guess.entry.alias,
         "repo": guess.entry.repo,
@@ -126,7 +126,7 @@ def guessed(guess: CatalogGuess) -> Json:
 
 
 def _planned(entry: PlannedModel) -> Json:
-    """One entry of ``fit``'s ``files``: ``fit_file``, the download, and the GPU that lies idle."""
+    """One entry of ``files``: ``fit_file``, its download, and its plan with an idle GPU in use."""
     document = fit_file(entry.model, entry.plan, entry.forecast)
     offer, better = entry.offer, entry.with_gpu_build
     if offer is not None:
@@ -143,7 +143,7 @@ def _planned(entry: PlannedModel) -> Json:
             "seconds": round(offer.download_seconds),
             "bits_per_second": LINE_SPEED,
             "disk_free": offer.disk_free,
-            "disk_room": offer.room,
+            "disk_room": offer.fits_disk,
             "repo": offer.listing.repo,
             "commit": offer.listing.commit,
             "paths": [file.path for file in offer.files.files],
@@ -162,7 +162,7 @@ def _planned(entry: PlannedModel) -> Json:
 
 
 def _command(best: PlannedModel | None) -> str | None:
-    """The name to type for what is recommended."""
+    """What to type after ``localmoe run`` for the recommended model."""
     if best is None:
         return None
     return best.offer.command_name if best.offer else str(best.model.paths[0])
@@ -186,9 +186,9 @@ def plan_document(model: Model, machine: Machine, plan: Plan, forecast: Forecast
 
 
 def devices(plan: Plan) -> list[Json]:
-    """Planned bytes per device, by the engine's names; ``CPU`` is host memory with the disk's part.
+    """Planned bytes per device, by the engine's names; ``CPU`` is host memory.
 
-    ``budget``: bytes that the plan may use there.
+    What is read from the disk counts as ``CPU``. ``budget``: bytes that the plan may use there.
     """
     budgets = dict(plan.gpu_budgets) | {CPU: plan.ram_budget}
     return [
@@ -250,7 +250,7 @@ def bytes_by_role(model: Model) -> dict[Role, int]:
 
 
 def shared_experts(model: Model) -> int:
-    """Shared experts per layer: the header's count, else 1 when there are such tensors at all."""
+    """Shared experts per layer: the header's count, else 1 if it has such tensors, else 0."""
     count = model.metadata.get(f"{model.architecture}.expert_shared_count")
     if isinstance(count, int) and not isinstance(count, bool) and count > 0:
         return count
@@ -260,9 +260,9 @@ def shared_experts(model: Model) -> int:
 def run_document(
     model: str, done: TurnDone, loaded: Loaded, plan: Plan, plan_document: Json
 ) -> Json:
-    """``run --json`` of the command line contract; the schema version is added on output.
+    """``run --json``: tokens, seconds, tokens per second, bytes.
 
-    Figures of the expert cache are ``null`` when all experts are resident.
+    The figures of the expert cache are null when all experts are resident.
     """
     cache = done.finished.cache if done.finished is not None else None
     return {
@@ -293,10 +293,7 @@ def run_document(
 
 
 def pulled_document(wanted: Wanted, pulled: Pulled) -> dict[str, object]:
-    """``pull --json``: bytes, and seconds; ``resumed`` and ``reused`` bytes were here before.
-
-    Without the Hub a model that is here is told of with ``model``, ``path`` and ``transferred``.
-    """
+    """``pull --json``: bytes, and seconds; ``resumed`` and ``reused`` bytes were here before."""
     files = zip(wanted.model.files, pulled.paths, strict=True)
     return {
         "model": wanted.model.name,
@@ -313,13 +310,13 @@ def pulled_document(wanted: Wanted, pulled: Pulled) -> dict[str, object]:
 
 
 def _kv_type(plan: Plan) -> str:
-    """One name when keys and values have the same type, as nearly always."""
+    """``f16``, or ``q8_0/f16`` where keys and values have different types."""
     key, value = plan.settings.type_k, plan.settings.type_v
     return key if key == value else f"{key}/{value}"
 
 
 def _metadata_value(value: Value) -> object:
-    """Vocabularies are told by their length; JSON has no infinity, so such numbers become text."""
+    """A metadata value as JSON: of a long array its length and first elements, infinity as text."""
     if isinstance(value, LongArray):
         first = [_metadata_value(item) for item in value.head[:SHOWN_OF_LONG_ARRAY]]
         return {"array_of": value.element, "count": value.count, "first": first}

@@ -23,7 +23,7 @@ from localmoe.text import clean_line, format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One model of one repository."""
+    """The model of a repository that is to be downloaded."""
 
     reference: Reference
     listing: Listing
@@ -31,7 +31,7 @@ class Wanted:
 
     @property
     def cache(self) -> RepoCache:
-        """Where it goes."""
+        """The folder of the Hub cache that it goes to."""
         return RepoCache.of(self.listing.repo)
 
     @property
@@ -48,15 +48,15 @@ class Wanted:
 
 
 def download_to_run(reference: Reference, request: LoadRequest, listener: Listener) -> Path:
-    """Verdict, question, download: the first file of a model that is to be loaded here.
+    """Tell what the model would do here, ask, download it; returns its first file.
 
-    Raises UsageError when there is nobody to ask, DoesNotFitError when it would not run here,
-    TransferError, UnknownModelError.
+    Raises UsageError when the user says no or cannot be asked, DoesNotFitError when it would not
+    run here, TransferError, UnknownModelError.
     """
     repository = Repository(reference, request.plan, listener)
-    machine = find_machine(request.plan, imagined=False)
+    machine = find_machine(request.plan, hypothetical=False)
     files, why = best_of(repository, request.plan)
-    (found,) = repository.plan(machine, [files], imagined=False)
+    (found,) = repository.plan(machine, [files], hypothetical=False)
     listener.note(headline(found, why if repository.chosen is None else ""))
     repo = clean_line(reference.repo)
     if not found.fits:
@@ -81,11 +81,11 @@ def download_to_run(reference: Reference, request: LoadRequest, listener: Listen
 def permitted(
     wanted: Wanted, repository: Repository, request: PlanRequest, listener: Listener
 ) -> bool:
-    """Whether to download a model; asks when it will not run here, or too slowly.
+    """Whether to download a model; asks the user if it would not run here, or too slowly.
 
-    False: the user said no. Raises DoesNotFitError when there is a doubt and nobody to ask.
+    False: the user said no. Raises DoesNotFitError if the user cannot be asked.
     """
-    machine = find_machine(request, imagined=True)
+    machine = find_machine(request, hypothetical=True)
     tell_of_idle_gpus(machine, listener)
     (found,) = repository.plan(machine, [wanted.model])
     doubt = doubt_about(found, request.min_tps)
@@ -106,24 +106,24 @@ def require_room(wanted: Wanted) -> None:
     check_room(wanted.cache, wanted.listing.commit, wanted.model.files)
 
 
-def doubt_about(found: PlannedModel, least: float | None) -> str:
-    """Why one might not want this model on this machine; "" when nothing speaks against it.
+def doubt_about(found: PlannedModel, min_tps: float | None) -> str:
+    """Why a model should not run on this machine: it does not fit, or is slow; "" if neither.
 
-    ``least``: tok/s that somebody asked for.
+    Slow is less than ``min_tps`` tok/s; None: less than ``speeds.SLOW``.
     """
     if not found.fits:
         return f"does not fit this machine: {found.reason}"
-    if not found.reaches(least) or (least is None and found.slow):
-        slow = speeds.too_slow(found.forecast, least or speeds.SLOW)
+    if not found.reaches(min_tps) or (min_tps is None and found.slow):
+        slow = speeds.too_slow(found.forecast, min_tps or speeds.SLOW)
         limit = f" ({speeds.limit_text(found.forecast)})" if found.forecast else ""
         return f"would be slow on this machine: {slow}{limit}"
     return ""
 
 
 def fetch(wanted: Wanted, listener: Listener) -> Pulled:
-    """Download, shown as it comes; what has arrived is kept whatever happens.
+    """Download, with progress shown; after an error or an interrupt the next call resumes it.
 
-    Raises TransferError, StorageError, DoesNotFitError; KeyboardInterrupt and SystemExit pass.
+    Raises TransferError, StorageError, DoesNotFitError.
     """
     pulled = None
     patience = Patience(tell=listener.note)

@@ -1,4 +1,4 @@
-"""What a real run showed of speed is kept, and the next forecast knows it."""
+"""Speeds of earlier answers: written down, and used to correct the next forecast."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from localmoe.planning.plan import Plan
 from localmoe.routing import profile
 
 LEAST_WRITTEN = 24  # tokens of an answer, and
-LEAST_READ = 64  # of a prompt, that say something of speed
+LEAST_READ = 64  # of a prompt, below which the measured speed says too little
 
 
 def learn(model: Model, plan: Plan, key: str, done: Finished) -> None:
-    """Compare an answer with its forecast. ``key``: of this machine's rates.
+    """Compare an answer with its forecast, and keep the ratios of time taken to time expected.
 
-    Nothing happens where they were never measured, or where the answer was too short.
+    ``key``: of this machine's rates. Does nothing if they were never measured, or if both the
+    answer and its prompt were too short.
     """
     rates = bandwidth.load(key)
     if rates is None or not plan.verdict.fits or plan.settings.prefer_cached:
@@ -49,13 +50,13 @@ def learn(model: Model, plan: Plan, key: str, done: Finished) -> None:
 
 
 def learn_from(model: Model, plan: Plan, machine: Machine, done: Finished | None) -> None:
-    """``learn`` on this machine; nothing of an answer that the engine did not end itself."""
+    """``learn`` with this machine's rates; nothing for an answer that the engine did not end."""
     if done is not None:
         learn(model, plan, bandwidth.key_of(machine, binding_version()), done)
 
 
 def corrections(model: Model, plan: Plan, key: str) -> tuple[Correction | None, Correction | None]:
-    """What earlier runs say of the decode and the prefill of this plan."""
+    """Corrections of this plan's decode and prefill times, by earlier runs; None: no run yet."""
     name, regime = profile.key_of(model), regime_of(model, plan)
     seen = runs.load(key)
     same = [ran for ran in seen if (ran.model, ran.regime) == (name, regime)]
@@ -69,7 +70,7 @@ def corrections(model: Model, plan: Plan, key: str) -> tuple[Correction | None, 
 
 
 def regime_of(model: Model, plan: Plan) -> str:
-    """What runs must have in common to be compared: types, tiers, cache and threads."""
+    """Quantization, tiers, cache and threads: runs that share these are compared."""
     settings = plan.settings
     parts = (
         model.quantization,

@@ -22,7 +22,7 @@ from localmoe.text import clean_line
 
 
 def named(name: str | None, listener: Listener) -> str:
-    """The name, or that of the default model, announced in one line."""
+    """The name; for None that of the default model, which the listener is told."""
     if name is not None:
         return name
     name, why = default_model()
@@ -42,9 +42,9 @@ def model_here(name: str | None, listener: Listener) -> Model:
 
 
 def model_to_load(request: LoadRequest, listener: Listener) -> Model:
-    """The model to load, downloaded first if need be.
+    """The model to load, downloaded first if the request allows it and it is not here.
 
-    Raises what ``model_here`` and ``download_to_run`` do.
+    Raises what ``model_here`` and ``download_to_run`` raise.
     """
     name = named(request.name, listener)
     try:
@@ -62,7 +62,7 @@ def model_to_load(request: LoadRequest, listener: Listener) -> Model:
 
 
 def bring_here(request: LoadRequest, listener: Listener) -> None:
-    """Ask for the model and download it, if it is not on this machine. Raises as above."""
+    """Ask for and download the model if it is not here. Raises what ``model_to_load`` does."""
     name = request.name or default_model()[0]
     if not catalog.is_path(name) and not catalog.is_here(name):
         model_to_load(dataclasses.replace(request, name=name), listener)
@@ -72,10 +72,10 @@ def bring_here(request: LoadRequest, listener: Listener) -> None:
 def header_of(
     name: str, request: PlanRequest, listener: Listener
 ) -> Iterator[tuple[Model, tuple[Path, ...]]]:
-    """The model of that name, here or on the Hub, to look at but not to load.
+    """The model of that name, here or on the Hub, and the paths of its files.
 
-    And where its files are, or would be after a download. Raises what ``model_here`` does, and
-    TransferError.
+    It is for planning, not for loading: of a model on the Hub only the header is read, and the
+    paths are those after a download. Raises what ``model_here`` raises, and TransferError.
     """
     try:
         model = model_here(name, listener)
@@ -98,14 +98,14 @@ def header_of(
 
 
 def on_the_hub(name: str) -> Reference | None:
-    """The repository to ask about ``name``; None when its file is here, or nothing else can be.
+    """The repository to ask about ``name``; None where the answer is in a file that is here.
 
-    A quantization that is here is answered from its file. Without one the repository is asked,
-    for it has more.
+    A name with a quantization is answered from its file if that is here; a name without one asks
+    the repository, which has more quantizations.
     """
     try:
         reference = names.parse(name)
-    except UnknownModelError:  # the name of a file of ours, or nothing; `resolve` will tell
+    except UnknownModelError:  # no name of the Hub; `catalog.resolve` tells what it is
         return None
     if reference is not None and reference.wanted and catalog.is_here(name):
         return None
@@ -116,6 +116,6 @@ def _read(name: str, path: Path, listener: Listener) -> Model:
     if name != catalog.BUNDLED and not name.endswith((path.name, catalog.model_name(path))):
         listener.note(f"{name}: using {path.name}")
     model = read_model(path)
-    if path.name.startswith("sha256-"):  # a blob of Ollama's
+    if path.name.startswith("sha256-"):  # Ollama names its files by their hash
         model = dataclasses.replace(model, name=name)
     return model

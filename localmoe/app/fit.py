@@ -25,23 +25,23 @@ from localmoe.planning.plan import Wishes
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What was found out, and what it is about."""
+    """Which models run on a machine, and which of them to take."""
 
     name: str | None  # of a model or a repository; None: everything that is here
     machine: Machine
     found: tuple[PlannedModel, ...]
     best: PlannedModel | None  # what to take; None: nothing runs, or nothing fast enough
-    why: str = ""  # that one
-    skipped: tuple[Skipped, ...] = ()  # nothing can be said of these
-    repository: str | None = None  # where several quantizations were looked at
+    why: str = ""  # the reason for ``best``, or for taking none
+    skipped: tuple[Skipped, ...] = ()  # models that could not be planned
+    repository: str | None = None  # "user/name", if several of its quantizations were planned
     transferred: int = 0  # bytes of file content that were read over the network
-    requests: int = 0
+    requests: int = 0  # over the network
     guesses: tuple[CatalogGuess, ...] = ()  # of the catalog, best first
-    unknown: tuple[Skipped, ...] = ()  # of the catalog: families nobody answered for
+    unknown: tuple[Skipped, ...] = ()  # families of the catalog that the Hub did not answer for
 
     @property
     def good(self) -> bool:
-        """Whether something runs here, fast enough for who asks."""
+        """Whether something runs here, and fast enough."""
         return self.best is not None
 
 
@@ -59,7 +59,7 @@ def fit(name: str, request: PlanRequest, listener: Listener) -> Fit:
                 raise
             listener.note("the Hub cannot be asked: only what is on this machine")
     model = model_here(name, listener)
-    machine = find_machine(request, imagined=True)
+    machine = find_machine(request, hypothetical=True)
     with ModelPlanner(machine, request, listener) as planner:
         found = planner.plan(model)
     return Fit(model.name, machine, (found,), _best((found,), request))
@@ -67,7 +67,7 @@ def fit(name: str, request: PlanRequest, listener: Listener) -> Fit:
 
 def fit_everything(request: PlanRequest, listener: Listener) -> Fit:
     """A verdict for every model found here, and a guess for those of the catalog."""
-    machine = find_machine(request, imagined=True)
+    machine = find_machine(request, hypothetical=True)
     found: list[PlannedModel] = []
     skipped: list[Skipped] = []
     with ModelPlanner(machine, request, listener) as planner:
@@ -93,7 +93,7 @@ def fit_everything(request: PlanRequest, listener: Listener) -> Fit:
 def _fit_repository(reference: Reference, request: PlanRequest, listener: Listener) -> Fit:
     """One model of a repository in detail, or all of them side by side."""
     repository = Repository(reference, request, listener)
-    machine = find_machine(request, imagined=True)
+    machine = find_machine(request, hypothetical=True)
     found = tuple(repository.plan(machine))
     best, why = recommend(found, request.min_tps)
     alone = repository.chosen is not None
@@ -111,7 +111,7 @@ def _fit_repository(reference: Reference, request: PlanRequest, listener: Listen
 
 
 def _best(found: tuple[PlannedModel, ...], request: PlanRequest) -> PlannedModel | None:
-    """Of those that run, fast enough for who asks: the largest that needs no disk."""
+    """Of those that run and reach ``request.min_tps``: the largest that needs no disk."""
     good = (entry for entry in found if entry.fits and entry.reaches(request.min_tps))
     return max(good, key=lambda f: (f.resident, not f.slow, f.model.size), default=None)
 
@@ -119,7 +119,7 @@ def _best(found: tuple[PlannedModel, ...], request: PlanRequest) -> PlannedModel
 def _guess_catalog(
     machine: Machine, wishes: Wishes, listener: Listener
 ) -> tuple[tuple[CatalogGuess, ...], int, tuple[Skipped, ...]]:
-    """The catalog's families, best first; requests; families nobody answered for."""
+    """Guesses for the catalog's families, best first; number of requests; families not answered."""
     if offline():
         listener.note("offline (HF_HUB_OFFLINE): the catalog is left out")
         return (), 0, ()

@@ -1,4 +1,4 @@
-"""A plan with the speed that it should have, and with what its advice would bring."""
+"""The speed to expect of a plan, and how much faster its advice would make it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from localmoe.routing import profile
 def forecast_for(
     model: Model, plan: Plan, machine: Machine, request: PlanRequest, listener: Listener
 ) -> Forecast | None:
-    """What this plan will do, by what was measured of the machine that it is for.
+    """The speed of this plan, from the measured rates of the machine that it is for.
 
-    None for a plan that does not fit, and where nothing is known of the machine: it is described
-    by a file that says nothing of speed, or it could not be measured.
+    None if the plan does not fit, or if the machine has no rates: its file has none, or it could
+    not be measured.
     """
     if not plan.verdict.fits:
         return None
@@ -41,7 +41,7 @@ def forecast_for(
 def with_forecast(
     model: Model, plan: Plan, machine: Machine, request: PlanRequest, listener: Listener
 ) -> tuple[Plan, Forecast | None]:
-    """The plan, its advice told with a speed, and its forecast; None where nothing is known.
+    """The plan, with the speed that its advice would bring, and its forecast as ``forecast_for``.
 
     A machine that was not measured yet is measured now, which takes some seconds.
     """
@@ -53,7 +53,7 @@ def with_forecast(
 
 
 def known(model: Model, plan: Plan, machine: Machine) -> tuple[Plan, Forecast | None]:
-    """As ``with_forecast``, by what was measured before: nobody is kept waiting."""
+    """As ``with_forecast``, from rates that were measured before; measures nothing itself."""
     key = rates.key_of(machine)
     measured = bandwidth.load(key)
     if measured is None:

@@ -11,8 +11,8 @@ _BUILDS = {"cuda": "cuda", "rocm": "rocm", "hip": "rocm", "metal": "metal"}
 def idle_gpus(machine: Machine) -> list[Gpu]:
     """GPUs of this machine that a rebuilt engine could use. Pure.
 
-    Of one without memory of its own nothing is said while there is another: llama.cpp would leave
-    it idle too.
+    A GPU without memory of its own is left out where there is another one: llama.cpp would not
+    use it either.
     """
     idle = [gpu for gpu in machine.gpus if not gpu.in_engine and gpu.device is None]
     others = any(not gpu.unified and gpu.remote is None for gpu in machine.gpus)

@@ -1,4 +1,4 @@
-"""What a front end lends to the work that is done for it: an ear, and a voice to ask with."""
+"""How the rooms below tell a front end what happens, and ask its user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Show = Callable[["Progress"], None]
 
 
 class Listener(Hashable, Protocol):
-    """How a user is told what happens, and asked. Each front end implements it."""
+    """Each front end implements it: notes, warnings, progress and questions for its user."""
 
     def note(self, text: str) -> None:
         """One line of information."""
@@ -30,11 +30,11 @@ class Listener(Hashable, Protocol):
         ...
 
     def ask(self, question: str, *, reason: str = "") -> bool | None:
-        """The user's yes or no, told the ``reason`` of the question; None: nobody can be asked."""
+        """The user's yes or no, after the ``reason`` was shown; None: there is nobody to ask."""
 
 
 class Silent:
-    """The ``Listener`` of a caller who wants to hear nothing and is not to be asked."""
+    """The ``Listener`` of a program: it shows nothing and answers no question."""
 
     def note(self, text: str) -> None:
         """Say nothing."""
@@ -50,5 +50,5 @@ class Silent:
         return contextlib.nullcontext(lambda event: None)
 
     def ask(self, question: str, *, reason: str = "") -> bool | None:
-        """Nobody is there."""
+        """None: there is nobody to ask."""
         return None

@@ -37,12 +37,12 @@ def load(
     remember: bool = True,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> LoadedModel:
-    """A model on this machine, planned for what is free and loaded; a context manager.
+    """A loaded model, planned for the memory that is free now; a context manager.
 
     ``name`` is what the command line takes: a path, a name of the catalog or of a Hub repository
     that has been pulled, an alias; None is the bundled nano. ``context`` is in tokens; ``wishes``
-    has the rest of what the planner can be told. ``progress`` is called with 0…1. ``remember``:
-    what speeds up the next start may be noted.
+    has everything else that the planner can be told. ``progress`` is called with the fraction
+    loaded, 0 to 1. ``remember``: write down what makes the next start faster.
     Raises UnknownModelError, ModelFileError, DoesNotFitError, EngineError.
     """
     wanted = wishes or Wishes()
@@ -69,19 +69,18 @@ def load(
 
 @contextmanager
 def opened(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
-    """A model planned for this machine, with its engine, not loaded yet; told of and remembered.
+    """As ``planned``, with a forecast, a note about idle GPUs, and the name remembered.
 
-    Raises DoesNotFitError when the plan says no, TemplateError for a template that does not
-    compile, and what ``find.model_to_load`` raises.
+    Raises what ``planned`` raises, and TemplateError for a template that does not compile.
     """
     with planned(request, listener) as model:
         tell_of_idle_gpus(model.machine, listener)
-        model.plan, model.forecast = known(model.model, model.plan, model.machine)
+        model.plan, model.forecast = known(model.facts, model.plan, model.machine)
         if request.name is not None and request.remember:
             remember(request.name)
-        if model.model.chat_template is not None and request.template:
-            # A template that cannot be used is told of before a long load, not after it.
-            template = ChatTemplate(model.model.chat_template, renderer=model.renderer)
+        if model.facts.chat_template is not None and request.template:
+            # Compiled now, so that a broken template is an error before a long load, not after it.
+            template = ChatTemplate(model.facts.chat_template, renderer=model.renderer)
             _ = template.think_control
         yield model
 
@@ -100,26 +99,27 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
         )
 
     def replan(error: EngineMemoryError) -> tuple[EngineSettings, int]:
-        up.machine = find_machine(request.plan, imagined=False)
-        before, after = up.plan, plan_for(model, up.machine, request.plan, imagined=False)
-        up.plan, up.forecast = settle(error, before, after), None
-        changes = moved(before, up.plan)
+        model.machine = find_machine(request.plan, hypothetical=False)
+        before = model.plan
+        after = plan_for(facts, model.machine, request.plan, hypothetical=False)
+        model.plan, model.forecast = settle(error, before, after), None
+        changes = moved(before, model.plan)
         listener.note(f"{error.message}; planned anew with what is free now: {changes}")
-        return settings(up.plan), up.plan.tiers.ram
+        return settings(model.plan), model.plan.tiers.ram
 
     with Renderer() as renderer:
         renderer.start()
-        model = model_to_load(request, listener)
+        facts = model_to_load(request, listener)
         if request.record:
-            _check_recording(model, request)
-        with ledger.planning():  # nobody else plans with the same memory before it is promised
-            machine = find_machine(request.plan, imagined=False)
-            plan = plan_for(model, machine, request.plan, imagined=False)
-            require_fit(model, plan)
+            _check_recording(facts, request)
+        with ledger.planning():  # other processes plan only after this memory is promised
+            machine = find_machine(request.plan, hypothetical=False)
+            plan = plan_for(facts, machine, request.plan, hypothetical=False)
+            require_fit(facts, plan)
             if request.record:
                 _check_recorded_layers(plan, listener)
             engine = Engine(
-                model,
+                facts,
                 settings(plan),
                 plan.tiers.ram,
                 remember=request.remember,
@@ -127,8 +127,8 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
             )
             engine.promise()
         with engine:
-            up = LoadedModel(model, machine, plan, engine, renderer)
-            yield up
+            model = LoadedModel(facts, machine, plan, engine, renderer)
+            yield model
 
 
 def _check_recording(model: Model, request: LoadRequest) -> None:
@@ -157,15 +157,15 @@ def _check_recorded_layers(plan: Plan, listener: Listener) -> None:
         )
 
 
-def check_room_for(model: Model, old: Plan, request: PlanRequest) -> None:
-    """Raises DoesNotFitError for a model that would not fit after the one of plan ``old`` went."""
-    machine = without(find_machine(request, imagined=False), old)
-    plan = plan_for(model, machine, request, imagined=False)
+def require_fit_after(old: Plan, model: Model, request: PlanRequest) -> None:
+    """Raises DoesNotFitError if ``model`` would not fit once the model of plan ``old`` is gone."""
+    machine = without(find_machine(request, hypothetical=False), old)
+    plan = plan_for(model, machine, request, hypothetical=False)
     require_fit(model, plan, f"{clean_line(model.name)}: ")
 
 
 def require_fit(model: Model, plan: Plan, prefix: str = "") -> None:
-    """Raises DoesNotFitError when the plan says no; ``prefix`` begins its message."""
+    """Raises DoesNotFitError if the plan does not fit; ``prefix`` begins its message."""
     if not plan.verdict.fits:
         hint = plan.advice[0] if plan.advice else None
         raise DoesNotFitError(f"{prefix}{plan.reason}", hint=hint)

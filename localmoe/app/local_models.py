@@ -18,17 +18,17 @@ from localmoe.planning.memory import EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model, under the name to type, and whose folder it is in."""
+    """A model file of this machine. ``model.name`` is what to type for it."""
 
     model: Model
-    program: str
+    program: str  # whose folder it is in: "localmoe", "Hub cache", "Ollama" …
     problem: str | None = None  # why the engine cannot read it
 
 
 def local_models(listener: Listener) -> list[LocalModel]:
-    """Every model found here, under the name to type; what cannot be read is told of, not hidden.
+    """Every model found here; the listener is warned of files that cannot be read.
 
-    Ollama converts some models in ways of its own, so the engine is asked about its files.
+    Files of Ollama are tried with the engine: it cannot read some of their conversions.
     """
     found: list[LocalModel] = []
     worker: WorkerProcess | None = None

@@ -14,36 +14,36 @@ from localmoe.facts.hardware import Gpu, Machine
 from localmoe.planning.plan import Plan, Wishes
 
 
-def find_machine(request: PlanRequest, *, imagined: bool) -> Machine:
+def find_machine(request: PlanRequest, *, hypothetical: bool) -> Machine:
     """This machine, or the one of ``--machine``, with ``--ram`` and ``--vram`` applied.
 
-    ``imagined``: nothing will be loaded, so devices that the engine does not have may be planned
-    for. Raises UsageError for a ``--machine`` that cannot be read or cannot be used here.
+    ``hypothetical``: nothing will be loaded, so the plan may use devices that the engine does not
+    have. Raises UsageError for a ``--machine`` that cannot be read or cannot be used here.
     """
     devices = engine_info(request.remotes).gpus
     if request.machine is None:
         machine = hardware.detect(devices)
-    elif imagined:
+    elif hypothetical:
         machine = _as_seen_from_here(read_machine(request.machine), devices)
     else:
         raise UsageError(
             "--machine plans for another machine, and this would load the model on this one",
             hint="localmoe fit MODEL --machine FILE, localmoe plan MODEL --machine FILE",
         )
-    return apply_limits(machine, request.wishes, imagined=imagined)
+    return apply_limits(machine, request.wishes, hypothetical=hypothetical)
 
 
-def apply_limits(machine: Machine, wishes: Wishes, *, imagined: bool) -> Machine:
+def apply_limits(machine: Machine, wishes: Wishes, *, hypothetical: bool) -> Machine:
     """The machine with the free memory that ``--ram`` and ``--vram`` name. Pure.
 
     Raises UsageError for GPU memory that a run could not use.
     """
-    if wishes.ram is not None and imagined:
+    if wishes.ram is not None and hypothetical:
         total = max(machine.ram_total, wishes.ram)
         machine = dataclasses.replace(machine, ram_total=total, ram_available=wishes.ram)
     if not wishes.vram or any(gpu.device for gpu in machine.gpus):
         return machine
-    if not imagined:
+    if not hypothetical:
         raise UsageError(
             "--vram: this engine build has no GPU to use",
             hint="`localmoe doctor` says why; `localmoe plan MODEL --vram 8` supposes one",
@@ -62,7 +62,10 @@ def apply_limits(machine: Machine, wishes: Wishes, *, imagined: bool) -> Machine
 
 
 def with_gpu_build(machine: Machine, wishes: Wishes) -> Machine | None:
-    """The machine as an engine build with its GPUs would see it; None if nothing would change."""
+    """The machine with its idle GPUs usable, as after a rebuild of the engine; None: none is idle.
+
+    None also where ``--vram`` states the GPU memory to plan with.
+    """
     idle = [gpu for gpu in machine.gpus if gpu.device is None and not gpu.unified]
     if not idle or wishes.vram is not None:
         return None
@@ -74,7 +77,7 @@ def with_gpu_build(machine: Machine, wishes: Wishes) -> Machine | None:
 
 
 def without(machine: Machine, plan: Plan) -> Machine:
-    """The machine as it will be when the model of that plan is gone. Pure."""
+    """The machine with the memory that ``plan`` takes added to what is free. Pure."""
     ram = min(machine.ram_total, machine.ram_available + plan.tiers.ram)
     used = set(plan.settings.devices) if plan.tiers.gpu else ()
     gpus = tuple(
@@ -87,9 +90,9 @@ def without(machine: Machine, plan: Plan) -> Machine:
 
 
 def _as_seen_from_here(machine: Machine, devices: Sequence[Gpu]) -> Machine:
-    """Another machine's GPUs, marked by whether this engine build could be asked about them.
+    """Another machine, its GPUs marked by whether this engine build can be asked about them.
 
-    The workers that ``--remote`` names are added: they are as near to that machine as to this one.
+    The workers that ``--remote`` names are added: that machine could use them as well.
     """
     here = {gpu.device for gpu in devices}
     gpus = tuple(dataclasses.replace(g, in_engine=g.device in here) for g in machine.gpus)

@@ -1,4 +1,4 @@
-"""A machine as a JSON document: what ``doctor --json`` writes, and the way back from it."""
+"""A machine as a JSON document: written by ``doctor --json``, read by ``--machine``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from localmoe.facts.hardware import Gpu, Machine
 from localmoe.text import shortened
 
 FILE_LIMIT = 1 << 20  # bytes; a real one has about 2 KB
-MOST = 1 << 60  # bytes of memory, or anything else that a machine has
+MOST = 1 << 60  # the largest number that is accepted, of bytes or of anything else
 
 
 def read_machine(path: Path) -> Machine:
@@ -33,14 +33,14 @@ def read_machine(path: Path) -> Machine:
 
 
 def machine_document(machine: Machine) -> dict[str, object]:
-    """All of a machine, as ``doctor --json`` writes it and ``--machine`` reads it."""
+    """The ``machine`` of ``doctor --json``, which ``--machine`` reads."""
     return asdict(machine)
 
 
 def machine_of(document: object, source: str) -> Machine:
     """A machine from ``doctor --json`` (or the ``machine`` of ``fit --json``).
 
-    What a short document leaves out gets a neutral value. Raises ``UsageError`` naming ``source``.
+    A field that is missing gets a neutral value. Raises UsageError, its message naming ``source``.
     """
     body = document.get("machine", document) if isinstance(document, Mapping) else None
     if not isinstance(body, Mapping) or "ram_total" not in body:
@@ -68,7 +68,7 @@ def machine_of(document: object, source: str) -> Machine:
 
 
 def _gpu(read: _Reader, number: int) -> Gpu:
-    """A GPU that an engine can use has a device name there; a short document leaves it out."""
+    """GPU ``number`` of the document; one in the engine that has no device name is called GPU0 …"""
     total = read.whole("total")
     in_engine = read.flag("in_engine", True)
     return Gpu(
@@ -83,7 +83,7 @@ def _gpu(read: _Reader, number: int) -> Gpu:
 
 
 class _Reader:
-    """Typed fields of a JSON object that a person may have edited; a null counts as left out."""
+    """Typed fields of a JSON object that a person may have edited; null counts as missing."""
 
     def __init__(self, body: Mapping[str, object], source: str) -> None:
         self.body = body
@@ -100,7 +100,7 @@ class _Reader:
         return value
 
     def free_of(self, key: str, total: int) -> int:
-        """What is free of ``total`` bytes; all of it where the document does not say."""
+        """The free bytes out of ``total``; all of them if the field is missing."""
         value = self.whole(key, total)
         if value > total:
             raise self.wrong(key, f"at most the total, {total}")

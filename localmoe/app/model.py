@@ -1,4 +1,4 @@
-"""A loaded model: asked, it answers in typed events."""
+"""A loaded model, and its answers as typed events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LoadableEngine(TextEngine, Protocol):
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are chosen; what is left out comes from the model's file, else plain values."""
+    """How tokens are chosen; a field left out comes from the model's file, else from defaults."""
 
     temperature: float  # 0: greedy, repeatable
     top_k: int
@@ -61,7 +61,7 @@ class SamplingOptions(TypedDict, total=False):
 class Stream:
     """The events of one answer as they happen; the last one is ``TurnDone``.
 
-    An answer that is no longer iterated over is stopped by ``close``, or when it is forgotten.
+    ``close`` stops the answer; so does dropping the last reference to it.
     """
 
     def __init__(self, events: Iterator[ChatEvent]) -> None:
@@ -74,18 +74,18 @@ class Stream:
         return next(self._events)
 
     def result(self) -> TurnDone:
-        """The answer as a whole."""
+        """The whole answer, once it has ended."""
         return result(self._events)
 
     def close(self) -> None:
-        """Stop here."""
+        """Stop the answer."""
         close = getattr(self._events, "close", None)
         if close is not None:
             close()
 
 
 def result(events: Iterable[ChatEvent]) -> TurnDone:
-    """Wait for the end of a turn."""
+    """The end of a turn, waited for. Raises EngineError, and what the events raise."""
     done = None
     for event in events:
         if isinstance(event, TurnDone):
@@ -99,14 +99,14 @@ def result(events: Iterable[ChatEvent]) -> TurnDone:
 class LoadedModel:
     """A planned model and its engine; ``loaded`` is None until ``bring_in``."""
 
-    model: Model
+    facts: Model  # what its file's header says
     machine: Machine
     plan: Plan
     engine: LoadableEngine
     renderer: Renderer
-    forecast: Forecast | None = None  # how fast it should be; None: nothing is known
+    forecast: Forecast | None = None  # the speed to expect; None: unknown
     loaded: Loaded | None = field(default=None, init=False)
-    owned: ExitStack = field(default_factory=ExitStack, init=False, repr=False)  # ends with it
+    owned: ExitStack = field(default_factory=ExitStack, init=False, repr=False)  # for ``close``
 
     def chat(
         self,
@@ -157,7 +157,7 @@ class LoadedModel:
         stop: Sequence[str] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Conversation:
-        """A conversation that remembers: each ``ask`` gives the events of one turn."""
+        """A conversation that remembers its turns: each ``ask`` gives the events of one turn."""
         settings = self.settings(
             schema=schema, think=think, max_tokens=max_tokens, stop=stop, **sampling
         )
@@ -173,22 +173,22 @@ class LoadedModel:
         stop: Sequence[str] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Settings:
-        """How to ask this model. Raises UsageError for a schema that cannot be enforced."""
+        """Settings of a conversation. Raises UsageError for a schema that cannot be enforced."""
         grammar = None if schema is None else schema_to_gbnf(schema)
         request = SampleRequest(sampling, think, plain, max_tokens, tuple(stop), grammar)
-        return settings_for(self.model.metadata, request)
+        return settings_for(self.facts.metadata, request)
 
     def conversation_of(self, session: Session, settings: Settings) -> Conversation:
-        """A conversation that goes on from ``session``. The model must be loaded."""
+        """A conversation that continues ``session``. Raises EngineError if nothing is loaded."""
         if self.loaded is None:
             raise EngineError("the model is not loaded")
         template = ChatTemplate.from_model(
-            self.model.chat_template, self.loaded.bos, self.loaded.eos, renderer=self.renderer
+            self.facts.chat_template, self.loaded.bos, self.loaded.eos, renderer=self.renderer
         )
         return Conversation(self.engine, template, session, settings)
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of ``text``, without a beginning token."""
+        """Number of tokens in ``text``, without a beginning token."""
         return self.engine.count_tokens(text)
 
     def bring_in(self) -> Iterator[LoadProgress | Loaded]:
@@ -202,7 +202,7 @@ class LoadedModel:
             yield event
 
     def close(self) -> None:
-        """Give back its memory."""
+        """End the engine, which frees the model's memory."""
         self.owned.close()
 
     def __enter__(self) -> Self:
@@ -218,9 +218,9 @@ class LoadedModel:
 
 
 def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Settings:
-    """The sampling values of a model's file, with the requested ones over them. Pure.
+    """Settings from a request; sampling values it leaves out come from the model's metadata. Pure.
 
-    Raises UsageError for a level of thinking that there is not.
+    Raises UsageError for an unknown level of thinking.
     """
     try:
         level = ThinkLevel(request.think)
@@ -238,7 +238,7 @@ def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Setti
 
 
 def _session(prompt: str | Sequence[Mapping[str, str]], system: str) -> tuple[Session, str]:
-    """What was said before, and the question."""
+    """The earlier turns, and the question. Raises UsageError for messages out of order."""
     if isinstance(prompt, str):
         return Session(system), prompt
     messages = [Message(m["role"], m["content"], m.get("reasoning", "")) for m in prompt]

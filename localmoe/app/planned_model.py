@@ -1,4 +1,4 @@
-"""A model with what was planned for it, here or on the Hub before a download. Pure."""
+"""A model and its plan, of a file here or on the Hub before a download. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
 from localmoe.text import clean_line, format_bytes, format_duration
 
-LINE_SPEED = 100_000_000  # bits per second that download times are stated for
+LINE_SPEED = 100_000_000  # bits per second, for which download times are stated
 LINE = f"{LINE_SPEED // 1_000_000} Mbit/s"
 RESIDENT = frozenset({Verdict.GPU, Verdict.GPU_RAM, Verdict.RAM})
 VERDICTS = {
@@ -29,7 +29,7 @@ VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One model of a repository, not necessarily downloaded."""
+    """One model of a repository, whether or not it is downloaded."""
 
     reference: Reference
     listing: Listing
@@ -38,7 +38,7 @@ class Offer:
     disk_free: int | None  # bytes where it would go; None: unknown
 
     @property
-    def room(self) -> bool:
+    def fits_disk(self) -> bool:
         """Whether the disk can take what is missing."""
         return self.disk_free is None or self.missing <= self.disk_free
 
@@ -49,24 +49,24 @@ class Offer:
 
     @property
     def download_seconds(self) -> float:
-        """Time to fetch what is missing, at LINE_SPEED."""
+        """Seconds to fetch what is missing, at LINE_SPEED."""
         return self.missing * 8 / LINE_SPEED
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """A model and what was planned for it."""
+    """A model and its plan."""
 
     model: Model
     plan: Plan
     with_gpu_build: Plan | None = None  # with a GPU that is here but not in this engine build
     offer: Offer | None = None  # None: a file of this machine
-    forecast: Forecast | None = None  # None: nothing is known of that machine's speed
+    forecast: Forecast | None = None  # None: the machine's speed is unknown
 
     @property
     def fits(self) -> bool:
-        """Whether it would run here: memory, and room on the disk for what is missing."""
-        return self.plan.verdict.fits and (self.offer is None or self.offer.room)
+        """Whether it would run here: it fits in memory, and its download on the disk."""
+        return self.plan.verdict.fits and (self.offer is None or self.offer.fits_disk)
 
     @property
     def resident(self) -> bool:
@@ -75,46 +75,46 @@ class PlannedModel:
 
     @property
     def tps(self) -> float | None:
-        """Tokens per second to expect; None where that is not known."""
+        """Expected tokens per second; None: unknown."""
         return self.forecast.decode.expected if self.forecast else None
 
     @property
     def slow(self) -> bool:
-        """Whether it is known to be painfully slow."""
+        """Whether fewer than ``speeds.SLOW`` tok/s are expected; False if the speed is unknown."""
         return self.tps is not None and self.tps < speeds.SLOW
 
-    def reaches(self, least: float | None) -> bool:
-        """Whether it is expected to reach ``least`` tok/s; what is not known does not."""
-        return least is None or (self.tps is not None and self.tps >= least)
+    def reaches(self, min_tps: float | None) -> bool:
+        """Whether ``min_tps`` tok/s are expected: False if the speed is unknown, True for None."""
+        return min_tps is None or (self.tps is not None and self.tps >= min_tps)
 
     @property
     def label(self) -> str:
-        """Short, for a table and a sentence."""
+        """Its quantization, or the name of its file in the repository."""
         label = self.offer.files.label if self.offer else self.model.quantization
         return clean_line(label)
 
     @property
     def download(self) -> str:
-        """``1 h 25 min at 100 Mbit/s``, ``here``, or that there is no room for it."""
+        """``1 h 25 min at 100 Mbit/s``, ``here``, or ``no room: 59.0 GiB, 20.1 GiB free``."""
         offer = self.offer
         if offer is None or not offer.missing:
             return "here"
-        if not offer.room:
+        if not offer.fits_disk:
             free = format_bytes(offer.disk_free or 0)
             return f"no room: {format_bytes(offer.missing)}, {free} free"
         return f"{format_duration(offer.download_seconds)} at {LINE}"
 
     @property
     def reason(self) -> str:
-        """One sentence: why this verdict, the disk included."""
-        if self.plan.verdict.fits and self.offer is not None and not self.offer.room:
+        """One sentence: why it fits or not, in memory and on the disk."""
+        if self.plan.verdict.fits and self.offer is not None and not self.offer.fits_disk:
             free = format_bytes(self.offer.disk_free or 0)
             return f"no room: {format_bytes(self.offer.missing)} to download, {free} free"
         return self.plan.reason
 
 
 def headline(planned: PlannedModel, why: str) -> str:
-    """One line before a download: what it would bring, and ``why`` this quantization."""
+    """One line about a model before its download; ``why`` this quantization: "" leaves it out."""
     parts = len(planned.model.paths)
     facts = [
         clean_line(planned.model.name) + (f" ({clean_line(why)})" if why else ""),
@@ -130,7 +130,7 @@ def headline(planned: PlannedModel, why: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CatalogGuess:
-    """A model of the catalog, and where its size alone suggests that it would live."""
+    """A model of the catalog, with a verdict from its size alone."""
 
     entry: Entry
     files: ModelFiles
@@ -144,7 +144,7 @@ class CatalogGuess:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A model that nothing can be said of, and why."""
+    """A model that could not be planned, and why."""
 
     name: str
     reason: str

@@ -1,4 +1,4 @@
-"""The engine is asked what a model would cost here, and the planner decides where it lives."""
+"""Plans: the engine says what memory a model takes, the planner decides where it lives."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from localmoe.routing import profile
 from localmoe.text import format_bytes
 
 
-def plan_for(model: Model, machine: Machine, request: PlanRequest, *, imagined: bool) -> Plan:
-    """Ask the engine and decide. Raises ModelFileError, EngineError or EngineCrashError.
+def plan_for(model: Model, machine: Machine, request: PlanRequest, *, hypothetical: bool) -> Plan:
+    """The plan of a model for a machine. Raises ModelFileError, EngineError or EngineCrashError.
 
-    Memory that loaded models have been promised is not planned with, unless nothing will be loaded
-    (``imagined``) and the request states how much is free.
+    Memory promised to other loaded models is not free, unless nothing will be loaded
+    (``hypothetical``) and the request states how much is free.
     """
-    return plans_for(model, machine, None, request, imagined=imagined)[0]
+    return plans_for(model, machine, None, request, hypothetical=hypothetical)[0]
 
 
 def plans_for(
@@ -34,12 +34,15 @@ def plans_for(
     other: Machine | None,
     request: PlanRequest,
     *,
-    imagined: bool,
+    hypothetical: bool,
     worker: WorkerProcess | None = None,
 ) -> tuple[Plan, Plan | None]:
-    """The plans for one machine and, if given, for another, by the same answers of the engine."""
+    """The plans for ``machine`` and for ``other``; the engine is asked once for both.
+
+    ``worker``: the process to ask; None: a new one. Raises what ``plan_for`` raises.
+    """
     wishes = request.wishes
-    stated = request.machine is not None or (imagined and wishes.ram is not None)
+    stated = request.machine is not None or (hypothetical and wishes.ram is not None)
     promised = 0 if stated else sum(promise.outstanding_ram for promise in ledger.promises())
     used = profile.load(profile.key_of(model)) if model.is_moe else None
     with Oracle(model, worker) as measure:
@@ -58,11 +61,11 @@ class ModelPlanner:
         request: PlanRequest,
         listener: Listener,
         *,
-        imagined: bool = True,
+        hypothetical: bool = True,
     ) -> None:
-        """``imagined``: nothing will be loaded."""
+        """``hypothetical``: nothing will be loaded."""
         self.machine = machine
-        self._imagined = imagined
+        self._hypothetical = hypothetical
         self._request = request
         self._listener = listener
         self._with_gpu = with_gpu_build(machine, request.wishes)
@@ -84,7 +87,7 @@ class ModelPlanner:
                 self.machine,
                 self._with_gpu,
                 self._request,
-                imagined=self._imagined,
+                hypothetical=self._hypothetical,
                 worker=self._worker,
             )
         except EngineCrashError:
@@ -100,9 +103,9 @@ class ModelPlanner:
 
 
 def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
-    """``other``, made with what is free now, after ``plan`` met with ``error``.
+    """The plan to try after ``plan`` failed with ``error``: ``other``, made with what is free now.
 
-    Raises ``error`` where both are the same, and DoesNotFitError where nothing fits any more.
+    Raises ``error`` if both are the same, DoesNotFitError if ``other`` does not fit.
     """
     if not other.verdict.fits:
         hint = other.advice[0] if other.advice else None
@@ -113,7 +116,7 @@ def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
 
 
 def moved(before: Plan, after: Plan) -> str:
-    """``GPU 7.0 GiB → 3.1 GiB, RAM 9.0 GiB → 12.9 GiB``: the tiers that have changed."""
+    """``GPU 7.0 GiB → 3.1 GiB, RAM 9.0 GiB → 12.9 GiB``: tiers that changed, else the context."""
     tiers = (
         ("GPU", before.tiers.gpu, after.tiers.gpu),
         ("RAM", before.tiers.ram, after.tiers.ram),

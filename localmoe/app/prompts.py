@@ -23,9 +23,9 @@ class Question:
 
 
 def questions_of(prompt: str, files: Sequence[str], domains: bool) -> list[Question]:
-    """What to ask: the prompt typed, each paragraph of each file (a domain), the bundled set.
+    """The typed prompt, each paragraph of each file (a file is a domain), the bundled set.
 
-    Raises UsageError when there is nothing, or a file is no text.
+    Raises UsageError when that is nothing, or a file is not text.
     """
     questions = [Question("prompt", prompt)] if prompt else []
     for name in files:

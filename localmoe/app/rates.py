@@ -1,4 +1,4 @@
-"""What a machine does, measured once and kept: processor, disks, devices."""
+"""The rates of a machine's processor, disks and GPUs (bytes/s), measured once and kept."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 
 PATIENCE = 60.0  # seconds to wait for another process that measures
-AGAIN = datetime.timedelta(minutes=20)  # after figures that were taken beside other work
+AGAIN = datetime.timedelta(minutes=20)  # how long rates measured on a busy machine are used
 FILE_LIMIT = 4 << 20  # bytes of a machine's document
 
 
 def rates_of_file(path: Path) -> Rates | None:
-    """Those of another machine, from its ``doctor --json``; None if it does not have them."""
+    """The rates in another machine's ``doctor --json``; None if it has none or cannot be read."""
     try:
         with path.open("rb") as file:
             document = kept.parse(file.read(FILE_LIMIT))
@@ -38,24 +38,27 @@ def rates_of_file(path: Path) -> Rates | None:
 
 
 def rates_for(model: Model, plan: Plan, machine: Machine, listener: Listener) -> Rates | None:
-    """This machine's, with the disk that the model is on, or will be, and the plan's devices."""
+    """This machine's rates, with the disk that the model is or will be on, and the plan's devices.
+
+    None, and a warning, if the processor cannot be measured; likewise below.
+    """
     settings = plan.settings
     return _rates(machine, _place(model), settings.devices, settings.remotes, listener)
 
 
 def machine_rates(machine: Machine, listener: Listener) -> Rates | None:
-    """This machine's, with the disk where models are kept and every GPU of the engine build."""
+    """This machine's rates, with the disk of ``models_dir`` and every GPU of the engine build."""
     devices = [gpu.device for gpu in machine.gpus if gpu.device and gpu.remote is None]
     return _rates(machine, storage.models_dir(), devices, (), listener)
 
 
 def rates_at(machine: Machine, place: Path, listener: Listener) -> Rates | None:
-    """This machine's processor, and the disk of ``place``."""
+    """This machine's rates of the processor, and of the disk that ``place`` is on."""
     return _rates(machine, place, (), (), listener)
 
 
 def key_of(machine: Machine) -> str:
-    """Under which this machine's rates are kept."""
+    """The key under which this machine's rates are kept."""
     return bandwidth.key_of(machine, binding_version())
 
 
@@ -66,7 +69,7 @@ def _rates(
     remotes: tuple[str, ...],
     listener: Listener,
 ) -> Rates | None:
-    """What is kept, and what is missing measured; None where the processor cannot be."""
+    """The kept rates; what they lack is measured. None if the processor cannot be measured."""
     key = key_of(machine)
     rates = _processor(key, machine.cores_physical, listener)
     if rates is None:
@@ -103,7 +106,7 @@ def _processor(key: str, threads: int, listener: Listener) -> Rates | None:
 
 
 def _is_good(rates: Rates) -> bool:
-    """Measured alone, or lately: a machine that is busy is not measured by every command."""
+    """Whether they were measured on a quiet machine, or lately: not every command measures anew."""
     if rates.calm:
         return True
     now = datetime.datetime.now(datetime.UTC)
@@ -115,9 +118,8 @@ def _is_good(rates: Rates) -> bool:
 
 @cache
 def _disk(key: str, place: Path, listener: Listener) -> DiskRate | None:
-    """Of the file system of ``place``, a file or a folder; None where nothing on it can be read.
-
-    Only in our own folders something is written for that.
+    """The rate of the disk that ``place`` is on; None if it has no file to read, and none of
+    localmoe's folders, where one may be written.
     """
     where = bandwidth.disk_of(place)
     ours = [f for f in (storage.cache_dir(), storage.models_dir()) if bandwidth.disk_of(f) == where]
@@ -148,7 +150,7 @@ def _devices(
         with _lock():
             found = device_rates(names, remotes)
             kept = bandwidth.load(key)
-            if kept is not None and not remotes:  # another worker may have that name tomorrow
+            if kept is not None and not remotes:  # the name may mean another machine next time
                 others = tuple(d for d in kept.devices if d.device not in names)
                 bandwidth.save(key, dataclasses.replace(kept, devices=(*others, *found)))
             return found
@@ -158,17 +160,17 @@ def _devices(
 
 
 def _lock() -> FileLock:
-    """One process measures at a time: two would measure each other."""
+    """One process measures at a time: two at once would slow each other down."""
     return FileLock(storage.private_dir(storage.cache_dir()) / "rates.lock", timeout=PATIENCE)
 
 
 def _place(model: Model) -> Path:
-    """The model's first file, or the folder where it will be: a header alone has holes."""
+    """The model's first file; the Hub cache for one that is not downloaded yet."""
     return model.paths[0] if _is_whole(model.paths[0]) else catalog.hub_cache()
 
 
 def _sample(where: str, place: Path) -> Path | None:
-    """A large file on that disk, to read: ``place`` itself, or the largest model that we know."""
+    """A large file to read on disk ``where``: ``place`` itself, else the largest model there."""
     paths = (place, *(model.path for model in catalog.installed_models()))
     here = [path for path in paths if bandwidth.disk_of(path) == where]
     sizes = {path: path.stat().st_size for path in here if _is_whole(path)}
@@ -177,7 +179,7 @@ def _sample(where: str, place: Path) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether it is a file that has its bytes, and no holes."""
+    """Whether it is a file without holes: a header of the Hub is a file with a hole for weights."""
     try:
         found = path.stat()
     except OSError:

@@ -12,25 +12,24 @@ from localmoe.hub.names import ModelFiles
 from localmoe.planning.plan import Verdict
 from localmoe.text import format_bytes
 
-HARDLY_SLOWER = 0.8  # of the speed of a smaller one: worth the better answers
+HARDLY_SLOWER = 0.8  # of a smaller model's speed: the better answers are worth the difference
 
 
 def recommend(
-    found: Sequence[PlannedModel], least: float | None = None
+    found: Sequence[PlannedModel], min_tps: float | None = None
 ) -> tuple[PlannedModel | None, str]:
-    """The quantization to take of several of one model, and why; ``found`` has them all.
+    """Which of a model's quantizations, ``found``, to take, and why; None: none of them.
 
-    Q4_K_M is what people take unless they have a reason: the usual balance of size and quality.
-    What needs no disk while running comes before what does, unless that is hardly slower. What is
-    slower than ``least`` tok/s is not taken; where nobody said, what is painfully slow is taken
-    only if all is.
+    Q4_K_M first, the usual balance of size and quality. A model that needs no disk while it runs
+    comes before one that does, unless that one is hardly slower. None below ``min_tps`` tok/s is
+    taken; without ``min_tps``, none below ``speeds.SLOW`` unless all are.
     """
     running = [f for f in found if f.fits]
-    quick = [f for f in running if f.reaches(least)]
-    if least is None:
+    quick = [f for f in running if f.reaches(min_tps)]
+    if min_tps is None:
         quick = [f for f in running if not f.slow] or running
     elif running and not quick:
-        return None, f"nothing of it is expected to reach {speeds.number(least)} tok/s"
+        return None, f"nothing of it is expected to reach {speeds.number(min_tps)} tok/s"
     usual = next((f for f in found if f.label == DEFAULT_QUANT), None)
     resident = [f for f in quick if f.resident]
     if usual in resident:
@@ -56,7 +55,7 @@ def recommend(
 
 
 def best_first(found: Sequence[PlannedModel]) -> list[PlannedModel]:
-    """What needs no disk, then what does, then what does not run; the faster ones first."""
+    """Models that need no disk, those that do, those that do not run; in each the faster first."""
 
     def order(planned: PlannedModel) -> tuple[int, float, int]:
         group = 0 if planned.resident else 1 if planned.fits else 2
@@ -68,7 +67,7 @@ def best_first(found: Sequence[PlannedModel]) -> list[PlannedModel]:
 def guess_for(
     entry: Entry, models: Sequence[ModelFiles], verdict_of: Callable[[int], Verdict]
 ) -> CatalogGuess | None:
-    """The quantization of a family to look at first, by the rule of ``recommend`` on sizes."""
+    """The quantization of a family to look at first: the rule of ``recommend``, by size alone."""
     guesses = [CatalogGuess(entry, files, verdict_of(files.size)) for files in models]
     usual = next((g for g in guesses if g.files.quant == DEFAULT_QUANT), None)
     resident = [g for g in guesses if g.verdict in RESIDENT]
@@ -80,7 +79,7 @@ def guess_for(
 
 
 def rank(guesses: Sequence[CatalogGuess]) -> list[CatalogGuess]:
-    """What runs from memory first, the largest leading; then what needs the disk least."""
+    """Models that run from memory, the largest first; then the others, the smallest first."""
 
     def order(guess: CatalogGuess) -> tuple[int, int]:
         if guess.verdict in RESIDENT:

@@ -1,4 +1,4 @@
-"""Models of the Hub, planned for before a download: names → headers → the engine's dry run."""
+"""Models of the Hub, planned before a download: names → headers → the engine's dry run."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ from localmoe.hub.refusals import RefusedFileError
 from localmoe.hub.skeleton import Skeleton, skeletons
 from localmoe.text import clean_line
 
-MOST_OFFERS = 60  # models of one repository that are looked at; publishers offer up to 40
+MOST_OFFERS = 60  # models of one repository that are planned; publishers offer up to 40
 
 
 class Repository:
-    """The models of one repository, and what is known of them without a download."""
+    """The models of one repository, planned from their headers alone.
+
+    ``chosen``: the model that the reference names, or the only one; None: there are several.
+    Raises TransferError, UnknownModelError.
+    """
 
     def __init__(self, reference: Reference, request: PlanRequest, listener: Listener) -> None:
         self.reference = reference
@@ -39,15 +43,15 @@ class Repository:
         self.skipped: list[Skipped] = []
         self._request = request
         self._listener = listener
-        self._disk_free: int | None = None  # bytes where a download goes, once it was looked at
-        # The listing is one request, or more of an old mirror; its bytes are no file content.
+        self._disk_free: int | None = None  # bytes where a download goes; None: not asked yet
+        # Not counted in ``traffic``, which is about the content of files.
         self.listing: Listing = list_files(reference, patience)
         contents = names.contents(self.listing.files, look(reference, self.listing, self.traffic))
         self.models = contents.models
         self.chosen = names.choose(self.models, reference, contents.others)
 
     def offers(self) -> list[ModelFiles]:
-        """What was asked for; all complete models when nothing was said."""
+        """The chosen model, else all complete ones; the others go to ``skipped``."""
         if self.chosen is not None:
             return [self.chosen]
         for model in self.models:
@@ -58,21 +62,21 @@ class Repository:
         if len(whole) > MOST_OFFERS:
             more = f"and {len(whole) - MOST_OFFERS} more: name the one to look at"
             self.skipped.append(Skipped(whole[MOST_OFFERS].label, more))
-        # A repository of incomplete sets only has nothing to offer: say so.
+        # Where all models lack parts, ``complete`` raises the error that says so.
         return whole[:MOST_OFFERS] or [names.complete(self.models[0])]
 
     def plan(
-        self, machine: Machine, only: Sequence[ModelFiles] = (), *, imagined: bool = True
+        self, machine: Machine, only: Sequence[ModelFiles] = (), *, hypothetical: bool = True
     ) -> list[PlannedModel]:
-        """Every model that can be planned (or ``only`` those), smallest first.
+        """The plans of ``only`` these models, else of ``offers``, smallest first.
 
-        The others are in ``skipped``. ``imagined``: nothing will be loaded. Raises the error of the
-        first if none can be planned; TransferError.
+        Models that cannot be planned go to ``skipped``. ``hypothetical``: nothing will be loaded.
+        Raises TransferError, and the error of the first model if none can be planned.
         """
         wanted = only or self.offers()
         found: list[PlannedModel] = []
         errors: list[ModelFileError | EngineError | RefusedFileError] = []
-        planner = ModelPlanner(machine, self._request, self._listener, imagined=imagined)
+        planner = ModelPlanner(machine, self._request, self._listener, hypothetical=hypothetical)
         with self.skeletons(wanted) as models, planner:
             for files in wanted:
                 try:
@@ -89,7 +93,7 @@ class Repository:
 
     @contextlib.contextmanager
     def skeletons(self, wanted: Sequence[ModelFiles]) -> Iterator[dict[ModelFiles, Skeleton]]:
-        """The headers as files that the engine can read."""
+        """For each, a model of its headers that the engine can read, or why there is none."""
         cache = HeaderCache()
         found = headers.fetch(self.reference, self.listing.commit, wanted, self.traffic, cache)
         if self.traffic.transferred:
@@ -98,10 +102,10 @@ class Repository:
             yield models
 
     def offer(self, files: ModelFiles, machine: Machine) -> Offer:
-        """What a download of it would take."""
+        """The files with the bytes to download and the free space where they would go."""
         cache = RepoCache.of(self.listing.repo)
         missing = cache.missing(self.listing.commit, files.files)
-        if self._request.machine is not None:  # another machine: nothing of it is there
+        if self._request.machine is not None:  # on another machine everything is missing
             return Offer(self.reference, self.listing, files, files.size, machine.disk_free or None)
         if self._disk_free is None:
             with contextlib.suppress(StorageError):
@@ -110,16 +114,16 @@ class Repository:
 
 
 def best_of(repository: Repository, request: PlanRequest) -> tuple[ModelFiles, str]:
-    """What a name without a quantization means on this machine, and why.
+    """The model that was asked for; else the recommended one, the usual one, the smallest; and why.
 
-    Raises UnknownModelError when nothing fits and there is no usual choice.
+    Raises what ``Repository.plan`` raises.
     """
     if repository.chosen is not None:
         return (
             repository.chosen,
             "it was asked for" if repository.reference.wanted else "the only one",
         )
-    found = repository.plan(find_machine(request, imagined=True))
+    found = repository.plan(find_machine(request, hypothetical=True))
     best, why = recommend(found, request.min_tps)
     if best is not None and best.offer is not None:
         return best.offer.files, why

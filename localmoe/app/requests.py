@@ -1,4 +1,4 @@
-"""What a user wants of a model, as a front end hands it on: small frozen records."""
+"""Requests that a front end makes: small frozen records."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from localmoe.planning.plan import Wishes
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What a model is planned for."""
+    """How a model is planned, and for which machine."""
 
     wishes: Wishes = field(default_factory=Wishes)
     machine: Path | None = None  # the `doctor --json` of another machine; None: this one
     remotes: tuple[str, ...] = ()  # "host:port" of workers on other machines
-    min_tps: float | None = None  # fewer tok/s are too few; None: painfully slow ones are
+    min_tps: float | None = None  # a model below this is too slow; None: below ``speeds.SLOW``
 
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """Which model is loaded, planned how, and what is noted of it."""
+    """Which model to load, and what to write down about it."""
 
     name: str | None  # None: the configured model, else the one used last, else the bundled one
     plan: PlanRequest = field(default_factory=PlanRequest)
-    may_download: bool = True  # after a question, or with ``consent`` without one
-    consent: bool = False
-    remember: bool = True  # what speeds up the next start, and which model was used
-    record: str = ""  # path of a trace of what the router chooses; "": none
-    record_logits: bool = False  # and of what it said of every expert
-    inputs: tuple[Path, ...] = ()  # files that are read too, so that the trace is none of them
-    template: bool = True  # it is asked through its chat template
+    may_download: bool = True  # if it is not here, after a question
+    consent: bool = False  # download without a question
+    remember: bool = True  # write down which model was used, and what makes the next start faster
+    record: str = ""  # path of a trace of the experts that the router chooses; "": no trace
+    record_logits: bool = False  # the trace also has the router's score of every expert
+    inputs: tuple[Path, ...] = ()  # files that are read as well: the trace must not overwrite them
+    template: bool = True  # prompts go through its chat template
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """How an answer is made; what is left out comes from the model's file, else plain values."""
+    """How tokens are chosen; values left out come from the model's file, else from defaults."""
 
     values: Mapping[str, Any] = field(default_factory=dict)  # fields of ``Sampling`` by name
     think: str = "auto"
@@ -49,9 +49,9 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """Which conversation is gone on with."""
+    """Which conversation to continue; by default a new one is begun."""
 
-    name: str | None = None  # begun where there is none of that name
-    latest: bool = False  # the last one
-    written: bool = True  # False: nothing is read from the disk or written there
+    name: str | None = None  # continue the one of this name, or begin it
+    latest: bool = False  # continue the last one
+    written: bool = True  # False: conversations are neither read from the disk nor written to it
     system: str | None = None  # system prompt; None: the conversation's own

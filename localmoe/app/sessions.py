@@ -1,4 +1,4 @@
-"""The conversation that is gone on with: opened, its model found, what was read of it kept."""
+"""Conversations on disk: opened to be continued, with the model and the engine's state of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from localmoe.chat.store import Log, Store
 from localmoe.errors import EngineError, StorageError, UsageError
 from localmoe.text import clean_line
 
-if TYPE_CHECKING:  # a chat's input line need not wait for what it imports
+if TYPE_CHECKING:  # imported late: a chat's input line need not wait for what it imports
     from localmoe.app.model import LoadedModel
 
 
 def open_session(request: SessionRequest) -> tuple[Store | None, Log | None]:
-    """Where a chat is written; None for one that is written nowhere.
+    """The store of conversations, and the log of the one to continue; None, None: not written.
 
-    Raises UsageError for a wrong name, or a conversation that is not there or in use.
+    Raises UsageError for a bad name, and for a conversation that does not exist or is in use.
     """
     if not request.written:
         if request.latest or request.name:
@@ -37,7 +37,7 @@ def open_session(request: SessionRequest) -> tuple[Store | None, Log | None]:
 
 
 def model_of(log: Log, listener: Listener) -> str | None:
-    """The path of the model that a conversation was led with, if it is still here."""
+    """The path of the model that a conversation was held with; None if the file is gone."""
     model = log.session.model
     if model is None:
         return None
@@ -49,16 +49,18 @@ def model_of(log: Log, listener: Listener) -> str | None:
 
 @dataclass(slots=True)
 class KeptSession:
-    """The conversation that one answer belongs to; without a ``name`` it is written nowhere."""
+    """The conversation that one answer belongs to; without a ``name`` it is not written."""
 
     session: Session
     listener: Listener
     name: str | None = None
-    model_source: str | None = None  # the model that led it so far
+    model_source: str | None = None  # path of the model that it was held with
 
     @contextlib.contextmanager
     def resumed(self, model: LoadedModel) -> Iterator[None]:
-        """With what was read in it taken up from the disk, and kept there in the end."""
+        """The engine's context read from the disk, so that no turn is computed again; written back
+        at the end.
+        """
         if self.name is None:
             yield
             return
@@ -76,9 +78,9 @@ class KeptSession:
 
 @contextlib.contextmanager
 def kept_session(request: SessionRequest, listener: Listener) -> Iterator[KeptSession]:
-    """The conversation that is asked for by name, or the latest; else one of this answer alone.
+    """The conversation of that name, or the latest; else one for this answer alone.
 
-    Raises UsageError for a conversation that is not there, or in use.
+    Raises UsageError for a conversation that does not exist or is in use.
     """
     if not request.name and not request.latest:
         yield KeptSession(Session(request.system or ""), listener)

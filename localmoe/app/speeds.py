@@ -8,8 +8,8 @@ from localmoe.planning.plan import Plan
 from localmoe.planning.speed import Forecast, Range
 from localmoe.text import format_duration
 
-SLOW = 2.0  # tok/s; with less nobody waits for the end of an answer
-MINUTE = 59.5  # seconds that are told as seconds
+SLOW = 2.0  # tok/s below which a model counts as slow: reading is faster
+MINUTE = 59.5  # shorter times are shown in seconds alone
 LIMITS = {
     "compute": "the processor",
     "ram": "RAM bandwidth",
@@ -20,14 +20,14 @@ LIMITS = {
 
 
 def number(value: float) -> str:
-    """``0.35``, ``4.2``, ``11``, ``1,250``: two digits that count, and no more than are true."""
+    """``0.35``, ``4.2``, ``11``, ``1,250``: two digits, or all of those before the point."""
     if value < 0.995:
         return f"{value:.2f}" if value >= 0.095 else f"{value:.1g}"
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
 def spread(figures: Range) -> str:
-    """``7–16``; "" where both ends look the same."""
+    """``7–16``; "" if both ends are shown alike."""
     low, high = number(figures.low), number(figures.high)
     return "" if low == high else f"{low}–{high}"
 
@@ -39,7 +39,7 @@ def decode_text(forecast: Forecast) -> str:
 
 
 def cell(forecast: Forecast | None) -> str:
-    """The same for a column of tok/s."""
+    """``11 (7–16)``, for a column of tok/s; ``–`` where no speed is known."""
     if forecast is None:
         return "–"
     return decode_text(forecast).replace(" tok/s", "")
@@ -51,7 +51,7 @@ def limit_text(forecast: Forecast) -> str:
 
 
 def first_text(forecast: Forecast) -> str:
-    """``4.3 s (3.0–6.1 s)``, until the first token of a prompt."""
+    """``4.3 s (3.0–6.1 s)``: the time to the first token."""
     low, expected, high = map(
         _seconds,
         (forecast.first_token.low, forecast.first_token.expected, forecast.first_token.high),
@@ -73,13 +73,13 @@ def summary(forecast: Forecast) -> str:
 
 
 def brief(forecast: Forecast) -> str:
-    """The same in short facts, which a narrow screen can put on several lines."""
+    """``summary`` as short facts, which a narrow screen can put on several lines."""
     prompt = f"{forecast.prompt_tokens:,}-token prompt in {_seconds(forecast.first_token.expected)}"
     return f"{decode_text(forecast)} expected · {limit_text(forecast)} · {prompt}"
 
 
 def rows(forecast: Forecast) -> list[tuple[str, str]]:
-    """Label and value, for a screen of facts."""
+    """Labels and values: the speed, what decides it, the time to the first token."""
     prompt = f"{forecast.prompt_tokens:,}-token prompt"
     read = number(forecast.prefill.expected)
     return [
@@ -90,7 +90,7 @@ def rows(forecast: Forecast) -> list[tuple[str, str]]:
 
 
 def document(forecast: Forecast | None) -> dict[str, object]:
-    """The fields of one file: tokens per second; ``first_token`` in seconds."""
+    """A forecast's fields in a JSON document: tokens per second, seconds; null where unknown."""
     if forecast is None:
         return {"decode_tps": None, "prefill_tps": None, "first_token_s": None, "speed_why": None}
     return {
@@ -105,19 +105,19 @@ def document(forecast: Forecast | None) -> dict[str, object]:
 
 
 def _range(figures: Range) -> dict[str, float]:
-    """Four digits: more would be made up."""
+    """Low, expected and high, to four digits: more would feign precision."""
     return {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(figures).items()}
 
 
 def with_speed(plan: Plan, now: Forecast, then: Forecast) -> Plan:
-    """The plan whose first advice, more RAM, says how fast that would be."""
+    """The plan with the speed that its first advice, more RAM, would bring added to that advice."""
     more, *others = plan.advice
     faster = f"{number(then.decode.expected)} tok/s instead of {number(now.decode.expected)}"
     return dataclasses.replace(plan, advice=(f"{more}: {faster}", *others))
 
 
-def too_slow(forecast: Forecast | None, least: float) -> str:
+def too_slow(forecast: Forecast | None, min_tps: float) -> str:
     """Why a model is not fast enough."""
     if forecast is None:
-        return f"no speed is known for this machine, so {number(least)} tok/s cannot be promised"
-    return f"{decode_text(forecast)} to be expected, less than {number(least)}"
+        return f"no speed is known for this machine, so {number(min_tps)} tok/s cannot be promised"
+    return f"{decode_text(forecast)} to be expected, less than {number(min_tps)}"

@@ -16,7 +16,7 @@ from localmoe.routing.stats import LayerStats
 
 
 def trace_document(trace: Trace) -> Json:
-    """What every ``experts --json`` says of a trace."""
+    """The ``trace`` of every ``experts … --json``."""
     decoded = int(trace.decode.sum())
     return {
         "model": trace.header.model,
@@ -30,10 +30,12 @@ def trace_document(trace: Trace) -> Json:
 
 
 def show_document(trace: Trace, layers: Sequence[LayerStats]) -> Json:
+    """``experts show --json``: the statistics of every layer."""
     return {"trace": trace_document(trace), "layers": [plain(asdict(layer)) for layer in layers]}
 
 
 def compare_document(result: Comparison, texts: Mapping[int, str]) -> Json:
+    """``experts compare --json``; ``texts``: token → its text."""
     document = plain(asdict(result))
     document["differs"] = result.differs
     for told, expert in zip(document["specialists"], result.specialists, strict=True):
@@ -47,6 +49,7 @@ def compare_document(result: Comparison, texts: Mapping[int, str]) -> Json:
 def simulate_document(
     trace: Trace, rows: Sequence[Row], speeds: Speeds | None, sentences: Sequence[str]
 ) -> Json:
+    """``experts simulate --json``: hit rates and tokens per second for each memory budget."""
     return {
         "trace": trace_document(trace),
         "expert_bytes": expert_total(trace),
@@ -67,7 +70,7 @@ def simulate_document(
 
 
 def plain(value: Any) -> Any:
-    """The same with NaN as None, numbers as keys as text, tuples as lists."""
+    """A value that JSON can hold: NaN becomes None, keys become text, tuples lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

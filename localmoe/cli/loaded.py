@@ -36,7 +36,7 @@ def open_model(name: str | None, options: Options, output: Output) -> Iterator[L
     """
     with opened(load_request(options, name), output) as model:
         if options.verbose and options.command == "run":
-            output.note(about(model.model, model.plan, model.plan.settings.context))
+            output.note(about(model.facts, model.plan, model.plan.settings.context))
             forecast = model.forecast
             output.note(speeds.summary(forecast) if forecast else "no speed is known yet")
         if model.plan.missing_ram and model.plan.advice:
@@ -78,7 +78,7 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
 
 def load(model: LoadedModel, output: Output) -> Loaded:
     """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
-    what = f"loading {model.model.name}"
+    what = f"loading {model.facts.name}"
     with LiveLine(output.stderr) as line, stoppable(model, output) as seen:
         if not output.quiet:
             line.show(what)
@@ -106,7 +106,7 @@ def conversation(
         load(model, output)
     if session is None:
         session = Session(options.system or "")
-    settings = settings_for(model.model.metadata, sample_request(options))
+    settings = settings_for(model.facts.metadata, sample_request(options))
     found = model.conversation_of(session, settings)
     if found.template.is_plain:
         output.note("this model has no chat template: it continues the text")

@@ -21,8 +21,8 @@ name, listener = "nano", Silent()
 request = PlanRequest(Wishes(context=1024))
 
 model = model_here(name, listener)
-machine = find_machine(request, imagined=False)
-plan = plan_for(model, machine, request, imagined=False)
+machine = find_machine(request, hypothetical=False)
+plan = plan_for(model, machine, request, hypothetical=False)
 assert plan.verdict.fits and plan.settings.context == 1024
 
 with opened(LoadRequest(name, request, remember=False), listener) as loaded:

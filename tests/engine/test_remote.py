@@ -61,9 +61,9 @@ def test_same_bytes_as_planned_and_same_tokens_as_alone(
     path = arch_file(architecture)
     model = read_model(path)
     options = parse(["run", str(path), "--remote", server.endpoint, "--ctx", "512"])
-    machine = find_machine(plan_request(options), imagined=False)
+    machine = find_machine(plan_request(options), hypothetical=False)
     assert [gpu.remote for gpu in machine.gpus] == [server.endpoint]
-    plan = plan_for(model, machine, plan_request(options), imagined=False)
+    plan = plan_for(model, machine, plan_request(options), hypothetical=False)
     assert plan.settings.devices == ("RPC0",)
     with Engine(model, plan.settings) as engine:
         loaded = list(engine.load())[-1]
@@ -84,7 +84,7 @@ def test_experts_of_some_layers_stay_here(arch_file: Callable[..., Path], server
     arguments = ["run", str(path), "--remote", server.endpoint, "--ctx", "512"]
     options = parse([*arguments, "--experts-on", "ram:0-1"])
     asked = plan_request(options)
-    plan = plan_for(model, find_machine(asked, imagined=False), asked, imagined=False)
+    plan = plan_for(model, find_machine(asked, hypothetical=False), asked, hypothetical=False)
     assert [row.experts for row in plan.layers] == ["ram", "ram", "gpu", "gpu"]
     with Engine(model, plan.settings) as engine:
         loaded = list(engine.load())[-1]
@@ -292,7 +292,7 @@ def test_dense_on_a_device_and_experts_in_ram_and_on_disk(
     model = read_model(path)
     options = parse(["run", "x", "--remote", server.endpoint, "--ctx", "256", "-t", "1", *wish])
     asked = plan_request(options)
-    plan = plan_for(model, find_machine(asked, imagined=False), asked, imagined=False)
+    plan = plan_for(model, find_machine(asked, hypothetical=False), asked, hypothetical=False)
     assert {row.dense for row in plan.layers} == {"gpu"}
     regime = wish[-1] if "--cache" in wish else "resident"
     assert plan.cache.regime == regime
@@ -326,13 +326,13 @@ def test_several_workers_with_several_devices(
                 *("-ot", r"blk\.0\.ffn_up_exps=RPC1", "-ot", r"blk\.1\.ffn_down_exps=RPC2"),
             ]
         )
-        machine = find_machine(plan_request(options), imagined=False)
+        machine = find_machine(plan_request(options), hypothetical=False)
         assert [(gpu.device, gpu.remote) for gpu in machine.gpus] == [
             ("RPC0", two),
             ("RPC1", two),
             ("RPC2", server.endpoint),
         ]
-        plan = plan_for(model, machine, plan_request(options), imagined=False)
+        plan = plan_for(model, machine, plan_request(options), hypothetical=False)
         with Engine(model, plan.settings) as engine:
             loaded = list(engine.load())[-1]
             assert isinstance(loaded, Loaded)

@@ -128,7 +128,7 @@ def test_two_gpus_are_both_used() -> None:
             assert entry.total >= 0.85 * 7.75 * GIB
 
 
-def test_two_imagined_gpus_are_both_used() -> None:
+def test_two_hypothetical_gpus_are_both_used() -> None:
     """The same where both are outside the engine build and the figures are estimated."""
     model = moe_model(layers=48)
     cards = tuple(Gpu("card", 8 * GIB, 8 * GIB, False, f"GPU{i}", "cuda") for i in range(2))

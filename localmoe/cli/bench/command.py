@@ -76,13 +76,13 @@ def measure(
     waiting = log.missing(wanted.jobs)
     left = waiting[:at_most]
     request = plan_request(options)
-    machine = find_machine(request, imagined=False)
+    machine = find_machine(request, hypothetical=False)
     tell_of_idle_gpus(machine, output)
 
     @cache  # a regime under a limit is planned once, not before each of its runs
     def plan_here(wishes: Wishes) -> Plan:
         own = dataclasses.replace(request, wishes=wishes)
-        plan = plan_for(model, machine, own, imagined=False)
+        plan = plan_for(model, machine, own, hypothetical=False)
         if plan.verdict is Verdict.NO:
             raise DoesNotFitError(
                 f"{model.name} does not run with so little memory: {plan.reason}",

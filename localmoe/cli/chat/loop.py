@@ -206,12 +206,12 @@ class ChatLoop:
 
     def _play(self, events: Events) -> None:
         """Show a turn while it happens."""
-        from localmoe.cli.chat.screen import screen_for
+        from localmoe.cli.chat.screen import Screen
         from localmoe.cli.loaded import stoppable
 
         model = self.model.loaded()
         self.model.unkept = True
-        screen = screen_for(self._output, show_reasoning=self.chat.show_reasoning)
+        screen = Screen(self._output, show_reasoning=self.chat.show_reasoning)
         with hushed(), stoppable(model, self._output) as pressed:
             try:
                 with screen:
@@ -255,7 +255,7 @@ class ChatLoop:
         from localmoe.app.experience import learn_from
 
         model = self.model.loaded()
-        learn_from(model.model, model.plan, model.machine, done.finished)
+        learn_from(model.facts, model.plan, model.machine, done.finished)
 
     def _status(self, done: TurnDone) -> None:
         from localmoe.cli.chat.status import status_lines

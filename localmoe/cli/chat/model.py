@@ -122,8 +122,8 @@ class ChatModel:
             settings = replace(self._conversation.settings, grammar=self._grammar)
             chat.model_settings(settings)
             chat.context = model.loaded.context
-            source = str(model.model.paths[0].absolute())
-            chat.session.use(ModelUsed(model.model.name, source))
+            source = str(model.facts.paths[0].absolute())
+            chat.session.use(ModelUsed(model.facts.name, source))
         self._conversation.session = chat.session
         self._conversation.settings = chat.settings
         return self._conversation
@@ -131,7 +131,7 @@ class ChatModel:
     def switch(self, name: str) -> str:
         """Go on with another model, if it fits; else the one before stays, and it raises."""
         from localmoe.app.find import bring_here
-        from localmoe.app.loading import check_room_for
+        from localmoe.app.loading import require_fit_after
 
         read = config.read()
         options = defaults.for_model(self._options, name, read)
@@ -139,12 +139,12 @@ class ChatModel:
         request = load_request(options, target)
         bring_here(request, self._output)
         model, old = read_model(catalog.resolve(target)), self.load.model
-        if old is not None and model.paths == old.model.paths and not self.load.changed():
+        if old is not None and model.paths == old.facts.paths and not self.load.changed():
             return f"{clean_line(model.name)} is the model of this chat already"
         with self._line() as line:
             line.show(f"planning {clean_line(model.name)}")
             if old is not None:
-                check_room_for(model, old.plan, request.plan)
+                require_fit_after(old.plan, model, request.plan)
         self.keep(self.chat.name)
         before = self._name, self._options
         try:
@@ -233,12 +233,12 @@ class ChatModel:
 
         context = model.plan.settings.context
         speed = speeds.brief(model.forecast) if model.forecast else ""
-        about = card(model.model, model.plan, context, speed=speed)
+        about = card(model.facts, model.plan, context, speed=speed)
         self.chat.about = "\n".join(text.plain for text in about)
         if self._output.quiet:
             return
         with contextlib.suppress(OSError):
-            for text in card(model.model, model.plan, context, self._output.columns, speed):
+            for text in card(model.facts, model.plan, context, self._output.columns, speed):
                 self._output.stderr.print(text, soft_wrap=True)
         if self.lines.interactive and not self.taken:
             self._output.note("/help lists the commands, Ctrl-D leaves")

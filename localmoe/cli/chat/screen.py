@@ -1,7 +1,6 @@
-"""How a turn looks while it happens: plain text for pipes, markdown for terminals.
+"""How a turn looks while it happens: plain text in a pipe, markdown on a terminal.
 
-Both only ever append. Reading the prompt and folded thinking are one line each that changes in
-place and then goes away.
+The answer is only ever appended to. Reading the prompt and folded reasoning are one live line each.
 """
 
 from __future__ import annotations
@@ -16,15 +15,18 @@ from localmoe.cli.output import Output
 from localmoe.engine.events import PrefillProgress
 from localmoe.terminal.answer_writer import AnswerWriter, ReasoningWriter
 from localmoe.terminal.live_line import LiveLine
-from localmoe.text import Sanitizer, format_duration
+from localmoe.terminal.plain_writer import PlainWriter
+from localmoe.text import format_duration
 
 
 class Screen:
-    """What both screens do the same way. A context manager: its end tidies the terminal."""
+    """Shows the events of one turn. A context manager: its end tidies the terminal."""
 
     def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
         self._output = output
         self._line = LiveLine(output.stderr)
+        console = output.stdout
+        self._answer = AnswerWriter(console) if console.is_terminal else PlainWriter(console)
         self._show_reasoning = show_reasoning and not output.quiet
         self._reasoning: ReasoningWriter | None = None
         self._words = 0
@@ -39,17 +41,9 @@ class Screen:
         else:
             self._end_thinking()
             if isinstance(event, AnswerDelta):
-                self.answer(event.text)
+                self._answer.feed(event.text)
             else:
-                self.finish()
-
-    def answer(self, text: str) -> None:
-        """More of the answer."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """The rest of the answer. May be called again, and then does nothing."""
-        raise NotImplementedError
+                self._answer.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -60,9 +54,9 @@ class Screen:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # the reader is gone, and that is told elsewhere
+        with contextlib.suppress(OSError):  # a broken pipe: ``show`` raised it already
             self._end_thinking()
-            self.finish()
+            self._answer.finish()
 
     def _live(self, text: str) -> None:
         if not self._output.quiet:
@@ -84,7 +78,7 @@ class Screen:
                 self._reasoning = ReasoningWriter(self._output.stderr)
         self._words += len(text.split())
         if self._reasoning is not None:
-            with contextlib.suppress(OSError):  # nobody reads it: the answer is what counts
+            with contextlib.suppress(OSError):  # the answer can still be written
                 self._reasoning.feed(text)
             return
         seconds = time.monotonic() - self._thinking_since
@@ -102,47 +96,3 @@ class Screen:
         self._thinking_since = None
         words = "1 word" if self._words == 1 else f"{self._words:,} words"
         self._output.note(f"thought {words} in {format_duration(seconds)}")
-
-
-class PlainScreen(Screen):
-    """The answer as it arrives, cleaned and otherwise untouched, and a newline at its end."""
-
-    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
-        super().__init__(output, show_reasoning=show_reasoning)
-        self._sanitizer = Sanitizer()
-        self._last = "\n"
-
-    def answer(self, text: str) -> None:
-        self._write(self._sanitizer.feed(text))
-
-    def finish(self) -> None:
-        self._write(self._sanitizer.flush())
-        if self._last != "\n":
-            self._write("\n")
-
-    def _write(self, text: str) -> None:
-        if text:
-            stream = self._output.stdout.file
-            stream.write(text)
-            stream.flush()
-            self._last = text[-1]
-
-
-class MarkdownScreen(Screen):
-    """The answer as rich text, word by word."""
-
-    def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
-        super().__init__(output, show_reasoning=show_reasoning)
-        self._writer = AnswerWriter(output.stdout)
-
-    def answer(self, text: str) -> None:
-        self._writer.feed(text)
-
-    def finish(self) -> None:
-        self._writer.finish()
-
-
-def screen_for(output: Output, *, show_reasoning: bool) -> Screen:
-    """Markdown on a terminal that can show it, else plain text."""
-    kind = MarkdownScreen if output.stdout.is_terminal else PlainScreen
-    return kind(output, show_reasoning=show_reasoning)

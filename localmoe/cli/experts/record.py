@@ -42,11 +42,11 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
             max_tokens=options.max_tokens if options.max_tokens is not None else WRITTEN,
         )
         with loaded.open_model(name, asked, output) as model:
-            out = output_path(options, model.model)
+            out = output_path(options, model.facts)
             loaded.load(model, output)
             done, interrupted = _ask(model, asked, questions, output)
         trace = _finished(raw, done)
-    texts = token_texts(model.model, {int(token) for token in trace.tokens if token >= 0})
+    texts = token_texts(model.facts, {int(token) for token in trace.tokens if token >= 0})
     write_trace(out, dataclasses.replace(trace, token_texts=texts))
     _tell(out, trace, len(done), len(questions), output)
     return INTERRUPTED if interrupted else 0

@@ -51,7 +51,7 @@ def machine_speeds(trace: Trace, options: Options, output: Output) -> Speeds | N
         known = rates.rates_of_file(request.machine)
     else:
         place = catalog.resolve(options.model) if options.model else storage.models_dir()
-        machine = find_machine(request, imagined=True)
+        machine = find_machine(request, hypothetical=True)
         known = rates.rates_at(machine, place, output)
     if known is None or not known.disk:
         output.note("the speed of this machine or of its disk is not known: no speeds")
@@ -72,7 +72,7 @@ def _advice(trace: Trace, speeds: Speeds | None, options: Options) -> str:
     total = expert_total(trace)
     if speeds is None or not total:
         return ""
-    machine = find_machine(plan_request(options), imagined=True)
+    machine = find_machine(plan_request(options), hypothetical=True)
     room = options.cache_ram or machine.ram_available - trace.header.dense_bytes - RESERVED
     room = max(room, 0)
     if room >= total:

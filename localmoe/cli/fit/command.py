@@ -54,7 +54,7 @@ def plan_command(options: Options, output: Output) -> int:
     """The placement of one model; exit code as ``fit``."""
     name, request = only_model(options, required=True), plan_request(options)
     assert name is not None
-    machine = find_machine(request, imagined=True)
+    machine = find_machine(request, hypothetical=True)
     with (
         header_of(name, request, output) as header,
         ModelPlanner(machine, request, output) as planner,
@@ -70,15 +70,15 @@ def plan_command(options: Options, output: Output) -> int:
     return 0 if plan.verdict.fits else DOES_NOT_FIT
 
 
-def _show_one(answer: Fit, least: float | None, output: Output) -> None:
+def _show_one(answer: Fit, min_tps: float | None, output: Output) -> None:
     (only,) = answer.found
     if output.quiet:
         output.print(render.verdict_text(only.plan.verdict))
         return
     output.print(screens.detail(only))
     _note_devices(answer.machine, only.plan, output)
-    if only.fits and not only.reaches(least):
-        output.note(speeds.too_slow(only.forecast, least or 0.0))
+    if only.fits and not only.reaches(min_tps):
+        output.note(speeds.too_slow(only.forecast, min_tps or 0.0))
 
 
 def _show_everything(answer: Fit, output: Output) -> None:

@@ -45,7 +45,7 @@ def quantizations(
     head = Text.assemble((clean_line(repo), "bold"), f" · {len(found)} models")
     numbers, spare = ("size", "tok/s", *tiers, "context"), ("context", *tiers[:-1])
     lines: list[RenderableType] = [head, Text(), Rows(columns, rows, numbers, spare)]
-    full = next((f.offer for f in found if f.offer and not f.offer.room), None)
+    full = next((f.offer for f in found if f.offer and not f.offer.fits_disk), None)
     if full is not None:
         lines.append(Text(f"{format_bytes(full.disk_free or 0)} are free on the disk", "dim"))
     if best is None or best.offer is None:
@@ -124,11 +124,13 @@ def _download(found: PlannedModel) -> str | Text:
     offer = found.offer
     if offer is None or not offer.missing:
         return Text(found.download, "green")
-    return format_duration(offer.download_seconds) if offer.room else Text("no room", "bold red")
+    return (
+        format_duration(offer.download_seconds) if offer.fits_disk else Text("no room", "bold red")
+    )
 
 
 def _download_text(found: PlannedModel) -> Text:
     """The same for a sentence, with the speed that it is meant for."""
     offer = found.offer
-    style = "" if offer and offer.missing and offer.room else "green"
-    return Text(found.download, "bold red" if offer and not offer.room else style)
+    style = "" if offer and offer.missing and offer.fits_disk else "green"
+    return Text(found.download, "bold red" if offer and not offer.fits_disk else style)

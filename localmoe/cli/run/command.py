@@ -58,8 +58,8 @@ def run_command(options: Options, output: Output) -> int:
         printer = printer_for(output)(model, loaded, output, more, grammar is not None)
         conversation = models.conversation(model, options, output, session.session)
         conversation.settings = dataclasses.replace(conversation.settings, grammar=grammar)
-        source = str(model.model.paths[0].absolute())
-        session.session.use(ModelUsed(model.model.name, source))
+        source = str(model.facts.paths[0].absolute())
+        session.session.use(ModelUsed(model.facts.name, source))
         with session.resumed(model):
             if session.session.turns:
                 question = Message("user", prompt, files=tuple(files))
@@ -67,7 +67,7 @@ def run_command(options: Options, output: Output) -> int:
                 fit_in(conversation, question, host)
             done = answer(conversation, prompt, files, model, output, printer)
         if not options.no_history:
-            learn_from(model.model, model.plan, model.machine, done.finished)
+            learn_from(model.facts, model.plan, model.machine, done.finished)
     if done.finish_reason == "interrupted":
         return INTERRUPTED
     if grammar is not None and parsed(done) is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
+from dataclasses import asdict, dataclass, field
 
 from localmoe.app import documents
 from localmoe.app.documents import Json
@@ -14,27 +14,23 @@ from localmoe.cli.loaded import figures
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress
 from localmoe.terminal.live_line import LiveLine
+from localmoe.terminal.plain_writer import PlainWriter
 from localmoe.text import Sanitizer
 
 
+@dataclass
 class Printer:
-    """Shows the events of one turn. A context manager: the end of it tidies the terminal."""
+    """Shows the events of one turn. A context manager: its end tidies the terminal.
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        loaded: Loaded,
-        output: Output,
-        more: Json | None = None,
-        structured: bool = False,
-    ) -> None:
-        """``more`` goes into the document; ``structured``: the answer is one of JSON."""
-        self.model = model
-        self.loaded = loaded
-        self.output = output
-        self.more = more or {}
-        self.structured = structured
-        self.done: TurnDone | None = None
+    ``more`` is added to the JSON document; ``structured``: the answer follows a JSON schema.
+    """
+
+    model: LoadedModel
+    loaded: Loaded
+    output: Output
+    more: Json = field(default_factory=dict)
+    structured: bool = False
+    done: TurnDone | None = field(default=None, init=False)
 
     def show(self, event: ChatEvent) -> None:
         if isinstance(event, TurnDone):
@@ -50,20 +46,11 @@ class Printer:
 class TextPrinter(Printer):
     """For people and pipes: the answer as it arrives."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        loaded: Loaded,
-        output: Output,
-        more: Json | None = None,
-        structured: bool = False,
-    ) -> None:
-        super().__init__(model, loaded, output, more, structured)
-        self._answer = Sanitizer()
+    def __post_init__(self) -> None:
+        self._answer = PlainWriter(self.output.stdout)
         self._reasoning = Sanitizer()
         self._thinking = False
-        self._last = "\n"
-        self._line = LiveLine(output.stderr)
+        self._line = LiveLine(self.output.stderr)
 
     def show(self, event: ChatEvent) -> None:
         super().show(event)
@@ -79,27 +66,15 @@ class TextPrinter(Printer):
             return
         self._end_thinking()
         if isinstance(event, AnswerDelta):
-            self._say(self._answer.feed(event.text))
+            self._answer.feed(event.text)
         else:
-            self._say(self._answer.flush())
-            self._end_line()
-            self._finish(event)
+            self._answer.finish()
+            self._note_figures(event)
 
     def __exit__(self, *_: object) -> None:
         self._line.clear()
-        with contextlib.suppress(OSError):  # the reader is gone, and that is told elsewhere
-            self._end_line()
-
-    def _say(self, text: str) -> None:
-        if text:
-            stream = self.output.stdout.file
-            stream.write(text)
-            stream.flush()
-            self._last = text[-1]
-
-    def _end_line(self) -> None:
-        if self._last != "\n":
-            self._say("\n")
+        with contextlib.suppress(OSError):  # a broken pipe: ``show`` raised it already
+            self._answer.finish()
 
     def _end_thinking(self) -> None:
         if self._thinking:
@@ -107,11 +82,11 @@ class TextPrinter(Printer):
             self._whisper(self._reasoning.flush() + "\n")
 
     def _whisper(self, text: str) -> None:
-        """Dimmed, on stderr. Nobody to read it is no reason to lose an answer."""
-        with contextlib.suppress(OSError):
+        """Dimmed, on stderr."""
+        with contextlib.suppress(OSError):  # the answer can still be written
             self.output.stderr.out(text, style="dim", end="", highlight=False)
 
-    def _finish(self, done: TurnDone) -> None:
+    def _note_figures(self, done: TurnDone) -> None:
         why = done.why_it_ended(self.loaded.context)
         if why:
             self.output.note(why)
@@ -132,9 +107,9 @@ class DocumentPrinter(Printer):
         return {}
 
     def _document(self, done: TurnDone) -> Json:
-        up = self.model
-        plan = documents.plan_document(up.model, up.machine, up.plan, up.forecast)
-        document = documents.run_document(up.model.name, done, self.loaded, up.plan, plan)
+        model, facts = self.model, self.model.facts
+        plan = documents.plan_document(facts, model.machine, model.plan, model.forecast)
+        document = documents.run_document(facts.name, done, self.loaded, model.plan, plan)
         if self.structured:
             document["data"] = parsed(done)
         return document | self.more
@@ -151,17 +126,17 @@ class EventPrinter(DocumentPrinter):
         names = {PrefillProgress: "prefill", ReasoningDelta: "reasoning", AnswerDelta: "answer"}
         name = names.get(type(event))
         if name:
-            self.output.json({"event": name, **dataclasses.asdict(event)})
+            self.output.json({"event": name, **asdict(event)})
         super().show(event)
 
 
 def printer_for(output: Output) -> type[Printer]:
-    """The one that the options ask for."""
+    """The printer for ``--jsonl``, ``--json`` or neither."""
     return EventPrinter if output.lines else DocumentPrinter if output.as_json else TextPrinter
 
 
 def parsed(done: TurnDone) -> object:
-    """An answer that is JSON, read; None while it is not whole."""
+    """The value of an answer that is JSON; None if it is not whole."""
     try:
         return json.loads(done.answer)
     except ValueError:

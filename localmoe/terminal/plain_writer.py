@@ -1,0 +1,31 @@
+"""An answer as plain text, for pipes and terminals that cannot move their cursor."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from localmoe.text import Sanitizer
+
+
+class PlainWriter:
+    """Text of a model in any pieces → ``console``, cleaned and otherwise untouched."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._sanitizer = Sanitizer()
+        self._last = "\n"
+
+    def feed(self, text: str) -> None:
+        self._write(self._sanitizer.feed(text))
+
+    def finish(self) -> None:
+        """The rest, and a newline if it has none. May be called again, and then does nothing."""
+        self._write(self._sanitizer.flush())
+        if self._last != "\n":
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._console.file.write(text)
+            self._console.file.flush()
+            self._last = text[-1]
