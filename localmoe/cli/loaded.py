@@ -1,4 +1,4 @@
-"""What ``run``, ``chat`` and ``experts record`` do with a loaded model in the same way."""
+"""Loading a model and talking to it: what ``run``, ``chat`` and ``experts record`` share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from localmoe.chat.session import Session
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
 from localmoe.cli.requests import load_request, sample_request
+from localmoe.cli.tiers import experts_sentence
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.rpc import named
 from localmoe.errors import EngineError, InterruptedLoadError
@@ -29,10 +30,10 @@ REMOTE_PATIENCE = 2.0  # seconds more after Ctrl-C until it is left
 
 @contextlib.contextmanager
 def open_model(name: str | None, options: Options, output: Output) -> Iterator[LoadedModel]:
-    """A model that is planned and whose engine is started, not loaded yet.
+    """A planned model with its engine, not loaded yet, with notes about its plan.
 
-    Tells what would spare the disk, and with ``--verbose`` where the model lives and how fast it
-    should be. Raises what ``opened`` does.
+    They say what would spare the disk; with ``run --verbose`` also where the experts live and
+    what speed to expect. Raises what ``opened`` raises.
     """
     with opened(load_request(options, name), output) as model:
         if options.verbose and options.command == "run":
@@ -77,16 +78,16 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
 
 
 def load(model: LoadedModel, output: Output) -> Loaded:
-    """Load the model, or load it again after a crash. Ctrl-C stops it with an error."""
+    """Load the model, or load it again after a crash. Ctrl-C raises InterruptedLoadError."""
     what = f"loading {model.facts.name}"
-    with LiveLine(output.stderr) as line, stoppable(model, output) as seen:
+    with LiveLine(output.stderr) as line, stoppable(model, output) as pressed:
         if not output.quiet:
             line.show(what)
         for event in model.bring_in():
             if output.lines:
                 output.json(load_document(event))
             if isinstance(event, Loaded):
-                if seen.count:
+                if pressed.count:
                     raise InterruptedLoadError("loading was interrupted")
                 break
             if not output.quiet:
@@ -101,7 +102,7 @@ def load(model: LoadedModel, output: Output) -> Loaded:
 def conversation(
     model: LoadedModel, options: Options, output: Output, session: Session | None = None
 ) -> Conversation:
-    """A conversation, as the options want it. Loads the model if needed."""
+    """A conversation with the settings that the options give. Loads the model if need be."""
     if model.loaded is None:
         load(model, output)
     if session is None:
@@ -124,29 +125,12 @@ def load_document(event: LoadProgress | Loaded) -> dict[str, object]:
 
 
 def about(model: Model, plan: Plan, context: int) -> str:
-    """The first line of a chat: which model, where its experts live, how long it may get."""
-    return f"{clean_line(model.name)} · {experts_home(plan)} · context of {context} tokens"
-
-
-def experts_home(plan: Plan) -> str:
-    """``experts in RAM``, ``experts of 8 layers on the GPU, of 16 in RAM`` …"""
-    names = {"gpu": "on the GPU", "ram": "in RAM", "both": "in RAM and on disk", "disk": "on disk"}
-    kinds = ["both" if row.experts_ram and row.experts_disk else row.experts for row in plan.layers]
-    counts = {tier: kinds.count(tier) for tier in names}
-    homes = [tier for tier, count in counts.items() if count]
-    if not homes:
-        return "no experts (dense)"
-    if len(homes) == 1:
-        return f"experts {names[homes[0]]}"
-    first, *rest = homes
-    layers = "layer" if counts[first] == 1 else "layers"
-    return f"experts of {counts[first]} {layers} {names[first]}" + "".join(
-        f", of {counts[tier]} {names[tier]}" for tier in rest
-    )
+    """One line: which model, where its experts live, how many tokens of context."""
+    return f"{clean_line(model.name)} · {experts_sentence(plan)} · context of {context} tokens"
 
 
 def figures(done: TurnDone) -> list[str]:
-    """What a turn's status line says of its speed."""
+    """A turn's tokens, tokens per second and time to the first token, for its status line."""
     count = done.usage.completion_tokens
     parts = [f"{count} token written" if count == 1 else f"{count} tokens written"]
     if done.timings.decode_tps is not None:

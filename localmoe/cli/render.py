@@ -16,14 +16,13 @@ from rich.text import Text
 from localmoe.app import documents, speeds
 from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import VERDICTS
+from localmoe.cli.tiers import TIER_NAME, TIER_STYLE
 from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
 from localmoe.terminal.tables import Rows, cell, indented, pairs
 from localmoe.text import clean_line, format_bytes, format_count, shortened
 
-TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
-TIER_NAME = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
 BAR_FROM_COLUMNS = 60
 
 

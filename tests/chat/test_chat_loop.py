@@ -21,11 +21,12 @@ from localmoe.chat.conversation import TurnDone
 from localmoe.chat.store import Store
 from localmoe.cli.arguments import Options
 from localmoe.cli.chat.loop import ChatLoop
-from localmoe.cli.loaded import about, conversation, experts_home
+from localmoe.cli.loaded import about, conversation
 from localmoe.cli.output import Output
 from localmoe.cli.requests import sample_request, session_request
 from localmoe.cli.run import printers
 from localmoe.cli.run.command import compose
+from localmoe.cli.tiers import experts_sentence
 from localmoe.engine.events import Loaded, LoadProgress, PrefillProgress, Request
 from localmoe.errors import (
     ContextOverflowError,
@@ -589,9 +590,9 @@ def test_no_prompt_is_a_usage_error(words: tuple[str, ...], piped: str | None) -
 
 def test_where_the_experts_live() -> None:
     """The first line of a chat names the tier, or each of them."""
-    assert experts_home(room.plan("ram", "ram", None)) == "experts in RAM"
-    assert experts_home(room.plan(None)) == "no experts (dense)"
-    mixed = experts_home(room.plan("gpu", "ram", "ram", "disk"))
+    assert experts_sentence(room.plan("ram", "ram", None)) == "experts in RAM"
+    assert experts_sentence(room.plan(None)) == "no experts (dense)"
+    mixed = experts_sentence(room.plan("gpu", "ram", "ram", "disk"))
     assert mixed == "experts of 1 layer on the GPU, of 2 in RAM, of 1 on disk"
     first_line = about(room.MODEL, room.plan("ram"), 100)
     assert first_line == "tiny · experts in RAM · context of 100 tokens"

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from localmoe.cli.tiers import TIER_NAME
 from localmoe.engine.events import CacheStats, Finished, LayerLoad
 from localmoe.planning.plan import LayerPlacement, Plan
 from localmoe.text import clean_line, format_bytes, format_duration
 
-WORST = 5  # layers that are named
-TIERS = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
+WORST = 5  # layers that are listed
 
 
 def experts_text(plan: Plan, finished: Finished | None) -> str:
-    """Homes by the plan; sources of the last answer and the load so far, as far as counted."""
+    """The answer of ``/experts``; ``finished`` is the last answer's end, None before the first."""
     layers = [layer for layer in plan.layers if layer.experts is not None]
     if not layers:
         return "this model has no experts: it is dense"
-    lines = [_home(list(run)) for _, run in groupby(layers, key=lambda layer: layer.experts)]
+    lines = [_placement(list(run)) for _, run in groupby(layers, key=lambda layer: layer.experts)]
     lines.append(f"cache: {clean_line(plan.cache.regime)}: {clean_line(plan.cache.why)}")
     if finished is None:
         return "\n".join([*lines, "ask something to see where its experts come from"])
@@ -28,21 +28,22 @@ def experts_text(plan: Plan, finished: Finished | None) -> str:
     return "\n".join(lines)
 
 
-def _home(run: list[LayerPlacement]) -> str:
+def _placement(run: list[LayerPlacement]) -> str:
     first, last = run[0], run[-1]
     assert first.experts is not None
     span = f"layer {first.index}" if first is last else f"layers {first.index}–{last.index}"
     size = format_bytes(sum(layer.expert_bytes for layer in run))
     each = f"{first.expert_used} of {first.expert_count} per token"
-    return f"{span}: {TIERS[first.experts]}, {size}, {each}"
+    return f"{span}: {TIER_NAME[first.experts]}, {size}, {each}"
 
 
 def sources(
     layers: Sequence[LayerPlacement], tokens: int, cache: CacheStats | None
 ) -> dict[str, float]:
-    """Experts of an answer by the memory that they came from.
+    """Tier → how many experts the answer used from there.
 
-    The cache counts those in host memory; on a GPU nobody counts, but every token takes as many.
+    The cache counts the experts in host memory. Those on a GPU are not counted but computed: each
+    token uses the same number of experts in every layer.
     """
     per_token = {"gpu": 0.0, "ram": 0.0}
     for layer in layers:
@@ -64,7 +65,7 @@ def _came_from(
     if not total:
         return ["last answer: no expert was needed after the prompt"]
     shares = " · ".join(
-        f"{TIERS[tier]} {100 * count / total:.1f} %" for tier, count in counts.items() if count
+        f"{TIER_NAME[tier]} {100 * count / total:.1f} %" for tier, count in counts.items() if count
     )
     lines = [f"last answer: {round(total):,} experts, from {shares}"]
     if cache is None:

@@ -10,7 +10,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from localmoe.cli.render import TIER_NAME, TIER_STYLE, fit_screen
+from localmoe.cli.render import fit_screen
+from localmoe.cli.tiers import TIER_NAME, TIER_STYLE
 from localmoe.facts.model import Model
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.plan import LayerPlacement, Plan

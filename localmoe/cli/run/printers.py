@@ -43,6 +43,7 @@ class Printer:
         return None
 
 
+@dataclass
 class TextPrinter(Printer):
     """For people and pipes: the answer as it arrives."""
 
