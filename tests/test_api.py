@@ -94,9 +94,9 @@ def test_the_command_line_says_the_same(
 
 def test_messages_and_conversations_are_the_same_talk(model: localmoe.LoadedModel) -> None:
     """Messages handed over give the answer of the conversation that they were said in."""
-    talk = model.begin(system="Be brief.", temperature=0, max_tokens=8)
-    first = localmoe.result(talk.ask("One"))
-    second = localmoe.result(talk.ask("Two"))
+    conversation = model.begin(system="Be brief.", temperature=0, max_tokens=8)
+    first = localmoe.result(conversation.ask("One"))
+    second = localmoe.result(conversation.ask("Two"))
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "One"},

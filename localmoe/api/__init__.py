@@ -12,15 +12,15 @@
         reply = model.chat("Three rivers of Europe?", schema=SCHEMA).result()
         json.loads(reply.answer)
 
-        talk = model.begin(system="Be brief.")          # remembers what was said
-        first = localmoe.result(talk.ask("Who wrote Faust?"))
-        second = localmoe.result(talk.ask("When was he born?"))
+        conversation = model.begin(system="Be brief.")  # remembers what was said
+        first = localmoe.result(conversation.ask("Who wrote Faust?"))
+        second = localmoe.result(conversation.ask("When was he born?"))
 
         for event in model.generate("Once upon a time", max_tokens=100):   # no chat template
             ...
 
-The command line stands on the same room, ``localmoe.app``. What goes wrong is a ``LocalmoeError``
-(``localmoe.errors``); nothing is downloaded here (``localmoe pull NAME`` does that).
+Every name comes from ``localmoe.app``, as does what the command line does. Errors are
+``LocalmoeError``s (``localmoe.errors``). Nothing is downloaded here: ``localmoe pull NAME`` does that.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from localmoe.cli.output import Output
 from localmoe.cli.requests import session_request
 from localmoe.errors import EngineCrashError
 from localmoe.terminal.tty import kept
-from tests.chat.room import make_loop
 from tests.chat.scripted import ScriptedEngine
+from tests.chat.scripted_model import make_loop
 
 
 def main() -> int:

@@ -37,8 +37,8 @@ from localmoe.errors import (
 )
 from localmoe.terminal.line_sources import Notices, PipedLines, TerminalLines
 from localmoe.text import format_duration
-from tests.chat import room
 from tests.chat.scripted import Reply, ScriptedEngine
+from tests.chat.scripted_model import MODEL, plan, run_chat, scripted_model
 
 
 @dataclass
@@ -54,7 +54,7 @@ def chat(typed: str, *replies: Reply, quiet: bool = False) -> Streams:
     out, err = io.StringIO(), io.StringIO()
     engine = ScriptedEngine(list(replies))
     output = Output(out=out, err=err, quiet=quiet)
-    code = room.run_chat(engine, PipedLines(io.StringIO(typed)), output)
+    code = run_chat(engine, PipedLines(io.StringIO(typed)), output)
     return Streams(code, out.getvalue(), err.getvalue(), engine)
 
 
@@ -152,7 +152,7 @@ def test_ctrl_c_keeps_the_partial_answer() -> None:
     out, err = io.StringIO(), io.StringIO()
     engine = PressesCtrlC([["one ", "two"], ["three"]])
     lines = PipedLines(io.StringIO("a\nb\n"))
-    assert room.run_chat(engine, lines, Output(out=out, err=err)) == 0
+    assert run_chat(engine, lines, Output(out=out, err=err)) == 0
     assert out.getvalue() == "one \nthree\n"
     assert "interrupted; what is there is kept" in err.getvalue()
     assert "assistant\none <|im_end|>" in engine.requests[1].prompt
@@ -179,7 +179,7 @@ def test_ctrl_c_twice_in_an_answer_leaves() -> None:
     out, err = io.StringIO(), io.StringIO()
     engine = IsStuck([["fine"]])
     lines = PipedLines(io.StringIO("a\nb\n"))
-    assert room.run_chat(engine, lines, Output(out=out, err=err)) == 130
+    assert run_chat(engine, lines, Output(out=out, err=err)) == 130
     assert not engine.alive
     assert out.getvalue() == ""
 
@@ -216,7 +216,7 @@ def type_in(
 ) -> Streams:
     """The chat with these keys."""
     out, err = io.StringIO(), io.StringIO()
-    code = room.run_chat(engine, keys, Output(out=out, err=err), options, **how)
+    code = run_chat(engine, keys, Output(out=out, err=err), options, **how)
     return Streams(code, out.getvalue(), err.getvalue(), engine)
 
 
@@ -423,7 +423,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_chat() -> None:
     """With its own error, for a pipe and for a terminal."""
     for lines in (PipedLines(io.StringIO("hi\n")), Keys("hi")):
         with pytest.raises(ModelFileError, match="damaged"):
-            room.run_chat(FailsToLoad([]), lines, Output(out=io.StringIO(), err=io.StringIO()))
+            run_chat(FailsToLoad([]), lines, Output(out=io.StringIO(), err=io.StringIO()))
 
 
 class StoppedInLoad(ScriptedEngine):
@@ -469,7 +469,7 @@ def test_ctrl_c_while_another_model_is_loaded(
     @contextmanager
     def open_model(name: str | None, options: Options) -> Iterator[LoadedModel]:
         engine = second if name == str(path) else first
-        with closing(engine), room.scripted_model(engine) as model:
+        with closing(engine), scripted_model(engine) as model:
             yield model
 
     loop = ChatLoop(open_model, Options(command="chat"), output, notices)
@@ -491,14 +491,14 @@ def test_an_unwritable_stderr_costs_no_answer() -> None:
     out = io.StringIO()
     engine = ScriptedEngine([["<think>hm</think>", "fine"]])
     lines = PipedLines(io.StringIO("hi\n/stats\n/nonsense\n"))
-    assert room.run_chat(engine, lines, Output(out=out, err=Broken())) == 0
+    assert run_chat(engine, lines, Output(out=out, err=Broken())) == 0
     assert out.getvalue() == "fine\n"
 
 
 class TestRun:
     def document(self, engine: ScriptedEngine) -> dict[str, object]:
         output = Output(out=io.StringIO(), err=io.StringIO())
-        with room.scripted_model(engine) as model:
+        with scripted_model(engine) as model:
             *_, done = conversation(model, Options(), output).ask("hi")
             assert isinstance(done, TurnDone)
             assert model.loaded
@@ -528,9 +528,7 @@ class TestRun:
         """The answer alone on stdout; reasoning and figures on stderr."""
         out, err = io.StringIO(), io.StringIO()
         output = Output(out=out, err=err)
-        with room.scripted_model(
-            ScriptedEngine([["<think>hm</think>", "a", "\x1b[31mb"]])
-        ) as model:
+        with scripted_model(ScriptedEngine([["<think>hm</think>", "a", "\x1b[31mb"]])) as model:
             asked = conversation(model, Options(), output)
             assert model.loaded
             with printers.TextPrinter(model, model.loaded, output) as printer:
@@ -544,7 +542,7 @@ class TestRun:
         """``--jsonl``: one document per event, the last the same as ``--json``."""
         out = io.StringIO()
         output = Output(out=out, err=io.StringIO(), lines=True)
-        with room.scripted_model(ScriptedEngine([["<think>hm</think>", "a"]])) as model:
+        with scripted_model(ScriptedEngine([["<think>hm</think>", "a"]])) as model:
             asked = conversation(model, Options(), output)
             assert model.loaded
             with printers.EventPrinter(model, model.loaded, output) as printer:
@@ -590,18 +588,18 @@ def test_no_prompt_is_a_usage_error(words: tuple[str, ...], piped: str | None) -
 
 def test_where_the_experts_live() -> None:
     """The first line of a chat names the tier, or each of them."""
-    assert experts_sentence(room.plan("ram", "ram", None)) == "experts in RAM"
-    assert experts_sentence(room.plan(None)) == "no experts (dense)"
-    mixed = experts_sentence(room.plan("gpu", "ram", "ram", "disk"))
+    assert experts_sentence(plan("ram", "ram", None)) == "experts in RAM"
+    assert experts_sentence(plan(None)) == "no experts (dense)"
+    mixed = experts_sentence(plan("gpu", "ram", "ram", "disk"))
     assert mixed == "experts of 1 layer on the GPU, of 2 in RAM, of 1 on disk"
-    first_line = about(room.MODEL, room.plan("ram"), 100)
+    first_line = about(MODEL, plan("ram"), 100)
     assert first_line == "tiny · experts in RAM · context of 100 tokens"
 
 
 def test_settings_come_from_the_file_then_the_command_line() -> None:
     """``--temp`` wins over ``general.sampling.temp``, which wins over the plain value."""
-    assert settings_for(room.MODEL.metadata, sample_request(Options())).sampling.temperature == 0.6
+    assert settings_for(MODEL.metadata, sample_request(Options())).sampling.temperature == 0.6
     options = Options(temperature=0.0, seed=3, max_tokens=9, think="low")
-    chosen = settings_for(room.MODEL.metadata, sample_request(options))
+    chosen = settings_for(MODEL.metadata, sample_request(options))
     assert (chosen.sampling.temperature, chosen.sampling.seed) == (0.0, 3)
     assert (chosen.max_tokens, chosen.think.value) == (9, "low")

@@ -36,7 +36,7 @@ def other(arch_file: ArchFile) -> Path:
     return arch_file("lfm2moe", template=templates.CHATML)
 
 
-class Talk:
+class TerminalChat:
     """A chat in a terminal, command by command."""
 
     def __init__(self, spawn: Spawn, *args: str | Path, columns: int = 160, **env: str) -> None:
@@ -84,28 +84,28 @@ def test_what_was_read_is_not_read_again(
     """/regen, /undo, Ctrl-C in an answer, leaving and ``--continue``: the notes are read once."""
     model = arch_file(architecture, template=templates.CHATML)
     (tmp_path / "my notes.txt").write_text(LONG)
-    talk = Talk(spawn, model, "-n", "6", "-c", "4096")
-    talk.does("/read 'my notes.txt'", "my notes.txt ·", "goes with your next message")
-    talk.asks("What do they say?")
-    assert talk.fresh() > 200
-    talk.does("/regen", "TTFT")
-    assert talk.fresh() < NEAR
-    talk.asks("Why?")
-    assert talk.fresh() < NEAR
-    talk.does("/undo", "taken back: 1 turn, from “Why?” on; 1 turn left")
-    talk.asks("How?")
-    assert talk.fresh() < NEAR
-    talk.does("/set max_tokens 3000", "max_tokens 3000")
-    talk.terminal.say("Go on")
-    talk.terminal.wait(lambda text: len(text.rsplit("> Go on\n", 1)[-1]) > 20)
-    talk.terminal.type(CTRL_C)
-    talk.terminal.wait("interrupted; what is there is kept")
-    talk.does("/undo", "2 turns left")
-    talk.does("/set max_tokens 6")
-    talk.asks("And then?")
-    assert talk.fresh() < NEAR
-    assert talk.leaves() == 0
-    again = Talk(spawn, "--continue", "-n", "6", "-c", "4096")
+    chat = TerminalChat(spawn, model, "-n", "6", "-c", "4096")
+    chat.does("/read 'my notes.txt'", "my notes.txt ·", "goes with your next message")
+    chat.asks("What do they say?")
+    assert chat.fresh() > 200
+    chat.does("/regen", "TTFT")
+    assert chat.fresh() < NEAR
+    chat.asks("Why?")
+    assert chat.fresh() < NEAR
+    chat.does("/undo", "taken back: 1 turn, from “Why?” on; 1 turn left")
+    chat.asks("How?")
+    assert chat.fresh() < NEAR
+    chat.does("/set max_tokens 3000", "max_tokens 3000")
+    chat.terminal.say("Go on")
+    chat.terminal.wait(lambda text: len(text.rsplit("> Go on\n", 1)[-1]) > 20)
+    chat.terminal.type(CTRL_C)
+    chat.terminal.wait("interrupted; what is there is kept")
+    chat.does("/undo", "2 turns left")
+    chat.does("/set max_tokens 6")
+    chat.asks("And then?")
+    assert chat.fresh() < NEAR
+    assert chat.leaves() == 0
+    again = TerminalChat(spawn, "--continue", "-n", "6", "-c", "4096")
     assert model.stem in again.terminal.text
     again.asks("Still there?")
     assert again.fresh() < NEAR
@@ -118,15 +118,15 @@ def test_every_way_of_leaving_keeps_the_context(
 ) -> None:
     """Ctrl-C twice and /exit, after an /undo too; a deleted conversation leaves nothing."""
     (tmp_path / "notes.txt").write_text(LONG)
-    talk = Talk(spawn, model, "-n", "6", "-f", "notes.txt", "--session", "work")
-    talk.terminal.wait("notes.txt ·")  # with its tokens, before anything is typed
-    talk.asks("What do they say?")
-    talk.asks("Why?")
-    talk.does("/undo", "1 turn left")
-    talk.leaves(keys)
+    chat = TerminalChat(spawn, model, "-n", "6", "-f", "notes.txt", "--session", "work")
+    chat.terminal.wait("notes.txt ·")  # with its tokens, before anything is typed
+    chat.asks("What do they say?")
+    chat.asks("Why?")
+    chat.does("/undo", "1 turn left")
+    chat.leaves(keys)
     kept = list((tmp_path / ".cache/localmoe/kv").iterdir())
     assert len(kept) == 1
-    again = Talk(spawn, model, "-n", "6", "--session", "work")
+    again = TerminalChat(spawn, model, "-n", "6", "--session", "work")
     again.asks("Why?")
     assert again.fresh() < NEAR
     again.does("/clear", "begun anew")
@@ -142,24 +142,24 @@ def test_another_model_in_the_same_chat(
 ) -> None:
     """The conversation goes on with it, and back; what cannot be had changes nothing."""
     (tmp_path / "notes.txt").write_text(LONG)
-    talk = Talk(spawn, model, "-n", "6", "--session", "s", "-f", "notes.txt")
-    talk.asks("hello")
-    talk.does(f"/model {other}", f"{other.stem} ·", "the conversation goes on, 1 turn so far")
-    talk.asks("and you?")
-    assert talk.does("/stats", "turns    2").startswith(other.stem)
-    talk.does(f"/model {other}", f"{other.stem} is the model of this chat already")
-    talk.does("/model lfm3moe", 'error: no model "lfm3moe"')
+    chat = TerminalChat(spawn, model, "-n", "6", "--session", "s", "-f", "notes.txt")
+    chat.asks("hello")
+    chat.does(f"/model {other}", f"{other.stem} ·", "the conversation goes on, 1 turn so far")
+    chat.asks("and you?")
+    assert chat.does("/stats", "turns    2").startswith(other.stem)
+    chat.does(f"/model {other}", f"{other.stem} is the model of this chat already")
+    chat.does("/model lfm3moe", 'error: no model "lfm3moe"')
     (tmp_path / "damaged.gguf").write_bytes(other.read_bytes()[:5000])
-    talk.does("/model damaged.gguf", "error: ")
+    chat.does("/model damaged.gguf", "error: ")
     make_standin(GIANT, tmp_path / "giant.gguf", header_only=True)
-    talk.does("/model giant.gguf", "error: giant: it takes 603 GiB")
-    talk.asks("still you?")
-    assert talk.fresh() < NEAR  # nothing was unloaded for those
-    talk.does(f"/model {model}", "the conversation goes on, 3 turns so far")
-    talk.asks("hello again")
-    assert talk.fresh() < 2 * NEAR  # what it had read before it was left was kept
-    talk.does("/context", "4 turns")
-    assert talk.leaves() == 0
+    chat.does("/model giant.gguf", "error: giant: it takes 603 GiB")
+    chat.asks("still you?")
+    assert chat.fresh() < NEAR  # nothing was unloaded for those
+    chat.does(f"/model {model}", "the conversation goes on, 3 turns so far")
+    chat.asks("hello again")
+    assert chat.fresh() < 2 * NEAR  # what it had read before it was left was kept
+    chat.does("/context", "4 turns")
+    assert chat.leaves() == 0
     lines = (tmp_path / ".local/share/localmoe/sessions/s.jsonl").read_text().splitlines()
     turns = [entry for entry in map(json.loads, lines) if entry["kind"] == "turn"]
     assert [turn["model"] for turn in turns] == [model.stem, other.stem, other.stem, model.stem]
@@ -167,60 +167,60 @@ def test_another_model_in_the_same_chat(
 
 def test_a_crash_in_the_middle(spawn: Spawn, model: Path, tmp_path: Path) -> None:
     """SIGKILL in an answer, and a line that was half written: all whole turns are there."""
-    talk = Talk(spawn, model, "--session", "s", "-c", "8192")
-    talk.does("/set max_tokens 6")
-    talk.asks("one")
-    talk.asks("two")
-    talk.does("/set max_tokens 7000")
-    talk.terminal.say("three")
-    talk.terminal.wait(lambda text: len(text.rsplit("> three\n", 1)[-1]) > 20)
-    talk.terminal.child.kill(signal.SIGKILL)
-    talk.terminal.child.wait()
+    chat = TerminalChat(spawn, model, "--session", "s", "-c", "8192")
+    chat.does("/set max_tokens 6")
+    chat.asks("one")
+    chat.asks("two")
+    chat.does("/set max_tokens 7000")
+    chat.terminal.say("three")
+    chat.terminal.wait(lambda text: len(text.rsplit("> three\n", 1)[-1]) > 20)
+    chat.terminal.child.kill(signal.SIGKILL)
+    chat.terminal.child.wait()
     log = tmp_path / ".local/share/localmoe/sessions/s.jsonl"
     with log.open("a") as file:
         file.write('{"kind":"turn","question":"thr')
-    again = Talk(spawn, "--continue", "-n", "6")
+    again = TerminalChat(spawn, "--continue", "-n", "6")
     assert "1 line of s could not be read; the rest is here" in again.terminal.text
     assert "s · 2 turns" in again.terminal.text
     again.asks("four")
     again.leaves()
-    third = Talk(spawn, "--continue", "-n", "6")
+    third = TerminalChat(spawn, "--continue", "-n", "6")
     assert "s · 3 turns" in third.terminal.text
     third.leaves()
 
 
-def fills(spawn: Spawn, model: Path, *more: str) -> Talk:
+def fills(spawn: Spawn, model: Path, *more: str) -> TerminalChat:
     """A chat whose next turn does not fit."""
-    talk = Talk(spawn, model, "-c", "512", "-n", "20", *more, columns=600)
+    chat = TerminalChat(spawn, model, "-c", "512", "-n", "20", *more, columns=600)
     for number in (1, 2, 3):
-        talk.asks(f"{number}{' one' * 55}")
-    return talk
+        chat.asks(f"{number}{' one' * 55}")
+    return chat
 
 
 def test_a_full_context_can_be_summed_up(spawn: Spawn, model: Path) -> None:
     """Asked with the numbers; Enter stops, s lets the model sum up; the turn is then answered."""
-    talk = fills(spawn, model)
-    talk.terminal.say("4" + " one" * 60)
-    text = talk.terminal.wait("or [Enter] to stop?")
+    chat = fills(spawn, model)
+    chat.terminal.say("4" + " one" * 60)
+    text = chat.terminal.wait("or [Enter] to stop?")
     assert "warning: the next turn does not fit:" in text and "the context has 512" in text
-    talk.terminal.type("\r")
-    text = talk.terminal.wait("not sent; /clear begins anew")
-    talk.terminal.wait(lambda text: text.endswith("one one"))  # the message is back
-    talk.terminal.type("\r")
-    talk.terminal.wait(lambda text: text.count("or [Enter] to stop?") == 2)
-    talk.terminal.type("s\r")
-    talk.terminal.wait("sent as a summary from now on")
-    talk.terminal.wait(lambda text: text.count("TTFT") == 4)
-    talk.does("/context", "system prompt and summary")
-    talk.leaves()
+    chat.terminal.type("\r")
+    text = chat.terminal.wait("not sent; /clear begins anew")
+    chat.terminal.wait(lambda text: text.endswith("one one"))  # the message is back
+    chat.terminal.type("\r")
+    chat.terminal.wait(lambda text: text.count("or [Enter] to stop?") == 2)
+    chat.terminal.type("s\r")
+    chat.terminal.wait("sent as a summary from now on")
+    chat.terminal.wait(lambda text: text.count("TTFT") == 4)
+    chat.does("/context", "system prompt and summary")
+    chat.leaves()
 
 
 def test_a_full_context_can_drop_the_oldest(spawn: Spawn, model: Path) -> None:
     """``--overflow drop``: told, and the turn is answered."""
-    talk = fills(spawn, model, "--overflow", "drop")
-    assert "not sent any more:" in talk.asks("4" + " one" * 60)
-    talk.does("/context", "of 4")
-    talk.leaves()
+    chat = fills(spawn, model, "--overflow", "drop")
+    assert "not sent any more:" in chat.asks("4" + " one" * 60)
+    chat.does("/context", "of 4")
+    chat.leaves()
 
 
 def files_below(folder: Path) -> set[str]:
@@ -232,26 +232,26 @@ def test_no_history_leaves_no_file(spawn: Spawn, model: Path, other: Path, tmp_p
     (tmp_path / "notes.txt").write_text(LONG)
     environment(tmp_path)  # puts the speeds of the machine there
     before = files_below(tmp_path)
-    talk = Talk(spawn, model, "--no-history", "-n", "40", "-f", "notes.txt")
-    talk.asks("secret")
-    talk.does("/regen", "TTFT")
-    talk.does(f"/model {other}", "goes on")
-    talk.asks("again")
-    talk.does("/clear", "the conversation is forgotten")
-    talk.does("/sessions", "--no-history")
-    assert talk.leaves() == 0
+    chat = TerminalChat(spawn, model, "--no-history", "-n", "40", "-f", "notes.txt")
+    chat.asks("secret")
+    chat.does("/regen", "TTFT")
+    chat.does(f"/model {other}", "goes on")
+    chat.asks("again")
+    chat.does("/clear", "the conversation is forgotten")
+    chat.does("/sessions", "--no-history")
+    assert chat.leaves() == 0
     assert files_below(tmp_path) == before
 
 
 def test_an_export_of_each_kind(spawn: Spawn, model: Path, tmp_path: Path) -> None:
     """Markdown for people, JSON for programs, private, never over a file that is there."""
-    talk = Talk(spawn, model, "-n", "6")
-    talk.does("/save talk.md", "error: nothing was said yet")
-    talk.asks("hello")
-    talk.does("/save talk.md", "1 turn exported to talk.md")
-    talk.does("/save talk.md", "error: talk.md exists already")
-    talk.does("/save talk.json", "1 turn exported to talk.json")
-    talk.leaves()
+    chat = TerminalChat(spawn, model, "-n", "6")
+    chat.does("/save talk.md", "error: nothing was said yet")
+    chat.asks("hello")
+    chat.does("/save talk.md", "1 turn exported to talk.md")
+    chat.does("/save talk.md", "error: talk.md exists already")
+    chat.does("/save talk.json", "1 turn exported to talk.json")
+    chat.leaves()
     document = json.loads((tmp_path / "talk.json").read_text())
     answer = document["turns"][0]["answer"].strip("\n")
     assert document["turns"][0]["question"] == "hello"
@@ -265,37 +265,37 @@ def test_the_other_commands(spawn: Spawn, model: Path, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nprintf "edited" > "$1"\n')
     editor.chmod(0o755)
-    talk = Talk(spawn, model, "-n", "6", VISUAL=str(editor))
-    talk.does("/help regen", "ask your last message again")
-    talk.does("/regen", "error: nothing was asked yet")
-    talk.does("/undo", "error: there is nothing to take back")
-    talk.does("/copy", "error: there is no answer yet")
-    talk.does("/experts", "RAM", "ask something to see where its experts come from")
-    talk.does("/system Be brief.", "system prompt changed")
-    talk.asks("hello")
-    talk.does("/copy", "copied ")
-    talk.does("/copy code", "error: the last answer has no code block")
-    talk.does("/experts", "last answer: ", "from RAM 100.0 %")
-    talk.does("/edit", "TTFT")
-    talk.does("/save", "written as you talk, to ")
+    chat = TerminalChat(spawn, model, "-n", "6", VISUAL=str(editor))
+    chat.does("/help regen", "ask your last message again")
+    chat.does("/regen", "error: nothing was asked yet")
+    chat.does("/undo", "error: there is nothing to take back")
+    chat.does("/copy", "error: there is no answer yet")
+    chat.does("/experts", "RAM", "ask something to see where its experts come from")
+    chat.does("/system Be brief.", "system prompt changed")
+    chat.asks("hello")
+    chat.does("/copy", "copied ")
+    chat.does("/copy code", "error: the last answer has no code block")
+    chat.does("/experts", "last answer: ", "from RAM 100.0 %")
+    chat.does("/edit", "TTFT")
+    chat.does("/save", "written as you talk, to ")
     (log,) = (tmp_path / ".local/share/localmoe/sessions").iterdir()
     assert [json.loads(line)["kind"] for line in log.read_text().splitlines()][-2:] == [
         "undo",
         "turn",
     ]
     assert '"question":"edited"' in log.read_text()
-    talk.does("/think high", "no control over thinking")
-    talk.does("/think loud", "error: ")
-    talk.does("/reasoning", "the last answer came without any")
-    talk.does("/reasoning show", "reasoning is shown")
-    talk.does("/set temp 0.5", "temp 0.5")
-    talk.does("/set temp hot", "error: temp is a number from 0")
-    talk.does("/set tempo 1", "Did you mean temp?")
-    talk.does("/system", "Be brief.")
-    talk.does("/sessions", "1 turn")
-    talk.does("/save my chat", 'error: "my chat" cannot be the name of a conversation')
-    talk.does("/save mine", "this conversation is now mine")
-    talk.does("/load thine", 'error: no conversation "thine". Did you mean mine?')
-    talk.does("/regn", "error: no command /regn. Did you mean /regen?")
-    talk.does("/clear now", "error: /clear takes no argument")
-    assert talk.leaves("/exit\r") == 0
+    chat.does("/think high", "no control over thinking")
+    chat.does("/think loud", "error: ")
+    chat.does("/reasoning", "the last answer came without any")
+    chat.does("/reasoning show", "reasoning is shown")
+    chat.does("/set temp 0.5", "temp 0.5")
+    chat.does("/set temp hot", "error: temp is a number from 0")
+    chat.does("/set tempo 1", "Did you mean temp?")
+    chat.does("/system", "Be brief.")
+    chat.does("/sessions", "1 turn")
+    chat.does("/save my chat", 'error: "my chat" cannot be the name of a conversation')
+    chat.does("/save mine", "this conversation is now mine")
+    chat.does("/load thine", 'error: no conversation "thine". Did you mean mine?')
+    chat.does("/regn", "error: no command /regn. Did you mean /regen?")
+    chat.does("/clear now", "error: /clear takes no argument")
+    assert chat.leaves("/exit\r") == 0

@@ -268,7 +268,7 @@ class TestSession:
         assert session.prompt_messages() == (Message("system", "s"),)
 
     def test_clear_keeps_the_system_text(self) -> None:
-        """Clearing forgets the talk only."""
+        """Clearing forgets the conversation only."""
         session = Session("s", [make_turn("a", "b")])
         session.clear()
         assert session.system == "s"

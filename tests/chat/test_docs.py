@@ -9,15 +9,15 @@ from pathlib import Path
 from localmoe.cli.arguments import Options
 from localmoe.cli.options import FLAGS
 from localmoe.cli.output import Output
-from tests.chat import room
 from tests.chat.scripted import ScriptedEngine
+from tests.chat.scripted_model import make_loop
 
 TEXT = Path(__file__).parents[2].joinpath("docs/chat.md").read_text()
 
 
 def test_every_command_is_in_the_list_and_no_other() -> None:
     """Those of the registry: a command that is added or renamed must be told of."""
-    loop, _ = room.make_loop(ScriptedEngine([]), Output(err=io.StringIO()), Options())
+    loop, _ = make_loop(ScriptedEngine([]), Output(err=io.StringIO()), Options())
     named = set(re.findall(r"`/([a-z]+)", TEXT))
     assert named == set(loop.commands.commands)
 

@@ -20,8 +20,8 @@ from localmoe.terminal.console import make_console
 from localmoe.terminal.interrupts import PressedTwice, interrupts
 from localmoe.terminal.line_sources import Notices
 from localmoe.terminal.live_line import LiveLine
-from tests.chat import room
 from tests.chat.scripted import ScriptedEngine
+from tests.chat.scripted_model import scripted_model
 
 
 class SlowPlan:
@@ -37,7 +37,7 @@ class SlowPlan:
     def open_model(self) -> Iterator[LoadedModel]:
         self.opened += 1
         assert self.go.wait(20)
-        with room.scripted_model(self.engine) as model:
+        with scripted_model(self.engine) as model:
             yield model
         self.closed.set()
 

@@ -1,4 +1,4 @@
-"""Room for the next turn, where the talk is so long that it cannot be summed up in one go."""
+"""Room for the next turn of a conversation too long to be summed up in one go."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def renderer() -> Iterator[Renderer]:
         yield shared
 
 
-def talk(renderer: Renderer, *turns: int, replies: int = 9) -> tuple[Conversation, ScriptedEngine]:
+def conversation_of(
+    renderer: Renderer, *turns: int, replies: int = 9
+) -> tuple[Conversation, ScriptedEngine]:
     """A conversation whose questions have so many words."""
     engine = ScriptedEngine([["summed up"] for _ in range(replies)])
     template = ChatTemplate.from_model(templates.CHATML, "<s>", "</s>", renderer=renderer)
@@ -56,7 +58,7 @@ def talk(renderer: Renderer, *turns: int, replies: int = 9) -> tuple[Conversatio
 
 def test_a_summary_is_made_of_what_fits(renderer: Renderer) -> None:
     """One turn after the other where all of them are too much; no prompt is too long for it."""
-    conversation, engine = talk(renderer, 150, 150, 150, 20)
+    conversation, engine = conversation_of(renderer, 150, 150, 150, 20)
     host = Decided(Overflow.SUMMARISE)
     assert make_room(conversation, Message("user", "new " * 60), 400, host) is None
     assert conversation.session.summary == "summed up"
@@ -66,7 +68,7 @@ def test_a_summary_is_made_of_what_fits(renderer: Renderer) -> None:
 
 def test_a_turn_too_long_to_be_summed_up(renderer: Renderer) -> None:
     """Nothing is sent, nothing has changed, and it is said what would help."""
-    conversation, engine = talk(renderer, 380, 10)
+    conversation, engine = conversation_of(renderer, 380, 10)
     host = Decided(Overflow.SUMMARISE)
     left = make_room(conversation, Message("user", "new " * 60), 400, host)
     assert left is not None and left.drop == 1
@@ -75,7 +77,7 @@ def test_a_turn_too_long_to_be_summed_up(renderer: Renderer) -> None:
 
 
 def test_an_earlier_summary_stays_when_turns_are_dropped(renderer: Renderer) -> None:
-    conversation, _ = talk(renderer, 100, 100, 100, 100)
+    conversation, _ = conversation_of(renderer, 100, 100, 100, 100)
     conversation.session.shorten(1, "what was before")
     host = Decided(Overflow.DROP)
     assert make_room(conversation, Message("user", "new " * 60), 400, host) is None
@@ -84,7 +86,7 @@ def test_an_earlier_summary_stays_when_turns_are_dropped(renderer: Renderer) -> 
 
 
 def test_what_never_fits_costs_no_turn(renderer: Renderer) -> None:
-    conversation, _ = talk(renderer, 100, 100)
+    conversation, _ = conversation_of(renderer, 100, 100)
     left = make_room(conversation, Message("user", "new " * 500), 400, Decided(Overflow.DROP))
     assert left is not None and left.drop is None
     assert conversation.session.skipped == 0

@@ -76,85 +76,91 @@ def fresh(done: TurnDone) -> int:
 
 def test_next_turns_regenerating_and_undoing(begin: Begin) -> None:
     """The long first question is read once, whatever follows it."""
-    talk = begin(templates.CHATML)
-    assert fresh(ask(talk, LONG)) > 200
-    assert fresh(ask(talk, "Why?")) < NEAR
-    again = localmoe.result(talk.regenerate())
+    conversation = begin(templates.CHATML)
+    assert fresh(ask(conversation, LONG)) > 200
+    assert fresh(ask(conversation, "Why?")) < NEAR
+    again = localmoe.result(conversation.regenerate())
     assert fresh(again) < NEAR
-    talk.session.undo()
-    assert fresh(ask(talk, "And how?")) < NEAR
-    talk.session.undo()
-    talk.session.undo()
-    assert talk.session.turns == ()
-    assert fresh(ask(talk, LONG + "Really?")) < 200  # the first question itself is another one
+    conversation.session.undo()
+    assert fresh(ask(conversation, "And how?")) < NEAR
+    conversation.session.undo()
+    conversation.session.undo()
+    assert conversation.session.turns == ()
+    assert (
+        fresh(ask(conversation, LONG + "Really?")) < 200
+    )  # the first question itself is another one
 
 
 def test_templates_that_strip_old_reasoning(begin: Begin) -> None:
     """The thoughts of a turn are gone in the next prompt; what stood before them is kept."""
-    talk = begin(STRIPPING)
-    first = ask(talk, LONG)
+    conversation = begin(STRIPPING)
+    first = ask(conversation, LONG)
     assert first.reasoning and fresh(first) > 200
-    second = ask(talk, "Why?")
-    assert first.reasoning not in talk.template.render(talk.session.prompt_messages()).prompt
+    second = ask(conversation, "Why?")
+    assert (
+        first.reasoning
+        not in conversation.template.render(conversation.session.prompt_messages()).prompt
+    )
     assert fresh(second) < NEAR
-    assert fresh(localmoe.result(talk.regenerate())) < NEAR
-    assert fresh(ask(talk, "And how?")) < NEAR
+    assert fresh(localmoe.result(conversation.regenerate())) < NEAR
+    assert fresh(ask(conversation, "And how?")) < NEAR
 
 
 @pytest.mark.parametrize("kind", [AnswerDelta, PrefillProgress])
 def test_ctrl_c(begin: Begin, kind: type[AnswerDelta | PrefillProgress]) -> None:
     """In an answer the turn is kept, in a prefill what was read so far: both are built on."""
-    talk = begin(templates.CHATML)
-    ask(talk, LONG)
-    short, talk.settings = talk.settings, dataclasses.replace(talk.settings, max_tokens=1000)
+    conversation = begin(templates.CHATML)
+    ask(conversation, LONG)
+    short = conversation.settings
+    conversation.settings = dataclasses.replace(short, max_tokens=1000)
     seen = 0
-    for event in talk.ask("Why? " * 60):
+    for event in conversation.ask("Why? " * 60):
         seen += isinstance(event, kind | ReasoningDelta if kind is AnswerDelta else kind)
         if seen == 2:
-            talk.engine.cancel()
+            conversation.engine.cancel()
     assert isinstance(event, TurnDone) and event.finish_reason == "interrupted"
-    talk.session.undo()
-    talk.settings = short
-    assert fresh(ask(talk, "Why?")) < NEAR
+    conversation.session.undo()
+    conversation.settings = short
+    assert fresh(ask(conversation, "Why?")) < NEAR
 
 
 def test_a_first_prefill_that_was_interrupted_is_gone_on_with(begin: Begin) -> None:
     """The first long prompt, stopped in the middle: what was read is not read again."""
-    talk = begin(templates.CHATML)
+    conversation = begin(templates.CHATML)
     read = 0
-    events = talk.ask(LONG * 5)
+    events = conversation.ask(LONG * 5)
     for event in events:
         if isinstance(event, PrefillProgress) and read == 0 and event.done > event.total // 2:
             read = event.done
-            talk.engine.cancel()
+            conversation.engine.cancel()
     assert isinstance(event, TurnDone) and event.finish_reason == "interrupted"
-    talk.session.undo()
-    done = ask(talk, LONG * 5)
+    conversation.session.undo()
+    done = ask(conversation, LONG * 5)
     assert done.usage.reused_tokens > read - LOST
 
 
 def test_how_far_back_is_a_matter_of_tokens(begin: Begin) -> None:
     """Another end of a long prompt: however fast it was read, so much of it is read again."""
-    talk = begin(templates.CHATML)
+    conversation = begin(templates.CHATML)
     words = LONG * 5
     for share in (0.9, 0.7, 0.5):
-        ask(talk, words)
-        talk.session.undo()
+        ask(conversation, words)
+        conversation.session.undo()
         begun = words[: int(share * len(words))]
-        common = talk.engine.count_tokens(begun)
+        common = conversation.engine.count_tokens(begun)
         assert common > LOST
-        other = ask(talk, begun + " xyz")
-        talk.session.undo()
+        other = ask(conversation, begun + " xyz")
+        conversation.session.undo()
         assert other.usage.reused_tokens > common - LOST
 
 
-@pytest.mark.parametrize(("room", "factor"), [(8, 10), (16, 4)])
-def test_checkpoints_lie_closer_the_nearer(room: int, factor: int) -> None:
+@pytest.mark.parametrize(("checkpoints", "factor"), [(8, 10), (16, 4)])
+def test_checkpoints_lie_closer_the_nearer(checkpoints: int, factor: int) -> None:
     """While 20,000 tokens come, every way back is at most ``factor`` times as far as it had to be,
     or leads to the beginning."""
     kept: list[int] = []
     for now in range(100, 20_000, 100):
-        if len(kept) == room:
+        if len(kept) == checkpoints:
             del kept[least_useful(kept, now)]
         kept.append(now)
         assert kept == sorted(kept)

@@ -18,7 +18,7 @@ from tests.chat import templates
 
 SYSTEM = Message("system", "Be brief.")
 HELLO = Message("user", "Hello")
-TALK = (SYSTEM, HELLO, Message("assistant", "Hi.", "They greet."), Message("user", "Bye"))
+MESSAGES = (SYSTEM, HELLO, Message("assistant", "Hi.", "They greet."), Message("user", "Bye"))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def test_stable_part_is_a_prefix_of_the_next_prompt(renderer: Renderer) -> None:
     """The engine may keep a checkpoint at ``stable_chars``: the next turn starts with it."""
     for source in (templates.CHATML, templates.BOS, templates.EFFORT, templates.OPENS_THINKING):
         chat = template(source, renderer)
-        first = chat.render(TALK[:2])
-        second = chat.render(TALK)
+        first = chat.render(MESSAGES[:2])
+        second = chat.render(MESSAGES)
         assert 0 < first.stable_chars < len(first.prompt)
         assert second.prompt.startswith(first.prompt[: first.stable_chars])
 
@@ -95,7 +95,7 @@ def test_undefined_helpers_of_the_hub_are_there(renderer: Renderer) -> None:
 
 def test_generation_blocks_are_only_text(renderer: Renderer) -> None:
     """``{% generation %}`` matters to training alone."""
-    rendered = template(templates.GENERATION, renderer).render(TALK[1:])
+    rendered = template(templates.GENERATION, renderer).render(MESSAGES[1:])
     assert rendered.prompt == "U:Hello;A:Hi.;U:Bye;"
 
 
@@ -134,7 +134,7 @@ class TestThinking:
 
     def test_earlier_reasoning_is_given_back(self, renderer: Renderer) -> None:
         """What becomes of earlier thinking is the template's choice."""
-        prompt = template(templates.OPENS_THINKING, renderer).render(TALK).prompt
+        prompt = template(templates.OPENS_THINKING, renderer).render(MESSAGES).prompt
         assert "<think>They greet.</think>Hi." in prompt
 
     def test_effort(self, renderer: Renderer) -> None:
