@@ -1,7 +1,7 @@
 """localmoe: the runtime for Mixture-of-Experts language models on ordinary machines.
 
-``localmoe.load`` brings up a model; see ``localmoe.api``. The names below are imported on first
-use, so that ``import localmoe`` costs nothing; ``__init__.pyi`` tells type checkers of them.
+``localmoe.load`` loads a model; see ``localmoe.api``. The names below are imported on first use, so
+that ``import localmoe`` is fast; type checkers find them in ``__init__.pyi``.
 """
 
 from __future__ import annotations

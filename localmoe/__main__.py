@@ -8,9 +8,9 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run a command; Ctrl-C before it has begun, or after its end, says nothing."""
+    """Run a command. Ctrl-C before its beginning, or after its end, prints no traceback."""
     before = signal.getsignal(signal.SIGINT)
-    ours = before is signal.default_int_handler  # else it is ignored, and stays so
+    ours = before is signal.default_int_handler  # else SIGINT is ignored, and stays ignored
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from localmoe.cli.main import main as run

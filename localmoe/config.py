@@ -1,4 +1,4 @@
-"""The configuration file: what it says, and changing one line of it without touching the others.
+"""The configuration file: reading it, and changing one line without touching the others.
 
 ``config.toml`` in the folder for settings (``storage.config_dir``)::
 
@@ -9,10 +9,10 @@
     [aliases]
     coder = "someone/Qwen3-Coder-30B-A3B-GGUF:Q4_K_M"
 
-    [models."qwen3-30b-a3b"]            # beats what stands above, for this model
+    [models."qwen3-30b-a3b"]            # for this model these win over the settings above
     temp = 0.6
 
-What the names and values of options may be is the command line's to say; here they are only found.
+Names and values of options are checked by the command line, not here.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ Value = str | int | float | bool | list[str]
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A configuration file, read. All empty where there is none."""
+    """The contents of a configuration file; all empty if there is none."""
 
     path: Path
     model: str | None = None
     settings: Mapping[str, Value] = field(default_factory=dict)  # option name → value
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    models: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)  # alias → name of a model
+    models: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # model → settings
 
     def target(self, name: str) -> str:
-        """What a name stands for: an alias its model (``alias:QUANT`` too), else itself."""
+        """The model of an alias, or of ``alias:QUANT``; any other name is returned as it is."""
         if name in self.aliases:
             return self.aliases[name]
         base, colon, quant = name.partition(":")
@@ -55,7 +55,7 @@ class Config:
         return known if known.endswith(f":{quant}") else f"{known.partition(':')[0]}:{quant}"
 
     def for_model(self, names: Sequence[str]) -> dict[str, Value]:
-        """The settings for a model that answers to these names, the general ones first."""
+        """The general settings, and over them those of the model with these names, in order."""
         found = dict(self.settings)
         for name in names:
             found |= self.models.get(name, {})
@@ -63,11 +63,12 @@ class Config:
 
 
 def path() -> Path:
+    """The configuration file, whether or not it exists."""
     return storage.config_dir() / "config.toml"
 
 
 def read() -> Config:
-    """The configuration. Raises UsageError for a file that is not as it should be."""
+    """The configuration. Raises UsageError for a file with mistakes, StorageError."""
     file = path()
     try:
         with file.open("rb") as stream:
@@ -82,7 +83,7 @@ def read() -> Config:
 
 
 def parse(data: bytes, file: Path) -> Config:
-    """Raises UsageError."""
+    """The configuration in the bytes of ``file``. Raises UsageError."""
     try:
         body = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -118,7 +119,7 @@ def write(text: str) -> None:
 
 
 def text() -> str:
-    """The file as it is; a comment on top where there is none."""
+    """The text of the file; of one that does not exist, a comment. Raises StorageError."""
     try:
         return path().read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -139,10 +140,10 @@ def assign(section: tuple[str, ...], name: str, value: Value | None) -> None:
 
 
 def changed(text: str, section: tuple[str, ...], name: str, value: Value | None) -> str:
-    """TOML in which one setting has another value, or is gone; nothing else changes. Pure.
+    """TOML ``text`` with ``name`` set to ``value``, or removed for None, all else untouched. Pure.
 
-    ``section`` is () for the top, ("models", "NAME") for a table. Raises UsageError where the text
-    is written in a way that a change of one line would not do (an inline table, say).
+    ``section`` is () for the top, ("models", "NAME") for a table. Raises UsageError if changing one
+    line is not enough, as in an inline table.
     """
     wanted = _with(tomllib.loads(text), section, name, value)
     lines = text.splitlines()
@@ -186,7 +187,7 @@ def _with(
 
 
 def _section(lines: Sequence[str], section: tuple[str, ...]) -> tuple[int | None, int]:
-    """The lines of a section: after its header, up to the next one. (None, end) without it."""
+    """Index of the first line of a section's body, and of the line after it; (None, end): none."""
     headers = [(i, line.strip()) for i, line in enumerate(lines) if line.lstrip().startswith("[")]
     starts: dict[tuple[str, ...], int] = {} if section else {(): 0}
     for i, line in headers:
@@ -206,7 +207,7 @@ def _section(lines: Sequence[str], section: tuple[str, ...]) -> tuple[int | None
 
 
 def _assigned(line: str) -> str | None:
-    """The name that a line gives a value to."""
+    """The name that a line sets; None: none."""
     try:
         parsed = tomllib.loads(line)
     except tomllib.TOMLDecodeError:

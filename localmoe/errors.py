@@ -1,19 +1,19 @@
-"""Every error a user can meet.
+"""Every error that a user can meet, with its code in JSON and its exit code.
 
 LocalmoeError                 code            exit
 ├── UsageError                usage           2     wrong option, unknown command
-│   └── UnknownModelError     unknown_model   2     a name that resolves to nothing
-├── DoesNotFitError           does_not_fit    3     the plan says no
+│   └── UnknownModelError     unknown_model   2     no model of that name
+├── DoesNotFitError           does_not_fit    3     too large for the memory or the disk
 ├── ModelFileError            bad_model       4     not GGUF, truncated, a missing part …
-├── TransferError             transfer        5     download or integrity
+├── TransferError             transfer        5     the Hub, a download, or its checksum
 ├── ContextOverflowError      context_full    1     prompt longer than the context
 ├── TemplateError             template        1     the chat template cannot be used
-├── EngineError               engine          1     the engine said no
-│   ├── EngineMemoryError     engine_memory   1     memory that was planned was not to be had
+├── EngineError               engine          1     the engine failed
+│   ├── EngineMemoryError     engine_memory   1     planned memory could not be allocated
 │   ├── EngineCrashError      engine_crash    1     the worker process died
-│   └── InterruptedLoadError  interrupted     130   a load was cancelled by its caller
+│   └── InterruptedLoadError  interrupted     130   loading was cancelled by its caller
 ├── TraceFileError            bad_trace       1     not a routing trace, damaged, too large
-└── StorageError              storage         1     our own files cannot be read or written
+└── StorageError              storage         1     a file of localmoe's cannot be read or written
 
 A message says what happened and why; the hint says what to type next.
 """
@@ -24,7 +24,7 @@ from typing import ClassVar
 
 
 class LocalmoeError(Exception):
-    """Base of all errors that are shown to a user as one line and a hint, never a traceback."""
+    """Base of all errors. A user is shown the message and the hint, never a traceback."""
 
     code: ClassVar[str] = "failure"
     exit_code: ClassVar[int] = 1

@@ -1,8 +1,8 @@
-"""What was read from a file of our own: one notion of "damaged" for all of them.
+"""Checks for values read from localmoe's own files: one notion of "damaged" for all of them.
 
-A crash, a full disk, an editor or a flipped bit can leave anything in a file. Such a file, or line,
-is left out; it never is an error of the program. So values are checked, not converted: ``int()``
-makes a number of "12", of 12.7 and of True, and an ``OverflowError`` of 1e999.
+A crash, a full disk, an editor or a flipped bit can leave anything in a file. A damaged file, or
+line, is ignored and never an error. So values are checked, not converted: ``int()`` makes a number
+of "12", of 12.7 and of True, and an ``OverflowError`` of 1e999.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DAMAGED = (
 
 
 def parse(data: str | bytes) -> Any:
-    """A JSON document. Raises one of DAMAGED; numbers that no file of ours has are refused too."""
+    """A JSON document. Raises one of DAMAGED, for infinite numbers and NaN too."""
     return json.loads(data, parse_float=_finite, parse_constant=_finite)
 
 

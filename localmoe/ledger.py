@@ -1,8 +1,8 @@
-"""The memory ledger: what models that are loaded at the same time have been promised.
+"""The memory ledger: RAM that running localmoe processes will take and have not touched yet.
 
-What is planned but not touched yet the kernel still calls available; so the RAM that a model will
-take is written down. (GPU memory is taken at once, and a driver's figures show it.) Each
-promise is a file of its own, written atomically, so no lock is needed::
+The kernel calls that RAM available, so the next plan would use it a second time. (GPU memory is
+taken at once, and the driver's figures show it.) Each promise is a file of its own, written
+atomically, so no lock is needed::
 
     with promise(ram):
         …
@@ -28,30 +28,30 @@ from localmoe.errors import StorageError
 
 _PROMISE_LIMIT = 65_536  # bytes; a real one has about 100
 _MAX_BYTES = 2**60
-PATIENCE = 10.0  # seconds; a plan takes one
-_SAME_START = 10.0  # seconds; start times move when the clock is set
+PATIENCE = 10.0  # seconds to wait for other processes that plan; a plan takes about one
+_SAME_START = 10.0  # seconds by which a start time may differ: it moves when the clock is set
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Memory that a running localmoe process said it will take."""
+    """RAM that a running localmoe process will take."""
 
     pid: int
-    started: float  # seconds since the epoch; with the pid, it names one process for good
+    started: float  # seconds since the epoch; the pid alone may be used again
     ram: int  # bytes promised
     outstanding_ram: int  # bytes of ``ram`` that the kernel still calls available
 
 
 @contextlib.contextmanager
 def planning(patience: float = PATIENCE) -> Iterator[None]:
-    """One process at a time, from its look at what is free to its promise.
+    """A lock for the time between measuring free memory and promising it.
 
-    Whoever stays in there longer than ``patience`` seconds (a stopped process) is passed by. The
-    folder is locked itself, so no file is left behind; the kernel frees the lock of the dead.
+    After ``patience`` seconds it is entered without the lock: its holder may be a stopped process.
+    The folder itself is locked, so no lock file stays behind; the kernel unlocks it if we die.
     """
     try:
         folder = os.open(storage.private_dir(_ledger()), os.O_RDONLY | os.O_CLOEXEC)
-    except (StorageError, OSError):  # a read-only home stops nobody
+    except (StorageError, OSError):  # a read-only home: plan without the lock
         yield
         return
     try:
@@ -75,11 +75,10 @@ def _locked(folder: int) -> bool:
 
 @contextlib.contextmanager
 def promise(ram: int, holder: int | None = None) -> Iterator[None]:
-    """Tell whoever plans of ``ram`` bytes that a process will take, until the block ends.
+    """Note that a process will take ``ram`` bytes, until the block ends.
 
-    ``holder`` is the id of that process, by default this one. A ledger that cannot be written (a
-    read-only home) stops nobody from working. A process that is forked off inside the block does
-    not end the promise.
+    ``holder`` is the id of that process, by default this one. Where the ledger cannot be written
+    (a read-only home) nothing is noted. The end of the block in a forked child does not count.
     """
     owner = os.getpid()
     pid = holder or owner
@@ -100,7 +99,7 @@ def promise(ram: int, holder: int | None = None) -> Iterator[None]:
 
 
 def _started(pid: int) -> float:
-    """When a process was started; 0, as if it were another one, when it is gone already."""
+    """When a process was started, in seconds since the epoch; 0 if it is gone."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:
@@ -108,7 +107,7 @@ def _started(pid: int) -> float:
 
 
 def promises() -> list[Promise]:
-    """What is promised on this machine, in this process too; promises of the dead are removed."""
+    """All promises on this machine, this process's too; those of dead processes are removed."""
     living = []
     for path in sorted(_ledger().glob("*.json")):
         entry = _read(path)
@@ -121,7 +120,7 @@ def promises() -> list[Promise]:
 
 
 def _settled(entries: list[Promise]) -> list[Promise]:
-    """The same promises less what their processes hold already.
+    """The promises with ``outstanding_ram`` reduced by the memory their processes hold already.
 
     Only anonymous memory counts as held: mapped weights are page cache, which the kernel still
     calls available. A process with several promises fills them one after the other.
@@ -165,7 +164,7 @@ def _alive(entry: Promise) -> bool:
 
 
 def _read(path: Path) -> Promise | None:
-    """None for what is not a promise: a damaged file counts as nobody's."""
+    """The promise in a file; None if the file is damaged."""
     try:
         with path.open("rb") as file:
             entry = kept.parse(file.read(_PROMISE_LIMIT))

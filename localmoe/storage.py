@@ -1,6 +1,7 @@
-"""Our own files: where they are, private, written whole or not at all.
+"""localmoe's own files: their folders, private, and files written whole or not at all.
 
-``LOCALMOE_HOME`` puts all folders below one. Folders are 0700 and files 0600: chats are private.
+With ``LOCALMOE_HOME`` all folders are below that one. Folders are 0700 and files 0600: chats are
+private.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from localmoe.errors import StorageError
 
 
 def config_dir() -> Path:
-    """Settings that people write. Not created until it is written to."""
+    """The folder of the configuration file. Like all of these it may not exist yet."""
     return _folder("config", platformdirs.user_config_dir("localmoe", appauthor=False))
 
 
 def data_dir() -> Path:
-    """Chats and what else must last."""
+    """The folder of what must last: chats, models."""
     return _folder("data", platformdirs.user_data_dir("localmoe", appauthor=False))
 
 
 def cache_dir() -> Path:
-    """What can be made again."""
+    """The folder of what can be made again."""
     return _folder("cache", platformdirs.user_cache_dir("localmoe", appauthor=False))
 
 
 def state_dir() -> Path:
-    """What belongs to this machine now: history, the ledger."""
+    """The folder of this machine's present state: the input history, the ledger."""
     return _folder("state", platformdirs.user_state_dir("localmoe", appauthor=False))
 
 
 def models_dir() -> Path:
-    """Model files that are ours to manage."""
+    """The folder of model files that localmoe itself manages."""
     return data_dir() / "models"
 
 
 def bytes_below(folder: Path) -> int:
-    """What the files in a folder take; what cannot be looked at counts nothing."""
+    """Sum of the sizes of all files below a folder; files that cannot be read count as 0."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -52,7 +53,7 @@ def bytes_below(folder: Path) -> int:
 
 
 def user_path(text: str) -> Path:
-    """A path as it was typed; ``~`` is the home folder. Raises StorageError for an unknown user."""
+    """The path that was typed, ``~`` expanded. Raises StorageError if there is no such home."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -65,7 +66,7 @@ def user_path(text: str) -> Path:
 
 
 def private_dir(path: Path) -> Path:
-    """``path`` as an existing folder; what had to be created is 0700. Raises StorageError."""
+    """Create the folder ``path``, and those above it, as 0700; returns it. Raises StorageError."""
     try:
         missing = [path, *path.parents]
         missing = missing[: next((i for i, p in enumerate(missing) if p.exists()), len(missing))]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 
-_UNFINISHED_LIMIT = 4096  # characters; a longer "sequence" is not one, and its text must not vanish
+_UNFINISHED_LIMIT = 4096  # characters; what is longer is no control sequence, and its text is kept
 
-# What a terminal acts on without a sequence, or what makes text look like other text:
+# Characters that a terminal acts on, or that make text look like other text:
 # C0 except tab and newline, DEL and C1; marks and overrides of direction; the invisible
 # zero-width space, word joiner, soft hyphen, BOM and separators; lone surrogates; tag characters.
-# Joiners (U+200C, U+200D) stay: Persian and emoji need them.
+# Joiners (U+200C, U+200D) are allowed: Persian and emoji need them.
 _FORBIDDEN = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"
     "\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -22,11 +22,11 @@ _FORBIDDEN = (
 )
 _SINGLES = re.compile(f"[{_FORBIDDEN}]")
 FORBIDDEN = _SINGLES
-"""Matches every character that ``clean`` never lets through."""
+"""Matches each of the characters that ``clean`` removes."""
 
 _CSI = r"(?:\x1b\[|\x9b)[\x30-\x3f]*[\x20-\x2f]*[\x40-\x7e]"
-# OSC, DCS, SOS, PM and APC: text until BEL or ST. A newline ends it too: no real one holds any,
-# and an unterminated one would swallow the rest of an answer.
+# OSC, DCS, SOS, PM and APC: text until BEL or ST. None contains a newline, so a newline ends one
+# that is not terminated: else it would swallow the rest of an answer.
 _STRING = r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"
 _ESCAPE = r"\x1b[\x20-\x2f]*[\x30-\x4f\x51-\x57\x59\x5a\x5c\x60-\x7e]"
 _SEQUENCE = re.compile(f"{_CSI}|{_STRING}|{_ESCAPE}")
@@ -43,22 +43,22 @@ _INTRODUCER = re.compile("[\x1b\x90\x98\x9b\x9d-\x9f]")
 class Sanitizer:
     """Removes control sequences and forbidden characters from a stream of text.
 
-    The result does not depend on where the stream was cut: a sequence cut in two is held back
-    until its end has come (``flush`` gives what is left at the end of the stream). An unfinished
-    sequence loses its introducing character only, so no visible text is lost.
+    The result does not depend on where the stream was cut: an unfinished sequence is held back
+    until its end has come. One that never ends loses only its first character, so that no visible
+    text is lost; ``flush`` returns it at the end of the stream.
     """
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """The safe part of everything fed so far that was not returned yet."""
+        """The safe text so far, less what was returned before."""
         text = self._held + text
         self._held = ""
         return self._run(text, last=False)
 
     def flush(self) -> str:
-        """What was held back; afterwards the sanitizer is as new."""
+        """What is held back, made safe; then the sanitizer can be used for another stream."""
         text, self._held = self._held, ""
         return self._run(text, last=True)
 
@@ -70,7 +70,7 @@ class Sanitizer:
             kept.append(text[position:start])
             if sequence := _SEQUENCE.match(text, start):
                 length = len(sequence.group())
-                # Judged by length in both cases, so that a cut cannot change the verdict.
+                # The same limit as for unfinished ones, so that a cut makes no difference.
                 position = start + (length if length <= _UNFINISHED_LIMIT else 1)
             elif (
                 not last
@@ -94,12 +94,12 @@ def clean(text: str) -> str:
 
 
 def clean_line(text: str) -> str:
-    """``clean`` for names: one line, every run of white space a single space."""
+    """``clean`` for names: one line, with single spaces for runs of white space."""
     return " ".join(clean(re.sub(r"[\r\v\f\x85\u2028\u2029]", "\n", text)).split())
 
 
 def shortened(text: str, length: int) -> str:
-    """``text``, cut to ``length`` characters with a mark where more would follow."""
+    """``text``, cut to ``length`` characters; "…" is the last one of a text that was cut."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -19,8 +19,8 @@
         for event in model.generate("Once upon a time", max_tokens=100):   # no chat template
             ...
 
-Every name comes from ``localmoe.app``, as does what the command line does. Errors are
-``LocalmoeError``s (``localmoe.errors``). Nothing is downloaded here: ``localmoe pull NAME`` does that.
+Every name comes from ``localmoe.app``, which the command line uses too. Errors are
+``LocalmoeError``s (``localmoe.errors``). Nothing is downloaded: ``localmoe pull NAME`` does that.
 """
 
 from __future__ import annotations

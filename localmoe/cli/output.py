@@ -116,13 +116,13 @@ class Output:
         """How far the download of ``what`` is."""
         from localmoe.terminal import download_display as displays
 
-        display = displays.Nothing()
+        display = displays.Display()
         if self.lines:
             display = displays.EventLines(self.json)
         elif not self.as_json and not self.quiet:
             terminal = self.stderr.is_terminal
             display = (
-                displays.Screen(what, self.stderr)
+                displays.Bars(what, self.stderr)
                 if terminal
                 else displays.PlainLines(what, self.note)
             )

@@ -1,1 +1,1 @@
-"""A terminal: what is written on it line by line, the line typed into it, Ctrl-C."""
+"""Terminals: answers and tables on them, the input line, Ctrl-C. Knows no command."""

@@ -1,8 +1,7 @@
 """An answer on a terminal: markdown that is written once, from left to right, and stays.
 
-Only what cannot be known yet, the word or the line of code under way, is shown ahead of its time
-as the ``tail``: right of the cursor, on the cursor's own line, replaced when more has come. Nothing
-above is ever touched, whatever the height of the window.
+The unfinished word or line of code is shown early, as the ``tail``: right of the cursor, on the
+cursor's line, and replaced when more has come. Nothing above that line is ever written again.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from localmoe.terminal.wrap import Wrapper, styled
 from localmoe.text import Sanitizer
 
 CODE_THEME = "ansi_dark"  # the terminal's own colours
-HIGHLIGHT_LINES = 400  # longer code is shown without colours: each line colours all before it
+HIGHLIGHT_LINES = 400  # later lines of code have no colours: a line's cost grows with its number
 RULE_WIDTH = 48  # cells, at most
 SAVE, RESTORE = "\x1b7", "\x1b8\x1b[K"  # the cursor; going back also erases to the line's end
 RICH = {
@@ -46,7 +45,7 @@ RICH = {
     Style.LINK: "underline",
     Style.ADDRESS: "dim",
 }
-LONG_WORD = 16  # cells; longer ones may be broken in a column
+LONG_WORD = 16  # cells; longer words may be broken in a column of a table
 COLUMN_GAP = "   "
 BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
 JUSTIFY: dict[str, JustifyMethod] = {"left": "left", "center": "center", "right": "right"}
@@ -73,7 +72,7 @@ class AnswerWriter:
         self._put(self._stream.feed(self._sanitizer.feed(text)))
 
     def finish(self) -> None:
-        """The rest, and the end of the last line. May be called again, and then does nothing."""
+        """Write the rest, and end the last line. May be called again, and then does nothing."""
         rest = self._stream.feed(self._sanitizer.flush())
         self._put([*rest, *self._stream.finish()])
 
@@ -84,16 +83,17 @@ class AnswerWriter:
         """One write for all that is new, so that nothing flickers."""
         shown = "".join(map(self._show, pieces))
         if self._stream.table_rows or self._stream.held.strip():
-            shown += self._due()  # whatever it becomes, it will not be a blank line
+            shown += self._due()  # the next block has begun, so the blank line before it is due
         text = self._news(shown, self._tail())
         if text:
             self._console.file.write(text)
             self._console.file.flush()
 
     def _news(self, shown: str, tail: str) -> str:
-        """What to write after the old tail; most text only goes on from there.
+        """What to write so that ``shown`` and then ``tail`` stand where the old tail begins.
 
-        After a change of the window nobody knows where the old tail is: it stays.
+        Often the old tail is continued as it is. After a change of the window's size its place is
+        unknown, so it stays.
         """
         old, resized = self._shown_tail, self._shown_in != self._console.size
         if old and resized and not shown:
@@ -108,7 +108,7 @@ class AnswerWriter:
         return begin + (SAVE + tail if tail else "")
 
     def _tail(self) -> str:
-        """What is under way, as far as it has room on this line."""
+        """The unfinished text, as much of it as fits on this line."""
         stream = self._stream
         if stream.table_rows:
             return styled(f"table · {stream.table_rows} rows", "2")
@@ -116,10 +116,10 @@ class AnswerWriter:
             return fit_tail(self._code_indent + stream.held.expandtabs(8), self._width())
         if not stream.in_text:
             return fit_head(stream.held.strip(), self._width())
-        return fit_head(self._wrapper.word + stream.held, self._wrapper.room)
+        return fit_head(self._wrapper.word + stream.held, self._wrapper.cells_left)
 
     def _due(self) -> str:
-        """The blank line that waited for something to follow it."""
+        """The blank line that is written once something follows it, else ""."""
         blank = "\n" if self._blank_due else ""
         self._blank_due = False
         return blank
@@ -151,8 +151,8 @@ class AnswerWriter:
             case CodeEnd():
                 return self._rule("")
             case Table():
-                roomy = _least_width(piece) <= self._width()
-                return self._rendered(_grid(piece) if roomy else _listed(piece, self._width()))
+                wide = _least_width(piece) <= self._width()
+                return self._rendered(_grid(piece) if wide else _listed(piece, self._width()))
 
     def _line_start(self, line: LineStart) -> str:
         quotes = "▌ " * line.quotes
@@ -168,7 +168,7 @@ class AnswerWriter:
         return styled(text + "─" * (width - len(text)), "2") + "\n"
 
     def _code_line(self, line: str) -> str:
-        """A line, coloured as part of the code so far."""
+        """A line of code; its colours depend on the lines before it."""
         self._code.append(line)
         if not self._language or len(self._code) > HIGHLIGHT_LINES:
             return f"{self._code_indent}{line}\n"
@@ -229,7 +229,7 @@ def _listed(table: Table, width: int) -> Grid:
 
 
 def _cell(markdown: str) -> Text:
-    """A cell of a table: the one place where models break lines with ``<br>``."""
+    """A cell of a table; models write ``<br>`` there for a new line."""
     return rich_text(BREAK.sub("\n", markdown))
 
 
@@ -242,7 +242,7 @@ def rich_text(markdown: str) -> Text:
 
 
 class ReasoningWriter:
-    """Thinking, for those who want to see it: dimmed, behind a bar, never repainted."""
+    """Reasoning as it arrives: dimmed, behind a bar, never written again."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -23,7 +23,7 @@ def make_console(stream: TextIO) -> Console:
 
     class PlainConsole(Console):
         def on_broken_pipe(self) -> None:
-            """rich would end the program, and give stdout up though it may be stderr that broke."""
+            """Raise: rich would end the program and close stdout, even if stderr is what broke."""
             raise BrokenPipeError(32, "Broken pipe")
 
     styled = stream.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
@@ -39,10 +39,13 @@ def make_console(stream: TextIO) -> Console:
 
 
 def _width(stream: TextIO) -> int | None:
-    """Columns of a stream without a terminal: rich would ask the terminal of stdin instead."""
+    """Columns of a stream that is no terminal; None: rich asks the terminal.
+
+    Without this rich would take the width of the terminal that stdin is.
+    """
     return None if stream.isatty() else PIPE_WIDTH
 
 
 def is_dumb() -> bool:
-    """Whether a terminal cannot move its cursor, as far as ``TERM`` tells."""
+    """Whether the terminal cannot move its cursor, by ``TERM``."""
     return os.environ.get("TERM", "") in ("", "dumb", "unknown")

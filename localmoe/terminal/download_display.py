@@ -1,4 +1,4 @@
-"""How a download is shown: one display on a terminal, plain lines in a pipe, events as JSON."""
+"""How a download is shown: bars on a terminal, lines in a pipe, events as JSON."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ BAR_FROM_COLUMNS = 60
 _STATES = {"waiting": "another process downloads it", "checking": "checking its hash"}
 
 
-class Nothing:
-    """For who wants the result alone. Shows progress until the block ends, and so do the others."""
+class Display:
+    """Shows nothing. Its subclasses show progress, each in its way, until the block ends."""
 
     def show(self, progress: Progress) -> None:
-        """Nothing."""
+        """Show the state of the download."""
 
     def __enter__(self) -> Self:
         return self
@@ -40,11 +40,11 @@ class Nothing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to tidy up."""
+        """Take the display away."""
 
 
-class Screen(Nothing):
-    """Bars that move in place and go away at the end."""
+class Bars(Display):
+    """Bars that change in place and go away at the end."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title
@@ -67,8 +67,8 @@ class Screen(Nothing):
         self._live.stop()
 
 
-class PlainLines(Nothing):
-    """A line every quarter of a minute."""
+class PlainLines(Display):
+    """A line every LINE_EVERY seconds."""
 
     def __init__(self, title: str, note: Callable[[str], None]) -> None:
         self._note = note
@@ -81,8 +81,8 @@ class PlainLines(Nothing):
             self._note(summary(progress))
 
 
-class EventLines(Nothing):
-    """``--jsonl``: at most one event per second, and the last one."""
+class EventLines(Display):
+    """``--jsonl``: at most one event per EVENT_EVERY seconds, and the last one."""
 
     def __init__(self, write: Callable[[dict[str, object]], None]) -> None:
         self._write = write
@@ -127,7 +127,7 @@ def summary(progress: Progress) -> str:
 
 
 def screen(title: str, progress: Progress, columns: int) -> RenderableType:
-    """The display: what it is, the parts that are under way, and all of it together."""
+    """The title, a bar for each part that is under way, and one for the whole download."""
     lines: list[RenderableType] = [Text(clean_line(title), style="bold", overflow="ellipsis")]
     if len(progress.parts) > 1:
         lines += [_part(part, number, progress.parts, columns) for number, part in _busy(progress)]

@@ -14,15 +14,15 @@ from rich.text import Text
 from localmoe.routing.svg import LEGEND, hex_colour
 
 SHADES = " ░▒▓█"
-EDGES = (0.0, 0.25, 0.75, 2.0)  # of the mean load; above each one a darker shade
+EDGES = (0.0, 0.25, 0.75, 2.0)  # load ÷ mean above which the next darker shade is used
 PIPE_COLUMNS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """``rows``: a label and the load of each expert ÷ the mean load of its layer.
+    """``rows``: a label, and each expert's load ÷ the mean load of its layer.
 
-    Where experts are more than columns, a column shows the busiest of its experts. On a terminal
+    Where there are more experts than columns, a column shows the busiest of several. On a terminal
     with colours two layers share a line.
     """
 
@@ -63,7 +63,7 @@ def folded(loads: Sequence[float], step: int) -> list[float]:
 
 
 def shade(ratio: float) -> str:
-    """Five levels, the first for experts that were never used."""
+    """One of five shades; the first is for experts that were never used."""
     return SHADES[sum(ratio > edge for edge in EDGES)]
 
 

@@ -13,8 +13,8 @@ from prompt_toolkit.history import History
 from localmoe import storage
 from localmoe.errors import StorageError
 
-KEPT = 256 << 10  # bytes that are read, and that a file is cut to
-LIMIT = 2 * KEPT
+KEPT = 256 << 10  # bytes at the end of the file that are read
+LIMIT = 2 * KEPT  # bytes; a longer file is cut to KEPT
 
 
 def history_file() -> Path:
@@ -22,7 +22,7 @@ def history_file() -> Path:
 
 
 class PrivateHistory(History):
-    """A file that cannot be read or written is no history, and no error."""
+    """The history of prompt_toolkit in a private file; empty if that cannot be read or written."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PrivateHistory(History):
                 storage.atomic_write(self._path, b"\n".join((*self._lines(), b"")))
 
     def _lines(self) -> list[bytes]:
-        """The last ones, whole."""
+        """The last lines of the file, only whole ones."""
         try:
             with self._path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)

@@ -1,7 +1,7 @@
-"""Emphasis, code, links: one line of markdown → styled pieces, while the line is still arriving.
+"""Emphasis, code, links: one line of markdown → styled spans, while the line is still arriving.
 
-A piece is given out as soon as nothing that may follow can change it. A mark whose partner does
-not come within ``LIMIT`` characters is text. So the pieces, joined where their style is equal, do
+A span is returned as soon as nothing that may follow can change it. A mark whose partner does not
+come within ``LIMIT`` characters is plain text. So the spans, joined where their style is equal, do
 not depend on how the line was cut.
 """
 
@@ -21,7 +21,7 @@ class Style(Flag):
     CODE = auto()
     STRIKE = auto()
     LINK = auto()  # the text of a link
-    ADDRESS = auto()  # where it leads: always shown, since the model chose it
+    ADDRESS = auto()  # its address: always shown, so that the text cannot hide it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,11 @@ class InlineStream:
     def __init__(self, style: Style = Style.PLAIN) -> None:
         self._style = style
         self._held = ""
-        self._before = ""  # the last character that was given out
+        self._before = ""  # the last character of what was returned
 
     @property
     def held(self) -> str:
-        """Text whose meaning is not clear yet."""
+        """Text that is not in any span yet, since its style is still open."""
         return self._held
 
     def feed(self, text: str) -> list[Span]:
@@ -95,7 +95,7 @@ class InlineStream:
         return spans
 
     def _mark(self, text: str, at: int, before: str, final: bool) -> tuple[list[Span], int] | None:
-        """What the mark at ``at`` means, and where it ends; ``None`` while that is not known."""
+        """The spans that the mark at ``at`` begins, and their end; None while that is open."""
         mark = text[at]
         if mark == "\\":
             return self._escape(text, at, final)
@@ -166,7 +166,7 @@ class InlineStream:
         return parse(text[begin:close], self._style | style), close + length
 
     def _partner(self, text: str, begin: int, mark: str, final: bool) -> int | None:
-        """Where the closing mark is; -1: there is none; ``None``: it may still come."""
+        """The position of the closing mark; -1: there is none; None: it may still come."""
         at = begin
         while at < len(text) and at - begin <= LIMIT:
             char = text[at]
@@ -200,7 +200,7 @@ def parse(text: str, style: Style = Style.PLAIN) -> list[Span]:
 
 
 def _closing_ticks(text: str, at: int, final: bool) -> int | None:
-    """Where the code begun by the backticks at ``at`` ends; -1: nowhere; ``None``: unclear."""
+    """Where the code begun by the backticks at ``at`` ends; -1: nowhere; None: it may still end."""
     length = _run(text, at)
     begin = position = at + length
     if begin == len(text) and not final:
@@ -216,12 +216,12 @@ def _closing_ticks(text: str, at: int, final: bool) -> int | None:
 
 
 def _is_word(char: str) -> bool:
-    """ASCII only: scripts without spaces put marks inside of sentences."""
+    """Whether it is an ASCII letter or digit: other scripts may have marks between letters."""
     return char.isascii() and char.isalnum()
 
 
 def _run(text: str, at: int) -> int:
-    """How often the character at ``at`` is repeated from there."""
+    """How many times the character at ``at`` follows itself, that one included."""
     end = at
     while end < len(text) and text[end] == text[at]:
         end += 1

@@ -1,4 +1,4 @@
-"""The input line of a chat in a terminal. Imported late: it brings prompt_toolkit with it."""
+"""The input line of a chat in a terminal. Imported late, since prompt_toolkit is slow to import."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from localmoe.errors import LocalmoeError
 from localmoe.terminal.line_sources import BACKSLASH, PROMPT, Notices, message_of, unfinished
 from localmoe.terminal.tty import hushed
 
-DRAWN_WITHIN = 1.0  # seconds; nothing waits longer for an input line
+DRAWN_WITHIN = 1.0  # seconds that ``settle`` waits at most
 
 
 class _SignalError(Exception):
@@ -89,7 +89,7 @@ class EditedLines:
 
     @contextlib.contextmanager
     def _ended_by(self, *numbers: signal.Signals) -> Iterator[None]:
-        """Signals end the input line in order, not in the middle of its event loop."""
+        """Within the block these signals end ``read`` with _SignalError, from its event loop."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             app = self._session.app
@@ -133,7 +133,7 @@ class EditedLines:
         self._drawn.wait(DRAWN_WITHIN)
 
     def _begun(self) -> None:
-        """What came while the input line was being drawn."""
+        """Show what was posted while the input line was being drawn."""
         self.news()
 
     def _show_news(self) -> None:
@@ -151,7 +151,7 @@ class EditedLines:
         app.invalidate()
 
     def _show_hushed(self) -> None:
-        """Keys typed meanwhile stay what they are: Enter sends, and nothing is echoed."""
+        """Show notices; keys typed meanwhile are not echoed, and Enter among them still sends."""
         with hushed():
             self._notices.show()
 
@@ -160,9 +160,9 @@ class EditedLines:
 
 
 def _output() -> TerminalOutput:
-    """The terminal, never asked where its cursor is.
+    """The terminal, which is never asked for the cursor's position.
 
-    Nothing here needs to know, and over a slow line the answer would come among typed keys.
+    It is not needed, and over a slow connection the reply would arrive among typed keys.
     """
     output = create_output()
     if isinstance(output, Vt100_Output):
@@ -208,10 +208,10 @@ def key_bindings(*, may_be_empty: bool = False) -> KeyBindings:
         else:
             event.app.exit(exception=KeyboardInterrupt)
 
-    # A pasted colour code looks like a report of the mouse, and would be read as one.
+    # A pasted colour code looks like a mouse event, which would move the cursor.
     @keys.add(Keys.Vt100MouseEvent, eager=True)
     @keys.add(Keys.WindowsMouseEvent, eager=True)
     def ignore(event: KeyPressEvent) -> None:
-        """No mouse here."""
+        """The mouse is not used."""
 
     return keys

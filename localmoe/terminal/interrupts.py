@@ -1,4 +1,4 @@
-"""Ctrl-C while something is under way: once stops it, twice ends it."""
+"""Ctrl-C while something runs: once asks it to stop, twice ends it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-PATIENCE = 1.0  # seconds after which a Ctrl-C without effect is answered with a word
+PATIENCE = 1.0  # seconds after a Ctrl-C without effect until ``unheeded`` is called
 
 
 class PressedTwice(KeyboardInterrupt):
-    """Ctrl-C, and again before the first was heeded."""
+    """Ctrl-C was pressed again before the first one had its effect."""
 
 
 @dataclass(slots=True)
 class Pressed:
-    count: int = 0
+    count: int = 0  # of Ctrl-C
 
 
 @contextlib.contextmanager
@@ -27,9 +27,10 @@ def interrupts(
     second: Callable[[], None],
     unheeded: Callable[[], None] = lambda: None,
 ) -> Iterator[Pressed]:
-    """Ctrl-C calls ``first``; the next ones call ``second`` and raise ``PressedTwice``.
+    """Within the block Ctrl-C calls ``first``; later ones call ``second`` and raise PressedTwice.
 
-    ``unheeded`` is called, on another thread, when the first has had no effect for a second.
+    ``unheeded`` is called, on another thread, if the block still runs PATIENCE seconds after the
+    first. Does nothing on other threads than the main one, which alone gets signals.
     """
     pressed = Pressed()
     timer = threading.Timer(PATIENCE, unheeded)

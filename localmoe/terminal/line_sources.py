@@ -1,7 +1,7 @@
-"""Where a chat's messages come from when there is no editing: pipes, files, plain terminals.
+"""Where a chat's messages come from when there is no editor: pipes, files, plain terminals.
 
-What other threads have to say while somebody may be typing waits in ``Notices`` until it can be
-shown without disturbing the input line.
+Notes of other threads wait in ``Notices`` until they can be shown without disturbing the input
+line.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Protocol, TextIO
 from localmoe.errors import LocalmoeError
 
 PROMPT = "> "
-MORE = "… "
+MORE = "… "  # the prompt of a message's further lines
 QUOTES = '"""'
 
 
 class Notices:
-    """Things to show, in order, once there is a good moment. ``post`` may come from any thread."""
+    """A queue of things to show; ``post`` may be called from any thread."""
 
     def __init__(self) -> None:
         self._waiting: collections.deque[Callable[[], None]] = collections.deque()
@@ -32,38 +32,38 @@ class Notices:
         return bool(self._waiting)
 
     def show(self) -> None:
-        """Show what waits."""
+        """Call everything that was posted, in order."""
         while self._waiting:
             self._waiting.popleft()()
 
 
 class Lines(Protocol):
-    """A source of messages."""
+    """A source of messages. ``news``, ``stop`` and ``settle`` may be called from any thread."""
 
-    interactive: bool  # somebody is typing
-    tells_news: bool  # even while a message is being typed
+    interactive: bool  # messages are typed by a person
+    tells_news: bool  # ``news`` shows them even while a message is being typed
 
     def read(self, default: str = "") -> str:
-        """The next message; ``default`` is on the input line already, where there is one.
+        """The next message; an editor's input line begins with ``default``.
 
-        Raises ``EOFError`` at the end, ``KeyboardInterrupt`` on Ctrl-C, and what ``stop`` got.
+        Raises EOFError at the end, KeyboardInterrupt on Ctrl-C, and the error given to ``stop``.
         """
 
     def choose(self, question: str) -> str:
         """A short answer to a question; "" for none."""
 
     def news(self) -> None:
-        """There is something new to show: a notice, or the state of loading. From any thread."""
+        """There is something new to show: a notice, or the state of loading."""
 
     def stop(self, error: LocalmoeError) -> None:
-        """End a ``read`` that is under way with this error. From any thread."""
+        """End the current ``read`` with this error."""
 
     def settle(self) -> None:
-        """Wait until the input line is on the screen for the first time. From any thread."""
+        """Wait until the input line is on the screen for the first time."""
 
 
 class PipedLines:
-    """Not a terminal: each line is a message."""
+    """A pipe or file: each line is a message."""
 
     interactive = False
     tells_news = False
@@ -80,23 +80,23 @@ class PipedLines:
         return line.rstrip("\r\n")
 
     def choose(self, question: str) -> str:
-        """Nobody is there to answer."""
+        """Always "": there is nobody to answer."""
         return ""
 
     def news(self) -> None:
-        """Shown before the next message is answered."""
+        """Does nothing: notices are shown before the next message is answered."""
 
     def stop(self, error: LocalmoeError) -> None:
-        """A line that is waited for cannot be taken back: the next message meets the error."""
+        """Does nothing: a ``readline`` cannot be ended, and the next message raises the error."""
 
     def settle(self) -> None:
-        """There is nothing to draw."""
+        """Does nothing: there is no input line."""
 
 
 class TerminalLines(PipedLines):
-    """A terminal that cannot move its cursor: one line at a time, the prompt beside stdout.
+    """A terminal without an editor, read line by line; prompts are written to ``prompts``.
 
-    A backslash at the end, or three quotes at the beginning, go on in the next line.
+    A message goes on in the next line after a final backslash, or within three quotes.
     """
 
     interactive = True
@@ -131,7 +131,7 @@ BACKSLASH = "\\"
 
 
 def unfinished(text: str) -> bool:
-    """Whether Enter breaks the line here: an open block of three quotes, or a final backslash."""
+    """Whether Enter begins a new line: within three quotes, or after a final backslash."""
     if text.lstrip().startswith(QUOTES):
         return text.count(QUOTES) == 1
     backslashes = len(text) - len(text.rstrip(BACKSLASH))
@@ -139,7 +139,7 @@ def unfinished(text: str) -> bool:
 
 
 def message_of(text: str) -> str:
-    """Without the quotes around a block of many lines."""
+    """The text, without three quotes around it."""
     inner = text.strip()
     if inner.startswith(QUOTES) and inner.endswith(QUOTES) and len(inner) >= 2 * len(QUOTES):
         return inner.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")

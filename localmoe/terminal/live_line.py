@@ -1,4 +1,4 @@
-"""One line of a terminal that changes in place and then goes away. Nothing anywhere else."""
+"""A line of a terminal that changes in place and then goes away."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rich.cells import cell_len
 
 from localmoe.text import clean_line
 
-if TYPE_CHECKING:  # nothing is imported for a line that may never be shown
+if TYPE_CHECKING:  # imported late: the line may never be shown
     from rich.console import Console
 
 ERASE = "\r\x1b[K"
 DIM, RESET = "\x1b[2m", "\x1b[0m"
-INTERVAL = 0.05  # seconds between two changes: more cannot be read
+INTERVAL = 0.05  # seconds between two changes: faster ones cannot be read
 
 
 class LiveLine:
     """``show`` replaces the line, ``clear`` takes it away; both do nothing without a terminal.
 
-    A terminal that has gone away is no error: nothing of this line is meant to last.
+    If the terminal is closed, the line is dropped without an error.
     """
 
     def __init__(self, console: Console) -> None:
@@ -31,7 +31,7 @@ class LiveLine:
         self._gone = False
 
     def show(self, text: str) -> None:
-        """The end of ``text`` is what fits; control characters are cleaned away."""
+        """Show the end of ``text``, as much as fits, without control characters."""
         if not self._console.is_terminal or (self._shown and self._too_soon()):
             return
         line = fit_tail(clean_line(text), self._console.width - 1)

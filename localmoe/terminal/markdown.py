@@ -1,10 +1,9 @@
-"""Markdown as it arrives → what can be shown now and will not change any more.
+"""Markdown as it arrives → pieces that can be shown now and will not change any more.
 
-What a line is (heading, list item, code …) is known from its first characters, so text is given
-out word by word while its line is still being written. Two things wait: a line of code for its
-end, since its colours depend on all of it, and a table for its last row, since its columns do.
-Line breaks of the source are kept: models mean them. The pieces do not depend on how the text
-was cut.
+What a line is (heading, list item, code …) is known from its first characters, so the pieces of a
+line are returned while it is still arriving. Two things wait: a line of code for its end, since
+its colours depend on all of it, and a table for its last row, since its widths do. Line breaks are
+kept, unlike in CommonMark: models mean them. The pieces do not depend on how the text was cut.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from localmoe.terminal.inline import InlineStream, Span
 
-TAB = 4
+TAB = 4  # cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +83,25 @@ _BULLETS = "•◦▪"
 
 
 class MarkdownStream:
-    """Feed text in any pieces; take what is final."""
+    """Text in any chunks → pieces that are final."""
 
     def __init__(self) -> None:
-        self._line = ""  # what is held of a line that has not ended
-        self._inline: InlineStream | None = None  # of a text line whose start is given out
+        self._line = ""  # the current line, as far as it is in no piece yet
+        self._inline: InlineStream | None = None  # of a text line whose LineStart was returned
         self._code: _Code | None = None
         self._rows: list[str] = []  # of a table that may go on
         self._blank = False
 
     @property
     def held(self) -> str:
-        """The end of the text, as far as it is in no piece yet."""
+        """The part of the current line that is in no piece yet."""
         if self._inline is not None:
             return self._inline.held
         return self._line
 
     @property
     def in_text(self) -> bool:
-        """In a line of text whose start is given out."""
+        """Whether the current line is text, and its LineStart was returned."""
         return self._inline is not None
 
     @property
@@ -111,7 +110,7 @@ class MarkdownStream:
 
     @property
     def table_rows(self) -> int:
-        """Rows of the table that is being written."""
+        """Rows so far of the table that is arriving."""
         return len(self._rows) + bool(self._rows and self._line)
 
     def feed(self, text: str) -> list[Piece]:
@@ -125,7 +124,7 @@ class MarkdownStream:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """What is left. A code block that was left open is closed."""
+        """The pieces of the rest; an open code block is closed."""
         pieces: list[Piece] = []
         if self._inline is not None or self._line:
             self._end_line(pieces)
@@ -181,7 +180,7 @@ class MarkdownStream:
             self._end_line(pieces)
 
     def _try_text(self, pieces: list[Piece], *, final: bool) -> None:
-        """Give out the start of a text line if it is certain what line it is."""
+        """Return the start of a text line, if it is certain what kind of line it is."""
         line = _INDENT.sub(lambda found: found.group().expandtabs(TAB), self._line, count=1)
         if not final and _undecided(line):
             return
@@ -204,7 +203,7 @@ class MarkdownStream:
         pieces.append(CodeLine(line[min(inner, code.indent) :]))
 
     def _end_table(self, pieces: list[Piece]) -> None:
-        """Rows were a table, or only lines with bars in them."""
+        """The rows so far become a table, or text if they have no row of dashes."""
         rows, self._rows = self._rows, []
         if not rows:
             return
@@ -226,12 +225,12 @@ class _Code:
 def _fence(line: str) -> re.Match[str] | None:
     found = _FENCE.fullmatch(line)
     if found and found["mark"][0] == "`" and "`" in found["info"]:
-        return None  # code within a sentence
+        return None  # inline code
     return found
 
 
 def _undecided(line: str) -> bool:
-    """Whether what may follow could make this another kind of line."""
+    """Whether more characters could make it another kind of line."""
     stripped = line.lstrip(" ")
     if not stripped or _RULE_BEGUN.fullmatch(line) or _QUOTE_BEGUN.fullmatch(line):
         return True
@@ -247,7 +246,7 @@ def _undecided(line: str) -> bool:
 
 
 def _line_start(line: str) -> tuple[LineStart, str]:
-    """How a line of text begins, and its text."""
+    """The start of a line of text, and its text."""
     quote = _QUOTE.match(line)
     if quote:
         return LineStart(quotes=quote.group().count(">")), line[quote.end() :]

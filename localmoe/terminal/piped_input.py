@@ -1,4 +1,4 @@
-"""What comes through stdin, read in the background."""
+"""stdin, read in the background."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import threading
 from localmoe.errors import UsageError
 
 STDIN_LIMIT = 64 << 20  # bytes; far more than any context takes
-SILENT_STDIN = 5.0  # seconds, after which a prompt no longer waits for an open, silent pipe
+SILENT_STDIN = 5.0  # seconds to wait for an open pipe that sends nothing
 
 
 class PipedInput:
     """Reads stdin to its end in the background.
 
-    The file descriptor is read directly: a thread that still waits in a Python stream when the
-    interpreter ends would crash it.
+    It reads the file descriptor itself: an interpreter that ends while a thread waits in a Python
+    stream crashes.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -29,9 +29,10 @@ class PipedInput:
         threading.Thread(target=self._read, daemon=True).start()
 
     def text(self, patience: float | None = None) -> str | None:
-        """All of it; ``None`` when nothing came within ``patience`` seconds.
+        """All of stdin; None if nothing came within ``patience`` seconds.
 
-        Once something has come, the end is waited for. Raises ``UsageError`` for what is no text.
+        Once something has come, it waits for the end. Raises UsageError for bytes that are not
+        text, or too many.
         """
         if not self._first.wait(patience):
             return None

@@ -1,4 +1,4 @@
-"""Rows and pairs of facts that fit a screen of any width. Pure."""
+"""Tables and pairs that fit a screen of any width. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from localmoe.text import clean_line
 class Rows:
     """Rows of strings under ``columns``; ``right`` names the columns of numbers.
 
-    ``spare``: columns that a screen may lack, the first to go first.
+    ``spare``: columns that are left out where the screen is too narrow, the first one first. Where
+    that is not enough, each row becomes a short list.
     """
 
     columns: Sequence[str]
@@ -52,7 +53,7 @@ class Rows:
 
 
 def pairs(rows: Iterable[tuple[str, str | Text]]) -> Padding:
-    """Label and value, side by side."""
+    """Labels and values, side by side."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""The terminal around a chat: as it was before, however the chat ends; $EDITOR; the clipboard."""
+"""The terminal's settings during a chat and after it; $EDITOR; the clipboard."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from localmoe.terminal.console import is_dumb
 
 HUNG_UP = 128 + signal.SIGHUP
 OSC52_LIMIT = 74_994  # bytes of text; what xterm and tmux take at once
-# Bracketed paste off, cursor shown, plain text.
-AS_USUAL = "\x1b[?2004l\x1b[?25h\x1b[0m"
+RESET = "\x1b[?2004l\x1b[?25h\x1b[0m"  # bracketed paste off, cursor shown, plain text
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """The terminal's settings come back when the block ends, by a signal too.
+    """The terminal's settings are restored when the block ends, after a signal too.
 
-    A hang-up ends the program in order (exit code 129), as SIGTERM does, unless it is ignored.
+    SIGHUP, unless it is ignored, ends the program by SystemExit with exit code 129.
     """
     before = None
     with contextlib.suppress(termios.error, ValueError, OSError):
@@ -42,7 +41,7 @@ def kept() -> Iterator[None]:
         yield
     except BaseException:
         if before is not None:
-            _write_to_terminal(AS_USUAL)
+            _write_to_terminal(RESET)
         raise
     finally:
         if before is not None:
@@ -52,9 +51,9 @@ def kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """What is typed meanwhile is not echoed into the answer, and waits for the input line.
+    """Within the block typed keys are not echoed; they wait for the next input line.
 
-    Ctrl-C works as ever. Nothing is done where there is no editor to take the keys afterwards.
+    Ctrl-C works as ever. Does nothing where there is no editor: line by line, echo is wanted.
     """
     before = None
     if sys.stdin.isatty() and sys.stdout.isatty() and not is_dumb():
@@ -64,7 +63,7 @@ def hushed() -> Iterator[None]:
         yield
         return
     quiet = [*before]
-    quiet[0] &= ~termios.ICRNL  # Enter stays what the editor knows as Enter
+    quiet[0] &= ~termios.ICRNL  # else Enter would reach the editor as Ctrl-J
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     with contextlib.suppress(termios.error, OSError):
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
@@ -113,7 +112,7 @@ def edit(text: str) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip("\n")
 
 
-CLIPBOARDS = (  # (what must be set, command)
+CLIPBOARDS = (  # (environment variable that must be set, command)
     ("WAYLAND_DISPLAY", ("wl-copy",)),
     ("DISPLAY", ("xclip", "-selection", "clipboard")),
     ("DISPLAY", ("xsel", "--clipboard", "--input")),
@@ -123,10 +122,10 @@ CLIPBOARDS = (  # (what must be set, command)
 
 
 def copy(text: str, terminal: IO[str]) -> str:
-    """Put ``text``, which must be clean, into the clipboard; returns how.
+    """Put ``text``, which must be clean, into the clipboard; returns by which way.
 
-    Without a program for it, the terminal itself is asked (OSC 52), which works over ssh too.
-    Raises ``UsageError`` when there is no way.
+    Without a program for it the terminal itself is asked (OSC 52), which works over ssh too.
+    Raises UsageError if neither is there, or the text is too long.
     """
     remote = bool(os.environ.get("SSH_CONNECTION"))
     for variable, command in CLIPBOARDS:

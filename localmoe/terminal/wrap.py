@@ -1,9 +1,9 @@
 """Words onto lines no wider than the terminal, append-only.
 
-``Wrapper`` returns what to write next; it never asks to go back. A word in the middle of a line is
+``Wrapper`` returns what to write next and never moves back. A word in the middle of a line is
 written when it is complete, since it may have to start the next line; at the start of a line it is
-written letter by letter, since it can go nowhere else. What was written does not depend on how the
-text was cut.
+written letter by letter, since it can go nowhere else. The result does not depend on how the text
+was cut.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CODES = {
     Style.LINK: "4",
     Style.ADDRESS: "2",
 }
-JOINER = "\u200d"
+JOINER = "\u200d"  # joins emoji into one
 
 
 def sgr(style: Style, base: str = "") -> str:
@@ -35,7 +35,7 @@ def sgr(style: Style, base: str = "") -> str:
 
 
 def styled(text: str, code: str) -> str:
-    """``text`` within one escape sequence, ``code`` like "2" (dim)."""
+    """``text`` in one style; ``code`` is that of the escape sequence, such as "2" (dim)."""
     return f"\x1b[{code}m{text}{RESET}" if text and code else text
 
 
@@ -43,9 +43,9 @@ Cell = tuple[str, str]  # text, and the escape sequence before it
 
 
 class Wrapper:
-    """One line of text after the other: ``start``, any number of ``add``, ``end``.
+    """Lines of text, each of them ``start``, any number of ``add``, ``end``.
 
-    ``width`` tells the number of cells to use, each time anew.
+    ``width`` returns the number of cells to use; it may change.
     """
 
     def __init__(self, width: Callable[[], int]) -> None:
@@ -54,10 +54,10 @@ class Wrapper:
         self._indent = 0
         self._lead = ""  # what wrapped lines begin with
         self._base = ""
-        self._eager = True  # the word under way began the line, and is written letter by letter
+        self._eager = True  # the word is the first of its line, and is written letter by letter
         self._word: list[Cell] = []
         self._word_cells = 0
-        self._wide = False  # the word is one wide character: no space is needed around it
+        self._wide = False  # the word is one wide character: a line may break on both sides
         self._spaces: list[Cell] = []
 
     @property
@@ -66,17 +66,17 @@ class Wrapper:
         return "".join(text for text, _ in (*self._spaces, *self._word))
 
     @property
-    def room(self) -> int:
+    def cells_left(self) -> int:
         """Cells that are left on this line."""
         return max(0, self._width() - self._column)
 
     def start(self, lead: str = "", rest: str = "", base: str = "") -> str:
         """Begin a line with ``lead``, and those that it wraps to with ``rest``.
 
-        Both are plain text of the same number of cells, shown dimmed; ``base`` are escape codes
-        for all of the text ("1" for bold).
+        Both are plain text of the same number of cells, shown dimmed; ``base`` has the escape codes
+        of all of the text ("1" for bold).
         """
-        if cell_len(lead) > self._width() // 2:  # an indentation that leaves no room to write
+        if cell_len(lead) > self._width() // 2:  # too deep an indentation for the window
             lead, rest = lead.strip() + " " if lead.strip() else "", ""
         self._lead = _dim(rest)
         self._indent = cell_len(rest)
@@ -115,28 +115,28 @@ class Wrapper:
         self._wide = cells == 2 or (joined and self._wide)
         self._word.append((char, code))
         self._word_cells += 0 if joined else cells
-        if not self._eager and len(self._spaces) + self._word_cells > self.room:
+        if not self._eager and len(self._spaces) + self._word_cells > self.cells_left:
             self._break(out)
         if self._eager:
             self._write(out)
             self._eager = not self._wide
 
     def _flush(self, out: list[Cell]) -> None:
-        """Write the word under way; there is room for it, or it would be on the next line."""
+        """Write the current word; it fits on this line, or ``_letter`` had moved it to the next."""
         if self._word:
             self._write(out)
             self._eager = False
         self._wide = False
 
     def _write(self, out: list[Cell]) -> None:
-        """Write what waits; too long a word is broken at the margin."""
+        """Write the waiting spaces and letters; a word longer than a line is broken."""
         waiting = (*self._spaces, *self._word)
         cells_of = [cell_len(text) for text, _ in waiting]
-        fits = sum(cells_of) <= self.room
+        fits = sum(cells_of) <= self.cells_left
         self._spaces.clear()
         self._word, self._word_cells = [], 0
         for (text, code), cells in zip(waiting, cells_of, strict=True):
-            if not fits and cells > self.room and self._column > self._indent:
+            if not fits and cells > self.cells_left and self._column > self._indent:
                 self._break(out)
             out.append((text, code))
             self._column += cells

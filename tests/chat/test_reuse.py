@@ -86,9 +86,8 @@ def test_next_turns_regenerating_and_undoing(begin: Begin) -> None:
     conversation.session.undo()
     conversation.session.undo()
     assert conversation.session.turns == ()
-    assert (
-        fresh(ask(conversation, LONG + "Really?")) < 200
-    )  # the first question itself is another one
+    another_first_question = LONG + "Really?"
+    assert fresh(ask(conversation, another_first_question)) < 200
 
 
 def test_templates_that_strip_old_reasoning(begin: Begin) -> None:
