@@ -15,11 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from localmoe.app.more_memory import speeds_for
 from localmoe.cli.arguments import parse
 from localmoe.cli.experts.command import one_trace
-from localmoe.cli.experts.simulate import machine_speeds, simulated
+from localmoe.cli.experts.simulate import simulated
 from localmoe.cli.option_types import number
 from localmoe.cli.output import Output
+from localmoe.cli.requests import plan_request
 from localmoe.errors import LocalmoeError
 
 
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(["experts", "simulate", *rest])
         trace = one_trace("simulate", options.words[1:])
-        speeds = machine_speeds(trace, options, output)
+        speeds = speeds_for(trace, plan_request(options), options.model, output)
         if speeds is not None:
             speeds = dataclasses.replace(speeds, resident_tps=own.resident_tps, measured=True)
         simulated(trace, speeds, options, output)

@@ -29,10 +29,15 @@ dt { color: #777; } dd { margin: 0; }
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns and rows of untrusted text."""
+    """Columns and rows of untrusted text; ``numbers`` names the columns of numbers.
+
+    ``spare``: columns that a narrow screen may leave out, the first one first.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    numbers: Sequence[str] = ()
+    spare: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Section:
 
 
 BEGINNING = b"<!doctype html>\n<!-- localmoe experts report -->\n"
-"""By which a page of ours is known from another that may lie where it is to be written."""
+"""The first bytes of each page, by which `outputs.check_output` tells it from other files."""
 
 
 def page(title: str, facts: str, sections: Sequence[Section]) -> str:

@@ -45,7 +45,7 @@ def record_command(words: Sequence[str], options: Options, output: Output) -> in
             out = output_path(options, model.facts)
             loaded.load(model, output)
             done, interrupted = _ask(model, asked, questions, output)
-        trace = _finished(raw, done)
+        trace = name_prompts(read_trace(raw), done)
     texts = token_texts(model.facts, {int(token) for token in trace.tokens if token >= 0})
     write_trace(out, dataclasses.replace(trace, token_texts=texts))
     _tell(out, trace, len(done), len(questions), output)
@@ -70,9 +70,12 @@ def _model_and_prompt(words: Sequence[str], options: Options) -> tuple[str | Non
 def _ask(
     model: LoadedModel, options: Options, questions: Sequence[Question], output: Output
 ) -> tuple[list[Prompt], bool]:
-    """One conversation per question; what was computed for each, and whether it was interrupted."""
+    """Ask each question in a conversation of its own.
+
+    Returns the label and the number of computed tokens of each prompt, and whether Ctrl-C came.
+    """
     done: list[Prompt] = []
-    with loaded.stoppable(model, output) as seen, LiveLine(output.stderr) as line:
+    with loaded.stoppable(model, output) as pressed, LiveLine(output.stderr) as line:
         for number, question in enumerate(questions, 1):
             if not output.quiet:
                 line.show(f"recording {number} of {len(questions)} · {clean_line(question.label)}")
@@ -81,14 +84,10 @@ def _ask(
                 if isinstance(event, TurnDone):
                     usage = event.usage
                     done.append(Prompt(question.label, usage.prompt_tokens - usage.reused_tokens))
-            if seen.count:
+            if pressed.count:
                 return done, True
     return done, False
 
-
-def _finished(raw: Path, done: Sequence[Prompt]) -> Trace:
-    trace = read_trace(raw)
-    return name_prompts(trace, done)
 
 
 def _tell(out: Path, trace: Trace, done: int, asked: int, output: Output) -> None:
