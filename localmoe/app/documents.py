@@ -217,6 +217,7 @@ def list_entry(entry: LocalModel) -> Json:
 def show_document(model: Model) -> Json:
     """``show MODEL --json``."""
     by_role = bytes_by_role(model)
+    count, used = expert_counts(model)
     return {
         "model": model.name,
         "paths": [str(path) for path in model.paths],
@@ -226,8 +227,8 @@ def show_document(model: Model) -> Json:
         "layers": len(model.layers),
         "moe_layers": sum(bool(layer.expert_count) for layer in model.layers),
         "experts": {
-            "count": max((layer.expert_count for layer in model.layers), default=0),
-            "used": max((layer.expert_used for layer in model.layers), default=0),
+            "count": count,
+            "used": used,
             "shared": shared_experts(model),
         },
         "parameters": {"total": model.parameters, "active": model.active_parameters},
@@ -238,6 +239,13 @@ def show_document(model: Model) -> Json:
         "tokenizer": model.metadata.get("tokenizer.ggml.model"),
         "metadata": {key: _metadata_value(value) for key, value in model.metadata.items()},
     }
+
+
+def expert_counts(model: Model) -> tuple[int, int]:
+    """Routed experts per layer, and how many of them a token uses; 0, 0 for a dense model."""
+    count = max((layer.expert_count for layer in model.layers), default=0)
+    used = max((layer.expert_used for layer in model.layers), default=0)
+    return count, used
 
 
 def bytes_by_role(model: Model) -> dict[Role, int]:

@@ -1,1 +1,1 @@
-"""Commands, and how their results look on a screen, in a pipe and as JSON."""
+"""The command line: what was typed, and results on a screen, in a pipe and as JSON."""

@@ -48,7 +48,7 @@ HANDLERS = {
 
 
 class InternalError(LocalmoeError):
-    """A mistake of ours, not of the user's."""
+    """A bug of localmoe."""
 
     code = "internal"
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(argv: Sequence[str]) -> int:
-    """Run the command and tell of its errors."""
+    """Run the command and print its errors; returns the exit code."""
     output = _output_before_parsing(argv)
     try:
         code = _run(argv)
@@ -117,7 +117,7 @@ def _handler(command: str) -> Handler:
 
 
 def _output_before_parsing(argv: Sequence[str]) -> Output:
-    """How errors are told, even those of the command line itself."""
+    """Where errors go that occur before the options are parsed."""
     options = argv[: argv.index("--")] if "--" in argv else argv
     return Output(as_json="--json" in options, lines="--jsonl" in options)
 
@@ -130,7 +130,7 @@ def _fail(output: Output, error: LocalmoeError) -> int:
     try:
         output.error(error)
         sys.stdout.flush()
-    except OSError:  # stdout takes nothing any more: stderr may
+    except OSError:  # stdout is broken: try stderr
         _drop(sys.stdout)
         with contextlib.suppress(OSError):
             Output().error(error)
@@ -138,9 +138,9 @@ def _fail(output: Output, error: LocalmoeError) -> int:
 
 
 def _claim_standard_streams() -> bool:
-    """Give closed standard streams a harmless end; False when there is nowhere to answer.
+    """Open closed standard streams on /dev/null; False if stdout is closed.
 
-    A file opened later would otherwise get the number of the closed stream and be written to.
+    Else a file opened later would get the closed stream's number, and output would go into it.
     """
     closed = [s is None for s in (sys.stdin, sys.stdout, sys.stderr)]
     for fd in range(3):
@@ -163,7 +163,7 @@ def _claim_standard_streams() -> bool:
 
 
 def _give_up_unwritable(stream: TextIO) -> None:
-    """Notes that nobody can read are no reason to fail when the interpreter ends."""
+    """Flush a stream; if that fails, drop what it holds, so that the exit does not fail on it."""
     try:
         stream.flush()
     except OSError:
@@ -171,7 +171,7 @@ def _give_up_unwritable(stream: TextIO) -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Send what is still buffered nowhere, so that the interpreter's exit does not fail on it."""
+    """Send what is still buffered to /dev/null."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,4 +1,4 @@
-"""The one way out: everything a command says goes through an ``Output``.
+"""The one place where commands write: everything they say goes through an ``Output``.
 
 Results go to stdout, everything else to stderr. Text that comes from files, models or users is
 cleaned of control characters and never read as markup. ``rich`` is imported on first use only,
@@ -60,11 +60,11 @@ class Output:
 
     @property
     def columns(self) -> int:
-        """Cells of a line of stderr; very many where it is no terminal."""
+        """Cells of a line of stderr; 1000 if it is no terminal."""
         return self.stderr.width
 
     def print(self, *renderables: RenderableType) -> None:
-        """Show a result to a person."""
+        """Write results as text to stdout."""
         if self.stdout.is_terminal:
             for renderable in renderables:
                 self.stdout.print(renderable, crop=False)
@@ -77,7 +77,7 @@ class Output:
         self.stdout.file.write("".join(f"{line}\n" for line in lines))
 
     def line(self, text: str) -> None:
-        """Show a line of plain text as a result."""
+        """Write a line of plain text to stdout."""
         from rich.text import Text
 
         self.print(Text(clean(text)))
@@ -85,7 +85,7 @@ class Output:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
     ) -> None:
-        """Show rows of untrusted strings; on a narrow screen each row becomes a short list."""
+        """Write rows of untrusted strings to stdout."""
         from localmoe.terminal.tables import Rows
 
         self.print(Rows(columns, rows, right=right))
@@ -113,7 +113,7 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[Progress], None]]:
-        """How far the download of ``what`` is."""
+        """Show how far the download of ``what`` is, as the ``Listener`` says."""
         from localmoe.terminal import download_display as displays
 
         display = displays.Display()
@@ -130,7 +130,7 @@ class Output:
             yield shown.show
 
     def ask(self, question: str, *, reason: str = "") -> bool | None:
-        """A person's word; anything but y or yes is a no. None: nobody is at the terminal."""
+        """True for y or yes, False for anything else; None: stdin or stderr is no terminal."""
         console = self.stderr
         if self.as_json or not (sys.stdin.isatty() and console.file.isatty()):
             return None
@@ -163,6 +163,6 @@ class Output:
         if label:
             line.append(label, style=style)
         line.append(clean(text), style="" if label else style)
-        with contextlib.suppress(OSError):  # nobody to tell is no reason to lose an answer
-            # Wrapped words would break a grep; only a terminal has a width.
+        with contextlib.suppress(OSError):  # the answer can still be written
+            # Wrapped only on a terminal: elsewhere a line break would hide words from grep.
             self.stderr.print(line, soft_wrap=not self.stderr.file.isatty())

@@ -18,7 +18,7 @@ from localmoe.text import clean_line, format_bytes, format_duration
 
 
 def pull_command(options: Options, output: Output) -> int:
-    """Exit code 0 when the model is here; 3 when it would not run here and nobody insists."""
+    """Exit code 0 when the model is here; 3 when the user declined one that would not run here."""
     name = only_model(options, required=True)
     assert name is not None
     if catalog.split_name(name)[0].lower() == catalog.BUNDLED:
@@ -55,7 +55,7 @@ def pull_command(options: Options, output: Output) -> int:
 
 
 def _already_here(name: str, error: TransferError, output: Output) -> int:
-    """Without the Hub, what is on this machine counts. Raises ``error`` when nothing is."""
+    """The answer without the Hub: the model that is here. Raises ``error`` if none is."""
     try:
         path = catalog.resolve(name)
     except LocalmoeError:
@@ -69,7 +69,7 @@ def _already_here(name: str, error: TransferError, output: Output) -> int:
 
 
 def outcome(pulled: Pulled) -> str:
-    """One line: what was done for it."""
+    """One line: bytes, time and rate of the download, or that it was here already."""
     if not pulled.transferred and not pulled.resumed:
         return f"{format_bytes(pulled.size)}, already here"
     rate = pulled.transferred / max(pulled.seconds, 1e-3)

@@ -45,8 +45,7 @@ def experts_text(model: Model) -> str:
     """``128 experts, 8 per token, +1 shared`` or that there are none."""
     if not model.is_moe:
         return "no experts (a dense model)"
-    count = max(layer.expert_count for layer in model.layers)
-    used = max(layer.expert_used for layer in model.layers)
+    count, used = documents.expert_counts(model)
     moe_layers = sum(bool(layer.expert_count) for layer in model.layers)
     text = f"{count} experts, {used} per token"
     if shared := documents.shared_experts(model):
@@ -58,32 +57,12 @@ def experts_text(model: Model) -> str:
 
 def fit_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> RenderableType:
     """The answer of ``fit``: verdict, memory by part and tier, speed, context, what would help."""
-    memory, settings = plan.memory, plan.settings
-    kv = (
-        settings.type_k
-        if settings.type_k == settings.type_v
-        else (f"{settings.type_k} keys, {settings.type_v} values")
-    )
-    parts = Table.grid(padding=(0, 2, 0, 0))
-    parts.add_column(no_wrap=True)
-    parts.add_column(justify="right", no_wrap=True)
-    parts.add_column(style="dim", overflow="fold")
-    dense, experts = documents.weights(model, plan)
-    for name, count, detail in (
-        ("dense weights", dense, ""),
-        ("expert weights", experts, experts_text(model)),
-        ("KV cache", memory.kv, f"{settings.context:,} tokens, {kv}"),
-        ("compute", memory.compute, f"batches of {settings.ubatch} tokens"),
-    ):
-        parts.add_row(name, format_bytes(count), Text(detail))
-    estimated = "" if memory.exact else "estimated"
-    parts.add_row(Text("total", "bold"), Text(format_bytes(memory.total), "bold"), estimated)
     context = f"{plan.max_context:,} tokens" if plan.max_context else "none"
     lines: list[RenderableType] = [
         title(model),
         verdict_text(plan.verdict),
         Text(),
-        indented(parts),
+        indented(_memory_parts(model, plan)),
         Text(),
         indented(_Tiers(plan)),
         Text(),
@@ -98,6 +77,28 @@ def fit_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> Re
     if plan.advice:
         lines += [Text(), _advice(plan.advice)]
     return Group(*lines)
+
+
+def _memory_parts(model: Model, plan: Plan) -> Table:
+    """Bytes of the weights, the KV cache and the compute buffers, and their sum."""
+    memory, settings = plan.memory, plan.settings
+    key, value = settings.type_k, settings.type_v
+    kv = key if key == value else f"{key} keys, {value} values"
+    dense, experts = documents.weights(model, plan)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(style="dim", overflow="fold")
+    for name, count, detail in (
+        ("dense weights", dense, ""),
+        ("expert weights", experts, experts_text(model)),
+        ("KV cache", memory.kv, f"{settings.context:,} tokens, {kv}"),
+        ("compute", memory.compute, f"batches of {settings.ubatch} tokens"),
+    ):
+        grid.add_row(name, format_bytes(count), Text(detail))
+    estimated = "" if memory.exact else "estimated"
+    grid.add_row(Text("total", "bold"), Text(format_bytes(memory.total), "bold"), estimated)
+    return grid
 
 
 def show_screen(model: Model) -> RenderableType:
@@ -131,7 +132,7 @@ def show_screen(model: Model) -> RenderableType:
 
 
 def list_table(models: Sequence[LocalModel]) -> RenderableType:
-    """The answer of ``list``: models, whose they are, and why the engine cannot read one."""
+    """The answer of ``list``."""
     rows = [
         (
             entry.model.name,
@@ -150,8 +151,7 @@ def list_table(models: Sequence[LocalModel]) -> RenderableType:
 
 def experts_short(model: Model) -> str:
     """``8 of 128``, or ``dense``."""
-    count = max((layer.expert_count for layer in model.layers), default=0)
-    used = max((layer.expert_used for layer in model.layers), default=0)
+    count, used = documents.expert_counts(model)
     return f"{used} of {count}" if count else "dense"
 
 
@@ -171,7 +171,7 @@ def doctor_screen(findings: Sequence[tuple[str, str, str | None]]) -> Renderable
 
 @dataclass(frozen=True, slots=True)
 class _Tiers:
-    """Bytes per tier against what may be used, with bars where a terminal has room for them."""
+    """Bytes used per tier, of those that may be used, with bars on a wide terminal."""
 
     plan: Plan
 

@@ -12,7 +12,7 @@ from localmoe.planning.plan import ExpertsOn, Wishes
 
 
 def plan_request(options: Options) -> PlanRequest:
-    """What is planned for, and with what wishes."""
+    """How to plan, for which machine."""
     return PlanRequest(
         wishes=wishes(options),
         machine=Path(options.machine) if options.machine is not None else None,
@@ -22,7 +22,7 @@ def plan_request(options: Options) -> PlanRequest:
 
 
 def load_request(options: Options, name: str | None) -> LoadRequest:
-    """How the model of that name is loaded, and what is noted of it."""
+    """How to load the model of that name; None: the default one."""
     return LoadRequest(
         name=name,
         plan=plan_request(options),
@@ -36,7 +36,7 @@ def load_request(options: Options, name: str | None) -> LoadRequest:
 
 
 def sample_request(options: Options) -> SampleRequest:
-    """How answers are made."""
+    """How to choose tokens."""
     given = {
         name: getattr(options, name)
         for name in Sampling.__dataclass_fields__
@@ -46,7 +46,7 @@ def sample_request(options: Options) -> SampleRequest:
 
 
 def session_request(options: Options) -> SessionRequest:
-    """Which conversation is gone on with."""
+    """Which conversation to continue."""
     return SessionRequest(
         name=options.session,
         latest=options.resume,
@@ -56,7 +56,7 @@ def session_request(options: Options) -> SessionRequest:
 
 
 def wishes(options: Options) -> Wishes:
-    """The part of the options that the planner decides by."""
+    """The options that the planner takes."""
     return Wishes(
         context=options.context,
         type_k=options.type_k,

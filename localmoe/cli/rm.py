@@ -16,7 +16,7 @@ from localmoe.text import clean_line, format_bytes
 
 
 def rm_command(options: Options, output: Output) -> int:
-    """Delete every file of one model; nothing that is not localmoe's or the Hub cache's."""
+    """Delete every file of one model in localmoe's folder or the Hub cache; no other file."""
     name = only_model(options, required=True)
     assert name is not None
     removed = removal.remove(_plan(name))
@@ -33,7 +33,7 @@ def rm_command(options: Options, output: Output) -> int:
 
 
 def _plan(name: str) -> removal.Removal:
-    """What ``name`` means here: a model, else what a broken-off download of it has left."""
+    """The files of the model of that name, else what an unfinished download of it left."""
     if catalog.is_path(name):
         return removal.plan(catalog.resolve(name))
     try:
@@ -46,7 +46,7 @@ def _plan(name: str) -> removal.Removal:
         if left is None or not left.paths:
             raise
         return left
-    if len(here) > 1:  # what to delete is never guessed, as what to run may be
+    if len(here) > 1:  # other commands choose one of them; deleting must not guess
         raise UnknownModelError(
             f"{len(here)} models here are called {clean_line(name)}",
             hint=f"choose one: {catalog.choices(here, name)}",

@@ -1,4 +1,4 @@
-"""``worker``: this machine's memory for a localmoe on another one, by llama.cpp's RPC server."""
+"""``worker``: lends this machine's memory to a localmoe on another one, by llama.cpp's RPC."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def worker_command(options: Options, output: Output) -> int:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C; exit code 0."""
     no_words(options)
     host, port = options.host or LOOPBACK, options.port or DEFAULT_PORT
     warning = warning_for(host, port)

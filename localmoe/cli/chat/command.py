@@ -1,4 +1,4 @@
-"""``chat``: how it begins. The model comes while the first message is being typed."""
+"""``chat``: its beginning. The model loads while the first message is being typed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chat_command(options: Options, output: Output) -> int:
 
 
 def open_chat(name: str | None, options: Options, output: Output) -> int:
-    """A chat with the model of that name; without one, that of its session or the default one."""
+    """A chat with the model of that name; None: the session's model, else the default one."""
     store, log = open_session(session_request(options))
     try:
         return _chat(name, store, log, options, output)
@@ -53,7 +53,7 @@ def _chat(
         name = model_of(log, output)
         if name is not None:
             options = defaults.for_model(options, name)
-    if not catalog.is_here(name or default_model()[0]):  # asked for and fetched before all else
+    if not catalog.is_here(name or default_model()[0]):  # its question comes before the input line
         from localmoe.app.find import bring_here
 
         bring_here(load_request(options, name), output)
@@ -62,10 +62,10 @@ def _chat(
 
     @contextlib.contextmanager
     def open_model(name: str | None, options: Options) -> Iterator[LoadedModel]:
-        from localmoe.cli import loaded  # on the loading thread: the input line does not wait
+        from localmoe.cli import loaded  # slow to import, so on the loading thread
 
         with loaded.open_model(name, options, queued) as model:
-            import localmoe.cli.chat.screen  # noqa: F401 - the first answer need not wait for it
+            import localmoe.cli.chat.screen  # noqa: F401 - else the first answer waits for it
 
             yield model
 
@@ -78,7 +78,7 @@ def _chat(
 
 
 class QueuedOutput(Output):
-    """Notes of other threads: they are shown when the input line is not in the way."""
+    """The ``Output`` of other threads: its lines are posted to ``notices`` instead of written."""
 
     def __init__(self, output: Output, notices: Notices) -> None:
         super().__init__(quiet=output.quiet)
@@ -93,7 +93,7 @@ class QueuedOutput(Output):
 
 
 def line_reader(loop: ChatLoop, notices: Notices, *, private: bool) -> Lines:
-    """An editor on a terminal that can move its cursor; else line by line."""
+    """An editor on a terminal that can move its cursor; else a reader of lines."""
     if not sys.stdin.isatty():
         return PipedLines(sys.stdin)
     if not sys.stdout.isatty() or is_dumb():

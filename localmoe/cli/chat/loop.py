@@ -1,4 +1,4 @@
-"""The loop of a chat: a line is read, the model is asked or a command runs, what comes is shown."""
+"""The loop of a chat: read a line, ask the model or run a command, show what comes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from localmoe.text import clean
 INTERRUPTED = 130
 TWICE = 2.0  # seconds within which a second Ctrl-C leaves
 NEVER = float("-inf")
-# of the commands in the help
+# The order of the commands in the help.
 ORDER = """help regen undo edit copy read think reasoning set system model
 stats context experts save load sessions clear exit""".split()  # noqa: SIM905
 
@@ -43,7 +43,7 @@ class Quit(Exception):  # noqa: N818 - leaving is no error
 
 
 class ChatLoop:
-    """One chat, from its options to its exit code."""
+    """One chat, from its options to its exit code. ``grammar``: GBNF that every answer follows."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ChatLoop:
         self._output = output
         self._learns = not options.no_history
         self._notices = notices
-        self._draft = ""  # for the next input line
+        self._draft = ""  # text with which the next input line begins
         self._pressed = NEVER  # when Ctrl-C was pressed last
         self.model = ChatModel(open_model, options, output, notices, grammar)
         self.chat = Chat(
@@ -85,9 +85,9 @@ class ChatLoop:
         return self.commands.complete(self.chat, text)
 
     def run(self, name: str | None, lines: Lines) -> int:
-        """Talk to the model of that name until the end of input. Returns the exit code.
+        """Chat with the model of that name until the end of input; returns the exit code.
 
-        Raises what planning and loading raise, if no model was loaded at all.
+        Raises what planning and loading raise if no model could be loaded at all.
         """
         self._lines = self.model.lines = lines
         self._overflowing = Overflowing(self.chat, lines, self._output)
@@ -137,11 +137,11 @@ class ChatLoop:
                 self._output.note(f"{error.message}; your next message begins it again")
             except LocalmoeError as error:
                 if not self.model.taken and self.model.load.error is error:
-                    raise  # there is no model to talk to
+                    raise  # no model was ever loaded: the chat cannot go on
                 self._output.error(error)
 
     def _interrupted(self) -> None:
-        """Ctrl-C at the input line, or in a command."""
+        """Ctrl-C at the input line or in a command. Raises ``Quit`` for the second in a row."""
         if time.monotonic() - self._pressed < TWICE or not self._lines.interactive:
             raise Quit
         self._pressed = time.monotonic()
@@ -176,9 +176,9 @@ class ChatLoop:
     # Turns.
 
     def _ask(self, text: str, *, replace: bool = False) -> None:
-        """A turn; with ``replace`` in place of the last one, which stays if there is no answer."""
+        """One turn; with ``replace`` instead of the last one, which is kept if no answer comes."""
         chat = self.chat
-        text = text.encode(errors="replace").decode()  # half a character may come from a terminal
+        text = text.encode(errors="replace").decode()  # a terminal may send half a character
         try:
             conversation = self.model.ready()
         except InterruptedLoadError:
@@ -205,7 +205,7 @@ class ChatLoop:
         self._play(conversation.regenerate())
 
     def _play(self, events: Events) -> None:
-        """Show a turn while it happens."""
+        """Show a turn as it happens."""
         from localmoe.cli.chat.screen import Screen
         from localmoe.cli.loaded import stoppable
 
@@ -236,8 +236,8 @@ class ChatLoop:
             self._pressed = time.monotonic()
 
     def _done(self, done: TurnDone) -> None:
-        """Remember and show the figures of a turn. One that ended before its first word has none:
-        how much of its prompt is in the context is not known, and the next turn counts anew.
+        """Note and show a turn's figures. One interrupted before its first word has none: how much
+        of its prompt is in the context is unknown.
         """
         begun = done.usage.completion_tokens > 0 or done.finish_reason != "interrupted"
         self.chat.last = done if begun else None
@@ -251,7 +251,7 @@ class ChatLoop:
             self._output.note("interrupted before the first word")
 
     def _learn(self, done: TurnDone) -> None:
-        """Keep how fast it was, for the next forecast."""
+        """Note the turn's speed for later forecasts."""
         from localmoe.app.experience import learn_from
 
         model = self.model.loaded()
@@ -285,7 +285,7 @@ class ChatLoop:
 
 
 def local_names() -> Iterable[str]:
-    """Models on this machine and aliases, by the names to type."""
+    """What can be typed for the models on this machine: their names, and aliases."""
     from localmoe import config
     from localmoe.facts import catalog
 

@@ -1,4 +1,4 @@
-"""The model of a chat: brought up behind the input line, replaced, loaded again after a crash."""
+"""The model of a chat: loaded in the background, replaced, loaded again after a crash."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from localmoe.terminal.line_sources import Lines, Notices
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line
 
-if TYPE_CHECKING:  # the input line need not wait for what it imports
+if TYPE_CHECKING:  # imported late: the input line need not wait for what it imports
     from localmoe.app.model import LoadedModel
 
-LEAVING = 0.2  # seconds that a thread is waited for at the end
-KEEP_FROM = 64  # tokens in the context from which keeping them is worth it
+LEAVING = 0.2  # seconds to wait for the loading thread at the end
+KEEP_FROM = 64  # tokens; computing fewer again is as fast as reading them from the disk
 
 OpenModel = Callable[[str | None, Options], AbstractContextManager["LoadedModel"]]
-"""Plans the model of a name, as the options want it; called on a thread."""
+"""Plans the model of a name with these options; called on the loading thread."""
 
 
 class ChatModel:
-    """The model that a chat talks to. ``chat`` and ``lines`` are set by its owner."""
+    """The model of a chat. ``chat`` and ``lines`` are set by its owner."""
 
     chat: Chat
     lines: Lines
@@ -59,9 +59,9 @@ class ChatModel:
         self._name: str | None = None  # as it was typed
         self._load: BackgroundLoad | None = None
         self._conversation: Conversation | None = None
-        self.taken = False  # by a model that was loaded, at least once
-        self.unkept = False  # something was read since the last ``keep`` or ``resume``
-        self._awaited: BackgroundLoad | None = None  # whoever waits for it meets its error, too
+        self.taken = False  # whether a model was loaded at least once
+        self.unkept = False  # whether the context has changed since ``keep`` or ``resume``
+        self._awaited: BackgroundLoad | None = None  # a load whose caller waits, and gets its error
 
     @property
     def load(self) -> BackgroundLoad:
@@ -70,7 +70,7 @@ class ChatModel:
 
     @property
     def loading(self) -> str:
-        """What is under way; "" when nothing is."""
+        """The state of loading, as ``BackgroundLoad.state``."""
         return self._load.state if self._load is not None else ""
 
     @property
@@ -78,7 +78,7 @@ class ChatModel:
         return self._load.model.plan if self._load and self._load.model else None
 
     def begin(self, name: str | None, options: Options | None = None) -> None:
-        """Bring up the model of that name; returns at once."""
+        """Start to load the model of that name; returns at once."""
         self._options = options or self._options
         self._name, self._conversation = name, None
         self._load = self._new_load(name, self._options)
@@ -93,7 +93,10 @@ class ChatModel:
         wait_for_plan(self.load, self._line(), self._notices)
 
     def loaded(self) -> LoadedModel:
-        """The loaded model; waits, or loads it again. Raises what loading raises."""
+        """The loaded model, waited for; loaded again if the engine died or the file was replaced.
+
+        Raises what planning and loading raise.
+        """
         load = self.load
         if not load.busy and load.changed():
             self._output.note("the model's file was replaced: it is read anew")
@@ -111,7 +114,7 @@ class ChatModel:
         return model
 
     def ready(self) -> Conversation:
-        """The conversation as it is now, with a loaded model. Raises what ``loaded`` does."""
+        """The chat's conversation with a loaded model. Raises what ``loaded`` raises."""
         model, chat = self.loaded(), self.chat
         assert model.loaded is not None
         if self._conversation is None or self._conversation.engine is not model.engine:
@@ -129,7 +132,10 @@ class ChatModel:
         return self._conversation
 
     def switch(self, name: str) -> str:
-        """Go on with another model, if it fits; else the one before stays, and it raises."""
+        """Continue with another model, and say so. If it fails, the one before is loaded again.
+
+        Raises UnknownModelError, DoesNotFitError, and what planning and loading raise.
+        """
         from localmoe.app.find import bring_here
         from localmoe.app.loading import require_fit_after
 
@@ -165,7 +171,7 @@ class ChatModel:
         self.begin(name, options)
 
     def keep(self, name: str) -> None:
-        """What was read of a session, on disk, so that the next time it need not be read again."""
+        """Write the engine's context of a session to the disk, if it changed and is long enough."""
         load, last = self._load, self.chat.last
         if not self.unkept or not name or load is None or not load.ready or load.model is None:
             return
@@ -180,14 +186,14 @@ class ChatModel:
                 self.unkept = False
 
     def resume(self, name: str) -> None:
-        """Take up what was kept of a session that was opened."""
+        """Read the engine's context of a session that was opened."""
         load = self._load
         if load is not None and load.ready and load.model is not None:
             self._take_up(load.model)
 
     def _new_load(self, name: str | None, options: Options) -> BackgroundLoad:
         def open_model() -> AbstractContextManager[LoadedModel]:
-            self.lines.settle()  # what is imported now would only delay the input line
+            self.lines.settle()  # imports would delay the input line
             return self._open_model(name, options)
 
         return BackgroundLoad(open_model, self._news, self._planned, self._came)
@@ -210,7 +216,7 @@ class ChatModel:
         self._notices.post(lambda: self._card(model))
 
     def _came(self, model: LoadedModel) -> None:
-        """The model is loaded, and nobody else talks to it."""
+        """The model is loaded; no other thread uses it yet."""
         self._take_up(model)
         if model.loaded is not None and model.loaded.note:
             note = model.loaded.note

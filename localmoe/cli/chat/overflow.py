@@ -1,4 +1,4 @@
-"""A context that is full: nothing is cut but by a choice that was made, and told."""
+"""A full context: oldest turns are dropped or summarised as the user chose, never silently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from localmoe.terminal.tty import hushed
 
 
 class Overflowing:
-    """Makes room for the next turn, as the user wants it; the ``Host`` of ``make_room``."""
+    """Makes room for the next turn as ``/set overflow`` says; the ``Host`` of ``make_room``."""
 
     def __init__(self, chat: Chat, lines: Lines, output: Output) -> None:
         self._chat = chat
@@ -25,14 +25,14 @@ class Overflowing:
         self._output = output
 
     def fits(self, conversation: Conversation, question: Message) -> bool:
-        """Whether the question can be sent, after what had to go for it.
+        """Make room for the question, and whether there is enough now to send it.
 
-        Raises ``TemplateError``, ``EngineError``, and ``KeyboardInterrupt`` on Ctrl-C twice.
+        Raises TemplateError, EngineError, and KeyboardInterrupt on Ctrl-C twice.
         """
         chat = self._chat
-        room = answer_room(chat.context, chat.settings.max_tokens)
+        answer = answer_room(chat.context, chat.settings.max_tokens)
         size = len(question.for_prompt().content.encode())
-        if chat.last and surely_fits(size, chat.last.usage.total, chat.context, room):
+        if chat.last and surely_fits(size, chat.last.usage.total, chat.context, answer):
             return True
         self._engine = conversation.engine
         shortage = make_room(conversation, question, chat.context, self)
@@ -63,7 +63,7 @@ class Overflowing:
         self._output.note(text)
 
     def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
-        """Count its words on one live line; Ctrl-C stops it."""
+        """Show the summary's number of words on a live line; Ctrl-C stops it."""
         engine, words = self._engine, 0
         what = "1 turn" if turns == 1 else f"{turns} turns"
         with (

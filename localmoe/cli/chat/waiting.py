@@ -12,16 +12,13 @@ from localmoe.terminal.line_sources import Notices
 from localmoe.terminal.live_line import LiveLine
 from localmoe.terminal.tty import hushed
 
-if TYPE_CHECKING:  # the input line need not wait for what it imports
+if TYPE_CHECKING:  # imported late: the input line need not wait for what it imports
     from localmoe.app.model import LoadedModel
 
 
 def wait(load: BackgroundLoad, line: LiveLine, notices: Notices) -> LoadedModel:
-    """Until it is loaded.
-
-    Raises InterruptedLoadError, and what planning and loading raise.
-    """
-    if load.interrupted:  # what was interrupted before has not ended yet
+    """The loaded model. Raises InterruptedLoadError, and what planning and loading raise."""
+    if load.interrupted:  # let the interrupted load end, then start anew
         _wait(load, line, notices, lambda: False)
         load.start()
     _wait(load, line, notices, lambda: False)
@@ -29,7 +26,7 @@ def wait(load: BackgroundLoad, line: LiveLine, notices: Notices) -> LoadedModel:
 
 
 def wait_for_plan(load: BackgroundLoad, line: LiveLine, notices: Notices) -> LoadedModel:
-    """Until it is planned. Raises like ``wait``."""
+    """The planned model. Raises what ``wait`` raises."""
     _wait(load, line, notices, lambda: load.model is not None)
     return load.planned_model()
 
@@ -39,7 +36,7 @@ def _wait(
 ) -> None:
     with hushed(), interrupts(load.cancel, load.cancel) as pressed, line:
         while load.busy and not enough():
-            if pressed.count:  # it may end later: nobody waits for that
+            if pressed.count:  # the thread may take longer to end
                 raise InterruptedLoadError("loading was interrupted")
             if notices.waiting:
                 line.clear()

@@ -28,7 +28,7 @@ HELP = {
 
 
 def experts_command(options: Options, output: Output) -> int:
-    """Runs the action that the first word names. Raises UsageError for any other."""
+    """Run the action that the first word names. Raises UsageError for an unknown one."""
     words = options.words + (options.after_dashes or ())
     if not words or words[0] not in ACTIONS:
         asked = f'"{words[0]}" is not one of' if words else "say which:"
@@ -54,7 +54,7 @@ def show_command(words: Sequence[str], options: Options, output: Output) -> int:
 
 
 def compare_command(words: Sequence[str], options: Options, output: Output) -> int:
-    """Which experts specialise, beside what chance gives."""
+    """Which experts specialise, compared with chance."""
     from localmoe.app import trace_documents as documents
     from localmoe.cli.experts import screens
     from localmoe.routing.compare import compare, domains_of
@@ -81,6 +81,6 @@ def one_trace(action: str, words: Sequence[str]) -> Trace:
 
 
 def names_of(words: Sequence[str]) -> list[str]:
-    """File names without endings; whole paths where those would be the same."""
+    """File names without endings; whole paths if two of them would be the same."""
     stems = [Path(word).name.split(".")[0] or word for word in words]
     return stems if len(set(stems)) == len(stems) else list(words)

@@ -89,7 +89,6 @@ def _ask(
     return done, False
 
 
-
 def _tell(out: Path, trace: Trace, done: int, asked: int, output: Output) -> None:
     size = out.stat().st_size
     if output.as_json:

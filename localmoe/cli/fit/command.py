@@ -92,7 +92,7 @@ def _show_everything(answer: Fit, output: Output) -> None:
 
 
 def _note_devices(machine: Machine, plan: Plan, output: Output) -> None:
-    """What the figures leave out: idle GPUs, devices that could not be asked."""
+    """Notes about GPUs that lie idle, and those whose figures are estimates."""
     tell_of_idle_gpus(machine, output)
     used = set(plan.settings.devices)
     for gpu in machine.gpus:

@@ -19,14 +19,14 @@ from localmoe.planning.speed import Forecast
 from localmoe.terminal.tables import pairs
 from localmoe.text import clean, clean_line, format_bytes
 
-GLYPHS = {"gpu": "█", "ram": "▓", "disk": "░"}  # told apart without colours, too
-CELLS = (8, 6, 4, 2)  # of a layer's bar, the widest with which all layers fit the screen
-OTHER_LINES = 4  # of a terminal's height, beside the layers
+GLYPHS = {"gpu": "█", "ram": "▓", "disk": "░"}  # different without colours, too
+CELLS = (8, 6, 4, 2)  # widths of a layer's bar; the first with which all layers fit the screen
+OTHER_LINES = 4  # lines of a terminal that are not for layers
 GAP = "   "
 
 
 def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> RenderableType:
-    """The whole answer; of what does not fit there are no layers to show, and nothing to start."""
+    """The answer of ``plan``; for a model that does not fit, that of ``fit``."""
     answer = fit_screen(model, plan, forecast)
     if not plan.verdict.fits:
         return answer
@@ -46,9 +46,9 @@ def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> R
 
 @dataclass(frozen=True, slots=True)
 class LayerMap:
-    """One row per layer, coloured by tier; several columns of bars where rows are too many.
+    """One row per layer, coloured by tier; several columns of bars where there are too many rows.
 
-    ``named``: there are several devices, so they are called by their names.
+    ``named``: show the names of devices, as there are several.
     """
 
     layers: Sequence[LayerPlacement]
@@ -98,7 +98,7 @@ class LayerMap:
         return text.append(f" · {row.expert_used} of {row.expert_count}", "dim")
 
     def _folded(self, width: int, height: int | None) -> Iterator[Text]:
-        """Bars with their layers' numbers, in columns, as few as fit the height."""
+        """Bars with their layers' numbers, in as few columns as fit the height."""
         count = len(self.layers)
         lines = max(1, (height or count) - OTHER_LINES)
         for cells in CELLS:
@@ -114,7 +114,7 @@ class LayerMap:
 
 
 def _legend(layers: Sequence[LayerPlacement]) -> Text:
-    """What the bars mean, with the experts' bytes on each tier."""
+    """What the bars mean: a glyph for each tier that the plan uses."""
     line = Text("  layer, dense, experts: ", style="dim")
     for tier in TIER_NAME:
         total = sum(dict(_tiers(row))[tier] for row in layers)
@@ -133,7 +133,7 @@ def _cell(row: LayerPlacement, cells: int) -> Text:
 
 
 def _bar(row: LayerPlacement, cells: int) -> Text:
-    """The share of each tier in a layer's experts; every tier that has some gets a cell."""
+    """A layer's experts by tier; every tier that holds some gets one cell at least."""
     line = Text()
     if row.experts is None:
         return line.append("·" * cells, "dim")

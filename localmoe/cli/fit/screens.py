@@ -85,7 +85,7 @@ def local(found: Sequence[PlannedModel]) -> RenderableType:
 
 
 def cost(transferred: int, requests: int, seconds: float) -> str:
-    """What the answer has cost, for a note."""
+    """Bytes, requests and seconds of the answer, for a note."""
     return (
         f"from {format_bytes(transferred)} of headers in {requests} requests, "
         f"{format_duration(seconds)}"
@@ -93,12 +93,12 @@ def cost(transferred: int, requests: int, seconds: float) -> str:
 
 
 def _speed_column(found: Sequence[PlannedModel]) -> list[str]:
-    """Where no speed is known, there is no column of it."""
+    """The column of speeds; none if no speed is known."""
     return ["tok/s"] if any(f.forecast for f in found) else []
 
 
 def _row(found: PlannedModel, columns: Sequence[str], best: bool) -> list[str | Text]:
-    """The values of these columns."""
+    """A model's values in these columns; ``best``: it is the recommended one."""
     plan, better = found.plan, found.with_gpu_build
     values: dict[str, str | Text] = {
         "quant": Text(found.label, "bold green" if best else ""),
@@ -120,7 +120,7 @@ def _used(found: PlannedModel, count: int) -> str:
 
 
 def _download(found: PlannedModel) -> str | Text:
-    """``1 h 25 min``, or that it is here, or that there is no room for it."""
+    """``1 h 25 min``, ``here`` or ``no room``, for a table."""
     offer = found.offer
     if offer is None or not offer.missing:
         return Text(found.download, "green")
@@ -130,7 +130,7 @@ def _download(found: PlannedModel) -> str | Text:
 
 
 def _download_text(found: PlannedModel) -> Text:
-    """The same for a sentence, with the speed that it is meant for."""
+    """The download as in ``PlannedModel.download``, coloured."""
     offer = found.offer
     style = "" if offer and offer.missing and offer.fits_disk else "green"
     return Text(found.download, "bold red" if offer and not offer.fits_disk else style)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from localmoe.app.documents import Json
 from localmoe.app.experience import learn_from
 from localmoe.app.model import LoadedModel
-from localmoe.app.sessions import kept_session
-from localmoe.chat.attachments import Attachment, read_attachment
+from localmoe.app.sessions import KeptSession, kept_session
+from localmoe.chat.attachments import read_attachment
 from localmoe.chat.context import Overflow
 from localmoe.chat.conversation import ChatEvent, Conversation, TurnDone
 from localmoe.chat.overflow import make_room
@@ -29,43 +29,26 @@ INTERRUPTED = 130
 
 
 def run_command(options: Options, output: Output) -> int:
-    """Exit code 0; 130 when the answer was interrupted; 1 when one of JSON is not whole."""
+    """Exit code 0; 130 when the answer was interrupted; 1 when it should be JSON and is cut off."""
     asked = model_and_prompt(options, catalog.looks_like_model)
     if not asked.prompt and _is_terminal(sys.stdin) and not output.as_json:
         from localmoe.cli.chat.command import open_chat
 
         return open_chat(asked.model, options, output)
-    # What is wrong with the question is told before the load.
-    files = [read_attachment(path) for path in options.files]
+    # Mistakes in the question are errors before the long load, not after it.
+    files = tuple(read_attachment(path) for path in options.files)
     grammar = grammar_of(options.schema) if options.schema else None
     piped = PipedInput() if not _is_terminal(sys.stdin) or "-" in asked.prompt else None
     needed = "-" in asked.prompt or not asked.prompt
     prompt = compose(asked.prompt, piped.text(), output) if piped and needed else None
     with (
-        kept_session(session_request(options), output) as session,
-        models.open_model(asked.model or session.model_source, options, output) as model,
+        kept_session(session_request(options), output) as kept,
+        models.open_model(asked.model or kept.model_source, options, output) as model,
     ):
-        loaded = models.load(model, output)
-        if prompt is None:
-            text = piped.text(SILENT_STDIN) if piped else None
-            if piped and text is None:
-                output.note("stdin is open but says nothing: answering without it (`-` waits)")
-            prompt = compose(asked.prompt, text, output)
-        attached = [{"name": f.name, "tokens": model.count_tokens(f.text)} for f in files]
-        for entry in attached:
-            output.note(f"{entry['name']} · {entry['tokens']:,} tokens")
-        more: Json = {"files": attached, "session": session.name}
-        printer = printer_for(output)(model, loaded, output, more, grammar is not None)
-        conversation = models.conversation(model, options, output, session.session)
-        conversation.settings = dataclasses.replace(conversation.settings, grammar=grammar)
-        source = str(model.facts.paths[0].absolute())
-        session.session.use(ModelUsed(model.facts.name, source))
-        with session.resumed(model):
-            if session.session.turns:
-                question = Message("user", prompt, files=tuple(files))
-                host = NobodyThere(model, output, Overflow(options.overflow or Overflow.STOP))
-                fit_in(conversation, question, host)
-            done = answer(conversation, prompt, files, model, output, printer)
+        models.load(model, output)
+        prompt = prompt or prompt_of(asked.prompt, piped, output)
+        question = Message("user", prompt, files=files)
+        done = answered(question, grammar, kept, model, options, output)
         if not options.no_history:
             learn_from(model.facts, model.plan, model.machine, done.finished)
     if done.finish_reason == "interrupted":
@@ -76,10 +59,18 @@ def run_command(options: Options, output: Output) -> int:
     return 0
 
 
+def prompt_of(words: Sequence[str], piped: PipedInput | None, output: Output) -> str:
+    """The prompt of words and stdin; an open stdin that sends nothing is left out."""
+    text = piped.text(SILENT_STDIN) if piped else None
+    if piped and text is None:
+        output.note("stdin is open but says nothing: answering without it (`-` waits)")
+    return compose(words, text, output)
+
+
 def compose(words: Sequence[str], piped: str | None, output: Output) -> str:
     """The prompt: the words, with stdin where ``-`` stands, else after them.
 
-    Raises ``UsageError`` when nothing is left to ask.
+    Raises UsageError if that is nothing.
     """
     given = (piped or "").removesuffix("\n")
     if "\ufffd" in given:
@@ -95,17 +86,38 @@ def compose(words: Sequence[str], piped: str | None, output: Output) -> str:
     return prompt
 
 
-def answer(
-    conversation: Conversation,
-    prompt: str,
-    files: list[Attachment],
+def answered(
+    question: Message,
+    grammar: str | None,
+    kept: KeptSession,
     model: LoadedModel,
+    options: Options,
     output: Output,
-    printer: Printer,
 ) -> TurnDone:
-    """One turn, shown while it happens."""
-    with models.stoppable(model, output) as pressed, printer:
-        for event in conversation.ask(prompt, files):
+    """The question asked in the session that it belongs to, its answer shown as it comes."""
+    assert model.loaded is not None
+    attached = [{"name": f.name, "tokens": model.count_tokens(f.text)} for f in question.files]
+    for entry in attached:
+        output.note(f"{entry['name']} · {entry['tokens']:,} tokens")
+    more: Json = {"files": attached, "session": kept.name}
+    printer = printer_for(output)(model, model.loaded, output, more, grammar is not None)
+    conversation = models.conversation(model, options, output, kept.session)
+    conversation.settings = dataclasses.replace(conversation.settings, grammar=grammar)
+    source = str(model.facts.paths[0].absolute())
+    kept.session.use(ModelUsed(model.facts.name, source))
+    with kept.resumed(model):
+        if kept.session.turns:
+            host = NobodyThere(model, output, Overflow(options.overflow or Overflow.STOP))
+            fit_in(conversation, question, host)
+        return show_turn(conversation, question, model, printer)
+
+
+def show_turn(
+    conversation: Conversation, question: Message, model: LoadedModel, printer: Printer
+) -> TurnDone:
+    """One turn, shown as it happens."""
+    with models.stoppable(model, printer.output) as pressed, printer:
+        for event in conversation.ask(question.content, question.files):
             if pressed.count:
                 model.engine.cancel()
             printer.show(event)
@@ -118,7 +130,7 @@ def answer(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NobodyThere:
-    """The ``Host`` of ``make_room`` where nobody can be asked: ``--overflow`` says what to do."""
+    """The ``Host`` of ``make_room`` that asks nobody: ``--overflow`` says what to do."""
 
     model: LoadedModel
     output: Output
@@ -128,14 +140,14 @@ class NobodyThere:
         return self.choice
 
     def warn(self, text: str) -> None:
-        if self.choice in (Overflow.DROP, Overflow.SUMMARISE):  # else it is the error
+        if self.choice in (Overflow.DROP, Overflow.SUMMARISE):  # else ``fit_in`` raises it
             self.output.warn(text)
 
     def note(self, text: str) -> None:
         self.output.note(text)
 
     def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
-        """Ctrl-C ends the run, and nothing has changed."""
+        """Wait for the summary. Ctrl-C raises KeyboardInterrupt, the session unchanged."""
         with models.stoppable(self.model, self.output) as pressed:
             for _ in summary:
                 pass
