@@ -1,4 +1,4 @@
-"""Files that a user names for us to write: never one that is read, never a file of another kind."""
+"""Files named for output: they must not overwrite an input, nor a file of another kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD = 4096  # bytes by which a file's kind is told
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What we write: its name, and whether a file that begins with these bytes is one."""
+    """A kind of file that localmoe writes, recognised by its first bytes."""
 
     name: str
     matches: Callable[[bytes], bool]
@@ -30,11 +30,10 @@ RUNS = Kind("log of `localmoe bench`", lambda head: head.startswith(b'{"job":'))
 
 
 def check_output(path: Path, kind: Kind, inputs: Iterable[Path]) -> None:
-    """Raise UsageError where writing ``path`` would destroy something.
+    """Raise UsageError if writing ``path`` would destroy something.
 
-    That is one of ``inputs`` (by whatever name or link), or a file that is not of our ``kind``. An
-    empty file, and what is no regular file (``/dev/null``, a pipe), may be written to. Raises
-    StorageError for a file that cannot be looked at.
+    That is one of ``inputs`` (by whatever name or link), or a file that is not of ``kind``. Empty
+    files, devices and pipes may be written to. Raises StorageError for a file that cannot be read.
     """
     shown = clean_line(str(path))
     another = "give another name"

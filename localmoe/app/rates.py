@@ -40,20 +40,20 @@ def rates_of_file(path: Path) -> Rates | None:
 def rates_for(model: Model, plan: Plan, machine: Machine, listener: Listener) -> Rates | None:
     """This machine's rates, with the disk that the model is or will be on, and the plan's devices.
 
-    None, and a warning, if the processor cannot be measured; likewise below.
+    None, after a warning, if the processor cannot be measured.
     """
     settings = plan.settings
     return _rates(machine, _place(model), settings.devices, settings.remotes, listener)
 
 
 def machine_rates(machine: Machine, listener: Listener) -> Rates | None:
-    """This machine's rates, with the disk of ``models_dir`` and every GPU of the engine build."""
+    """As ``rates_for``, with the disk of ``models_dir`` and every GPU of the engine build."""
     devices = [gpu.device for gpu in machine.gpus if gpu.device and gpu.remote is None]
     return _rates(machine, storage.models_dir(), devices, (), listener)
 
 
 def rates_at(machine: Machine, place: Path, listener: Listener) -> Rates | None:
-    """This machine's rates of the processor, and of the disk that ``place`` is on."""
+    """As ``rates_for``, with the disk that ``place`` is on and no devices."""
     return _rates(machine, place, (), (), listener)
 
 
@@ -118,8 +118,9 @@ def _is_good(rates: Rates) -> bool:
 
 @cache
 def _disk(key: str, place: Path, listener: Listener) -> DiskRate | None:
-    """The rate of the disk that ``place`` is on; None if it has no file to read, and none of
-    localmoe's folders, where one may be written.
+    """The rate of the disk that ``place``, a file or folder, is on; None: it cannot be measured.
+
+    A large file there is read; without one, a file is written, but only in localmoe's folders.
     """
     where = bandwidth.disk_of(place)
     ours = [f for f in (storage.cache_dir(), storage.models_dir()) if bandwidth.disk_of(f) == where]
@@ -179,7 +180,7 @@ def _sample(where: str, place: Path) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether it is a file without holes: a header of the Hub is a file with a hole for weights."""
+    """Whether it is a file that has its bytes; a header from the Hub has a hole for the weights."""
     try:
         found = path.stat()
     except OSError:

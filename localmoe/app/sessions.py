@@ -58,8 +58,9 @@ class KeptSession:
 
     @contextlib.contextmanager
     def resumed(self, model: LoadedModel) -> Iterator[None]:
-        """The engine's context read from the disk, so that no turn is computed again; written back
-        at the end.
+        """Read the engine's context of the session from the disk, and write it back at the end.
+
+        So the earlier turns need no prefill. A context that cannot be written is a warning.
         """
         if self.name is None:
             yield

@@ -18,7 +18,7 @@ from localmoe.text import clean_line, format_bytes, format_duration
 
 
 def pull_command(options: Options, output: Output) -> int:
-    """Exit code 0 when the model is here; 3 when the user declined one that would not run here."""
+    """Exit code 0 when the model is here; 3 when it would not run here and was not downloaded."""
     name = only_model(options, required=True)
     assert name is not None
     if catalog.split_name(name)[0].lower() == catalog.BUNDLED:

@@ -44,7 +44,7 @@ def packed(parts: Iterable[Text], width: int) -> list[Text]:
 
 
 def used_memory(plan: Plan) -> list[Text]:
-    """``GPU 12 layers``, ``RAM 17.7 GiB``, ``disk 628 MiB``: the bytes used of each tier."""
+    """``GPU 5.1 GiB (12 layers)``, ``RAM 17.7 GiB``, ``disk 628 MiB``: bytes on each tier."""
     tiers = (("gpu", plan.tiers.gpu), ("ram", plan.tiers.ram), ("disk", plan.tiers.disk))
     found = []
     for tier, count in tiers:
