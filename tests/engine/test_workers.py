@@ -30,7 +30,7 @@ from localmoe.errors import EngineCrashError, EngineError, UsageError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests.archs.rpc_server import HOST, free_port
-from tests.chat import room as scripted
+from tests.chat import scripted_model
 from tests.chat.test_real import Running
 from tests.cli.command import Localmoe, assert_clear_error
 
@@ -186,7 +186,7 @@ def test_a_run_says_nothing_of_other_places() -> None:
         EngineSettings(context=512, devices=("RPC0",), gpu_layers=-1, remotes=("a:1",)),
         EngineSettings(context=512, devices=("RPC0",), gpu_layers=-1, remotes=("b:1",)),
     ]
-    plans = [dataclasses.replace(scripted.plan("ram"), settings=each) for each in settings]
+    plans = [dataclasses.replace(scripted_model.plan("ram"), settings=each) for each in settings]
     assert len({place_of(plan) for plan in plans}) == 4
 
 

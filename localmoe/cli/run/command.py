@@ -124,7 +124,7 @@ def show_turn(
     if printer.done is None:
         raise EngineError("the engine ended a turn without saying why")
     if printer.done.finished is not None and printer.done.finished.note:
-        output.warn(printer.done.finished.note)
+        printer.output.warn(printer.done.finished.note)
     return printer.done
 
 
