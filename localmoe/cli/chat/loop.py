@@ -136,7 +136,7 @@ class ChatLoop:
                 self._pressed = time.monotonic()
                 self._output.note(f"{error.message}; your next message begins it again")
             except LocalmoeError as error:
-                if not self.model.taken and self.model.load.error is error:
+                if not self.model.loaded_once and self.model.load.error is error:
                     raise  # no model was ever loaded: the chat cannot go on
                 self._output.error(error)
 
@@ -210,7 +210,7 @@ class ChatLoop:
         from localmoe.cli.loaded import stoppable
 
         model = self.model.loaded()
-        self.model.unkept = True
+        self.model.unsaved = True
         screen = Screen(self._output, show_reasoning=self.chat.show_reasoning)
         with hushed(), stoppable(model, self._output) as pressed:
             try:

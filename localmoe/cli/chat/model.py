@@ -59,8 +59,8 @@ class ChatModel:
         self._name: str | None = None  # as it was typed
         self._load: BackgroundLoad | None = None
         self._conversation: Conversation | None = None
-        self.taken = False  # whether a model was loaded at least once
-        self.unkept = False  # whether the context has changed since ``keep`` or ``resume``
+        self.loaded_once = False
+        self.unsaved = False  # whether the context has changed since ``keep`` or ``resume``
         self._awaited: BackgroundLoad | None = None  # a load whose caller waits, and gets its error
 
     @property
@@ -104,13 +104,13 @@ class ChatModel:
             self.chat.last = None
             load.start()
         elif not load.busy and not load.ready:
-            if self.taken:
+            if self.loaded_once:
                 self._output.note("starting the engine again")
             load.start()
         self._awaited = load
         model = wait(load, self._line(), self._notices)
         self._awaited = None
-        self.taken = True
+        self.loaded_once = True
         return model
 
     def ready(self) -> Conversation:
@@ -173,7 +173,7 @@ class ChatModel:
     def keep(self, name: str) -> None:
         """Write the engine's context of a session to the disk, if it changed and is long enough."""
         load, last = self._load, self.chat.last
-        if not self.unkept or not name or load is None or not load.ready or load.model is None:
+        if not self.unsaved or not name or load is None or not load.ready or load.model is None:
             return
         if last is not None and last.usage.total < KEEP_FROM:
             return
@@ -183,20 +183,20 @@ class ChatModel:
             line.show("keeping what was read, for the next time")
             with contextlib.suppress(LocalmoeError, KeyboardInterrupt):
                 load.model.engine.keep(name)
-                self.unkept = False
+                self.unsaved = False
 
     def resume(self, name: str) -> None:
         """Read the engine's context of a session that was opened."""
         load = self._load
         if load is not None and load.ready and load.model is not None:
-            self._take_up(load.model)
+            self._resume_context(load.model)
 
     def _new_load(self, name: str | None, options: Options) -> BackgroundLoad:
         def open_model() -> AbstractContextManager[LoadedModel]:
             self.lines.settle()  # imports would delay the input line
             return self._open_model(name, options)
 
-        return BackgroundLoad(open_model, self._news, self._planned, self._came)
+        return BackgroundLoad(open_model, self._news, self._planned, self._after_load)
 
     def _line(self) -> LiveLine:
         return LiveLine(self._output.stderr)
@@ -215,18 +215,18 @@ class ChatModel:
     def _planned(self, model: LoadedModel) -> None:
         self._notices.post(lambda: self._card(model))
 
-    def _came(self, model: LoadedModel) -> None:
+    def _after_load(self, model: LoadedModel) -> None:
         """The model is loaded; no other thread uses it yet."""
-        self._take_up(model)
+        self._resume_context(model)
         if model.loaded is not None and model.loaded.note:
             note = model.loaded.note
             self._notices.post(lambda: self._output.warn(note))
-        if self.chat.files and not self.taken and model.loaded is not None:
+        if self.chat.files and not self.loaded_once and model.loaded is not None:
             text = attached(self.chat.files, model.engine.count_tokens, model.loaded.context)
             self._notices.post(lambda: self._output.note(text))
 
-    def _take_up(self, model: LoadedModel) -> None:
-        self.unkept = False
+    def _resume_context(self, model: LoadedModel) -> None:
+        self.unsaved = False
         if self.chat.session.turns and self.chat.name:
             with contextlib.suppress(LocalmoeError):
                 model.engine.resume(self.chat.name)
@@ -246,5 +246,5 @@ class ChatModel:
         with contextlib.suppress(OSError):
             for text in card(model.facts, model.plan, context, self._output.columns, speed):
                 self._output.stderr.print(text, soft_wrap=True)
-        if self.lines.interactive and not self.taken:
+        if self.lines.interactive and not self.loaded_once:
             self._output.note("/help lists the commands, Ctrl-D leaves")
