@@ -56,7 +56,7 @@ def model_to_load(request: LoadRequest, listener: Listener) -> Model:
         if not request.may_download:
             raise
     reference = names.parse(name)
-    assert reference is not None  # or it would be here
+    assert reference is not None  # NotHereError is raised for names of the Hub alone
     request = dataclasses.replace(request, name=name)
     return _read(name, download_to_run(reference, request, listener), listener)
 
