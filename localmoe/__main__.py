@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 
-INTERRUPTED = 130
-
 
 def main() -> int:
     """Run a command. Ctrl-C before its beginning, or after its end, prints no traceback."""
@@ -14,6 +12,7 @@ def main() -> int:
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from localmoe.cli.main import main as run
+    from localmoe.errors import INTERRUPTED
 
     try:
         if ours:

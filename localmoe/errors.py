@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as of shells: 128 + SIGINT
+
 
 class LocalmoeError(Exception):
     """Base of all errors. A user is shown the message and the hint, never a traceback."""
@@ -85,7 +87,7 @@ class EngineCrashError(EngineError):
 
 class InterruptedLoadError(EngineError):
     code = "interrupted"
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 class StorageError(LocalmoeError):

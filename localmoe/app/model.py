@@ -228,7 +228,7 @@ def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Setti
         levels = ", ".join(ThinkLevel)
         raise UsageError(f"think is one of {levels}, not {request.think!r}") from None
     return Settings(
-        sampling=dataclasses.replace(default_sampling(metadata), **request.values),
+        sampling=dataclasses.replace(default_sampling(metadata), **request.sampling),
         max_tokens=request.max_tokens,
         think=level,
         plain=request.plain,

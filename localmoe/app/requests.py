@@ -39,7 +39,7 @@ class LoadRequest:
 class SampleRequest:
     """How tokens are chosen; values left out come from the model's file, else from defaults."""
 
-    values: Mapping[str, Any] = field(default_factory=dict)  # fields of ``Sampling`` by name
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of ``Sampling`` by name
     think: str = "auto"
     plain: bool = False  # no chat template
     max_tokens: int | None = None

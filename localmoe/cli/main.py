@@ -21,10 +21,9 @@ from localmoe.cli.arguments import Options, parse, scope_of
 from localmoe.cli.commands import COMMANDS
 from localmoe.cli.output import Output
 from localmoe.cli.parser import help_text
-from localmoe.errors import LocalmoeError, StorageError
+from localmoe.errors import INTERRUPTED, LocalmoeError, StorageError
 
-INTERRUPTED = 130
-TERMINATED = 143
+TERMINATED = 143  # exit code after SIGTERM
 
 Handler = Callable[[Options, Output], int]
 

@@ -33,12 +33,10 @@ from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.bench import screen, tuning
 from localmoe.cli.output import Output
 from localmoe.cli.requests import load_request, plan_request
-from localmoe.errors import DoesNotFitError
+from localmoe.errors import INTERRUPTED, DoesNotFitError
 from localmoe.planning.plan import Plan, Verdict, Wishes
 from localmoe.routing.trace import read_trace
 from localmoe.terminal.live_line import LiveLine
-
-INTERRUPTED = 130
 
 
 def bench_command(options: Options, output: Output) -> int:

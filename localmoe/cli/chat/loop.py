@@ -18,6 +18,7 @@ from localmoe.cli.chat.model import ChatModel, OpenModel
 from localmoe.cli.chat.overflow import Overflowing
 from localmoe.cli.output import Output
 from localmoe.errors import (
+    INTERRUPTED,
     ContextOverflowError,
     EngineCrashError,
     InterruptedLoadError,
@@ -28,7 +29,6 @@ from localmoe.terminal.line_sources import Lines, Notices
 from localmoe.terminal.tty import hushed
 from localmoe.text import clean
 
-INTERRUPTED = 130
 TWICE = 2.0  # seconds within which a second Ctrl-C leaves
 NEVER = float("-inf")
 # The order of the commands in the help.

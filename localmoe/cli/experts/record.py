@@ -16,6 +16,7 @@ from localmoe.chat.conversation import TurnDone
 from localmoe.cli import loaded
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
+from localmoe.errors import INTERRUPTED
 from localmoe.facts import catalog
 from localmoe.facts.model import Model
 from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
@@ -25,7 +26,6 @@ from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_bytes
 
 WRITTEN = 32  # tokens per prompt, unless -n says otherwise
-INTERRUPTED = 130
 
 
 def record_command(words: Sequence[str], options: Options, output: Output) -> int:

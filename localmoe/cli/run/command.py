@@ -21,11 +21,9 @@ from localmoe.cli.output import Output
 from localmoe.cli.requests import session_request
 from localmoe.cli.run.printers import Printer, parsed, printer_for
 from localmoe.cli.schema_file import grammar_of
-from localmoe.errors import ContextOverflowError, EngineError, UsageError
+from localmoe.errors import INTERRUPTED, ContextOverflowError, EngineError, UsageError
 from localmoe.facts import catalog
 from localmoe.terminal.piped_input import SILENT_STDIN, PipedInput
-
-INTERRUPTED = 130
 
 
 def run_command(options: Options, output: Output) -> int:
