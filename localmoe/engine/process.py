@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from localmoe.engine import protocol
-from localmoe.engine.native import native_path
+from localmoe.engine.preload import open_helper, worker_environment
 from localmoe.engine.protocol import Message
 from localmoe.errors import EngineCrashError, EngineError, ModelFileError
 
@@ -47,37 +47,6 @@ def _in_forked_child() -> None:
 os.register_at_fork(after_in_child=_in_forked_child)
 
 
-def worker_environment(helper: int | None) -> dict[str, str]:
-    """Ours, with the native helper preloaded from an open file: see ``mmap`` in ``native.cpp``.
-
-    Not by its path: the linker takes a blank or a colon in LD_PRELOAD for the end of a name.
-    """
-    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # or a failed check starts a debugger
-    if helper is not None:
-        others = environment.get("LD_PRELOAD")
-        ours = f"/proc/self/fd/{helper}"
-        environment["LD_PRELOAD"] = f"{ours}:{others}" if others else ours
-    return environment
-
-
-@contextlib.contextmanager
-def _open_helper() -> Iterator[int | None]:
-    """A descriptor of the native helper, where it can be preloaded; else None.
-
-    LOCALMOE_STOCK_MMAP leaves llama.cpp's mapping as it is: the baseline of measurements.
-    """
-    path = native_path()
-    stock = bool(os.environ.get("LOCALMOE_STOCK_MMAP"))
-    if path is None or stock or not sys.platform.startswith("linux"):
-        yield None
-        return
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
 def end(process: subprocess.Popen[Any]) -> None:
     """Kill a process and wait for its end, but not long.
 
@@ -98,7 +67,7 @@ class WorkerProcess:
     """
 
     def __init__(self) -> None:
-        with _open_helper() as helper:
+        with open_helper() as helper:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "localmoe.engine.worker"],  # -P: no code from the cwd
                 stdin=subprocess.PIPE,

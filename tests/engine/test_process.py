@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -20,6 +22,7 @@ import pytest
 
 import localmoe
 from localmoe import ledger
+from localmoe.app.model import LoadedModel
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Request, Sampling, Text
 from localmoe.engine.process import WorkerProcess, cause_of_death
@@ -95,6 +98,32 @@ def test_a_forked_process_is_refused_and_the_parent_answers_rightly(
     assert engine.alive
     assert ask(engine, "The question of the parent.") == expected
     assert [promise.pid for promise in ledger.promises()] == [engine.pid]
+
+
+def ask_in_child(model: LoadedModel, answer: multiprocessing.connection.Connection) -> None:
+    try:
+        answer.send(model.chat("What is a router?").result().answer)
+    except LocalmoeError as error:
+        answer.send(f"{type(error).__name__}: {error.message}")
+
+
+def test_multiprocessing_after_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child of ``multiprocessing`` that uses the parent's model is refused, and ends as usual."""
+    monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
+    with localmoe.load(context=512) as model:
+        question = "What is a mixture of experts?"
+        expected = model.chat(question, temperature=0).result().answer
+        ours, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=ask_in_child, args=(model, theirs))
+        child.start()
+        assert model.chat(question, temperature=0).result().answer == expected
+        assert ours.recv().startswith(
+            f"EngineError: this model was loaded by process {os.getpid()}"
+        )
+        child.join()
+        assert child.exitcode == 0
+        assert model.chat(question, temperature=0).result().answer == expected
 
 
 def test_a_fork_in_the_middle_of_an_answer(engine: Engine) -> None:
