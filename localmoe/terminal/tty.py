@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from localmoe.errors import UsageError
 from localmoe.terminal.console import is_dumb
@@ -53,7 +54,8 @@ def kept() -> Iterator[None]:
 def hushed() -> Iterator[None]:
     """Within the block typed keys are not echoed; they wait for the next input line.
 
-    Ctrl-C works as ever. Does nothing where there is no editor: line by line, echo is wanted.
+    Ctrl-C works as ever. Ctrl-Z gives the shell its terminal back as it was; after ``fg`` keys are
+    not echoed again. Does nothing where there is no editor: line by line, echo is wanted.
     """
     before = None
     if sys.stdin.isatty() and sys.stdout.isatty() and not is_dumb():
@@ -65,13 +67,40 @@ def hushed() -> Iterator[None]:
     quiet = [*before]
     quiet[0] &= ~termios.ICRNL  # else Enter would reach the editor as Ctrl-J
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    with contextlib.suppress(termios.error, OSError):
-        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
+    _set(quiet)
+    try:
+        with _stops(lambda: _set(before), lambda: _set(quiet)):
+            yield
+    finally:
+        _set(before)
+
+
+def _set(attributes: Any) -> None:
+    with contextlib.suppress(termios.error, ValueError, OSError):
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)
+
+
+@contextlib.contextmanager
+def _stops(before: Callable[[], None], after: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-Z stops the program as ever; ``before`` is called first, ``after`` when it goes on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        before()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # here the program stops
+        signal.signal(signal.SIGTSTP, stop)
+        after()
+
+    usual = signal.getsignal(signal.SIGTSTP)
+    if usual is not signal.SIG_IGN:
+        signal.signal(signal.SIGTSTP, stop)
     try:
         yield
     finally:
-        with contextlib.suppress(termios.error, OSError):
-            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
+        signal.signal(signal.SIGTSTP, usual)
 
 
 def _hang_up(signum: int, frame: FrameType | None) -> NoReturn:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import signal
+import sys
 import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from tests.chat import templates
 from tests.chat.conftest import Spawn, Start
 from tests.chat.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB, UP
+from tests.cli.command import environment
 
 
 def test_a_turn(start: Start) -> None:
@@ -203,6 +208,43 @@ def test_keys_typed_during_an_answer_wait(start: Start) -> None:
     assert "one two three four\n" in text
     assert "> next\nsecond\n" in text
     terminal.wait("turns    2")
+
+
+@pytest.mark.skipif(shutil.which("dash") is None, reason="no shell that leaves a terminal as it is")
+def test_ctrl_z_in_an_answer_gives_the_shell_its_terminal(tmp_path: Path) -> None:
+    """The shell's lines are echoed while the chat is stopped; after fg keys are hushed again."""
+    root = Path(__file__).parents[2]
+    env = environment(tmp_path, TERM="xterm-256color", PS1="shell> ", PYTHONPATH=str(root))
+    child = pexpect.spawn(
+        "dash",  # bash would mend the terminal itself
+        ["-i"],
+        env=env,
+        cwd=str(root),
+        encoding="utf-8",
+        dimensions=(40, 120),
+        timeout=60,
+    )
+    try:
+        replies = json.dumps([["one ", "two ", "three ", *(f"{n} " for n in range(400)), "end"]])
+        child.expect_exact("shell> ")
+        child.sendline(f"{sys.executable} -m tests.chat.scripted_chat '{replies}' 0.05")
+        child.expect_exact("lists the commands")
+        child.send("go\r")
+        child.expect_exact("three")
+        child.send("\x1a")
+        child.expect_exact("shell> ")
+        child.sendline("stty -a | tr ' ' '\\n' | grep -x -- '-*echo'; echo state-ends")
+        child.expect("\r\n(-?echo)\r\n")
+        assert isinstance(child.match, re.Match) and child.match.group(1) == "echo"
+        child.expect_exact("state-ends")
+        child.expect_exact("shell> ")
+        child.sendline("fg")
+        child.expect_exact("320")
+        child.send("hushhush")
+        child.expect_exact("end")
+        assert "hushhush" not in (child.before or "")
+    finally:
+        child.close(force=True)
 
 
 def test_ctrl_c_stops_the_answer_only(start: Start) -> None:
