@@ -45,14 +45,20 @@ class Config:
     models: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # model → settings
 
     def target(self, name: str) -> str:
-        """The model of an alias, or of ``alias:QUANT``; any other name is returned as it is."""
-        if name in self.aliases:
-            return self.aliases[name]
+        """The model of an alias, or of ``alias:QUANT``; any other name is returned as it is.
+
+        Upper and lower case of an alias matter only where two differ in nothing else.
+        """
+        lowered = {alias.lower(): model for alias, model in self.aliases.items()}
+        aliases = lowered | dict(self.aliases)
+        exact = aliases.get(name, aliases.get(name.lower()))
+        if exact is not None:
+            return exact
         base, colon, quant = name.partition(":")
-        known = self.aliases.get(base)
+        known = aliases.get(base, aliases.get(base.lower()))
         if known is None or not colon:
             return name
-        return known if known.endswith(f":{quant}") else f"{known.partition(':')[0]}:{quant}"
+        return known if known.endswith(f":{quant}") else f"{_without_quant(known)}:{quant}"
 
     def for_model(self, names: Sequence[str]) -> dict[str, Value]:
         """The general settings, and over them those of the model with these names, in order."""
@@ -60,6 +66,12 @@ class Config:
         for name in names:
             found |= self.models.get(name, {})
         return found
+
+
+def _without_quant(model: str) -> str:
+    """A model's name up to the colon before its quantization; not that of ``hf://``."""
+    found = re.match(r"(?:(?:hf|huggingface|https?):(?://)?)?[^:]*", model)
+    return found[0] if found else model
 
 
 def path() -> Path:

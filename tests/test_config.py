@@ -50,6 +50,10 @@ def test_aliases_take_another_quantization() -> None:
     assert found.target("big") == "someone/Big-GGUF:Q4_K_M"
     assert found.target("big:Q8_0") == "someone/Big-GGUF:Q8_0"
     assert found.target("bigger") == "bigger"
+    assert found.target("BIG:Q8_0") == "someone/Big-GGUF:Q8_0"
+    urls = config.parse(b'[aliases]\na = "hf://u/R:Q4_0"\nb = "https://hf.co/u/R"', Path())
+    assert urls.target("a:Q8_0") == "hf://u/R:Q8_0"
+    assert urls.target("b:Q8_0") == "https://hf.co/u/R:Q8_0"
 
 
 @pytest.mark.parametrize(

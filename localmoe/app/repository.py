@@ -49,6 +49,7 @@ class Repository:
         contents = names.contents(self.listing.files, look(reference, self.listing, self.traffic))
         self.models = contents.models
         self.chosen = names.choose(self.models, reference, contents.others)
+        self._unusable = contents.unusable
 
     def offers(self) -> list[ModelFiles]:
         """The chosen model, else all complete ones; the others go to ``skipped``."""
@@ -58,6 +59,8 @@ class Repository:
             if model.missing:
                 parts = f"{len(model.missing)} of its parts are not in the repository"
                 self.skipped.append(Skipped(model.label, parts))
+        for path, what in self._unusable.items():
+            self.skipped.append(Skipped(clean_line(path), what))
         whole = [model for model in self.models if not model.missing]
         if len(whole) > MOST_OFFERS:
             more = f"and {len(whole) - MOST_OFFERS} more: name the one to look at"

@@ -234,13 +234,22 @@ def unknown_command(word: str) -> UsageError:
     return UsageError(f'no command "{word}".{meant}', hint=hint)
 
 
+_IN_THE_NAME = dict.fromkeys(
+    ("--revision", "--hf-file", "-hff", "--hf-quant", "--quant", "--file"),
+    "MODEL says it: USER/REPO@REVISION:QUANT, USER/REPO:FILE.gguf",
+)
+"""Options of other programs for what is part of a model's name here."""
+
+
 def _unknown_option(word: str, scope: str | None) -> UsageError:
     name = word.split("=")[0]
     flags = [flag for flag, option in FLAGS.items() if scope is None or option.taken_by(scope)]
     near = difflib.get_close_matches(name, flags, n=2, cutoff=0.6)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    hint = HINT
-    if not near:
+    hint = _IN_THE_NAME.get(name, HINT)
+    if name in _IN_THE_NAME:
+        meant = ""
+    elif not near:
         hint += "; words that start with a dash go after `--`: localmoe run -- -1 + 1"
     return UsageError(f'no option "{name}".{meant}', hint=hint)
 

@@ -369,7 +369,11 @@ GROUPS = (
             "config set",
             "config unset",
         ),
-        _option("-m --model MODEL", "the model, when in doubt", proposes=MODELS),
+        _option(
+            "-m --model -hf --hf-repo MODEL",
+            "the model, when in doubt (-hf as llama.cpp has it)",
+            proposes=MODELS,
+        ),
     ),
     _group("other", EVERY, _option("-h --help", "this text"), _option("--version", "the version")),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from localmoe.text import clean_line
 
 _PART = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))", re.DOTALL
+)
+# One file cut by other tools, the pieces no GGUF files: M.gguf.part1of2, M.gguf-split-a, M.gguf.aa.
+_PIECE = re.compile(
+    r"(.+\.gguf)[.-](?:part[-_.]?\w{1,6}(?:[-_.]?of[-_.]?\d+)?|split-\w{1,3}|\d{1,4}|[a-z]{2})",
+    re.IGNORECASE | re.DOTALL,
 )
 _KEPT = ("general.architecture", "split.no", "split.count", "split.tensors.count")
 _NAMED = 5  # missing parts that a message names
@@ -48,12 +54,24 @@ class PartName:
         return f"{self.stem}-{number:05d}-of-{self.count:05d}{self.suffix}"
 
 
+def whole_of_piece(name: str) -> str | None:
+    """The file that one of this name is a piece of, cut without regard to what is in it."""
+    piece = _PIECE.fullmatch(name)
+    return piece[1] if piece else None
+
+
 def read_parts(path: Path) -> tuple[tuple[Path, ...], tuple[Header, ...]]:
     """All parts of the model that ``path`` is a part of, in order, with their headers.
 
     Raises ModelFileError for a part that is missing, unreadable or of another model.
     """
     name = PartName.parse(path.name)
+    if whole := whole_of_piece(path.name):
+        joined = shlex.quote(clean_line(whole))
+        raise ModelFileError(
+            f"{clean_line(path.name)} is a piece of {clean_line(whole)}",
+            hint=f"join all pieces: cat {joined}?* > {joined}",
+        )
     first = _read(path)
     count = _split(first, "split.count", 1)
     if name is None or name.count == 1:

@@ -12,7 +12,6 @@ first byte.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,15 +25,11 @@ from localmoe.facts.installed import HUB_CACHE, labels_of
 from localmoe.facts.local_files import DEFAULT_QUANT, is_gguf, model_name, quant_within
 from localmoe.facts.matching import narrowed
 from localmoe.facts.model_names import read_name
-from localmoe.facts.parts import PartName
+from localmoe.facts.parts import PartName, whole_of_piece
 from localmoe.text import FORBIDDEN, clean_line
 
+UNSAFE = "a file with an unsafe name"
 SHOWN = 12  # choices that a message names
-# One file cut into several by other tools, which are no GGUF files: M.gguf.part1of2, -split-a …
-_PIECE = re.compile(
-    r"(.+\.gguf)[.-](?:part[-_.]?\w{1,6}(?:[-_.]?of[-_.]?\d+)?|split-\w{1,3}|\d{1,4}|[a-z]{2})",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +76,15 @@ class Contents:
     models: tuple[ModelFiles, ...]  # complete ones first, the smallest first
     others: Mapping[str, str]  # path of a GGUF file that is none → what it is, behind "is"
 
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Those of ``others`` that would be models, but for how they are stored or named."""
+        return {
+            path: what
+            for path, what in self.others.items()
+            if what == UNSAFE or whole_of_piece(PurePosixPath(path).name)
+        }
+
 
 def parse(name: str) -> Reference | None:
     """The repository that a name means; None for a path, and for a model here that is of none.
@@ -124,10 +128,10 @@ def contents(
     for file in listing:
         path = PurePosixPath(file.path)
         if not is_gguf(path.name):
-            if piece := _PIECE.fullmatch(path.name):
-                others[file.path] = f"a piece of {piece[1]}"
+            if whole := whole_of_piece(path.name):
+                others[file.path] = f"a piece of {clean_line(whole)}"
         elif not is_safe(file.path):
-            others[file.path] = "a file with an unsafe name"
+            others[file.path] = UNSAFE
         elif (part := PartName.parse(path.name)) is None or part.count == 1:
             found.append(ModelFiles(model_name(path), quant_within(path), (file,)))
         else:
@@ -263,17 +267,17 @@ def _paths(model: ModelFiles) -> list[PurePosixPath]:
 def _path(path: str) -> list[PurePosixPath]:
     """The file that a path leads to, or that it is a piece of."""
     whole = PurePosixPath(path)
-    piece = _PIECE.fullmatch(whole.name)
-    return [whole, whole.with_name(piece[1])][::-1] if piece else [whole]
+    name = whole_of_piece(whole.name)
+    return [whole.with_name(name), whole] if name else [whole]
 
 
 def _no_model(path: str, what: str, models: Sequence[ModelFiles], repo: str) -> UnknownModelError:
     """The error for a file that was asked for and is none."""
     shown = clean_line(path)
-    if piece := _PIECE.fullmatch(PurePosixPath(path).name):
-        name = shlex.quote(clean_line(piece[1]))
+    if whole := whole_of_piece(PurePosixPath(path).name):
+        name = shlex.quote(clean_line(whole))
         return UnknownModelError(
-            f"{shown} is {clean_line(what)}, whose pieces have to be joined before it can be used",
+            f"{shown} is {what}, whose pieces have to be joined before it can be used",
             hint=f"hf download {repo} --include {name}'?*' --local-dir . && "
             f"cat {name}?* > {name} && localmoe run ./{name}",
         )

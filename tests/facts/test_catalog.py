@@ -253,14 +253,46 @@ def test_names_of_nothing(name: str) -> None:
         ("llama4", True),
         ("qwen2.5-7b", True),
         ("big.ggf", True),
+        ("gemma-3-270m-q4_k_m", True), ("llama3", True), ("llama3.2:1b", True),
+        ("mistral:latest", True), ("MISTRAL:Latest", True), ("unheard:latest", True),
+        ("mistral:instruct", True), ("phi4", True), ("qwen3:30b-a3b-q4_K_M", True),
+        ("anything:7b-instruct", True), ("smollm2-135m", True), ("my.finetune.Q8_0", True),
+        ("name-bf16", True), ("unheard:i1-Q4_K_M", True), ("hf://user/R:Q8_0", True),
+        ("hf:user/R", True), ("HF.co/a/b:Q8_0", True), ("a/b@v2:Q8_0", True), ("a/b/c.gguf", True),
+        ("https://huggingface.co/datasets/a/b", True), ("https://example.com/m.gguf", True),
+        ("my-own-q8_0", True), ("MY-OWN", True), ("my-ownn", True),
         ("well-known", False),
         ("COVID-19", False), ("piano", False), ("qwen", False), ("café", False),
+        ("llama", True), ("https://example.com/page", False), ("Q3", False), ("note:", False),
+        ("12:30", False), ("time:latest", True), ("F-16", False), ("me@home.org", False),
+        ("solar-powered", False), ("either/or/both", False), ("gpt4?", False), ("~/notes", False),
     ],
 )  # fmt: skip
 def test_looks_like_model(home: Path, word: str, answer: bool) -> None:
     """The contract's rule for the first word after ``run``."""
     own(home, "my-own-Q8_0.gguf", "my-own.gguf")
     assert catalog.looks_like_model(word) is answer
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("llama3", "llama-4"),
+        ("gemma-3-270m-q4_k_m", "gemma-4-26b-a4b"),
+        ("mistral:latest", "mixtral-8x"),
+        ("deepseek-r2", "deepseek-r1"),
+        ("my-onw", "my-own-Q8_0"),
+    ],
+)
+def test_names_of_other_models_get_the_nearest(home: Path, name: str, near: str) -> None:
+    """What looks like a model and is none here: exit 2, the nearest names, each only once."""
+    own(home, "my-own-Q8_0.gguf")
+    with pytest.raises(UnknownModelError) as caught:
+        catalog.resolve(name)
+    assert caught.value.exit_code == 2
+    guesses = caught.value.message.partition("Did you mean ")[2].rstrip("?").split(" or ")
+    assert any(guess.startswith(near) for guess in guesses), caught.value.message
+    assert len(set(guesses)) == len(guesses)
 
 
 def test_where_the_hub_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:

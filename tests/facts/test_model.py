@@ -269,6 +269,15 @@ def test_part_without_its_name_is_refused(tmp_path: Path) -> None:
     assert "NAME-00001-of-00003.gguf" in (caught.value.hint or "")
 
 
+def test_a_piece_of_a_file_is_named(tmp_path: Path) -> None:
+    """A file cut by other tools begins like a whole one: the error says to join the pieces."""
+    whole = write_model(tmp_path / "big.gguf")[0]
+    piece = whole.rename(tmp_path / "big.gguf.part1of2")
+    with pytest.raises(ModelFileError, match=r"is a piece of big\.gguf") as caught:
+        read_model(piece)
+    assert "cat big.gguf?* > big.gguf" in (caught.value.hint or "")
+
+
 def test_single_file_named_as_one_of_one(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf")[0].rename(tmp_path / "m-00001-of-00001.gguf")
     assert read_model(path).name == "m"
@@ -287,6 +296,8 @@ def test_single_file_named_as_one_of_one(tmp_path: Path) -> None:
         ({"testmoe.expert_used_count": 2}, {"blk.0.ffn_gate_exps.weight": (64, 32, 4)}, "another"),
         ({"testmoe.expert_used_count": 2}, {"blk.0.ffn_gate_exps.weight": (64, 32)}, "dimensions"),
         ({"testmoe.expert_used_count": 2}, {"blk.0.ffn_gate.0.weight": (64, 32)}, "no longer"),
+        ({"testmoe.expert_used_count": 2}, {"v.blk.0.attn_q.weight": (8, 8)}, "image or audio"),
+        ({"testmoe.expert_used_count": 2}, {"mm.0.weight": (8, 8)}, '1 tensors like "mm.0'),
         ({"general.type": "adapter"}, {}, "LoRA"),
         ({"general.type": "mmproj"}, {}, "projector"),
         ({"general.type": "imatrix"}, {}, "importance"),

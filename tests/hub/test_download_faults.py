@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -106,6 +107,30 @@ def test_a_partial_file_with_holes_is_filled(hub: HubServer, content: Generated,
     pulled = pull()
     assert (pulled.resumed, pulled.transferred) == (start, SIZE - start)
     assert sha256(pulled.paths[0]) == content.sha256
+
+
+@pytest.mark.parametrize("stage", ["resolve", "content"])
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_file_that_is_refused_is_named(
+    stage: str, status: int, hub: HubServer, content: Generated
+) -> None:
+    """Which of several files the Hub lists and does not give is said."""
+    hub.fault(stage, KEY, Fault(status=status))  # type: ignore[arg-type]
+    error = refused(hub)
+    assert error.message.startswith(f"{FILE}: ")
+    assert str(status) in error.message
+
+
+def test_a_pause_that_the_server_asks_for_is_told(hub: HubServer, content: Generated) -> None:
+    """A line says who asks to wait, and how long."""
+    told: list[str] = []
+    hub.fault("content", KEY, Fault(status=429, headers={"Retry-After": "1"}, times=1))
+    listing, model = lookup()
+    patience = dataclasses.replace(QUICK, tell=told.append)
+    assert list(download(listing, model.files, patience=patience))
+    (line,) = told
+    assert "too many requests" in line
+    assert "waiting 1" in line
 
 
 def test_a_wrong_hash_twice_is_quarantined(hub: HubServer, content: Generated, hf: Path) -> None:
