@@ -11,6 +11,7 @@ import pytest
 
 from tests.hub.command import HubCommand
 from tests.hub.pulling import sha256
+from tests.hub.repository import Servable
 from tests.hub.server import HubServer
 
 MAIN, DRAFT = "Ornith-9B-MTP-Q4_K_M.gguf", "spec/eagle3-Q8_0.gguf"
@@ -31,7 +32,7 @@ def beginning(architecture: str) -> bytes:
 def served(hub: HubServer, arch_file: Callable[..., Path]) -> Path:
     """A repository as in a report: its models are called like drafts, its draft like a model."""
     path = arch_file("qwen3moe")
-    files = {MAIN: path, "Ornith-9B-MTP-v2-Q4_K_M.gguf": path, DRAFT: beginning("eagle3"),
+    files: dict[str, Servable] = {MAIN: path, "Ornith-9B-MTP-v2-Q4_K_M.gguf": path, DRAFT: beginning("eagle3"),
              "mmproj-Ornith-BF16.gguf": beginning("clip"), "a:b.gguf": b"GGUF"}  # fmt: skip
     hub.add(REPO, files)
     return path
