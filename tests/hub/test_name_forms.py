@@ -32,8 +32,13 @@ def beginning(architecture: str) -> bytes:
 def served(hub: HubServer, arch_file: Callable[..., Path]) -> Path:
     """A repository as in a report: its models are called like drafts, its draft like a model."""
     path = arch_file("qwen3moe")
-    files: dict[str, Servable] = {MAIN: path, "Ornith-9B-MTP-v2-Q4_K_M.gguf": path, DRAFT: beginning("eagle3"),
-             "mmproj-Ornith-BF16.gguf": beginning("clip"), "a:b.gguf": b"GGUF"}  # fmt: skip
+    files: dict[str, Servable] = {
+        MAIN: path,
+        "Ornith-9B-MTP-v2-Q4_K_M.gguf": path,
+        DRAFT: beginning("eagle3"),
+        "mmproj-Ornith-BF16.gguf": beginning("clip"),
+        "a:b.gguf": b"GGUF",
+    }
     hub.add(REPO, files)
     return path
 
