@@ -246,9 +246,9 @@ def _unknown_option(word: str, scope: str | None) -> UsageError:
     flags = [flag for flag, option in FLAGS.items() if scope is None or option.taken_by(scope)]
     near = difflib.get_close_matches(name, flags, n=2, cutoff=0.6)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    hint = _IN_THE_NAME.get(name, HINT)
+    hint = f"`localmoe {scope} --help` lists the options" if scope else HINT
     if name in _IN_THE_NAME:
-        meant = ""
+        meant, hint = "", _IN_THE_NAME[name]
     elif not near:
         hint += "; words that start with a dash go after `--`: localmoe run -- -1 + 1"
     return UsageError(f'no option "{name}".{meant}', hint=hint)
