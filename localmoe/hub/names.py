@@ -321,7 +321,9 @@ def not_on_hub(reference: Reference) -> UnknownModelError:
         )
     near = catalog.nearest_repos(reference.repo)
     guess = f" Did you mean {clean_line(' or '.join(near))}?" if near else ""
+    path = reference.text.startswith(f"{reference.repo}/")  # it may have been meant as one
+    here = f"there is no file {clean_line(reference.text)} here, and " if path else ""
     return UnknownModelError(
-        f"the Hub has no repository {repo}, or it is private.{guess}",
+        f"{here}the Hub has no repository {repo}, or it is private.{guess}",
         hint="check the spelling; for a private one: hf auth login",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from localmoe.errors import TransferError, UnknownModelError
@@ -109,6 +111,31 @@ def test_what_a_name_means(name: str, repo: str, wanted: str, revision: str | No
     assert found is not None
     assert (found.repo, found.wanted, found.revision) == (repo, wanted, revision)
     assert (found.entry is None) == (not name.lower().startswith("glm"))
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "names.md"
+
+
+def rows_of(columns: int) -> list[list[str]]:
+    """The rows of the tables in docs/names.md with so many columns."""
+    lines = (line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| `"))
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if len(row) == columns]
+
+
+@pytest.mark.parametrize(("typed", "repo", "wanted", "revision"), rows_of(4))
+def test_the_page_of_names(typed: str, repo: str, wanted: str, revision: str) -> None:
+    """What docs/names.md says a form means is what it means."""
+    found = names.parse(typed)
+    assert found is not None
+    assert (found.repo, found.wanted, found.revision or "") == (repo, wanted, revision)
+
+
+@pytest.mark.parametrize(("typed", "what"), rows_of(2))
+def test_the_page_of_refused_names(typed: str, what: str) -> None:
+    """And what it says is refused is refused for that."""
+    with pytest.raises(UnknownModelError, match=what):
+        names.parse(typed)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +339,9 @@ def test_a_stale_entry_is_ours() -> None:
     typo = names.not_on_hub(Reference("x", "unsloth/GLM-4.6-GUF"))
     assert "Did you mean unsloth/GLM-4.6-GGUF" in typo.message
     assert "stale" not in typo.message
+    path = names.parse("models/mine/x-Q8_0.gguf")
+    assert path is not None
+    assert "no file models/mine/x-Q8_0.gguf here" in names.not_on_hub(path).message
 
 
 def sized(path: str, size: int) -> RepoFile:
