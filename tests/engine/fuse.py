@@ -47,9 +47,9 @@ class Served:
         if opcode == LOOKUP:
             if body.rstrip(b"\0") != self._name:
                 return errno.ENOENT
-            return struct.pack("<4Q2I", ENTRY, 0, 3600, 3600, 0, 0) + self._attributes(ENTRY)
+            return struct.pack("<4Q2I", ENTRY, 0, 1, 1, 0, 0) + self._attributes(ENTRY)
         if opcode == GETATTR:
-            return struct.pack("<Q2I", 3600, 0, 0) + self._attributes(node)
+            return struct.pack("<Q2I", 1, 0, 0) + self._attributes(node)
         if opcode in (OPEN, OPENDIR):
             return struct.pack("<Q2I", 0, self._flags if opcode == OPEN else 0, 0)
         if opcode == READ:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from tests import rates
+from tests.chat.terminal import CTRL_C, Terminal
 from tests.engine.fuse import mounted
 from tests.engine.test_process import gone
 
@@ -113,3 +115,31 @@ def test_ctrl_c_once_where_the_disk_comes_back(answering: Answering) -> None:
     answering.process.send_signal(signal.SIGINT)
     answering.server.send_signal(signal.SIGCONT)
     assert answering.process.wait(GRACE) == 130
+
+
+@pytest.mark.parametrize("ends", ["Ctrl-C twice", "SIGTERM"])
+def test_in_a_chat(ends: str, arch_file: Callable[[str], Path], tmp_path: Path) -> None:
+    """The same in a terminal, where the model's file cannot even be looked at any more."""
+    file, home = arch_file("qwen3moe"), tmp_path / "home"
+    home.mkdir()
+    options = "--cache private --cache-ram 0.001 -c 512 -n 480 --temp 0"
+    with mounted(file, tmp_path / "disk") as server:
+        path = tmp_path / "disk" / file.name
+        terminal = Terminal(home, "-m", "localmoe", "chat", str(path), *options.split())
+        try:
+            terminal.say("Go on")
+            terminal.wait(lambda text: len(text.partition("> Go on")[2]) > 40, 60)
+            server.send_signal(signal.SIGSTOP)
+            time.sleep(1.5)  # what the system knows of the file is old then
+            if ends == "SIGTERM":
+                terminal.child.kill(signal.SIGTERM)
+            else:
+                terminal.type(CTRL_C)
+                terminal.wait("waiting for the disk; Ctrl-C again leaves", 60)
+                terminal.type(CTRL_C)
+            terminal.child.expect(pexpect.EOF, timeout=GRACE)
+            terminal.child.wait()
+            assert terminal.child.exitstatus == (143 if ends == "SIGTERM" else 130)
+        finally:
+            server.send_signal(signal.SIGCONT)
+            terminal.child.close(force=True)
