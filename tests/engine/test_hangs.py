@@ -57,7 +57,7 @@ def answering(arch_file: Callable[[str], Path], tmp_path: Path) -> Iterator[Answ
     file, folder, home = arch_file("qwen3moe"), tmp_path / "disk", tmp_path / "home"
     rates.seed(home)
     # Memory for a few experts only: each token reads.
-    options = "--cache private --cache-ram 0.001 -c 512 -n 480 --temp 0 --no-history"
+    options = "--cache private --cache-ram 0.001 -c 512 -n 480 -t 1 --temp 0 --no-history"
     command = [sys.executable, "-m", "localmoe", "run", str(folder / file.name), "Go on"]
     command += options.split()
     with contextlib.ExitStack() as stack:
@@ -122,7 +122,7 @@ def test_in_a_chat(ends: str, arch_file: Callable[[str], Path], tmp_path: Path) 
     """The same in a terminal, where the model's file cannot even be looked at any more."""
     file, home = arch_file("qwen3moe"), tmp_path / "home"
     home.mkdir()
-    options = "--cache private --cache-ram 0.001 -c 512 -n 480 --temp 0"
+    options = "--cache private --cache-ram 0.001 -c 512 -n 480 -t 1 --temp 0"
     with mounted(file, tmp_path / "disk") as server:
         path = tmp_path / "disk" / file.name
         terminal = Terminal(home, "-m", "localmoe", "chat", str(path), *options.split())

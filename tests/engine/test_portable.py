@@ -57,7 +57,7 @@ def test_a_line_says_why_the_experts_are_served_otherwise(tmp_path: Path) -> Non
     home = tmp_path / "home"
     rates.seed(home)
     environment = {k: v for k, v in os.environ.items() if "XDG" not in k}
-    command = "run nano hello --cache private --cache-ram 0.05 -n 4 --no-history"
+    command = "run nano hello --cache private --cache-ram 0.05 -n 4 -t 1 --no-history"
     done = subprocess.run(
         [sys.executable, "-m", "localmoe", *command.split()],
         env=environment | {"HOME": str(home), "LOCALMOE_NO_NATIVE": "1"},
