@@ -1,4 +1,4 @@
-"""Another build of the engine: planned, built, and tried before it is called done."""
+"""Building the engine for other devices: what it takes, and whether the result works."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def kept_builds() -> list[str]:
 
 
 def planned_build(backend: str, *, anew: bool) -> Build:
-    """How the engine would be built here; ``anew``: even where a wheel of it is kept."""
+    """How to build the engine for ``backend`` here; ``anew``: even if a wheel of it is kept."""
     machine = hardware.detect()
     cores, ram = machine.cores_logical, machine.ram_available
     return builds.plan_build(BACKENDS[backend], cores=cores, ram=ram, anew=anew)
 
 
 def require_tools(build: Build) -> None:
-    """Raises EngineError where a compiler or a tool kit is missing."""
+    """Raises EngineError if a compiler or a tool kit is missing and no wheel is kept."""
     if build.missing and not build.kept:
         tool = build.missing[0]
         names = ", ".join(tool.name for tool in build.missing)
@@ -38,7 +38,7 @@ def require_tools(build: Build) -> None:
 
 
 def installed(build: Build) -> EngineInfo:
-    """What the engine says of itself now. Raises EngineError where it lacks the new backend."""
+    """The engine after its build. Raises EngineError if it does not start or lacks the backend."""
     info, problem = None, ""
     try:
         info = engine_info()

@@ -70,7 +70,7 @@ def corrections(model: Model, plan: Plan, key: str) -> tuple[Correction | None, 
 
 
 def regime_of(model: Model, plan: Plan) -> str:
-    """Quantization, tiers, cache and threads: runs that share these are compared."""
+    """Quantization, tiers, cache, threads and devices: runs that share these are compared."""
     settings = plan.settings
     parts = (
         model.quantization,
@@ -83,7 +83,7 @@ def regime_of(model: Model, plan: Plan) -> str:
 
 
 def place_of(plan: Plan) -> str:
-    """``on CUDA0``, ``on RPC0 of box:50052``, ``here``: a run says nothing of other places."""
+    """``on CUDA0``, ``on RPC0 of box:50052`` or ``here``: runs are compared within one place."""
     settings = plan.settings
     if not settings.devices:
         return "here"

@@ -79,12 +79,13 @@ def header_of(
     """
     try:
         model = model_here(name, listener)
-        yield model, model.paths
-        return
     except catalog.NotHereError:
         reference = names.parse(name)
         if reference is None:
             raise
+    else:
+        yield model, model.paths
+        return
     repository = Repository(reference, request, listener)
     files, why = best_of(repository, request)
     if repository.chosen is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:  # a chat's input line need not wait for what it imports
+if TYPE_CHECKING:  # imported late: a chat's input line need not wait for what it imports
     from localmoe.hub.download import Progress
 
 Show = Callable[["Progress"], None]
@@ -23,7 +23,7 @@ class Listener(Hashable, Protocol):
         """One line that the user should not miss."""
 
     def lost(self, text: str) -> None:
-        """One line about something of the user's that is not kept: said however quiet it is."""
+        """One line about something of the user's that will not be kept; not even quiet hides it."""
 
     def progress(self, what: str) -> AbstractContextManager[Show]:
         """Show how far the download of ``what`` is, until the context ends."""
@@ -43,7 +43,7 @@ class Silent:
         """Say nothing."""
 
     def lost(self, text: str) -> None:
-        """Say nothing: who loads a model by a function keeps no conversation."""
+        """Say nothing: a program's conversations are not written to the disk."""
 
     def progress(self, what: str) -> AbstractContextManager[Show]:
         """Show nothing."""

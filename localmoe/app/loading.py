@@ -132,7 +132,7 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
 
 
 def _check_recording(model: Model, request: LoadRequest) -> None:
-    """Raises UsageError where nothing can be recorded, or something else would be lost."""
+    """Raises UsageError for a model without experts, or a trace that would overwrite a file."""
     if not model.is_moe:
         raise UsageError(
             f"{clean_line(model.name)} has no experts: there is no routing to record",
@@ -142,7 +142,10 @@ def _check_recording(model: Model, request: LoadRequest) -> None:
 
 
 def _check_recorded_layers(plan: Plan, listener: Listener) -> None:
-    """Experts of another device are multiplied there, and their routing is not seen here."""
+    """Routing is recorded in host memory only: warns of layers whose experts are on a device.
+
+    Raises UsageError if all of them are.
+    """
     layers = [layer for layer in plan.layers if layer.experts]
     elsewhere = [layer.index for layer in layers if layer.experts == "gpu"]
     if len(elsewhere) == len(layers):

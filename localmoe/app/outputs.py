@@ -12,7 +12,7 @@ from localmoe.routing.recorder import MAGIC as TRACE_MAGIC
 from localmoe.routing.report import BEGINNING as PAGE_BEGINNING
 from localmoe.text import clean_line
 
-HEAD = 4096  # bytes by which a file's kind is told
+HEAD = 4096  # bytes that are read to recognise a file's kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +60,5 @@ def check_output(path: Path, kind: Kind, inputs: Iterable[Path]) -> None:
 def _same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # one of them does not exist: then their places are compared
+    except OSError:  # one of them does not exist: compare the paths
         return os.path.realpath(one) == os.path.realpath(other)

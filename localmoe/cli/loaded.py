@@ -24,8 +24,8 @@ from localmoe.terminal.interrupts import Pressed, interrupts
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_duration
 
-REMOTE_SILENCE = 10.0  # seconds without a word from another machine that are worth a line
-REMOTE_PATIENCE = 2.0  # seconds more after Ctrl-C until it is left
+REMOTE_SILENCE = 10.0  # seconds without an answer of another machine until a note says so
+REMOTE_PATIENCE = 2.0  # seconds that other machines have after the note that follows a Ctrl-C
 
 
 @contextlib.contextmanager
@@ -47,10 +47,11 @@ def open_model(name: str | None, options: Options, output: Output) -> Iterator[L
 
 @contextlib.contextmanager
 def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
-    """Ctrl-C stops what the engine does; when that takes long, it says so; another one leaves.
+    """Within the block Ctrl-C cancels what the engine does; a second one ends the engine.
 
-    On the processor a computation stops within milliseconds, so that only the disk can take long.
-    Other machines may be asleep: they are named, and left when they do not heed the first one.
+    If cancelling takes long, a note says what it waits for: the disk, a GPU or other machines, as
+    the processor stops within milliseconds. Other machines may be asleep: their silence is noted,
+    and the first Ctrl-C ends the engine if they do not react to it.
     """
     settings, over = model.plan.settings, threading.Event()
     new_line = "\n" if output.stderr.is_terminal else ""

@@ -37,7 +37,7 @@ def open_chat(name: str | None, options: Options, output: Output) -> int:
         return _chat(name, store, log, options, output)
     finally:
         if log is not None:
-            log.close()  # a name that was claimed for a chat that did not begin is free again
+            log.close()  # it may be a new one without turns: closing frees its name
 
 
 def _chat(
