@@ -105,7 +105,7 @@ def answered(
     kept.session.use(ModelUsed(model.facts.name, source))
     with kept.resumed(model):
         if kept.session.turns:
-            host = NobodyThere(model, output, Overflow(options.overflow or Overflow.STOP))
+            host = FixedChoice(model, output, Overflow(options.overflow or Overflow.STOP))
             fit_in(conversation, question, host)
         return show_turn(conversation, question, model, printer)
 
@@ -127,8 +127,8 @@ def show_turn(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class NobodyThere:
-    """The ``Host`` of ``make_room`` that asks nobody: ``--overflow`` says what to do."""
+class FixedChoice:
+    """The ``Host`` of ``make_room`` that does what ``--overflow`` says, without a question."""
 
     model: LoadedModel
     output: Output
@@ -153,7 +153,7 @@ class NobodyThere:
             raise KeyboardInterrupt
 
 
-def fit_in(conversation: Conversation, question: Message, host: NobodyThere) -> None:
+def fit_in(conversation: Conversation, question: Message, host: FixedChoice) -> None:
     """Make room for the question as ``--overflow`` says. Raises ContextOverflowError."""
     assert host.model.loaded is not None
     shortage = make_room(conversation, question, host.model.loaded.context, host)
