@@ -68,7 +68,7 @@ _NAMED = 8  # choices that a message names
 
 
 class NotHereError(UnknownModelError):
-    """A name that means something, but nothing on this machine: the Hub may have it."""
+    """A name that is understood, of a model that is not on this machine; the Hub may have it."""
 
 
 def resolve(name: str) -> Path:
@@ -176,7 +176,10 @@ def nearest_repos(repo: str) -> list[str]:
 
 
 def unknown(name: str) -> UnknownModelError:
-    """The error of a name that leads to no file here: unavailable, a near miss, or not here yet."""
+    """The error to raise for a name that leads to no file here.
+
+    It says whether nobody can run that model, it is misspelt, or it has to be downloaded first.
+    """
     asked = read_name(name)
     shown = clean_line(asked.text)
     if asked.refused:
@@ -204,7 +207,7 @@ def unknown(name: str) -> UnknownModelError:
 
 
 def choices(here: Sequence[Installed], name: str) -> str:
-    """Names to type for each of ``here``, which ``name`` means all, in its own terms."""
+    """A list of names, one for each of ``here``, for a user who typed ``name``, which means all."""
     asked = read_name(name)
     base = f"{asked.base}@{asked.revision}" if asked.revision else asked.base
     by_repo = asked.is_repo or entry_of(asked.base) is not None
@@ -257,7 +260,10 @@ def _files_of(model: Installed) -> list[PurePosixPath]:
 
 
 def _chosen(here: Sequence[Installed], asked: Name) -> Installed:
-    """The one that is meant; without a quantization the usual one, else the only one there is."""
+    """The one of ``here`` to take. Raises UnknownModelError when the name does not tell which.
+
+    Without a quantization that is Q4_K_M, if there is exactly one.
+    """
     if len(here) == 1:
         return here[0]
     if not asked.wanted:
@@ -282,7 +288,7 @@ def _bundled(quant: str) -> Installed:
 
 
 def _known(models: Sequence[Installed]) -> set[str]:
-    """Every name that can be typed here without a stroke: aliases and models."""
+    """Aliases of the catalog and the names of models here, to compare a mistyped word with."""
     return {BUNDLED, *(entry.alias for entry in catalog()[0]), *(model.name for model in models)}
 
 

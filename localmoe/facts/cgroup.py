@@ -24,7 +24,10 @@ class MemoryLimit:
 
 
 def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
-    """None when no group has a limit. ``root``: where /proc and /sys are found."""
+    """The limit on this process's memory, None when no group has one.
+
+    ``root``: where /proc and /sys are found.
+    """
     levels = [*_v2_levels(root), *_v1_levels(root)]
     if not levels:
         return None
@@ -45,7 +48,10 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
 
 
 def own_groups(controller: str | None, root: Path = Path("/")) -> tuple[Path, ...]:
-    """This process's group of a v1 controller and those above it; ``None`` is version 2."""
+    """The folders of this process's group and of those above it, innermost first.
+
+    ``controller``: one of version 1 ("memory"); ``None`` means the hierarchy of version 2.
+    """
     return tuple(_folders(root, controller))
 
 
@@ -79,7 +85,7 @@ def _level(limit: int, usage: int, cache: int, version: str) -> MemoryLimit:
 
 
 def _folders(root: Path, controller: str | None) -> Iterator[Path]:
-    """This process's group and those above it, innermost first. ``None`` is version 2."""
+    """As ``own_groups``, one folder after the other."""
     group = _own_group(root, controller)
     mount = _mount(root, controller)
     if group is None or mount is None:

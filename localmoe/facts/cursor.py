@@ -61,7 +61,7 @@ class Cursor:
         return struct.unpack(f"<{count}Q", self.take(8 * count, what))
 
     def skip(self, length: int, what: str) -> None:
-        """Go on behind ``length`` bytes without reading what is not in the window."""
+        """Move ``length`` bytes forward; bytes outside the window are not read."""
         if self.position + length > self._limit:
             self._cut_off(what)
         self._at += length

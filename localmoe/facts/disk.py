@@ -22,7 +22,7 @@ _ALIGN = 4096  # bytes; what O_DIRECT wants of offsets and lengths on any common
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Some bytes of a file."""
+    """A range of bytes of a file."""
 
     path: Path
     offset: int
@@ -48,7 +48,7 @@ def measure_reads(
     """Bytes per second over ``spans``, in order, by several readers at once, for ``seconds``.
 
     Only asked-for bytes count; each request is widened to whole pages as direct I/O needs it.
-    Otherwise as ``measure_disk``.
+    The page cache is avoided as in ``measure_disk``. Raises StorageError.
     """
     with contextlib.ExitStack() as stack:
         descriptors: dict[Path, int] = {}

@@ -25,7 +25,10 @@ CHUNK, READERS = 8 << 20, 3  # as a model is read when it is loaded
 
 
 def measure_file(path: Path) -> DiskRate:
-    """The disk of a file of at least ``SMALLEST`` bytes, in about 1.3 s. Raises StorageError."""
+    """How fast the disk of ``path`` is read, in about 1.3 s. Raises StorageError.
+
+    The file must have at least ``SMALLEST`` bytes.
+    """
     size = path.stat().st_size
     reads = []
     for length in SIZES:
@@ -37,13 +40,16 @@ def measure_file(path: Path) -> DiskRate:
 
 
 def measure_folder(folder: Path) -> DiskRate:
-    """The disk of a folder, with a file that is written for it and removed. Raises StorageError."""
+    """How fast the disk of a folder is read, by a file that is written there for a moment.
+
+    Raises StorageError.
+    """
     with _sample(storage.private_dir(folder)) as path:
         return measure_file(path)
 
 
 def _buffered(path: Path, size: int) -> float:
-    """Bytes per second into the page cache, with the requests of a load."""
+    """Bytes per second into the page cache, read as a load reads: in order, ``CHUNK`` at a time."""
     first = max(0, size - BUFFERED)
     chunks = iter(range(first, size, CHUNK))
     lock = threading.Lock()
@@ -76,7 +82,7 @@ def _buffered(path: Path, size: int) -> float:
 
 @contextlib.contextmanager
 def _sample(folder: Path) -> Iterator[Path]:
-    """A file of random bytes that are on the disk."""
+    """A file of random bytes, written out to the disk; it is removed at the end of the block."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-speed-") as file:
             piece = os.urandom(8 << 20)

@@ -79,7 +79,7 @@ def is_model_file(path: Path) -> bool:
 
 
 def named_as_side_file(name: str) -> bool:
-    """Whether a name or a path in a repository is one that files beside a model have."""
+    """Whether a name or a path has a word in it that names of projectors and drafts have."""
     return bool(_SIDE_NAME.search(re.sub(r"(?i)\.gguf$", "", name)))
 
 

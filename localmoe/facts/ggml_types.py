@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class TensorType(NamedTuple):
-    """``block_bytes`` hold ``block_size`` weights."""
+    """How weights of a type are stored: ``block_size`` of them in each ``block_bytes`` bytes."""
 
     name: str
     block_size: int

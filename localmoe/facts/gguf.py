@@ -92,7 +92,7 @@ class Header:
 
 
 def read_header(source: ByteSource) -> Header:
-    """Read and check one file. Raises ModelFileError for anything that is not as it should be."""
+    """Read and check the header of one file. Raises ModelFileError when anything in it is wrong."""
     return _HeaderReader(source).read()
 
 
@@ -348,7 +348,7 @@ def _quoted(name: str) -> str:
 
 
 def _other_kind(magic: bytes, source: ByteSource) -> str:
-    """A guess at what a file is instead, for the message."""
+    """The end of a message that says what a file without GGUF's magic probably is."""
     start = source.read(0, 256).lstrip().lower()
     if magic in (b"lmgg", b"fmgg", b"tjgg", b"algg"):
         return " but its predecessor of 2023 (GGML), which llama.cpp no longer reads"

@@ -25,7 +25,7 @@ ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Every field can be set by hand (``dataclasses.replace``), to plan for other machines."""
+    """A machine as the planner sees it. To plan for another one, replace fields."""
 
     os: str
     cpu: str
@@ -43,7 +43,7 @@ class Machine:
 def detect(
     engine_devices: Sequence[Gpu] = (), model_dir: Path | None = None, *, root: Path = ROOT
 ) -> Machine:
-    """Look at this machine; nothing is started and nothing measured.
+    """This machine, as the operating system describes it; nothing is started or measured.
 
     ``engine_devices``: the GPUs of the engine build. ``model_dir``: where models are stored, if
     not in our own folder. ``root``: where /proc and /sys are found.

@@ -58,7 +58,10 @@ def bundled_path() -> Path:
 
 
 def installed_models() -> list[Installed]:
-    """Bundled, in our folder, in the Hub's cache, of other programs: each file once."""
+    """Every model on this machine, each file once.
+
+    The bundled one, those of our folder, of the Hub cache, of other programs.
+    """
     candidates = [*_own(), *_cached(cached_files()), *_of_others()]
     return _named(_each_once(candidates))
 
@@ -120,7 +123,7 @@ def labels_of(
 
 
 def _each_once(candidates: Iterable[_Candidate]) -> list[_Candidate]:
-    """Without those whose file was there before under another program's name."""
+    """The candidates without files that another program's folder links to."""
     found: dict[str, _Candidate] = {}
     for candidate in candidates:
         # Two names in the Hub cache may share one content: they are two models all the same.

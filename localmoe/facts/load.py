@@ -9,7 +9,7 @@ import psutil
 
 
 class Load:
-    """Begins when it is made."""
+    """Processor time of all programs and of ours, counted from when this object is made."""
 
     def __init__(self) -> None:
         self._began, self._busy, self._own = time.perf_counter(), _busy(), _own()

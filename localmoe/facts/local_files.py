@@ -89,7 +89,7 @@ def quant_of(path: PurePath) -> str:
 
 
 def quant_within(path: PurePosixPath) -> str:
-    """The same for a path in a repository, where a folder may state it for its files."""
+    """The quantization that a path in a repository states: its file's name, else its folder's."""
     return quant_of(path) or quant_of(PurePosixPath(path.parent.name))
 
 
@@ -176,9 +176,7 @@ def _folder_name(repo: str) -> str:
 
 
 def _stated_path(text: str) -> Path:
-    """As huggingface_hub reads its variables: ``~`` and ``$NAME`` stand for what they do in a
-    shell.
-    """
+    """The path that a variable of huggingface_hub's states: ``~`` and ``$NAME`` are replaced."""
     return storage.user_path(os.path.expandvars(text))
 
 

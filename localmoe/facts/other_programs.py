@@ -54,21 +54,6 @@ def other_files() -> list[OtherFile]:
     return found
 
 
-def other_named(name: str, quant: str = "") -> list[OtherFile]:
-    """Those that answer to a name, with or without a tag or quantization."""
-    wanted = name.lower()
-    full = f"{wanted}:{quant.lower()}" if quant else wanted
-    files = other_files()
-    exact = [file for file in files if full in (file.name.lower(), file.path.name.lower())]
-    if exact or quant:
-        return exact
-    return [
-        file
-        for file in files
-        if wanted in (file.name.lower().partition(":")[0], model_name(file.path).lower())
-    ]
-
-
 def _lm_studio() -> Iterator[OtherFile]:
     for folder in ("~/.lmstudio/models", "~/.cache/lm-studio/models"):
         root = storage.user_path(folder)

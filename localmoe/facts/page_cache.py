@@ -14,7 +14,10 @@ CHUNK = 8 * 1024 * 1024  # bytes that are looked at, and read, as one
 def missing_chunks(
     path: str, ranges: Sequence[tuple[int, int]] | None = None
 ) -> list[tuple[int, int]]:
-    """Chunks (start, end) of these ranges (None: the file) with a page that is not in memory."""
+    """The chunks (start, end) of ``ranges`` of a file that are not wholly in memory.
+
+    Without ``ranges``: of the whole file.
+    """
     if not sys.platform.startswith("linux"):
         return []
     size = os.path.getsize(path)  # noqa: PTH202

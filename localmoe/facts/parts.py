@@ -42,7 +42,7 @@ class PartName:
 
     @classmethod
     def parse(cls, name: str) -> PartName | None:
-        """None for a name that is not of this form."""
+        """The name taken apart; None for one of another form."""
         match = _PART.fullmatch(name)
         if match is None:
             return None
@@ -55,7 +55,7 @@ class PartName:
 
 
 def whole_of_piece(name: str) -> str | None:
-    """The file that one of this name is a piece of, cut without regard to what is in it."""
+    """The name of the file that a file of this name is a piece of; None for any other file."""
     piece = _PIECE.fullmatch(name)
     return piece[1] if piece else None
 
@@ -99,7 +99,10 @@ def _read(path: Path) -> Header:
 
 
 def _without_metadata(header: Header) -> Header:
-    """Only what tells parts apart: what many parts repeat would add up in memory."""
+    """The header with the keys that tell parts apart only.
+
+    Every part may repeat all metadata, and those of many parts together take much memory.
+    """
     kept = {key: value for key, value in header.metadata.items() if key in _KEPT}
     return dataclasses.replace(header, metadata=kept)
 

@@ -23,7 +23,10 @@ PATIENCE = 2.0  # seconds to wait for another process that writes
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One answer. ``decode``, ``prefill``: measured ÷ forecast seconds, None: not enough of it."""
+    """One answer. ``decode`` and ``prefill`` are measured ÷ forecast seconds.
+
+    None where too few tokens were computed to tell.
+    """
 
     machine: str  # ``bandwidth.key_of``
     model: str  # ``model_key``
@@ -33,12 +36,12 @@ class Ran:
 
 
 def path() -> Path:
-    """The file in which they are kept."""
+    """The file in which runs are kept."""
     return storage.state_dir() / "speeds.jsonl"
 
 
 def load(machine: str) -> list[Ran]:
-    """The runs on that machine, oldest first; damaged lines are left out."""
+    """The runs kept for a machine (``bandwidth.key_of``), oldest first, but for damaged lines."""
     try:
         with path().open("rb") as file:
             lines = file.read(MAX_FILE).splitlines()
@@ -54,7 +57,7 @@ def load(machine: str) -> list[Ran]:
 
 
 def add(ran: Ran) -> None:
-    """Keep one more. Raises StorageError, or Timeout when another process holds the file."""
+    """Keep one more run. Raises StorageError, or Timeout when another process has the file."""
     storage.private_dir(path().parent)
     with FileLock(f"{path()}.lock", timeout=PATIENCE):
         try:
@@ -66,7 +69,7 @@ def add(ran: Ran) -> None:
 
 
 def ratios(runs: Sequence[Ran], what: str) -> list[float]:
-    """Those of ``what`` ("decode", "prefill") that are known."""
+    """The known ratios of ``runs``; ``what`` is "decode" or "prefill"."""
     return [value for ran in runs if (value := getattr(ran, what)) is not None]
 
 

@@ -47,7 +47,7 @@ class RepoCache:
 
     @classmethod
     def of(cls, repo: str) -> RepoCache:
-        """In the cache that huggingface_hub's environment variables name."""
+        """The repository's folder in the cache that huggingface_hub's variables name."""
         return cls(hub_cache(), repo)
 
     @property
@@ -73,7 +73,7 @@ class RepoCache:
         return self.folder / "snapshots" / commit / file.path
 
     def has(self, commit: str, file: RepoFile) -> bool:
-        """Whether the content is here, complete by its size; its hash was checked on arrival."""
+        """Whether all of the file is here, by its size; its hash was checked on arrival."""
         places = (self.blob(file), self.pointer(commit, file))
         return any(self._is_placed(path, file) for path in places)
 
@@ -107,7 +107,7 @@ class RepoCache:
             locks.mkdir(parents=True, exist_ok=True)
 
     def place(self, commit: str, revision: str, files: Sequence[RepoFile]) -> tuple[Path, ...]:
-        """Link complete blobs into the snapshot and name the revision; where the files are now.
+        """Link complete blobs into the snapshot and note the revision. Returns where the files are.
 
         Raises TransferError for unsafe names, StorageError.
         """
@@ -125,7 +125,7 @@ class RepoCache:
         return paths
 
     def _name(self, revision: str, commit: str) -> None:
-        """Note which commit a revision is. In a cache that is read-only nobody can, and need."""
+        """Note which commit a revision is; a read-only cache is left as it is."""
         ref = self.folder / "refs" / revision
         known = ref.is_file() and ref.read_text() == commit
         if known or not os.access(self.folder, os.W_OK):
@@ -141,7 +141,7 @@ class RepoCache:
             return shutil.disk_usage(folder).free
 
     def _make(self, folder: Path) -> None:
-        """``folder`` exists and is below ours, symbolic links followed."""
+        """Create ``folder``. Raises TransferError when links lead it out of the repository."""
         with _storage_errors("cannot create", folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not folder.resolve().is_relative_to(self.folder.resolve()):
@@ -204,7 +204,7 @@ def _has_links(blob: Path) -> bool:
 
 
 def _links_wanted() -> bool:
-    """Unless ``HF_HUB_DISABLE_SYMLINKS`` says so, as huggingface_hub reads it."""
+    """False when ``HF_HUB_DISABLE_SYMLINKS`` is set, read as huggingface_hub reads it."""
     return os.environ.get("HF_HUB_DISABLE_SYMLINKS", "").upper() not in ("1", "ON", "YES", "TRUE")
 
 
@@ -223,7 +223,7 @@ def _storage_errors(what: str, path: Path) -> Iterator[None]:
 
 
 def storage_failed(what: str, path: Path, error: OSError) -> NoReturn:
-    """Raise StorageError for ``error``, with what to do."""
+    """Raise the StorageError that ``error`` means, with a hint for its errno."""
     reason = (error.strerror or str(error)).lower()
     hint = "check who owns it, or set HF_HOME to a folder of yours"
     if isinstance(error, FileExistsError | NotADirectoryError):

@@ -65,7 +65,7 @@ class Listing:
 
 
 def _say_nothing(_text: str) -> None:
-    """Nobody wants to know."""
+    """The default of ``Patience.tell``: nobody is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +110,12 @@ class Deadline:
         self._end = time.monotonic() + GRACE * timeout()
 
     def received(self, count: int) -> None:
-        """``count`` more bytes have come. Raises TransferError when it took too long."""
+        """Note that ``count`` more bytes have come. Raises TransferError when the time is over."""
         self._end += count / SLOWEST
         self.check()
 
     def check(self) -> None:
-        """Raises TransferError when it has taken too long."""
+        """Raises TransferError when the time is over."""
         if time.monotonic() > self._end:
             raise TransferError(
                 f"the connection to {_host()} is too slow: less than {SLOWEST // 1000} kB/s",
@@ -123,14 +123,14 @@ class Deadline:
             )
 
     def sleep(self, seconds: float) -> None:
-        """A pause before the next try."""
+        """Wait before the next try, which does not count. Raises TransferError as ``check``."""
         self.check()
         time.sleep(seconds)
         self._end += seconds
 
 
 class TryAgainError(Exception):
-    """A failure that may pass. ``error`` is what to say when it does not."""
+    """A failure that may pass by itself. ``error`` is raised when it does not."""
 
     def __init__(self, error: LocalmoeError, asked: float | None = None) -> None:
         super().__init__(error.message)
@@ -173,7 +173,7 @@ def list_files(reference: Reference, patience: Patience = ASKING) -> Listing:
 
 
 def file_url(repo: str, commit: str, path: str) -> str:
-    """Where the Hub says what it has of a file, and sends its readers on from."""
+    """The address of a file on the Hub, which redirects to the storage that has its bytes."""
     return f"{endpoint()}/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
 
 
@@ -199,7 +199,7 @@ def timeout() -> float:
 
 
 def request_headers() -> dict[str, str]:
-    """Who is asking, with the token if there is one; nothing about the machine.
+    """HTTP headers with our version and the token, if there is one; nothing about the machine.
 
     Raises TransferError for a token that cannot be one.
     """
@@ -296,7 +296,7 @@ def check_status(response: httpx2.Response) -> None:
 
 
 def unreachable(error: httpx2.TransportError) -> TryAgainError:
-    """A connection that could not be made, or broke."""
+    """The error for a connection that could not be made, or broke."""
     import httpx2
 
     request = getattr(error, "_request", None)
@@ -356,7 +356,10 @@ def _get_json(url: str, deadline: Deadline) -> tuple[Any, str | None]:
 
 
 def _tree(repo: str, commit: str, patience: Patience, deadline: Deadline) -> tuple[RepoFile, ...]:
-    """The same facts from the tree, page by page."""
+    """Files with sizes and hashes from the tree of a commit, page by page.
+
+    For mirrors that leave both out of a repository's description.
+    """
     first = f"{endpoint()}/api/models/{repo}/tree/{commit}?recursive=true"
     files: list[RepoFile] = []
     following: str | None = first
@@ -378,7 +381,10 @@ def _tree(repo: str, commit: str, patience: Patience, deadline: Deadline) -> tup
 def _files(
     entries: object, path_key: str, blob_key: str, sha256_key: str
 ) -> tuple[RepoFile, ...] | None:
-    """Untrusted entries as files; None when they come without sizes and hashes."""
+    """The entries of a listing, checked, as files; None when sizes or hashes are missing.
+
+    The other parameters are the entries' keys. Raises TransferError for impossible entries.
+    """
     if not isinstance(entries, list):
         raise _odd_answer("no list of files")
     files = []

@@ -84,7 +84,7 @@ def without_vocabulary(data: bytes, header: Header) -> Compact:
 
 
 def _find_block(data: bytes, header: Header) -> Block | None:
-    """The run of tokenizer keys that can go, or None when something else is among them."""
+    """The tokenizer's keys that can be cut out, None when they are not all in one place."""
     keys = list(header.metadata)
     long = {k: v for k, v in header.metadata.items() if isinstance(v, LongArray)}
     tokens = long.get(_TOKENS)
@@ -115,9 +115,9 @@ def _find_block(data: bytes, header: Header) -> Block | None:
 
 
 def join(start: bytes, block: Block, architecture: str, rest: bytes) -> bytes | None:
-    """``start`` and ``rest`` with a statement of the vocabulary's size between them.
+    """A header without its vocabulary: ``start``, the vocabulary's size as keys, and ``rest``.
 
-    A filler keeps offsets modulo ``UNIT``. None if that would not be shorter.
+    A key of filler text keeps offsets modulo ``UNIT``. None if it would not be shorter.
     """
     stated = [_string_key(_MODEL, b"no_vocab")]
     if not block.states_size:

@@ -40,7 +40,10 @@ State = Literal["queued", "waiting", "downloading", "checking", "done"]
 
 @dataclass(frozen=True, slots=True)
 class PartProgress:
-    """One file. "waiting": another process is downloading it; "checking": only the hash is due."""
+    """How far one file is.
+
+    "waiting": another process is downloading it; "checking": all is here, and is being hashed.
+    """
 
     name: str
     state: State
@@ -50,7 +53,7 @@ class PartProgress:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The whole transfer at one moment."""
+    """How far the whole transfer is."""
 
     parts: tuple[PartProgress, ...]
     rate: float  # bytes per second over the last seconds; 0 before anything arrived
@@ -66,7 +69,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """None while nothing arrives."""
+        """Seconds that the rest will take at this rate; None while nothing arrives."""
         return (self.total - self.done) / self.rate if self.rate > 0 else None
 
 
@@ -83,7 +86,7 @@ class Pulled:
 
 
 class _Job:
-    """One file under way. Written by its worker, read by everyone."""
+    """One file of a transfer; its worker sets the fields, others read them."""
 
     def __init__(self, file: RepoFile, done: int) -> None:
         self.file = file
@@ -164,7 +167,10 @@ class _Transfer:
         self._samples = deque([(time.monotonic(), 0)])
 
     def run(self) -> Iterator[Progress]:
-        """Until all is here. Raises the first error of a worker when all have ended."""
+        """Download all files; yields until they are here.
+
+        Raises the first error of a worker when all of them have ended.
+        """
         workers = [
             threading.Thread(target=self._work, daemon=True, name=f"download {number}")
             for number in range(min(CONNECTIONS, len(self._jobs)))
@@ -196,7 +202,7 @@ class _Transfer:
         return Progress(tuple(job.progress() for job in self._jobs), rate)
 
     def _work(self) -> None:
-        """Take one file after the other; the first error anywhere ends it for all."""
+        """A worker: takes one file after the other, until none is left or any worker has failed."""
         try:
             while True:
                 try:
@@ -242,7 +248,7 @@ class _Transfer:
             job.state = "done"
 
     def _write(self, job: _Job, descriptor: int) -> str:
-        """Fill the file; the hash of it when all is on the disk."""
+        """Fetch what the file lacks. Returns the hash of all of it, read back from the disk."""
         file = job.file
         path = self._cache.incomplete(file)
         try:
@@ -279,7 +285,7 @@ class _Transfer:
             storage_failed("cannot write", path, error)
 
     def _wrong(self, file: RepoFile, digest: str) -> TransferError:
-        """Put a file with the wrong hash aside; the error that says so."""
+        """Put a file with the wrong hash aside. Returns the error that says so."""
         quarantined = self._cache.corrupt(file)
         self._cache.incomplete(file).replace(quarantined)
         return TransferError(
@@ -317,7 +323,7 @@ class _Transfer:
 
 @contextlib.contextmanager
 def _naming(file: RepoFile) -> Iterator[None]:
-    """Say which file a server does not give."""
+    """Put the file's name before a RefusedFileError."""
     try:
         yield
     except RefusedFileError as error:

@@ -24,7 +24,7 @@ _FORMAT = 1
 
 
 class HeaderCache:
-    """``get`` and ``put``; what cannot be written is simply not kept."""
+    """The kept headers of files, by the files' hashes. One that cannot be written is not kept."""
 
     def __init__(self, folder: Path | None = None, limit: int = LIMIT) -> None:
         self.folder = folder or storage.cache_dir() / "headers"
@@ -45,13 +45,13 @@ class HeaderCache:
         return compact
 
     def put(self, etag: str, compact: Compact) -> None:
-        """Keep it, and let go of what was not used for longest."""
+        """Keep the header of the file with that content."""
         line = json.dumps(_to_json(compact)).encode()
         with contextlib.suppress(StorageError):
             storage.atomic_write(self._path(etag), line + b"\n" + compact.data)
 
     def prune(self) -> None:
-        """Bring the folder below its limit. Once per run is enough."""
+        """Delete those unused for longest until the folder is below its limit."""
         entries = []
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():

@@ -44,7 +44,7 @@ class RepoFile:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a name says: a repository, and which of its models."""
+    """A repository, and which of its models is meant."""
 
     text: str  # as it was typed, for messages
     repo: str  # "user/name"
@@ -110,7 +110,7 @@ def parse(name: str) -> Reference | None:
 
 
 def model_files(listing: Sequence[RepoFile]) -> tuple[ModelFiles, ...]:
-    """The models in a repository as far as names tell, smallest first."""
+    """The models in a repository, judged by file names alone, smallest first."""
     return contents(listing).models
 
 
@@ -293,7 +293,7 @@ def _labels(models: Sequence[ModelFiles], wanted: str) -> str:
 
 
 def complete(model: ModelFiles) -> ModelFiles:
-    """The model itself. Raises TransferError when parts of it are missing."""
+    """``model``, if none of its parts is missing. Raises TransferError."""
     if not model.missing:
         return model
     names = ", ".join(clean_line(path) for path in model.missing[:5])
@@ -311,7 +311,10 @@ def default(models: Sequence[ModelFiles]) -> ModelFiles | None:
 
 
 def not_on_hub(reference: Reference) -> UnknownModelError:
-    """The repository does not exist: our stale entry, or a typo with the nearest names."""
+    """The error for a repository that does not exist.
+
+    One of the catalog is our mistake, any other may be a typo: then the nearest names are given.
+    """
     repo = clean_line(reference.repo)
     if reference.entry is not None:
         return UnknownModelError(

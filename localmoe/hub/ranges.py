@@ -33,7 +33,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 class Traffic:
-    """What was exchanged, counted from several threads, and with how much patience."""
+    """Counts bytes and requests, from several threads; ``patience`` is that of all requests."""
 
     def __init__(self, patience: Patience = ASKING) -> None:
         self.patience = patience
@@ -134,7 +134,7 @@ class RemoteSource:
         self._odd(f"more than {MAX_REDIRECTS} redirects")
 
     def _redirected(self, response: httpx2.Response, url: str) -> str:
-        """The place that a redirect names, checked against what the listing said of the file."""
+        """The address that a redirect names. The file must be the one that was listed."""
         linked = response.headers.get("x-linked-size")
         etag = response.headers.get("x-linked-etag", "").removeprefix("W/").strip('"')
         if (linked and linked != str(self.size)) or (etag and etag != self._file.etag):
@@ -151,7 +151,7 @@ class RemoteSource:
     def _take(
         self, response: httpx2.Response, data: bytearray, first: int, last: int, deadline: Deadline
     ) -> None:
-        """Receive the answer to a range request, if it is one."""
+        """Check that an answer is one to this range request, and receive it."""
         client.check_status(response)
         if response.headers.get("content-encoding", "identity") != "identity":
             self._odd("the file in another encoding")

@@ -38,9 +38,9 @@ class RefusedFileError(TransferError):
 def refusal(
     error: HfHubHTTPError, reference: Reference, endpoint: str, *, logged_in: bool
 ) -> LocalmoeError:
-    """A 4xx about ``reference`` as an error of ours.
+    """The error of ours for a status 4xx in answer to a question about ``reference``.
 
-    The order matters: to huggingface_hub a gated repository is a missing one, too.
+    The order of the cases matters: huggingface_hub's GatedRepoError is a RepositoryNotFoundError.
     """
     from huggingface_hub import errors
 
@@ -97,7 +97,7 @@ def refusal(
 
 
 def refused_by(status: int, who: str, what: str) -> TransferError:
-    """The error of a status that has a meaning of its own: one of ``_REASONS``."""
+    """The error for one of the statuses in ``_REASONS``; ``who`` refuses ``what``."""
     meaning, hint = _REASONS[status]
     return TransferError(f"{what}: {who} {meaning} ({status})", hint=hint)
 

@@ -26,7 +26,7 @@ from localmoe.text import clean_line
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What will go, or has gone."""
+    """The files that a deletion takes."""
 
     paths: tuple[Path, ...]  # files and links, content before the names that lead to it
     freed: int  # bytes of disk that nothing else uses
@@ -35,7 +35,7 @@ class Removal:
 
 
 def plan(path: Path) -> Removal:
-    """What belongs to the model of which ``path`` is a file: all parts, in all revisions.
+    """The files of the model that ``path`` belongs to: all parts, in all revisions.
 
     Raises UsageError for what neither localmoe nor the Hub's cache has put there.
     """
@@ -70,7 +70,7 @@ def leftovers(repo: str) -> Removal:
 
 
 def remove(removal: Removal) -> Removal:
-    """Delete it; what was really freed. Raises StorageError, also when it is being downloaded."""
+    """Delete the files. Raises StorageError, also when one of them is being downloaded."""
     gone: list[Path] = []
     try:
         with _no_writer(removal):
@@ -172,7 +172,7 @@ def _freed(files: Iterable[Path]) -> int:
 
 
 def _tidy(repo: Path) -> None:
-    """Remove what only named deleted things: empty snapshots, their refs, an empty repository."""
+    """Remove empty snapshots, the refs that name them, and the repository if it is empty."""
     snapshots = repo / "snapshots"
     for folder, _, _ in os.walk(snapshots, topdown=False):
         if Path(folder) != snapshots:
@@ -204,7 +204,7 @@ def _no_writer(removal: Removal) -> Iterator[None]:
 
 
 def _locks(removal: Removal) -> list[Path]:
-    """The locks that huggingface_hub and we take to write the contents."""
+    """The lock files that every writer of these contents holds, huggingface_hub too."""
     if removal.repo is None:
         return []
     cache = removal.repo.parent

@@ -42,7 +42,8 @@ def offline() -> bool:
 def survey(entries: Sequence[Entry], seconds: float = SECONDS) -> list[Surveyed]:
     """Ask about every entry that has a repository, in the order of ``entries``.
 
-    Never raises for a single one. Raises TransferError when nobody answers at all.
+    A repository that does not answer is told of in ``problem``. Raises TransferError when none
+    does.
     """
     wanted = [entry for entry in entries if entry.repo]
     todo: SimpleQueue[tuple[Entry, Future[Listing]]] = SimpleQueue()
@@ -81,7 +82,7 @@ def _answers(jobs: Sequence[tuple[Entry, Future[Listing]]], limit: float) -> Ite
 
 
 def _ask_all(todo: SimpleQueue[tuple[Entry, Future[Listing]]]) -> None:
-    """Work through the queue until it is empty."""
+    """A thread: asks about one entry of the queue after the other, until none is left."""
     while True:
         try:
             entry, job = todo.get_nowait()

@@ -42,7 +42,7 @@ _CHANGED = "the file changed on the server, or the server is wrong about it; run
 
 
 class StoppedError(Exception):
-    """Somebody asked to stop; what has arrived is kept."""
+    """The transfer was stopped by ``Stop.set``; what has arrived is kept."""
 
 
 class Stop:
@@ -65,13 +65,13 @@ class Stop:
             raise StoppedError
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not when stopped."""
+        """Sleep. Raises StoppedError as soon as somebody asks to stop."""
         self._event.wait(seconds)
         self.check()
 
     @contextmanager
     def watching(self, response: httpx2.Response) -> Iterator[None]:
-        """The connection of ``response`` is shut down by ``set``."""
+        """In the block, ``set`` shuts the connection of ``response`` down."""
         stream = response.extensions.get("network_stream")
         connection = stream.get_extra_info("socket") if stream is not None else None
         if not isinstance(connection, socket.socket):
@@ -127,7 +127,7 @@ class FollowingHash(threading.Thread):
         self.join()
 
     def result(self) -> str:
-        """Hexadecimal, when the whole file has been written. Raises OSError."""
+        """The hash in hexadecimal digits; waits until the whole file is read. Raises OSError."""
         self.join()
         if self._error is not None:
             raise self._error
@@ -184,7 +184,7 @@ def fill(
 
 
 def receive(url: str, file: RepoFile, start: int, stop: Stop) -> Generator[bytes, None, None]:
-    """The bytes of ``file`` from ``start``: no other and no more, perhaps fewer.
+    """The bytes of ``file`` from ``start`` on, perhaps not all of them.
 
     Raises TryAgainError, TransferError, huggingface_hub's HfHubHTTPError, StoppedError.
     """
@@ -230,7 +230,7 @@ def _exactly(
 
 
 def _check_range(response: httpx2.Response, start: int, end: int, file: RepoFile) -> int:
-    """Whether the answer is what was asked for; bytes of it to skip. Raises TransferError."""
+    """Bytes to skip at the start of an answer. Raises TransferError for a wrong answer."""
     name = clean_line(file.path)
     headers = response.headers
     if headers.get("content-encoding", "identity") != "identity":
@@ -260,7 +260,7 @@ def _check_range(response: httpx2.Response, start: int, end: int, file: RepoFile
 
 
 def _check_identity(response: httpx2.Response, file: RepoFile) -> None:
-    """The Hub says what it redirects to; it must be what the listing promised."""
+    """Raises TransferError when the file that the Hub redirects to is not the one it has listed."""
     for answer in (*response.history, response):
         linked = answer.headers.get("x-linked-etag", "").removeprefix("W/").strip('"')
         size = answer.headers.get("x-linked-size", "")
