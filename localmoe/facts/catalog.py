@@ -151,7 +151,10 @@ def is_path(name: str) -> bool:
         return True
     if asked.is_repo or asked.refused or not is_gguf(asked.text):
         return False
-    return not (asked.wanted and entry_of(asked.base))
+    if asked.wanted and entry_of(asked.base):
+        return False
+    # The name of a file in one of the folders of models, typed in another folder.
+    return os.sep in asked.text or not matching(name)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -247,7 +250,7 @@ def _answers_to(path: Path, base: str) -> bool:
     """Whether a file is called ``base``, with or without its quantization and publisher."""
     name, wanted = model_name(path).lower(), base.lower()
     bare = re.sub(rf"[-_.]{re.escape(quant_of(path).lower())}$", "", name)
-    return wanted in (name, bare) or bare.endswith(f"_{wanted}")
+    return wanted in (name, bare, path.name.lower()) or bare.endswith(f"_{wanted}")
 
 
 def _files_of(model: Installed) -> list[PurePosixPath]:
