@@ -106,7 +106,8 @@ def test_a_name_of_the_hub_cache_is_its_file_there(home: Path) -> None:
     """By its short name, a repository and quantization, a path: always the same file."""
     link = in_hub(home, "u/r", "Q8_0/small-Q8_0.gguf")
     for name in ("small-Q8_0", "small-q8_0", "small", "u/r", "u/r:Q8_0", "u/r:latest",
-                 "u/r:small-Q8_0", "small-Q8_0.gguf", "SMALL-q8_0.GGUF", "u/r:Q8_0/small-Q8_0.gguf", "u/r/Q8_0/small-Q8_0.gguf",
+                 "u/r:small-Q8_0", "small-Q8_0.gguf", "SMALL-q8_0.GGUF",
+                 "u/r:Q8_0/small-Q8_0.gguf", "u/r/Q8_0/small-Q8_0.gguf",
                  "hf.co/u/r:Q8_0", "hf://u/r:Q8_0", "-hf u/r:Q8_0", str(link)):  # fmt: skip
         assert catalog.resolve(name) == link, name
 
