@@ -16,7 +16,7 @@ from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests import rates
-from tests.engine.fuse import DIRECT_IO, mounted
+from tests.systems.fuse import DIRECT_IO, mounted
 
 BASE = EngineSettings(context=256, batch=16, ubatch=16, threads=1, threads_batch=1)
 PROMPT = "A mixture of experts has many small networks and a router. "

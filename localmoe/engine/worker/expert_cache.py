@@ -226,8 +226,8 @@ class ExpertCache:
         self._native.localmoe_experts_resize(self._handle, ctypes.c_uint64(budget))
 
     def share_out(self, shares: Sequence[float]) -> None:
-        """How much of its experts each group may keep at the present budget, in the order of
-        ``tensors``; of another budget in proportion.
+        """Which share (0…1) of its experts each group may keep in memory, in the order of the
+        groups. The shares are for the present budget; with another one they change in proportion.
         """
         numbers = (ctypes.c_float * len(shares))(*shares)
         self._native.localmoe_experts_share_out(self._handle, numbers, len(shares))
@@ -239,7 +239,7 @@ class ExpertCache:
         return [(pairs[2 * i], pairs[2 * i + 1]) for i in range(n)]
 
     def warm(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Read these in the background, as long as there is room and nothing else is read."""
+        """Read these in the background, while nothing else is read and the budget has room."""
         flat = [number for pair in pairs for number in pair]
         self._native.localmoe_experts_warm(
             self._handle, (ctypes.c_int32 * len(flat))(*flat), len(pairs)
@@ -251,8 +251,9 @@ class ExpertCache:
         """Replace the router's choice by int32 ids [steps, layers, k]; −1 leaves a choice alone.
 
         The first ``prefill`` steps are for prompts, by position, the others for answers.
-        What the hidden state predicts says nothing about imposed ids. ``predicted``: which share
-        (0…1) of them a prediction is to get right instead; 0: nothing is predicted.
+        The prediction of the next layer's experts is made from the model's hidden state, which has
+        nothing to do with imposed ids. ``predicted`` is the share (0…1) of the imposed ids that a
+        pretended prediction gets right; 0: nothing is predicted. Raises EngineMemoryError.
         """
         self._native.localmoe_experts_impose.restype = ctypes.c_bool
         if not self._native.localmoe_experts_impose(
@@ -276,7 +277,7 @@ class ExpertCache:
         self._native.localmoe_experts_count(self._handle)
 
     def usage(self, group: int, experts: int) -> LayerUsage:
-        """Of one group of tensors, since ``count_uses``; ``experts``: how many it has."""
+        """How one group's experts were used since ``count_uses``; ``experts``: how many it has."""
         uses, found_at = (ctypes.c_uint64 * experts)(), (ctypes.c_uint64 * experts)()
         totals = _UsageTotals()
         self._native.localmoe_experts_usage(

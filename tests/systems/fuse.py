@@ -1,6 +1,6 @@
 """A read-only file system of one file; the process that serves it can be stopped, like a disk.
 
-As a program: ``python -m tests.engine.fuse FILE FOLDER FLAGS`` serves until it is killed.
+As a program: ``python -m tests.systems.fuse FILE FOLDER FLAGS`` serves until it is killed.
 Source of the messages: linux/fuse.h. Mounting needs root and /dev/fuse.
 """
 
@@ -98,7 +98,7 @@ def mounted(file: Path, folder: Path, flags: int = 0) -> Iterator[subprocess.Pop
     but fails under CI: there it may not go missing unseen.
     """
     folder.mkdir()
-    command = [sys.executable, "-m", "tests.engine.fuse", str(file), str(folder), str(flags)]
+    command = [sys.executable, "-m", "tests.systems.fuse", str(file), str(folder), str(flags)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

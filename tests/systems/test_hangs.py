@@ -17,8 +17,8 @@ import pytest
 
 from tests import rates
 from tests.chat.terminal import CTRL_C, Terminal
-from tests.engine.fuse import mounted
 from tests.engine.test_process import gone
+from tests.systems.fuse import mounted
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="FUSE is mounted by hand")
 GRACE = 10.0  # seconds; what is bounded by about two may take longer on a busy machine
