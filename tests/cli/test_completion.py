@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -11,8 +12,10 @@ import pexpect
 import pytest
 
 from localmoe.cli.commands import COMMANDS
+from localmoe.cli.config import completion
 from localmoe.cli.config.completion import candidates
-from localmoe.cli.options import FILES
+from localmoe.cli.config.defaults import SETTINGS
+from localmoe.cli.options import FILES, FLAGS, OPTIONS
 from tests.cli.command import Localmoe, assert_clear_error, environment
 
 
@@ -53,6 +56,24 @@ def test_values_of_options() -> None:
     assert texts("run", "--schema", "x") == [FILES]
     assert texts("run", "--temp", "") == []
     assert texts("run", "--", "--t") == [FILES]
+
+
+def test_what_is_shown_of_an_option_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all help texts and names of values changed, the proposals are the same."""
+    lines = [
+        line.split(" ")
+        for line in (
+            *("run -f ", "bench --log ", "run --think ", "run --temp ", "run --plain --kv-t"),
+            *("config set plain ", "experts --", "experts report --"),
+        )
+    ]
+    before = [texts(*line) for line in lines]
+    changed = {o: dataclasses.replace(o, help="x", value="FILE") for o in OPTIONS}
+    monkeypatch.setattr(completion, "OPTIONS", tuple(changed.values()))
+    monkeypatch.setattr(completion, "FLAGS", {f: changed[o] for f, o in FLAGS.items()})
+    settings = {name: changed[o] for name, o in SETTINGS.items()}
+    monkeypatch.setattr(completion, "SETTINGS", settings)
+    assert [texts(*line) for line in lines] == before
 
 
 def test_models(home: Path) -> None:

@@ -68,6 +68,18 @@ def test_another_model_brings_its_own_settings(home: Path) -> None:
     assert configured.for_model(second, "qwen3-30b-a3b:Q8_0").stop == ("END",)
 
 
+def test_a_setting_for_other_commands_is_no_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling that is configured does not matter to a plan; the same words typed are refused."""
+    written(home, FILE)
+    monkeypatch.setenv("LOCALMOE_SEED", "7")
+    for command in ("plan", "fit", "show", "rm", "pull", "bench"):
+        assert options(command, "nano").words == ("nano",)
+        with pytest.raises(UsageError, match=f"{command} takes no --seed"):
+            options(command, "nano", "--seed", "7")
+
+
 def test_a_path_answers_to_its_name(home: Path) -> None:
     written(home, "[models.mine-Q4_0]\ntemp = 0.4\n")
     assert options("run", "-m", "/somewhere/mine-Q4_0.gguf", "hi").temperature == 0.4
