@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,9 @@ from tests.archs import qwen
 from tests.archs.families import Q8_0, Family
 from tests.archs.recipe import Dims
 from tests.cli.command import COMMAND, Localmoe, environment
+from tests.systems.fault_fs import mounted
 from tests.systems.shims import shim
-from tests.systems.test_reads_and_pages import OFF, PROMPT, System
+from tests.systems.test_reads_and_pages import OFF, PAGE, PROMPT, TIGHT, System
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
 
@@ -28,7 +28,11 @@ pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is 
 
 @pytest.mark.parametrize("places", ["17", "40"])
 def test_no_more_mappings_are_to_be_had(
-    places: str, arch_file: Callable[[str], Path], localmoe: Localmoe, libraries: Path, tmp_path: Path
+    places: str,
+    arch_file: Callable[[str], Path],
+    localmoe: Localmoe,
+    libraries: Path,
+    tmp_path: Path,
 ) -> None:
     """Where the system refuses another mapping, the place of an expert that is there is reused."""
     refused = tmp_path / "refused"
@@ -76,3 +80,73 @@ def test_a_low_limit_of_mappings_is_planned_for(tmp_path: Path) -> None:
     plain = limited("run", str(path), *ask, "--cache", "off", "-b", "64", "-c", "512")
     assert cached["cache"]["regime"] == "private"
     assert cached["text"] == plain["text"]
+
+
+# ---- address space ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 0.1 GB, nearly all of it experts."""
+    dims = Dims(layers=4, embd=512, heads=4, experts=32, used=4, expert_ff=512, context=1024)
+    path = tmp_path_factory.mktemp("wide") / "wide.gguf"
+    return make_standin(Family(qwen.qwen3moe, dims, Q8_0), path, uniform=True)
+
+
+def test_little_address_space(wide: Path, localmoe: Localmoe) -> None:
+    """``ulimit -v``: another regime with the same words, or an error that names the limit."""
+    ask = ("--plain", "--temp", "0", "-n", "6", "-c", "512", "-b", "4", "-t", "1", "--no-history")
+    private = ("--cache", "private", "--cache-ram", "0.03")
+    plain = json.loads(localmoe("run", wide, PROMPT, *ask, "--cache", "off", "--json").stdout)
+    ended = []
+    for kib in (1_500_000, 380_000, 300_000, 200_000):
+        command = [*COMMAND, "run", str(wide), PROMPT, *ask, *private, "--json"]
+        done = subprocess.run(
+            ["sh", "-c", f'ulimit -v {kib} && exec "$@"', "sh", *command],
+            capture_output=True,
+            text=True,
+            env=environment(localmoe.home),
+            timeout=240,
+        )
+        assert "Traceback" not in done.stderr
+        document = json.loads(done.stdout)
+        if "error" in document:
+            assert "ulimit -v" in document["error"]["hint"]
+            assert document["error"]["code"] in ("engine", "engine_memory")
+        else:
+            assert document["text"] == plain["text"]
+        ended.append("error" in document)
+    assert (ended[0], ended[-1]) == (False, True)
+
+
+# ---- file systems ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(arch_file: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A folder with one model in it."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copy2(arch_file("gpt-oss"), folder / "model.gguf")
+    return folder
+
+
+@pytest.mark.parametrize("options", [("--direct", "EINVAL"), ("--direct", "EIO"), ()])
+def test_a_file_system_with_odd_reads(
+    options: tuple[str, ...], folder: Path, localmoe: Localmoe, tmp_path: Path
+) -> None:
+    """FUSE that refuses direct reads, or fails them: the same words."""
+    plain = System(localmoe).answer(folder / "model.gguf", *OFF)
+    with mounted(folder, tmp_path / "mount", *options) as point:
+        private = System(localmoe).answer(point / "model.gguf", *TIGHT)
+        page = System(localmoe).answer(point / "model.gguf", *PAGE)
+    assert private.text == page.text == plain.text != ""
+    assert private.regime == "private"
+
+
+def test_a_file_system_without_mappings(folder: Path, localmoe: Localmoe, tmp_path: Path) -> None:
+    """What fits is read into memory, whatever was planned: the same words, and said once."""
+    plain = System(localmoe).answer(folder / "model.gguf", *OFF)
+    with mounted(folder, tmp_path / "mount", "--no-mappings") as point:
+        for options in (OFF, TIGHT):
+            assert System(localmoe).answer(point / "model.gguf", *options).text == plain.text != ""

@@ -637,7 +637,7 @@ EXPORT void * localmoe_experts_open(const localmoe_symbols * symbols, int32_t ho
         snprintf(why, size_t(max), "%s", error.why.c_str());
         *what = error.what;
     } catch (const std::exception & error) {  // no memory, or no more threads
-        snprintf(why, size_t(max), "%s", error.what());
+        snprintf(why, size_t(max), "no memory for the threads that read experts: %s", error.what());
         *what = localmoe::NO_MEMORY;
     }
     if (*interrupt == 2) {  // set by what failed, to stop a graph: none is computed

@@ -25,7 +25,7 @@ from localmoe.engine.worker.model_tensors import (
 )
 from localmoe.engine.worker.page_reader import PageReader
 from localmoe.engine.worker.usage import Learning
-from localmoe.errors import EngineError, LocalmoeError, StorageError
+from localmoe.errors import EngineError, EngineMemoryError, LocalmoeError, StorageError
 from localmoe.facts.model import Model
 from localmoe.planning.cache import layer_of
 from localmoe.planning.memory import EngineSettings
@@ -89,15 +89,11 @@ class Residency:
         """Serve these tensors. ``keep``: what their use teaches is added to the model's profile."""
         settings = self._settings
         paths = [str(path) for path in model.paths] if settings.cache != "off" else []
-        try:
-            cache = ExpertCache(
-                paths, tensors, settings.cache, settings.cache_bytes, self._interrupt
-            )
-        except EngineError as error:  # no address space, no threads, an engine we do not know
-            self._go_without(self._failed(error).message)
+        self._groups = list(dict.fromkeys(tensor.entry.group for tensor in tensors))
+        cache = self._open_cache(paths, tensors)
+        if cache is None:
             return
         self._cache = cache
-        self._groups = list(dict.fromkeys(tensor.entry.group for tensor in tensors))
         self._mark, self._layer_mark = cache.counters(), cache.layers(len(self._groups))
         self._steer(cache, model)
         entries = [tensor.entry for tensor in tensors]
@@ -106,8 +102,25 @@ class Residency:
             # What was there at the end; of another quantization only its use is known.
             found = _read_hot(self._hot, len(self._groups)) or self._learning.favourites()
             cache.warm(found[:HOT_LIMIT])
-        if settings.cache == "private":
+        if self.regime == "private":
             self._watch = MemoryWatch(cache, model, settings)
+
+    def _open_cache(self, paths: list[str], tensors: Sequence[ExpertTensor]) -> ExpertCache | None:
+        """As the settings ask, or the one that needs no address space; None: it goes without."""
+        size = self._settings.cache_bytes
+        try:
+            cache = ExpertCache(paths, tensors, self.regime, size, self._interrupt)
+        except EngineError as error:
+            self._hot, self._unproven = None, False
+            if self.regime != "private" or not isinstance(error, EngineMemoryError):
+                self._go_without(error.message)
+                return None
+            self.regime = "page"
+            self.note = f"experts are read through the page cache: {error.message}"
+            return self._open_cache(paths, tensors)
+        if self.regime == "private" and cache.counters().no_direct:
+            self.note = "the file system has no direct reads: experts come through the page cache"
+        return cache
 
     def _go_without(self, why: str) -> None:
         """The cache cannot be used: the page cache serves the experts, read ahead if possible."""
