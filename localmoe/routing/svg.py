@@ -79,12 +79,15 @@ def line_plot(
     percent: bool = False,
     y_top: float | None = None,
 ) -> str:
-    """Curves over ``xs`` (ascending), from 0 to the largest value or ``y_top``.
+    """Curves over ``xs`` (ascending), up to the largest value or ``y_top``, and from 0.
 
-    ``x_labels``: one text per x, shown as far as there is room, at even distances.
+    Where all values are close to ``y_top`` the axis begins just below them, and says so. Each point
+    tells its value to who points at it. ``x_labels``: one text per x, shown as far as there is
+    room, at even distances.
     """
     known = [y for line in lines for y in line.ys if math.isfinite(y)]
     top = y_top if y_top is not None else _ceiling(max(known, default=1.0))
+    bottom = _floor(min(known, default=0.0), y_top)
     places = [float(i) for i in range(len(xs))] if x_labels else [float(x) for x in xs]
     low, high = min(places, default=0.0), max(places, default=1.0)
     span = (high - low) or 1.0
@@ -94,11 +97,11 @@ def line_plot(
         return LEFT + (place - low) / span * inner_width
 
     def y_at(value: float) -> float:
-        return TOP + inner_height * (1 - min(max(value / top, 0), 1))
+        return TOP + inner_height * (1 - min(max((value - bottom) / (top - bottom), 0), 1))
 
     parts = [_text(LEFT, 18, title, "title")]
-    for tick in _ticks(top):
-        label = f"{100 * tick:g} %" if percent else f"{tick:g}"
+    for tick in _ticks(bottom, top):
+        label = _number(tick, percent)
         parts.append(_rule(LEFT, y_at(tick), WIDTH - RIGHT, y_at(tick)))
         parts.append(_text(LEFT - 6, y_at(tick) + 4, label, "tick", "end"))
     if x_labels:
@@ -109,7 +112,8 @@ def line_plot(
     for place, label in marks:
         parts.append(_text(x_at(place), HEIGHT - BOTTOM + 16, label, "tick", "middle"))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 8, x_name, "axis", "end"))
-    parts.append(_text(LEFT, TOP - 8, y_name, "axis"))
+    shown_from = f", from {_number(bottom, percent)}" if bottom else ""
+    parts.append(_text(LEFT, TOP - 8, y_name + shown_from, "axis"))
     for number, line in enumerate(lines):
         stroke = LINES[number % len(LINES)]
         pen = f'fill="none" stroke="{stroke}" stroke-width="2"{_DASH if line.dashed else ""}'
@@ -120,6 +124,10 @@ def line_plot(
             if len(drawn) == 1:
                 x, y = drawn[0]
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{stroke}"/>')
+            for (place, value), (x, y) in zip(run, drawn, strict=True):
+                at = x_labels[int(place)] if x_labels else f"{place:.3g}"
+                said = f"{line.name}, {x_name} {at}: {_number(value, percent)}"
+                parts.append(_told(f'circle cx="{x:.1f}" cy="{y:.1f}" r="8"', said))
     parts += _key([line.name for line in lines], [line.dashed for line in lines])
     return _svg(WIDTH, HEIGHT, title, parts)
 
@@ -146,6 +154,10 @@ def heat_map(
         f'<path d="{"".join(paths)}" fill="{fill}" shape-rendering="crispEdges"/>'
         for fill, paths in sorted(cells.items())
     ]
+    for number, (label, values) in enumerate(rows):
+        shape = f'x="{left}" y="{TOP + number * tall:.2f}" height="{tall:.2f}"'
+        width = WIDTH - left - RIGHT
+        parts.append(_told(f'rect {shape} width="{width}"', _row_told(y_name, label, values)))
     every = max(1, math.ceil(11 / tall))
     for number, (label, _) in enumerate(rows):
         if number % every == 0:
@@ -193,8 +205,35 @@ def _ceiling(value: float) -> float:
     return next((power * step for step in steps if power * step >= value), value)
 
 
-def _ticks(top: float) -> list[float]:
-    return [round(top * i / 5, 10) for i in range(6)]
+def _floor(least: float, top: float | None) -> float:
+    """Where an axis up to a given ``top`` begins: 0, unless all values are in its upper half."""
+    if not top or least <= top / 2:
+        return 0.0
+    steps = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+    return next((round(top * step, 10) for step in steps if top * step < least), 0.0)
+
+
+def _ticks(bottom: float, top: float) -> list[float]:
+    return [round(bottom + (top - bottom) * i / 5, 10) for i in range(6)]
+
+
+def _number(value: float, percent: bool) -> str:
+    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
+
+
+def _row_told(what: str, label: str, values: Sequence[float]) -> str:
+    """``layer 3: at most 4.1 times the mean (expert 17), 5 never used``."""
+    best = max(range(len(values)), key=lambda at: values[at], default=0)
+    unused = sum(not value > 0 for value in values)
+    never = f", {unused} never used" if unused else ""
+    most = f"at most {values[best]:.2g} times the mean ({best})" if values else "nothing"
+    return f"{what} {label}: {most}{never}"
+
+
+def _told(shape: str, words: str) -> str:
+    """An invisible shape that says something to who points at it."""
+    told = f"<title>{escape(clean_line(words))}</title>"
+    return f'<{shape} fill="transparent">{told}</{shape.split()[0]}>'
 
 
 def _round_step(wanted: float) -> int:
@@ -227,13 +266,14 @@ _STYLES = {
 
 def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {_STYLES[style]}>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}" {_STYLES[style]}>'
         f"{escape(clean_line(text))}</text>"
     )
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#e3e3e3"/>'
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} class="rule" stroke="#e3e3e3"/>'
 
 
 def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
@@ -242,5 +282,6 @@ def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
         f'width="{width}" height="{height}" role="img" '
         f'font-family="DejaVu Sans, Helvetica, Arial, sans-serif">'
         f"<title>{escape(clean_line(title))}</title>"
-        f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>'
+        f'<rect width="{width}" height="{height}" class="ground" fill="#fff"/>'
+        f"{''.join(parts)}</svg>"
     )
