@@ -7,6 +7,7 @@ from collections.abc import Callable
 from localmoe.app import rates, speeds
 from localmoe.app.experience import corrections
 from localmoe.app.listener import Listener
+from localmoe.app.machine_file import read_rates
 from localmoe.app.requests import PlanRequest
 from localmoe.facts import bandwidth
 from localmoe.facts.hardware import Machine
@@ -29,7 +30,7 @@ def forecast_for(
         return None
     known = profile.load(profile.key_of(model)) if model.is_moe else None
     if request.machine is not None:
-        elsewhere = rates.rates_of_file(request.machine)
+        elsewhere = read_rates(request.machine)
         return forecast(model, plan, elsewhere, profile=known) if elsewhere else None
     measured = rates.rates_for(model, plan, machine, listener)
     if measured is None:

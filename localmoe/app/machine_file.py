@@ -6,8 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from localmoe import kept
 from localmoe.errors import UsageError
+from localmoe.facts import bandwidth
+from localmoe.facts.bandwidth import Rates
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.text import shortened
 
@@ -17,6 +21,19 @@ MOST = 1 << 60  # the largest number that is accepted, of bytes or of anything e
 
 def read_machine(path: Path) -> Machine:
     """The machine that ``doctor --json`` described in a file. Raises UsageError."""
+    return machine_of(_document(path), f"--machine {path}")
+
+
+def read_rates(path: Path) -> Rates | None:
+    """The rates of that machine (bytes/s); None if the file has none, or cannot be read."""
+    try:
+        document = _document(path)
+        return bandwidth.from_json(document.get("machine", document)["rates"])
+    except (UsageError, *kept.DAMAGED):
+        return None
+
+
+def _document(path: Path) -> Any:
     hint = "write one with `localmoe doctor --json > machine.json` on that machine"
     try:
         with path.open("rb") as file:
@@ -26,10 +43,9 @@ def read_machine(path: Path) -> Machine:
     if len(text) > FILE_LIMIT:
         raise UsageError(f"--machine {path}: larger than any machine document", hint=hint)
     try:
-        document = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--machine {path} is not JSON", hint=hint) from error
-    return machine_of(document, f"--machine {path}")
 
 
 def machine_document(machine: Machine) -> dict[str, object]:

@@ -6,6 +6,7 @@ from localmoe import storage
 from localmoe.app import rates
 from localmoe.app.listener import Listener
 from localmoe.app.machine import find_machine
+from localmoe.app.machine_file import read_rates
 from localmoe.app.requests import PlanRequest
 from localmoe.facts import catalog
 from localmoe.facts.bandwidth import value_at
@@ -28,7 +29,7 @@ def speeds_for(
     ``name``: a model on the disk to read from; None: the disk of ``models_dir``.
     """
     if request.machine is not None:
-        known = rates.rates_of_file(request.machine)
+        known = read_rates(request.machine)
     else:
         place = catalog.resolve(name) if name else storage.models_dir()
         machine = find_machine(request, hypothetical=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from localmoe import kept, storage
+from localmoe import storage
 from localmoe.app.listener import Listener
 from localmoe.engine.builds import binding_version
 from localmoe.engine.timing import device_rates, processor_rates
@@ -24,17 +24,6 @@ from localmoe.planning.plan import Plan
 
 PATIENCE = 60.0  # seconds to wait for another process that measures
 AGAIN = datetime.timedelta(minutes=20)  # how long rates measured on a busy machine are used
-FILE_LIMIT = 4 << 20  # bytes of a machine's document
-
-
-def rates_of_file(path: Path) -> Rates | None:
-    """The rates in another machine's ``doctor --json``; None if it has none or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            document = kept.parse(file.read(FILE_LIMIT))
-        return bandwidth.from_json(document.get("machine", document)["rates"])
-    except (OSError, *kept.DAMAGED):
-        return None
 
 
 def rates_for(model: Model, plan: Plan, machine: Machine, listener: Listener) -> Rates | None:
