@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib.metadata
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from localmoe.engine import native
+from localmoe.engine import native, rpc_build
+from localmoe.errors import EngineError
 from localmoe.planning.memory import EngineSettings
 from tests.engine.cache_matrix import BASE, FIRST
 from tests.engine.cached import Conversation, Turn, in_child, planned
@@ -130,39 +135,82 @@ def test_a_cache_that_is_never_asked_is_given_up(arch_file: Callable[[str], Path
 
 
 # fmt: off
-FIELDS = {
+PUBLIC = {  # in headers that are installed with the engine
     "ggml_tensor": (
         "type", "buffer", "ne", "nb", "op", "op_params", "flags", "src", "view_src", "view_offs",
         "data", "name", "extra", "padding",
     ),
     "ggml_type_traits_cpu": ("from_float", "vec_dot", "vec_dot_type", "nrows"),
 }
+INTERNAL = {  # in headers of its sources alone
+    "ggml_compute_params": ("ith", "nth", "wsize", "wdata", "threadpool", "use_ref"),
+    "ggml_backend_buffer_type": ("iface", "device", "context"),
+}
+VIRTUAL = {  # classes, and the functions of their virtual tables
+    "ggml::cpu::tensor_traits": ("work_size", "compute_forward"),
+    "ggml::cpu::extra_buffer_type": ("supports_op", "get_tensor_traits"),
+}
 # fmt: on
+Structs = Mapping[str, Sequence[str]]
+PROGRAM = """
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+{includes}
+template <typename F> size_t place(F function) {{
+    size_t at = 0;
+    memcpy(&at, &function, sizeof at);
+    return at;
+}}
+int main() {{
+{lines}
+}}
+"""
 
 
-def offsets(folder: Path, includes: str, flags: list[str]) -> dict[str, int]:
-    """Where a compiler puts the fields, and how large the structures are."""
+def compiler() -> str:
+    """The one at hand; without any the test is skipped, under CI it fails."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    found = [name for name in names if name and shutil.which(name)]
+    if not found:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no C++ compiler")
+    return found[0]
+
+
+def layout(
+    folder: Path, includes: Sequence[str], flags: Sequence[str], structs: Structs, classes: Structs
+) -> dict[str, int]:
+    """Where a compiler puts fields and virtual functions, and how large the structures are."""
     lines = []
-    for struct, fields in FIELDS.items():
+    for struct, fields in structs.items():
         lines.append(f'printf("{struct} %zu\\n", sizeof({struct}));')
         lines += [f'printf("{struct}.{f} %zu\\n", offsetof({struct}, {f}));' for f in fields]
-    source, program = folder / "offsets.cpp", folder / "offsets"
-    head = f"#include <cstddef>\n#include <cstdio>\n{includes}\n"
-    source.write_text(head + "int main() {\n" + "\n".join(lines) + "\n}\n")
-    compiled = ["g++", "-std=c++17", *flags, str(source), "-o", str(program)]
-    subprocess.run(compiled, check=True)
+    for name, functions in classes.items():
+        lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
+        lines += [f'printf("{name}.{f} %zu\\n", place(&{name}::{f}));' for f in functions]
+    source, program = folder / "layout.cpp", folder / "layout"
+    head = "\n".join(f'#include "{name}"' for name in includes)
+    source.write_text(PROGRAM.format(includes=head, lines="\n".join(lines)))
+    command = [compiler(), "-std=c++17", "-O1", *flags, str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     answer = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     return {name: int(value) for name, value in (line.split() for line in answer.splitlines())}
+
+
+def ours(folder: Path, structs: Structs, classes: Structs) -> dict[str, int]:
+    """The layout as our own header declares it."""
+    flags = [f"-I{Path(native.__file__).parent}"]
+    return layout(folder, ["ggml_layout.h"], flags, structs, classes)
 
 
 def test_declared_layouts_are_those_of_the_installed_headers(tmp_path: Path) -> None:
     """Each field that our C++ and Python declare lies where the engine's own headers put it."""
     spec = importlib.util.find_spec("llama_cpp")
     assert spec is not None and spec.origin is not None
-    installed = Path(spec.origin).parents[1] / "include"
-    ours = Path(native.__file__).parent
-    theirs = offsets(tmp_path, '#include "ggml.h"\n#include "ggml-cpu.h"', [f"-I{installed}"])
-    assert offsets(tmp_path, '#include "ggml_layout.h"', [f"-I{ours}"]) == theirs
+    flags = [f"-I{Path(spec.origin).parents[1] / 'include'}"]
+    theirs = layout(tmp_path, ["ggml.h", "ggml-cpu.h"], flags, PUBLIC, {})
+    assert ours(tmp_path, PUBLIC, {}) == theirs
     script = (
         "from localmoe.engine.worker.model_tensors import GgmlTensor as T\n"
         "for name, _ in T._fields_: print(name, getattr(T, name).offset)"
@@ -173,3 +221,21 @@ def test_declared_layouts_are_those_of_the_installed_headers(tmp_path: Path) -> 
     for line in done.stdout.splitlines():
         name, offset = line.split()
         assert theirs[f"ggml_tensor.{name}"] == int(offset)
+
+
+@pytest.mark.soak
+def test_declared_layouts_are_those_of_the_engines_sources(tmp_path: Path) -> None:
+    """The same for structures and virtual tables that only the engine's sources declare."""
+    try:
+        archive = rpc_build.download(importlib.metadata.version(rpc_build.PACKAGE), tmp_path)
+    except EngineError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no sources: {error}")
+    with tarfile.open(archive) as packed:
+        wanted = [m for m in packed if "/ggml/" in m.name and m.name.endswith(".h")]
+        packed.extractall(tmp_path, members=wanted, filter="data")
+    (traits,) = tmp_path.glob("*/vendor/llama.cpp/ggml/src/ggml-cpu/traits.h")
+    source = traits.parents[1]
+    flags = [f"-I{folder}" for folder in (source, traits.parent, source.parent / "include")]
+    headers = ["traits.h", "ggml-cpu-impl.h", "ggml-backend-impl.h"]
+    theirs = layout(tmp_path, headers, flags, INTERNAL, VIRTUAL)
+    assert ours(tmp_path, INTERNAL, VIRTUAL) == theirs
