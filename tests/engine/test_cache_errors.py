@@ -14,18 +14,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
-from localmoe.errors import (
-    EngineCrashError,
-    EngineError,
-    EngineMemoryError,
-    LocalmoeError,
-    ModelFileError,
-)
+from localmoe.errors import EngineCrashError, EngineError, LocalmoeError, ModelFileError
 from localmoe.facts.model import read_model
 from localmoe.planning.cache import routed_tensors
 from localmoe.planning.memory import EngineSettings
@@ -227,25 +220,4 @@ def test_a_bad_trace_leaves_no_cache_behind(arch_file: Callable[[str], Path], fi
                 list(engine.load())
         engine._settings = settings
         list(engine.load())
-        assert ask(engine) == expected
-
-
-@pytest.mark.parametrize("room", [64, 256, 384, 512, 768])
-def test_without_address_space(room: int, medium_file: Path) -> None:
-    """With so many MiB left of ``ulimit -v``: the right answer, or an error that names it."""
-    settings = planned(medium_file, BASE, "private", 64 << 20)
-    with Engine(read_model(medium_file), settings, remember=False) as engine:
-        list(engine.load())
-        expected = ask(engine)
-        worker = psutil.Process(engine.pid)
-        mapped = 2 * medium_file.stat().st_size  # the file and the experts: given back first
-        before = worker.memory_info().vms - mapped
-        worker.rlimit(psutil.RLIMIT_AS, (before + (room << 20),) * 2)
-        try:
-            *_, last = engine.load()
-        except EngineMemoryError as error:
-            assert "ulimit -v" in (error.hint or "")
-            return
-        assert isinstance(last, Loaded)
-        assert last.cache == "private" or "address space" in last.note or "mmap" in last.note
         assert ask(engine) == expected

@@ -16,7 +16,6 @@ from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests import rates
-from tests.systems.fuse import DIRECT_IO, mounted
 
 BASE = EngineSettings(context=256, batch=16, ubatch=16, threads=1, threads_batch=1)
 PROMPT = "A mixture of experts has many small networks and a router. "
@@ -68,15 +67,3 @@ def test_a_line_says_why_the_experts_are_served_otherwise(tmp_path: Path) -> Non
     assert done.returncode == 0 and done.stdout.strip()
     (line,) = [line for line in done.stderr.splitlines() if "warning" in line]
     assert "experts are read through the page cache: the native helper was not built" in line
-
-
-def test_a_file_system_without_mappings(arch_file: Callable[[str], Path], tmp_path: Path) -> None:
-    """Where a file cannot be mapped its weights are copied: the same answer, and a line."""
-    file = arch_file("qwen3moe")
-    private = dataclasses.replace(BASE, cache="private", cache_bytes=1 << 20, read_ahead=False)
-    expected = answer(file, BASE)[1]
-    with mounted(file, tmp_path / "disk", DIRECT_IO):
-        for wanted in (BASE, private):
-            loaded, text = answer(tmp_path / "disk" / file.name, wanted)
-            assert "the weights are copied into memory: mmap failed" in loaded.note
-            assert (loaded.cache, text) == ("off", expected)

@@ -75,9 +75,9 @@ class FaultFs:
             if name not in names:
                 return errno.ENOENT
             found = names.index(name) + 2
-            return struct.pack("<QQQQII", found, 0, 3600, 3600, 0, 0) + self._attributes(found)
+            return struct.pack("<QQQQII", found, 0, 1, 1, 0, 0) + self._attributes(found)
         if kind == GETATTR:
-            return struct.pack("<QII", 3600, 0, 0) + self._attributes(node)
+            return struct.pack("<QII", 1, 0, 0) + self._attributes(node)
         if kind in (OPEN, OPENDIR):
             flags = DIRECT_IO if self._options.no_mappings and kind == OPEN else 0
             return struct.pack("<QII", 0, flags, 0)

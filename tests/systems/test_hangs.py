@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,24 +16,67 @@ import pytest
 
 from tests import rates
 from tests.chat.terminal import CTRL_C, Terminal
+from tests.cli.command import COMMAND, environment
 from tests.engine.test_process import gone
-from tests.systems.fuse import mounted
+from tests.systems.fault_fs import mounted
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="FUSE is mounted by hand")
+# Memory for a few experts only, so that each token reads.
+FEW = [
+    "--cache",
+    "private",
+    "--cache-ram",
+    "0.001",
+    "-c",
+    "512",
+    "-n",
+    "480",
+    "-t",
+    "1",
+    "--temp",
+    "0",
+]
 GRACE = 10.0  # seconds; what is bounded by about two may take longer on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """A mount with one model in it, which can stop answering."""
+
+    path: Path
+    stall: Path
+
+    def hang(self) -> None:
+        self.stall.touch()
+
+    def go_on(self) -> None:
+        self.stall.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def disk(arch_file: Callable[[str], Path], tmp_path: Path) -> Iterator[Disk]:
+    folder, stall = tmp_path / "models", tmp_path / "stall"
+    folder.mkdir()
+    shutil.copy2(arch_file("qwen3moe"), folder / "model.gguf")
+    with mounted(folder, tmp_path / "disk", "--stall", str(stall)) as point:
+        disk = Disk(point / "model.gguf", stall)
+        try:
+            yield disk
+        finally:
+            disk.go_on()
+
+
+@dataclass(frozen=True, slots=True)
 class Answering:
-    """A ``localmoe run`` in the middle of its answer, from a file on the mount."""
+    """A ``localmoe run`` in the middle of its answer, from a file on the disk."""
 
     process: subprocess.Popen[bytes]
-    server: subprocess.Popen[str]
+    disk: Disk
     worker: int
 
     def hang(self) -> None:
-        """From now on the mount answers nothing; wait until no more of the answer comes."""
-        self.server.send_signal(signal.SIGSTOP)
+        """From now on the disk answers nothing; wait until no more of the answer comes."""
+        self.disk.hang()
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         while self.process.stdout.read() is not None:
@@ -53,29 +95,27 @@ class Answering:
 
 
 @pytest.fixture
-def answering(arch_file: Callable[[str], Path], tmp_path: Path) -> Iterator[Answering]:
-    file, folder, home = arch_file("qwen3moe"), tmp_path / "disk", tmp_path / "home"
+def answering(disk: Disk, tmp_path: Path) -> Iterator[Answering]:
+    home = tmp_path / "home"
     rates.seed(home)
-    # Memory for a few experts only: each token reads.
-    options = "--cache private --cache-ram 0.001 -c 512 -n 480 -t 1 --temp 0 --no-history"
-    command = [sys.executable, "-m", "localmoe", "run", str(folder / file.name), "Go on"]
-    command += options.split()
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(mounted(file, folder))
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={k: v for k, v in os.environ.items() if "XDG" not in k} | {"HOME": str(home)},
-        )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        assert process.stdout is not None
-        assert process.stdout.read(10), process.stderr
-        yield Answering(process, server, worker_of(process.pid))
-        server.send_signal(signal.SIGCONT)
+    command = [*COMMAND, "run", str(disk.path), "Go on", *FEW, "--no-history"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(home),
+    )
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(10)
+        yield Answering(process, disk, worker_of(process.pid))
         process.stdout.close()
+        process.stderr.close()
+    finally:
+        disk.go_on()
+        process.kill()
+        process.wait()
 
 
 def worker_of(pid: int) -> int:
@@ -96,7 +136,7 @@ def test_ctrl_c_twice(answering: Answering) -> None:
     assert answering.says("waiting for the disk; Ctrl-C again leaves")
     answering.process.send_signal(signal.SIGINT)
     assert answering.process.wait(GRACE) == 130
-    answering.server.kill()
+    answering.disk.go_on()
     assert gone(answering.worker)
 
 
@@ -105,7 +145,7 @@ def test_the_first_sigterm(answering: Answering) -> None:
     answering.hang()
     answering.process.terminate()
     assert answering.process.wait(GRACE) == 143
-    answering.server.kill()
+    answering.disk.go_on()
     assert gone(answering.worker)
 
 
@@ -113,33 +153,30 @@ def test_ctrl_c_once_where_the_disk_comes_back(answering: Answering) -> None:
     """The answer ends as after any interrupt."""
     answering.hang()
     answering.process.send_signal(signal.SIGINT)
-    answering.server.send_signal(signal.SIGCONT)
+    answering.disk.go_on()
     assert answering.process.wait(GRACE) == 130
 
 
 @pytest.mark.parametrize("ends", ["Ctrl-C twice", "SIGTERM"])
-def test_in_a_chat(ends: str, arch_file: Callable[[str], Path], tmp_path: Path) -> None:
+def test_in_a_chat(ends: str, disk: Disk, tmp_path: Path) -> None:
     """The same in a terminal, where the model's file cannot even be looked at any more."""
-    file, home = arch_file("qwen3moe"), tmp_path / "home"
+    home = tmp_path / "home"
     home.mkdir()
-    options = "--cache private --cache-ram 0.001 -c 512 -n 480 -t 1 --temp 0"
-    with mounted(file, tmp_path / "disk") as server:
-        path = tmp_path / "disk" / file.name
-        terminal = Terminal(home, "-m", "localmoe", "chat", str(path), *options.split())
-        try:
-            terminal.say("Go on")
-            terminal.wait(lambda text: len(text.partition("> Go on")[2]) > 40, 60)
-            server.send_signal(signal.SIGSTOP)
-            time.sleep(1.5)  # what the system knows of the file is old then
-            if ends == "SIGTERM":
-                terminal.child.kill(signal.SIGTERM)
-            else:
-                terminal.type(CTRL_C)
-                terminal.wait("waiting for the disk; Ctrl-C again leaves", 60)
-                terminal.type(CTRL_C)
-            terminal.child.expect(pexpect.EOF, timeout=GRACE)
-            terminal.child.wait()
-            assert terminal.child.exitstatus == (143 if ends == "SIGTERM" else 130)
-        finally:
-            server.send_signal(signal.SIGCONT)
-            terminal.child.close(force=True)
+    terminal = Terminal(home, "-m", "localmoe", "chat", str(disk.path), *FEW)
+    try:
+        terminal.say("Go on")
+        terminal.wait(lambda text: len(text.partition("> Go on")[2]) > 40, 60)
+        disk.hang()
+        time.sleep(1.5)  # what the system knows of the file is old then
+        if ends == "SIGTERM":
+            terminal.child.kill(signal.SIGTERM)
+        else:
+            terminal.type(CTRL_C)
+            terminal.wait("waiting for the disk; Ctrl-C again leaves", 60)
+            terminal.type(CTRL_C)
+        terminal.child.expect(pexpect.EOF, timeout=GRACE)
+        terminal.child.wait()
+        assert terminal.child.exitstatus == (143 if ends == "SIGTERM" else 130)
+    finally:
+        disk.go_on()
+        terminal.child.close(force=True)
