@@ -179,13 +179,12 @@ def file_url(repo: str, commit: str, path: str) -> str:
 
 def endpoint() -> str:
     """``HF_ENDPOINT``, else the public Hub; without a slash at the end."""
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
+    return str(library.constants().ENDPOINT)
 
 
 def session() -> httpx2.Client:
     """huggingface_hub's HTTP client: its proxies, certificates and offline mode."""
+    library.constants()
     from huggingface_hub import get_session
 
     return get_session()
@@ -193,9 +192,8 @@ def session() -> httpx2.Client:
 
 def timeout() -> float:
     """Seconds without a byte after which a connection counts as broken."""
-    from huggingface_hub import constants
-
-    return library.seconds_in(library.TIMEOUT) or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    usual = library.constants().HF_HUB_DOWNLOAD_TIMEOUT
+    return library.seconds_in(library.TIMEOUT) or float(usual)
 
 
 def request_headers() -> dict[str, str]:
@@ -237,7 +235,7 @@ def persistently(
 @contextlib.contextmanager
 def hub_errors(reference: Reference) -> Iterator[None]:
     """Errors of huggingface_hub and of its HTTP client, as ours."""
-    library.importable()
+    library.constants()
     import httpx2
     from huggingface_hub import errors
 
@@ -406,10 +404,10 @@ def _files(
 
 
 def _token() -> str | None:
-    from huggingface_hub import constants, get_token
-
-    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+    if library.constants().HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
+    from huggingface_hub import get_token
+
     token = get_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise TransferError(

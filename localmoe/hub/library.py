@@ -9,23 +9,29 @@ import importlib
 import math
 import os
 import sys
+from types import ModuleType
 
 from localmoe.errors import UsageError
 from localmoe.text import clean_line
 
 TIMEOUT = "HF_HUB_DOWNLOAD_TIMEOUT"
+_CONSTANTS = "huggingface_hub.constants"
 _SECONDS = (TIMEOUT, "HF_HUB_ETAG_TIMEOUT")
 
 
-def importable() -> None:
-    """Import huggingface_hub's constants. Raises UsageError for a variable that is no number."""
-    if "huggingface_hub.constants" in sys.modules:
-        return
+def constants() -> ModuleType:
+    """``huggingface_hub.constants``, which every other module of it imports first.
+
+    Raises UsageError for a variable that is no number.
+    """
+    known = sys.modules.get(_CONSTANTS)
+    if known is not None:
+        return known
     stated = {name: os.environ[name] for name in _SECONDS if name in os.environ}
     whole = {name: str(math.ceil(seconds_in(name) or 10.0)) for name in stated}
     os.environ.update(whole)
     try:
-        importlib.import_module("huggingface_hub.constants")
+        return importlib.import_module(_CONSTANTS)
     finally:
         os.environ.update(stated)
 

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from localmoe.errors import LocalmoeError, TransferError, UnknownModelError
 from localmoe.facts.catalog import Entry
-from localmoe.hub import names
+from localmoe.hub import library, names
 from localmoe.hub.client import Listing, Patience, list_files
 from localmoe.hub.names import ModelFiles, Reference
 
@@ -34,9 +34,7 @@ class Surveyed:
 
 def offline() -> bool:
     """Whether ``HF_HUB_OFFLINE`` forbids to ask."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
+    return bool(library.constants().HF_HUB_OFFLINE)
 
 
 def survey(entries: Sequence[Entry], seconds: float = SECONDS) -> list[Surveyed]:

@@ -198,6 +198,8 @@ def test_a_timeout_in_fractions(
     hub.add(REPO, {FILE: Generated(SIZE)})
     done = localmoe("pull", REPO, "--yes", **{variable: seconds})
     assert done.returncode == 0, done.stderr
+    if seconds == "2.5":
+        assert localmoe("fit", "--json", HF_HUB_OFFLINE="1", **{variable: seconds}).returncode == 0
 
 
 @pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf", "1,5"])
