@@ -8,6 +8,7 @@ LocalmoeError                 code            exit
 ├── TransferError             transfer        5     the Hub, a download, or its checksum
 ├── ContextOverflowError      context_full    1     prompt longer than the context
 ├── TemplateError             template        1     the chat template cannot be used
+├── NoAnswerError             no_answer       1     the model thought, and did not answer
 ├── EngineError               engine          1     the engine failed
 │   ├── EngineMemoryError     engine_memory   1     planned memory could not be allocated
 │   ├── EngineCrashError      engine_crash    1     the worker process died
@@ -71,6 +72,10 @@ class ContextOverflowError(LocalmoeError):
 
 class TemplateError(LocalmoeError):
     code = "template"
+
+
+class NoAnswerError(LocalmoeError):
+    code = "no_answer"
 
 
 class EngineError(LocalmoeError):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from localmoe.engine import protocol
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
+from localmoe.engine.events import Finished, Loaded, Request, Sampling, Token
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.engine.rpc_build import build_rpc_library
@@ -152,7 +152,7 @@ def answer(model: Model, run: EngineSettings) -> tuple[MemoryReport, str, int]:
         loaded = list(engine.load())[-1]
         *events, done = engine.generate(ANSWER)
     assert isinstance(loaded, Loaded) and isinstance(done, Finished)
-    text = "".join(event.text for event in events if isinstance(event, Text))
+    text = "".join(event.text for event in events if isinstance(event, Token))
     return loaded.memory, text, done.cache.resident_bytes if done.cache is not None else 0
 
 

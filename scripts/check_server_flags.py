@@ -27,7 +27,7 @@ from localmoe.app.plans import plan_for
 from localmoe.cli.arguments import parse
 from localmoe.cli.requests import plan_request
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Loaded, Request, Sampling, Text
+from localmoe.engine.events import Loaded, Request, Sampling, Token
 from localmoe.engine.rpc_build import build_rpc_library
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.llama_args import buffer_type, llama_args
@@ -73,7 +73,7 @@ def ours(model: Model, plan: Plan) -> tuple[Placed, str]:
         loaded = list(engine.load())[-1]
         assert isinstance(loaded, Loaded)
         request = Request(PROMPT, max_tokens=TOKENS, sampling=Sampling(temperature=0.0))
-        text = "".join(e.text for e in engine.generate(request) if isinstance(e, Text))
+        text = "".join(e.text for e in engine.generate(request) if isinstance(e, Token))
     return placed(loaded.memory), text
 
 

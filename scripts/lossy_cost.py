@@ -170,8 +170,8 @@ def nano_texts(model: Model, settings: EngineSettings) -> list[Scored]:
         words = runner.vocabulary
         return [
             Scored(
-                tuple(words.tokenize(TURN.format(item.question), add_bos=False)),
-                tuple(words.tokenize(known[item.expected[0]].answer, add_bos=False)),
+                tuple(words.parse(TURN.format(item.question))),
+                tuple(words.parse(known[item.expected[0]].answer)),
             )
             for item in judge.read(QUESTIONS)[::2]
             if item.expected[0] in known

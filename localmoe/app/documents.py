@@ -277,6 +277,7 @@ def run_document(
         "text": done.answer,
         "reasoning": done.reasoning,
         "finish_reason": done.finish_reason,
+        "no_answer": done.no_answer.message if done.no_answer else None,
         "model": model,
         "usage": {
             "prompt_tokens": done.usage.prompt_tokens,

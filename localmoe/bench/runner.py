@@ -17,7 +17,7 @@ from localmoe.bench.cold_start import forget
 from localmoe.bench.limits import Box, Unlimited, memory_box
 from localmoe.bench.records import RESIDENT, Job, Run, Tick
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
+from localmoe.engine.events import Finished, Loaded, Request, Sampling, Token
 from localmoe.errors import LocalmoeError
 from localmoe.facts.disk import Span, measure_reads
 from localmoe.facts.model import Model, Role
@@ -108,7 +108,7 @@ def measure_engine(record: Run, model: Model, start: Start, box: Box) -> Run:
         text = hashlib.sha256()
         done: Finished | None = None
         for event in engine.generate(request):
-            if isinstance(event, Text):
+            if isinstance(event, Token):
                 now = time.perf_counter() - asked
                 if not ticks or ticks[-1].tokens != event.tokens:
                     ticks.append(Tick(event.tokens, now, bytes_fetched(engine.pid)))

@@ -9,14 +9,14 @@ from typing import Protocol
 
 from localmoe.chat.attachments import Attachment
 from localmoe.chat.constraint import grammar_for
-from localmoe.chat.reasoning import Answer, Piece
 from localmoe.chat.session import Message, Session, Turn
 from localmoe.chat.settings import Settings
+from localmoe.chat.splitter import Answer, Piece, Splitter
 from localmoe.chat.stopping import StopTexts
-from localmoe.chat.template import ChatTemplate
+from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.chat.thinking import ThinkLevel
-from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
-from localmoe.errors import EngineError
+from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Sampling, Span, Token
+from localmoe.errors import EngineError, NoAnswerError
 
 SUMMARY_REQUEST = (
     "Summarise our conversation so far for your own later use, in at most {words} words. Keep "
@@ -27,11 +27,17 @@ SUMMARY_REQUEST = (
 class TextEngine(Protocol):
     """The part of ``localmoe.engine.client.Engine`` that a conversation needs."""
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Text | Finished]:
+    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
         """Raises ``ContextOverflowError``, ``EngineError``, ``EngineCrashError``."""
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of ``text``, without a beginning token. Raises what ``generate`` does."""
+        """Tokens of ``text``, as text. Raises what ``generate`` does."""
+
+    def count_prompt(self, prompt: str, data: Sequence[Span] = ()) -> int:
+        """Tokens that ``generate`` would read; ``data`` as in ``Request``."""
+
+    def split_specials(self, texts: Sequence[str]) -> list[list[Part]]:
+        """Each text cut at the special tokens that it spells."""
 
     def cancel(self) -> None:
         """Make ``generate`` end early. May be called from any thread or signal handler."""
@@ -78,6 +84,22 @@ class TurnDone:
     usage: Usage
     timings: Timings
     finished: Finished | None = None  # what the engine itself said
+
+    @property
+    def no_answer(self) -> NoAnswerError | None:
+        """That the model has thought and then not answered; None for all other turns."""
+        if self.answer.strip() or not self.reasoning or self.finish_reason == "interrupted":
+            return None
+        tokens = f"{self.usage.completion_tokens:,} tokens"
+        if self.finish_reason == "length":
+            return NoAnswerError(
+                f"no answer came: the model was still thinking after {tokens}",
+                hint="allow more tokens, or ask for less thinking: --think low, --think off",
+            )
+        return NoAnswerError(
+            f"no answer came: the model ended after {tokens} of thinking",
+            hint="ask again, or ask for less thinking: --think low, --think off",
+        )
 
     def why_it_ended(self, context: int, change: str = "") -> str | None:
         """A sentence when the answer did not end by itself. ``change``: how to ask for more."""
@@ -195,7 +217,7 @@ class Conversation:
 
     def _count(self, messages: Sequence[Message], think: ThinkLevel) -> int:
         rendered = self._template.render(messages, think=think)
-        return self.engine.count_tokens(rendered.prompt) + (not rendered.has_bos)
+        return self.engine.count_prompt(rendered.prompt, rendered.data)
 
     @property
     def _template(self) -> ChatTemplate:
@@ -206,35 +228,40 @@ class Conversation:
     ) -> Generator[ChatEvent, None, TurnDone]:
         settings = settings or self.settings
         rendered = self._template.render(messages, think=settings.think)
-        splitter = self._template.splitter(rendered)
+        reader = self._reader(rendered, settings)
         grammar = settings.grammar
-        if grammar is not None:
-            grammar = grammar_for(grammar, rendered, self._template.source or "")
-        thinks = rendered.reasoning is not None  # else the engine can look for the texts itself
-        stops = StopTexts(settings.stop if thinks else ())
+        if grammar is not None and rendered.format is not None:
+            grammar = grammar_for(grammar, rendered.format, self.engine.split_specials)
         request = Request(
             prompt=rendered.prompt,
             stable_chars=rendered.stable_chars,
             max_tokens=settings.max_tokens,
             sampling=settings.sampling,
-            stop=() if thinks else settings.stop,
             grammar=grammar,
-            add_bos=not rendered.has_bos,
+            data=rendered.data,
         )
         for event in self.engine.generate(request):
             if isinstance(event, PrefillProgress):
                 yield event
-            elif isinstance(event, Text):
-                for piece in splitter.feed(event.text):
-                    yield from map(said.take, stops.feed(piece))
-                if stops.met:
-                    self.engine.cancel()
+            elif isinstance(event, Token):
+                if not reader.stopped_after:
+                    yield from map(said.take, reader.feed(event))
+                    if reader.stopped_after:
+                        self.engine.cancel()
             else:
-                for piece in splitter.finish():
-                    yield from map(said.take, stops.feed(piece))
-                yield from map(said.take, stops.finish())
-                return said.done(replace(event, reason="stop") if stops.met else event)
+                yield from map(said.take, reader.finish())
+                if reader.stopped_after:
+                    event = replace(event, reason="stop", completion_tokens=reader.stopped_after)
+                return said.done(event)
         raise EngineError("the engine ended a turn without saying why")
+
+    def _reader(self, rendered: Rendered, settings: Settings) -> _Reader:
+        format_ = rendered.format
+        if format_ is None:
+            return _Reader(None, settings)
+        constrained = settings.grammar is not None
+        specials = self.engine.split_specials
+        return _Reader(Splitter(format_, specials, constrained=constrained), settings)
 
     def _turn(
         self, question: Message, said: _Said, interrupted: bool, usage: Usage | None = None
@@ -249,6 +276,36 @@ class Conversation:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
         )
+
+
+class _Reader:
+    """Tokens → pieces to show, up to a text that ends the answer."""
+
+    def __init__(self, splitter: Splitter | None, settings: Settings) -> None:
+        self._splitter = splitter  # None: all text is the answer
+        self._stops = StopTexts(settings.stop)
+        self._tokens = 0
+
+    @property
+    def stopped_after(self) -> int:
+        """Tokens of the answer when a stop text was complete; 0 while none was."""
+        return self._tokens if self._stops.met else 0
+
+    def feed(self, token: Token) -> Iterator[Piece]:
+        self._tokens = token.tokens
+        if token.control:
+            self._stops.control(token.text)
+        if self._splitter is not None:
+            pieces = self._splitter.feed(token.text, special=token.special, control=token.control)
+        else:
+            pieces = iter([] if token.control or not token.text else [Answer(token.text)])
+        for piece in pieces:
+            yield from self._stops.feed(piece)
+
+    def finish(self) -> Iterator[Piece]:
+        for piece in self._splitter.finish() if self._splitter is not None else ():
+            yield from self._stops.feed(piece)
+        yield from self._stops.finish()
 
 
 class _Said:

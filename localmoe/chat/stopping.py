@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from localmoe.chat.reasoning import Answer, MarkerScanner, Piece
+from localmoe.chat.splitter import Answer, Piece
 
 
 class StopTexts:
     """Passes pieces on until one of the texts would come; then ``met``, and nothing any more."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._scanner = MarkerScanner(texts)
+        self._texts = frozenset(texts)
+        self._scanner = Scanner(self._texts)
         self.met = False
 
     def feed(self, piece: Piece) -> Iterator[Piece]:
@@ -19,6 +20,10 @@ class StopTexts:
             yield from self._until_met(self._scanner.feed(piece.text))
         elif not self.met:
             yield piece
+
+    def control(self, spelling: str) -> None:
+        """A control token has come, which is not shown; it may be named as an end all the same."""
+        self.met = self.met or spelling in self._texts
 
     def finish(self) -> Iterator[Piece]:
         """What was held back, since a text might have begun with it."""
@@ -32,3 +37,45 @@ class StopTexts:
                 self.met = True
                 return
             yield Answer(text)
+
+
+class Scanner:
+    """Cuts a stream of text at markers, whatever the chunking.
+
+    Text that may be the beginning of a marker is held until that is decided. Where several
+    markers begin at the same place the longest wins.
+    """
+
+    def __init__(self, markers: Iterable[str]) -> None:
+        self._markers = sorted({m for m in markers if m}, key=len, reverse=True)
+        self._first = frozenset(m[0] for m in self._markers)
+        self._held = ""
+
+    def feed(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yields (text, is it a marker?)."""
+        self._held += text
+        yield from self._scan(final=False)
+
+    def finish(self) -> Iterator[tuple[str, bool]]:
+        yield from self._scan(final=True)
+
+    def _scan(self, final: bool) -> Iterator[tuple[str, bool]]:
+        held, begin, at = self._held, 0, 0
+        while at < len(held):
+            if held[at] in self._first:
+                rest = held[at:]
+                if not final and any(
+                    len(m) > len(rest) and m.startswith(rest) for m in self._markers
+                ):
+                    break
+                marker = next((m for m in self._markers if rest.startswith(m)), None)
+                if marker:
+                    if at > begin:
+                        yield held[begin:at], False
+                    yield marker, True
+                    begin = at = at + len(marker)
+                    continue
+            at += 1
+        if at > begin:
+            yield held[begin:at], False
+        self._held = held[at:]

@@ -1,8 +1,8 @@
 """A model's chat template: messages → the prompt it was trained on.
 
 Templates are programs that come with model files, so they render in a child process
-(``localmoe.chat.render_worker``) with limits on time, memory and output. The child starts once
-and keeps the template compiled; a render then costs about a millisecond.
+(``localmoe.chat.rendering``) with limits on time, memory and output. The child starts once and
+keeps the template compiled; a render then costs about a millisecond.
 """
 
 from __future__ import annotations
@@ -14,19 +14,13 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from localmoe.chat.reasoning import (
-    NO_REASONING,
-    ReasoningFormat,
-    ReasoningSplitter,
-    find_format,
-    turn_tokens,
-)
+from localmoe.chat.answer_format import AnswerFormat, Arguments, Probe, find_format
 from localmoe.chat.session import Message
 from localmoe.chat.thinking import ThinkControl, ThinkLevel
+from localmoe.engine.events import Span
 from localmoe.errors import TemplateError
 from localmoe.text import clean, shortened
 
@@ -100,10 +94,8 @@ class Renderer:
         if self._process is not None and self._process.poll() is not None:
             self._stop()  # it was killed while nobody asked it
         if self._process is None:
-            worker = Path(__file__).with_name("render_worker.py")
-            # -P: the worker's folder has modules that must not shadow others.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(worker)],
+                [sys.executable, "-P", "-m", "localmoe.chat.rendering"],  # -P: no code from the cwd
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -161,13 +153,20 @@ class Renderer:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt, and how to read the answer to it."""
+    """A prompt, and how the answer to it will be written."""
 
     prompt: str
     stable_chars: int  # the first characters, which the next turn's prompt will share
-    reasoning: ReasoningFormat | None  # None: plain completion, nothing is split off
-    reasoning_open: bool  # the prompt ends inside the thinking
-    has_bos: bool  # the template wrote the beginning-of-sequence token itself
+    data: tuple[Span, ...]  # what came with the messages: text, not the template's marks
+    format: AnswerFormat | None  # None: plain completion, nothing is split off
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """What a template looks up, and the texts in its code."""
+
+    variables: frozenset[str]
+    literals: tuple[str, ...]
 
 
 class ChatTemplate:
@@ -180,7 +179,8 @@ class ChatTemplate:
         self._bos = bos
         self._eos = eos
         self._renderer = renderer or Renderer()
-        self._control: ThinkControl | None = None
+        self._read: _Code | None = None
+        self._formats: dict[str, AnswerFormat] = {}
 
     @classmethod
     def from_model(
@@ -199,13 +199,9 @@ class ChatTemplate:
     @property
     def think_control(self) -> ThinkControl:
         """What can be chosen about thinking. Raises ``TemplateError``."""
-        if self._control is None:
-            if self.source is None:
-                self._control = ThinkControl()
-            else:
-                reply = self._renderer.ask({"source": self.source})
-                self._control = ThinkControl.of(reply["variables"], self.source)
-        return self._control
+        if self.source is None:
+            return ThinkControl()
+        return ThinkControl.of(self._code.variables, self.source)
 
     def render(
         self,
@@ -223,88 +219,113 @@ class ChatTemplate:
             return plain_completion(messages)
         refusal: RenderError | None = None
         for arguments in self.think_control.attempts(think):
+            format_ = self.format_of(arguments)
             try:
-                reply = self._render(messages, tools, arguments)
+                reply = self._render(messages, tools, arguments, format_)
             except RenderError as error:
                 if error.kind not in ("raised", "failed"):
                     raise
                 refusal = refusal or error
                 continue
-            return self._read(reply)
+            if not reply["prompt"].strip():
+                raise RenderError("empty", "it writes nothing")
+            data = tuple((start, end) for start, end in reply["data"])
+            return Rendered(reply["prompt"], reply["stable_chars"], data, format_)
         assert refusal is not None
         raise refusal
 
-    def splitter(self, rendered: Rendered) -> ReasoningSplitter:
-        """A fresh splitter for the answer to ``rendered``."""
-        tokens = turn_tokens(self.source or "", self._bos, self._eos)
-        reasoning = rendered.reasoning or NO_REASONING
-        return ReasoningSplitter(reasoning, open_=rendered.reasoning_open, drop=tokens)
+    def format_of(self, arguments: Arguments) -> AnswerFormat:
+        """How answers are written when the template is given these. Raises ``TemplateError``."""
+        key = json.dumps(arguments, sort_keys=True)
+        if key not in self._formats:
+            control = self.think_control
+            levels = (ThinkLevel.HIGH, ThinkLevel.OFF) if control.can_choose else ()
+            self._formats[key] = find_format(
+                self._probe,
+                self.source or "",
+                arguments,
+                [control.attempts(level)[0] for level in levels],
+                self._code.literals,
+            )
+        return self._formats[key]
 
     def close(self) -> None:
         self._renderer.close()
+
+    @property
+    def _code(self) -> _Code:
+        if self._read is None:
+            reply = self._renderer.ask({"source": self.source})
+            self._read = _Code(frozenset(reply["variables"]), tuple(reply["literals"]))
+        return self._read
+
+    def _probe(self, probes: Sequence[Probe]) -> list[str | None]:
+        request = {
+            **self._request,
+            "probes": [
+                {"messages": list(messages), "kwargs": dict(arguments), "generation": generation}
+                for messages, arguments, generation in probes
+            ],
+        }
+        texts: list[str | None] = self._renderer.ask(request)["texts"]
+        return texts
+
+    @property
+    def _request(self) -> dict[str, object]:
+        return {"source": self.source, "bos": self._bos, "eos": self._eos}
 
     def _render(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, object]] | None,
-        arguments: Mapping[str, object],
+        arguments: Arguments,
+        format_: AnswerFormat,
     ) -> dict[str, Any]:
         request = {
-            "source": self.source,
-            "bos": self._bos,
-            "eos": self._eos,
+            **self._request,
             "tools": list(tools) if tools else None,
             "kwargs": dict(arguments),
         }
+
+        def ask(messages: Sequence[Message]) -> dict[str, Any]:
+            shown = [_for_template(message, format_) for message in messages]
+            return self._renderer.ask({**request, "messages": shown})
+
         merged = merge_system(messages)
         system = messages[0].content.strip() if messages and merged is not messages else ""
         try:
-            reply = self._renderer.ask({**request, "messages": self._for_template(messages)})
+            reply = ask(messages)
         except RenderError as error:
             if merged is messages or error.kind not in ("raised", "failed"):
                 raise
             try:
-                return self._renderer.ask({**request, "messages": self._for_template(merged)})
+                return ask(merged)
             except RenderError:
                 raise error from None
-        if system and system not in reply["prompt"]:
-            return self._renderer.ask({**request, "messages": self._for_template(merged)})
-        return reply
+        return ask(merged) if system and system not in reply["prompt"] else reply
 
-    def _for_template(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        # gpt-oss reads "thinking", most others "reasoning_content"; some would print both.
-        source = self.source or ""
-        key = "reasoning_content"
-        if "reasoning_content" not in source and "thinking" in source:
-            key = "thinking"
-        shown = []
-        for message in messages:
-            entry = {"role": message.role, "content": message.content}
-            if message.role == "assistant":
-                entry["content"] = message.content or NOTHING_SAID
-                if message.reasoning:
-                    entry[key] = message.reasoning
-            shown.append(entry)
-        return shown
 
-    def _read(self, reply: Mapping[str, Any]) -> Rendered:
-        prompt: str = reply["prompt"]
-        if not prompt.strip():
-            raise RenderError("empty", "it writes nothing")
-        reasoning = find_format(self.source or "", prompt)
-        return Rendered(
-            prompt=prompt,
-            stable_chars=reply["stable_chars"],
-            reasoning=reasoning,
-            reasoning_open=prompt.rstrip().endswith(reasoning.start),
-            has_bos=bool(self._bos) and prompt.startswith(self._bos),
-        )
+def _for_template(message: Message, format_: AnswerFormat) -> dict[str, object]:
+    """A message in the words that the template knows."""
+    if message.role != "assistant":
+        return {"role": message.role, "content": message.content}
+    content = message.content or NOTHING_SAID
+    if not message.reasoning:
+        return {"role": message.role, "content": content}
+    if format_.in_parts:
+        thinking = {"type": "thinking", "thinking": message.reasoning}
+        parts = [thinking, {"type": "text", "text": content}]
+        return {"role": message.role, "content": parts}
+    return {"role": message.role, "content": content, format_.key: message.reasoning}
 
 
 def plain_completion(messages: Sequence[Message]) -> Rendered:
-    """No template: the texts one after the other, for the model to continue."""
+    """No template: the texts one after the other, for the model to continue.
+
+    Special tokens that they spell are parsed: here the user is who writes the prompt.
+    """
     prompt = "\n\n".join(m.content for m in messages if m.content)
-    return Rendered(prompt, len(prompt), None, reasoning_open=False, has_bos=False)
+    return Rendered(prompt, len(prompt), (), None)
 
 
 def merge_system(messages: Sequence[Message]) -> Sequence[Message]:

@@ -56,6 +56,11 @@ class ThinkControl:
             no_effort=next((w for w in words if f'"{w}"' in source or f"'{w}'" in source), None),
         )
 
+    @property
+    def can_choose(self) -> bool:
+        """Whether a level makes any difference."""
+        return bool(self.switches or self.effort)
+
     def attempts(self, level: ThinkLevel) -> tuple[Arguments, ...]:
         """Template arguments for a level, the best first: some templates refuse ``medium``."""
         if level is ThinkLevel.AUTO:
@@ -75,7 +80,7 @@ class ThinkControl:
         """One sentence when a level cannot be had exactly, else ``None``."""
         if level is ThinkLevel.AUTO:
             return None
-        if not self.switches and self.effort is None:
+        if not self.can_choose:
             return "this model's chat template has no control over thinking"
         if level is ThinkLevel.OFF:
             if self.switches or self.no_effort:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,11 @@ from localmoe.engine.events import (
     Finished,
     Loaded,
     LoadProgress,
+    Part,
     PrefillProgress,
     Request,
-    Text,
+    Span,
+    Token,
 )
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import EngineMemoryError
@@ -117,7 +119,7 @@ class Engine:
             assert isinstance(event, LoadProgress | Loaded)
             yield event
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Text | Finished]:
+    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
         """Answer one request; the last event is ``Finished``. Dropping the iterator cancels.
 
         Raises ContextOverflowError when the prompt is longer than the context, EngineError, or
@@ -127,12 +129,23 @@ class Engine:
         fields = {"request": dataclasses.asdict(request)}
         for message in self._worker.request("generate", **limits, **fields):
             event = protocol.message_to_event(message)
-            assert isinstance(event, PrefillProgress | Text | Finished)
+            assert isinstance(event, PrefillProgress | Token | Finished)
             yield event
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of ``text`` in the loaded model's vocabulary, without a beginning token."""
-        return int(self._worker.ask("count", text=text)["tokens"])
+        """Tokens of ``text`` in the loaded model's vocabulary: as text, whatever it spells."""
+        data = [(0, len(text))]
+        return int(self._worker.ask("count", text=text, data=data, whole=False)["tokens"])
+
+    def count_prompt(self, prompt: str, data: Sequence[Span] = ()) -> int:
+        """Tokens that ``generate`` would read for that prompt; ``data`` as in ``Request``."""
+        message = self._worker.ask("count", text=prompt, data=list(data), whole=True)
+        return int(message["tokens"])
+
+    def split_specials(self, texts: Sequence[str]) -> list[list[Part]]:
+        """Each text cut at the special tokens that it spells."""
+        found = self._worker.ask("split", texts=list(texts))["parts"]
+        return [[Part(*fields) for fields in parts] for parts in found]
 
     def keep(self, slot: str) -> int:
         """Keep on disk what the model has read in the conversation ``slot``; return the bytes.

@@ -22,22 +22,28 @@ class Sampling:
     seed: int | None = None  # None: a fresh one each time
 
 
+Span = tuple[int, int]
+"""(start, end) of a part of a text, in characters."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One answer to generate.
 
     ``prompt`` is text after the chat template. Its first ``stable_chars`` characters will be part
-    of the next turn's prompt too; models that cannot roll back keep a checkpoint there.
+    of the next turn's prompt too; models that cannot roll back keep a checkpoint there. ``data``
+    are the parts that came with the messages: text, whatever special tokens they spell.
     """
 
     prompt: str
     stable_chars: int = 0
     max_tokens: int | None = None  # None: until the model stops or the context is full
     sampling: Sampling = Sampling()
-    stop: tuple[str, ...] = ()
     grammar: str | None = None  # GBNF that the answer must follow
-    add_bos: bool = True  # False when the template already wrote it
+    data: tuple[Span, ...] = ()
+    add_bos: bool = True  # False: no more tokens than the prompt's, for measurements
     ignore_end: bool = False  # go on after the model ended: for measurements
+    top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,39 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of the answer: whole characters, special tokens written out (``<think>`` …)."""
+class Likely:
+    """One of the likeliest tokens in a place of the answer."""
+
+    token: int
+    text: str  # U+FFFD for bytes that are no character by themselves
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of the answer.
+
+    ``special``: the vocabulary sets it apart from text; its spelling is then all of ``text``.
+    ``control``: it steers the model and is not meant to be read. Text that spells such a token is
+    neither.
+    """
+
+    token: int  # its number in the vocabulary
+    text: str  # the characters that it completes; none for the first bytes of a longer one
+    tokens: int  # completion tokens so far
+    special: bool = False
+    control: bool = False
+    logprob: float | None = None  # natural, before sampling; None where nobody asked
+    top: tuple[Likely, ...] = ()  # the likeliest first
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part of a text that was cut at the special tokens which it spells."""
 
     text: str
-    tokens: int  # completion tokens so far
+    token: int | None = None  # its number; None: text between such tokens
+    control: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +152,9 @@ class Finished:
     ttft_s: float
     prefill_tps: float | None  # None when nothing was left to prefill
     decode_tps: float | None  # None below two tokens
-    stop_string: str | None = None
     cache: CacheStats | None = None  # None when all experts are resident
     load: tuple[LayerLoad, ...] = ()  # of layers in host memory, where they are counted
     note: str = ""  # what the user should know of the engine, and came out during this answer
 
 
-Event = LoadProgress | Loaded | PrefillProgress | Text | Finished
+Event = LoadProgress | Loaded | PrefillProgress | Token | Finished

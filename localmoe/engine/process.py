@@ -31,7 +31,10 @@ LINKER = "ERROR: ld.so:"  # begins its complaints about what is preloaded, ours 
 PATIENCE = 3.0  # seconds that a cancelled request may take to end
 LAST_PATIENCE = 1.0  # the same when the program is ending, and that a killed process may take
 LAST_EVENTS = frozenset(
-    {"info", "measured", "loaded", "finished", "counted", "kept", "resumed", "rates", "error"}
+    {
+        *("info", "measured", "loaded", "finished", "counted", "parts", "kept", "resumed", "rates"),
+        "error",
+    }
 )
 _CHECK = "`localmoe doctor` checks the engine"
 

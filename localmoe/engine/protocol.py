@@ -8,8 +8,10 @@ op       fields                                          events, the last one en
 info     remotes                                         info
 measure  paths, settings, architecture, vocabulary       measured
 load     paths, settings, hot                            progress*, loaded
-generate request                                         prefill*, text*, finished
-count    text                                            counted
+generate request                                         prefill*, token*, finished
+count    text, data, whole (a prompt with its beginning) counted
+split    texts                                           parts: each text cut at its special
+                                                         tokens, as fields of ``Part``
 keep     path                                            kept (bytes written to ``path``)
 resume   path                                            resumed (tokens read back from it)
 rates    threads (0: none), devices, remotes             rates (processor, devices)
@@ -40,12 +42,13 @@ from localmoe.engine.events import (
     Finished,
     LayerLoad,
     LayerStats,
+    Likely,
     Loaded,
     LoadProgress,
     PrefillProgress,
     Request,
     Sampling,
-    Text,
+    Token,
 )
 from localmoe.errors import (
     ContextOverflowError,
@@ -64,7 +67,7 @@ _EVENTS: dict[str, type[Any]] = {
     "progress": LoadProgress,
     "loaded": Loaded,
     "prefill": PrefillProgress,
-    "text": Text,
+    "token": Token,
     "finished": Finished,
 }
 _NAMES = {cls: name for name, cls in _EVENTS.items()}
@@ -93,13 +96,26 @@ def decode(line: bytes) -> Message:
 
 
 def event_to_message(event: Event) -> Message:
-    if isinstance(event, Text):  # once per token: keep it short
-        return {"event": "text", "text": event.text, "tokens": event.tokens}
+    if isinstance(event, Token):  # once per token: keep it short
+        message: Message = {
+            "event": "token",
+            "token": event.token,
+            "text": event.text,
+            "tokens": event.tokens,
+        }
+        if event.special:
+            message |= {"special": True, "control": event.control}
+        if event.logprob is not None:
+            top = [dataclasses.astuple(likely) for likely in event.top]
+            message |= {"logprob": event.logprob, "top": top}
+        return message
     return {"event": _NAMES[type(event)], **dataclasses.asdict(event)}
 
 
 def message_to_event(message: Message) -> Event:
     fields = {key: value for key, value in message.items() if key not in ("event", "id")}
+    if fields.get("top"):
+        fields["top"] = tuple(Likely(*likely) for likely in fields["top"])
     if message["event"] == "loaded":
         fields["memory"] = report_from_json(fields["memory"])
     if message["event"] == "finished" and fields.get("cache"):
@@ -139,9 +155,8 @@ def settings_from_json(data: Message) -> EngineSettings:
 
 
 def request_from_json(data: Message) -> Request:
-    return Request(
-        **{**data, "sampling": Sampling(**data["sampling"]), "stop": tuple(data["stop"])}
-    )
+    spans = tuple((start, end) for start, end in data["data"])
+    return Request(**{**data, "sampling": Sampling(**data["sampling"]), "data": spans})
 
 
 def report_from_json(data: Message) -> MemoryReport:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from localmoe.chat.conversation import AnswerDelta, ReasoningDelta
@@ -11,9 +12,11 @@ from localmoe.engine.events import (
     Finished,
     Loaded,
     LoadProgress,
+    Part,
     PrefillProgress,
     Request,
-    Text,
+    Span,
+    Token,
 )
 from localmoe.errors import EngineCrashError
 from localmoe.planning.memory import MemoryReport
@@ -27,10 +30,12 @@ Reply = list[str | BaseException]
 class ScriptedEngine:
     """Each ``generate`` takes the next reply: texts in order; an exception is raised in its place.
 
-    A token is a chunk; a prompt has as many tokens as words.
+    A token is a chunk, a control token where it is one of ``specials``; a prompt has as many tokens
+    as words.
     """
 
     replies: list[Reply]
+    specials: tuple[str, ...] = ()
     delay: float = 0  # seconds before each chunk
     alive: bool = True
     loads: int = 0
@@ -47,7 +52,7 @@ class ScriptedEngine:
         yield LoadProgress(0.5)
         yield Loaded(CONTEXT, MemoryReport((), exact=True), 0.01, "<s>", "</s>")
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Text | Finished]:
+    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
         self.requests.append(request)
         self.cancelled.clear()
         prompt_tokens = len(request.prompt.split())
@@ -68,11 +73,18 @@ class ScriptedEngine:
                 reason = "interrupted"
                 break
             tokens += 1
-            yield Text(chunk, tokens)
+            special = chunk in self.specials
+            yield Token(tokens, chunk, tokens, special, special)
         yield Finished(reason, prompt_tokens, 0, tokens, 0.1, 50.0, 10.0 if tokens > 1 else None)
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
+
+    def count_prompt(self, prompt: str, data: Sequence[Span] = ()) -> int:
+        return len(prompt.split())
+
+    def split_specials(self, texts: Sequence[str]) -> list[list[Part]]:
+        return [split_at(text, self.specials) for text in texts]
 
     def close(self) -> None:
         self.alive = False
@@ -93,3 +105,13 @@ class ScriptedEngine:
 def collect(events: Iterable[object], kind: type[AnswerDelta] | type[ReasoningDelta]) -> str:
     """The joined text of all events of one kind."""
     return "".join(event.text for event in events if isinstance(event, kind))
+
+
+def split_at(text: str, specials: Sequence[str]) -> list[Part]:
+    """``text`` cut at the control tokens that it spells."""
+    pattern = "|".join(map(re.escape, specials)) or "(?!)"
+    pieces = [piece for piece in re.split(f"({pattern})", text) if piece]
+    return [
+        Part(piece, specials.index(piece), True) if piece in specials else Part(piece)
+        for piece in pieces
+    ]

@@ -41,7 +41,7 @@ def conversation(
 
 def test_a_turn(renderer: Renderer) -> None:
     """Progress, reasoning, answer, result, in this order; the session has both messages."""
-    chat, engine = conversation(renderer, ["<think>\nadd", "</thi", "nk>\n\nFo", "ur<|im_end|>"])
+    chat, engine = conversation(renderer, ["<think>\nadd", "</thi", "nk>\n\nFo", "ur"])
     events = list(chat.ask("2+2?"))
     kinds = [type(event) for event in events]
     assert kinds == [PrefillProgress, ReasoningDelta, AnswerDelta, AnswerDelta, TurnDone]
@@ -59,7 +59,6 @@ def test_a_turn(renderer: Renderer) -> None:
     request = engine.requests[0]
     assert request.prompt == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
     assert request.prompt[request.stable_chars :] == "<|im_start|>assistant\n"
-    assert request.add_bos
     assert request.sampling.seed == 1
 
 
@@ -70,13 +69,6 @@ def test_second_turn_sees_the_first(renderer: Renderer) -> None:
     list(chat.ask("b"))
     contents = [line.split("<|im_end|>")[0] for line in engine.requests[1].prompt.split("\n")[1::2]]
     assert contents == ["Count.", "a", "one", "b", ""]
-
-
-def test_bos_written_by_the_template_is_not_added_again(renderer: Renderer) -> None:
-    """``add_bos`` is off exactly when the prompt begins with the token's text."""
-    chat, engine = conversation(renderer, ["x"], source=templates.BOS)
-    list(chat.ask("a"))
-    assert not engine.requests[0].add_bos
 
 
 def test_plain_completion_splits_nothing_off(renderer: Renderer) -> None:

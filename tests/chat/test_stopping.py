@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localmoe.chat.conversation import Conversation, TurnDone
-from localmoe.chat.reasoning import Answer, Reasoning
 from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings
+from localmoe.chat.splitter import Answer, Reasoning
 from localmoe.chat.stopping import StopTexts
 from localmoe.chat.template import ChatTemplate, Renderer
 from tests.chat import templates
@@ -67,11 +67,10 @@ def turn(
 def test_a_turn_ends_before_the_text(renderer: Renderer) -> None:
     """The reason is stop, the engine is told to stop, and thinking had the text in it."""
     reply: Reply = ["<think>", "not END yet", "</think>", "one EN", "D two", " three", " four"]
-    done, engine = turn(reply, renderer)
+    done, _ = turn(reply, renderer)
     assert (done.answer, done.reasoning) == ("one ", "not END yet")
     assert done.finish_reason == "stop"
-    assert done.usage.completion_tokens < len(reply)
-    assert not engine.requests[0].stop
+    assert done.usage.completion_tokens == 5  # with the one that completed the text
 
 
 def test_a_turn_that_ends_like_the_beginning_of_one(renderer: Renderer) -> None:
@@ -81,6 +80,16 @@ def test_a_turn_that_ends_like_the_beginning_of_one(renderer: Renderer) -> None:
 
 
 def test_plain_text_has_no_thinking(renderer: Renderer) -> None:
-    """There the engine itself looks for the texts."""
-    _, engine = turn(["one"], renderer, source=None)
-    assert engine.requests[0].stop == ("END",)
+    """There the texts count from the first word on."""
+    done, _ = turn(["<think>", "one EN", "D", " two"], renderer, source=None)
+    assert (done.answer, done.finish_reason) == ("<think>one ", "stop")
+
+
+def test_a_control_token_may_be_named(renderer: Renderer) -> None:
+    """It is not shown, but ends an answer like a text; text that spells it in pieces does, too."""
+    engine = ScriptedEngine([["one", "<|eot|>", "two"]], specials=("<|eot|>",))
+    template = ChatTemplate(templates.CHATML, renderer=renderer)
+    conversation = Conversation(engine, template, Session(), Settings(stop=("<|eot|>",)))
+    done = list(conversation.ask("go"))[-1]
+    assert isinstance(done, TurnDone)
+    assert (done.answer, done.finish_reason) == ("one", "stop")

@@ -37,8 +37,8 @@ def test_chatml_renders_as_the_hub_does(renderer: Renderer) -> None:
     turns = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
     assert rendered.prompt == turns + "<|im_start|>assistant\n"
     assert rendered.prompt[: rendered.stable_chars] == turns
-    assert not rendered.has_bos
-    assert not rendered.reasoning_open
+    assert rendered.prompt[slice(*rendered.data[-1])] == "Hello"
+    assert rendered.format and not rendered.format.is_open
 
 
 def test_stable_part_is_a_prefix_of_the_next_prompt(renderer: Renderer) -> None:
@@ -52,10 +52,9 @@ def test_stable_part_is_a_prefix_of_the_next_prompt(renderer: Renderer) -> None:
 
 
 def test_special_tokens_come_from_the_vocabulary(renderer: Renderer) -> None:
-    """``bos_token`` and ``eos_token`` are the model's; a bos already written is reported."""
+    """``bos_token`` and ``eos_token`` are the model's."""
     rendered = template(templates.BOS, renderer).render((HELLO,))
     assert rendered.prompt == "<s>[USER] Hello</s>\n[ASSISTANT]"
-    assert rendered.has_bos
 
 
 def test_no_template_is_plain_completion(renderer: Renderer) -> None:
@@ -65,7 +64,7 @@ def test_no_template_is_plain_completion(renderer: Renderer) -> None:
     assert chat.is_plain
     assert rendered.prompt == "Once upon a"
     assert rendered.stable_chars == len("Once upon a")
-    assert rendered.reasoning is None
+    assert rendered.format is None
 
 
 @pytest.mark.parametrize("source", [templates.NO_SYSTEM, templates.IGNORES_SYSTEM])
@@ -119,7 +118,7 @@ class TestThinking:
         chat = template(templates.SWITCHED, renderer)
         off = chat.render((HELLO,), think=ThinkLevel.OFF)
         assert off.prompt.endswith("<think>\n\n</think>\n\n")
-        assert not off.reasoning_open
+        assert off.format and not off.format.is_open
         assert chat.render((HELLO,), think=ThinkLevel.HIGH).prompt.endswith("assistant\n")
         assert chat.think_control.note(ThinkLevel.OFF) is None
         assert "on or off" in (chat.think_control.note(ThinkLevel.LOW) or "")
@@ -128,9 +127,10 @@ class TestThinking:
         """DeepSeek's ``thinking``: the prompt ends inside the thinking, unless switched off."""
         chat = template(templates.OPENS_THINKING, renderer)
         rendered = chat.render((HELLO,))
-        assert rendered.reasoning_open
-        assert rendered.reasoning and rendered.reasoning.ends == ("</think>",)
-        assert not chat.render((HELLO,), think=ThinkLevel.OFF).reasoning_open
+        assert rendered.format and rendered.format.is_open
+        assert rendered.format.thinking[0].end == "</think>"
+        off = chat.render((HELLO,), think=ThinkLevel.OFF).format
+        assert off and not off.is_open
 
     def test_earlier_reasoning_is_given_back(self, renderer: Renderer) -> None:
         """What becomes of earlier thinking is the template's choice."""

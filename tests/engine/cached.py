@@ -166,7 +166,7 @@ class Conversation:
 
     def say(self, turn: Turn) -> Said:
         """The answer, or what went wrong; the conversation can go on."""
-        from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
+        from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Token
 
         self._generator.watch(turn.stop)
         request = Request(
@@ -182,7 +182,7 @@ class Conversation:
             timer.start()
         try:
             for event in self._generator.generate(request):
-                if isinstance(event, Text):
+                if isinstance(event, Token):
                     text += event.text
                 elif isinstance(event, PrefillProgress):
                     starts.append(event.done)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
+from localmoe.engine.events import Finished, Loaded, Request, Sampling, Token
 from localmoe.errors import EngineCrashError, EngineError, LocalmoeError, ModelFileError
 from localmoe.facts.model import read_model
 from localmoe.planning.cache import routed_tensors
@@ -49,7 +49,7 @@ def ask(engine: Engine, prompt: str = FIRST) -> str:
     done = events[-1]
     assert isinstance(done, Finished)
     assert done.reason == "length", "the engine's error is not the user's interrupt"
-    return "".join(event.text for event in events if isinstance(event, Text))
+    return "".join(event.text for event in events if isinstance(event, Token))
 
 
 def settings_of(path: Path, regime: str) -> EngineSettings:
@@ -113,7 +113,7 @@ def test_a_file_truncated_in_the_middle_of_an_answer(regime: str, file: Path) ->
     with loaded(file, settings) as engine:
         with pytest.raises((ModelFileError, EngineCrashError), match="model") as caught:
             for event in engine.generate(request):
-                if isinstance(event, Text) and event.tokens == 3:
+                if isinstance(event, Token) and event.tokens == 3:
                     os.truncate(file, len(content) - 50_000)
         assert engine.alive == isinstance(caught.value, ModelFileError)
         file.write_bytes(content)

@@ -19,7 +19,7 @@ import pytest
 
 from localmoe.bench.limits import Group, Unlimited, memory_box
 from localmoe.engine.client import Engine
-from localmoe.engine.events import CacheStats, Finished, Request, Sampling, Text
+from localmoe.engine.events import CacheStats, Finished, Request, Sampling, Token
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.protocol import settings_from_json
 from localmoe.facts import hardware
@@ -157,7 +157,7 @@ def test_memory_is_given_back_under_pressure(medium_file: Path) -> None:
         def answer() -> tuple[str, CacheStats]:
             text = ""
             for event in engine.generate(ask):
-                text += event.text if isinstance(event, Text) else ""
+                text += event.text if isinstance(event, Token) else ""
             assert isinstance(event, Finished)
             assert event.cache is not None
             return text, event.cache

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Text
+from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Token
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests.archs import ARCHITECTURES
@@ -38,7 +38,7 @@ class Recorder:
         for event in self.engine.generate(request):
             if isinstance(event, PrefillProgress):
                 starts.append(event.done)
-            elif isinstance(event, Text):
+            elif isinstance(event, Token):
                 text += event.text
             else:
                 done = event
@@ -99,9 +99,9 @@ def test_prefix_is_reused(architecture: str, arch_file: Callable[[str], Path]) -
 
 
 @pytest.mark.parametrize("architecture", ["qwen3moe", "qwen3next", "gpt-oss", "deepseek4"])
-@pytest.mark.parametrize("during", [PrefillProgress, Text])
+@pytest.mark.parametrize("during", [PrefillProgress, Token])
 def test_identity_after_an_interrupt(
-    architecture: str, during: type[PrefillProgress] | type[Text], arch_file: Callable[[str], Path]
+    architecture: str, during: type[PrefillProgress] | type[Token], arch_file: Callable[[str], Path]
 ) -> None:
     """An interrupted answer leaves a memory that the same prompt, asked again, can build on."""
     path = arch_file(architecture)

@@ -14,7 +14,7 @@ import pytest
 
 from localmoe.engine import kv_store
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Finished, Request, Sampling, Text
+from localmoe.engine.events import Finished, Request, Sampling, Token
 from localmoe.errors import StorageError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
@@ -42,7 +42,7 @@ def ask(engine: Engine, prompt: str, stable: int = 0) -> tuple[str, Finished]:
     request = Request(prompt, stable, max_tokens=12, sampling=Sampling(temperature=0))
     text = ""
     for event in engine.generate(request):
-        if isinstance(event, Text):
+        if isinstance(event, Token):
             text += event.text
         elif isinstance(event, Finished):
             return text, event

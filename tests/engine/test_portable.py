@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
+from localmoe.engine.events import Finished, Loaded, Request, Sampling, Token
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests import rates
@@ -30,7 +30,7 @@ def answer(path: Path, settings: EngineSettings) -> tuple[Loaded, str]:
         events = list(engine.generate(request))
     done = events[-1]
     assert isinstance(done, Finished) and done.completion_tokens == 12
-    return loaded, "".join(event.text for event in events if isinstance(event, Text))
+    return loaded, "".join(event.text for event in events if isinstance(event, Token))
 
 
 @pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "deepseek4", "llama4"])

@@ -24,7 +24,7 @@ import localmoe
 from localmoe import ledger
 from localmoe.app.model import LoadedModel
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Request, Sampling, Text
+from localmoe.engine.events import Request, Sampling, Token
 from localmoe.engine.process import WorkerProcess, cause_of_death
 from localmoe.errors import EngineCrashError, LocalmoeError
 from localmoe.facts.model import read_model
@@ -47,7 +47,7 @@ def engine(
 
 def ask(engine: Engine, prompt: str, tokens: int = 8) -> str:
     request = Request(prompt, max_tokens=tokens, sampling=GREEDY, ignore_end=True)
-    return "".join(e.text for e in engine.generate(request) if isinstance(e, Text))
+    return "".join(e.text for e in engine.generate(request) if isinstance(e, Token))
 
 
 def in_fork(act: Callable[[], object]) -> Any:
@@ -133,7 +133,7 @@ def test_a_fork_in_the_middle_of_an_answer(engine: Engine) -> None:
     events, child = engine.generate(request), 0
     text = ""
     for event in events:
-        if isinstance(event, Text):
+        if isinstance(event, Token):
             text += event.text
             if event.tokens == 3:
                 child = os.fork()

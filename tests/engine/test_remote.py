@@ -24,7 +24,7 @@ from localmoe.cli.output import Output
 from localmoe.cli.requests import plan_request
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
-from localmoe.engine.events import Finished, Loaded, Request, Sampling, Text
+from localmoe.engine.events import Finished, Loaded, Request, Sampling, Token
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.rpc import greet
 from localmoe.engine.rpc_serving import Server
@@ -50,7 +50,7 @@ def server(rpc_lib: Path) -> Iterator[Server]:
 
 def text_of(engine: Engine, prompt: str, tokens: int) -> str:
     request = Request(prompt, max_tokens=tokens, sampling=GREEDY)
-    return "".join(e.text for e in engine.generate(request) if isinstance(e, Text))
+    return "".join(e.text for e in engine.generate(request) if isinstance(e, Token))
 
 
 @pytest.mark.parametrize("architecture", ["qwen3moe", "deepseek2", "gpt-oss"])
@@ -115,7 +115,7 @@ def test_a_worker_killed_in_the_middle_is_a_clear_error(
         list(engine.load())
         with pytest.raises(EngineCrashError, match="remote worker went away") as caught:
             for event in engine.generate(Request("Go on.", max_tokens=2000, sampling=GREEDY)):
-                if isinstance(event, Text) and event.tokens == 3:
+                if isinstance(event, Token) and event.tokens == 3:
                     os.kill(server.pid, signal.SIGKILL)
         assert caught.value.hint is not None and "localmoe worker" in caught.value.hint
         assert not engine.alive
@@ -302,7 +302,7 @@ def test_dense_on_a_device_and_experts_in_ram_and_on_disk(
         assert loaded.memory.on("RPC0") == plan.memory.on("RPC0")
         request = Request("The first question is", max_tokens=None, sampling=GREEDY)
         *events, last = engine.generate(request)
-        there = "".join(event.text for event in events if isinstance(event, Text))
+        there = "".join(event.text for event in events if isinstance(event, Token))
         assert isinstance(last, Finished)
         assert last.prompt_tokens + last.completion_tokens == 256
     alone = EngineSettings(
@@ -388,7 +388,7 @@ def test_the_cache_beside_a_device_changes_no_token(
             loaded = list(engine.load())[-1]
             assert isinstance(loaded, Loaded)
             *events, done = engine.generate(request)
-            said.append("".join(event.text for event in events if isinstance(event, Text)))
+            said.append("".join(event.text for event in events if isinstance(event, Token)))
         if settings is cached:
             assert isinstance(done, Finished)
             assert done.cache is not None

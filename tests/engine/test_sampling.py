@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Request, Sampling, Text
+from localmoe.engine.events import Request, Sampling, Token
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 
@@ -27,7 +27,7 @@ def engine(arch_file: Callable[[str], Path]) -> Iterator[Engine]:
 
 def write(engine: Engine, sampling: Sampling, tokens: int = 40) -> list[str]:
     request = Request(PROMPT, max_tokens=tokens, sampling=sampling)
-    return [e.text for e in engine.generate(request) if isinstance(e, Text)]
+    return [e.text for e in engine.generate(request) if isinstance(e, Token)]
 
 
 @pytest.mark.parametrize(

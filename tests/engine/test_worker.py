@@ -20,7 +20,7 @@ from localmoe.engine.events import (
     PrefillProgress,
     Request,
     Sampling,
-    Text,
+    Token,
 )
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import (
@@ -49,7 +49,7 @@ def answer(engine: Engine, request: Request) -> tuple[str, Finished]:
     events = list(engine.generate(request))
     last = events[-1]
     assert isinstance(last, Finished)
-    return "".join(e.text for e in events if isinstance(e, Text)), last
+    return "".join(e.text for e in events if isinstance(e, Token)), last
 
 
 def test_load_ends_with_the_memory_of_the_real_load(arch_file: Callable[[str], Path]) -> None:
@@ -66,11 +66,11 @@ def test_events_come_in_order(engine: Engine) -> None:
     """Prefill first, then text, then exactly one Finished whose counts agree."""
     events = list(engine.generate(Request("Hello there.", max_tokens=5, sampling=GREEDY)))
     kinds = [type(event) for event in events]
-    assert kinds == sorted(kinds, key=[PrefillProgress, Text, Finished].index)
+    assert kinds == sorted(kinds, key=[PrefillProgress, Token, Finished].index)
     assert kinds.count(Finished) == 1
     done = events[-1]
     assert isinstance(done, Finished)
-    assert [e.tokens for e in events if isinstance(e, Text)][-1] == done.completion_tokens == 5
+    assert [e.tokens for e in events if isinstance(e, Token)][-1] == done.completion_tokens == 5
 
 
 def test_greedy_repeats_and_seeds_repeat(engine: Engine) -> None:
@@ -83,16 +83,6 @@ def test_greedy_repeats_and_seeds_repeat(engine: Engine) -> None:
         for s in range(4)
     }
     assert len(texts) > 1
-
-
-def test_stop_strings_end_the_answer(engine: Engine) -> None:
-    """The text ends before a stop string, and nothing of it leaks, wherever tokens split it."""
-    whole, _ = answer(engine, Request("Stop test.", max_tokens=24, sampling=GREEDY))
-    stop = whole[9:13]
-    text, done = answer(engine, Request("Stop test.", stop=(stop,), sampling=GREEDY))
-    assert text == whole[: whole.index(stop)]
-    assert done.reason == "stop"
-    assert done.stop_string == stop
 
 
 def test_max_tokens_and_context_end_the_answer(engine: Engine) -> None:
@@ -117,7 +107,7 @@ def test_cancel_during_decode(engine: Engine) -> None:
     """The answer so far is kept and the reason is ``interrupted``."""
     seen = ""
     for event in engine.generate(Request("Go on and on.", sampling=GREEDY)):
-        if isinstance(event, Text):
+        if isinstance(event, Token):
             seen += event.text
             if event.tokens == 5:
                 engine.cancel()
@@ -165,7 +155,7 @@ def test_a_late_cancel_does_not_hit_the_next_request(engine: Engine) -> None:
 def test_dropping_the_iterator_cancels(engine: Engine) -> None:
     """Leaving a generation early frees the engine for the next one."""
     for event in engine.generate(Request("Go on.", sampling=GREEDY)):
-        if isinstance(event, Text):
+        if isinstance(event, Token):
             break
     started = time.perf_counter()
     assert answer(engine, Request("Next.", max_tokens=2, sampling=GREEDY))[1].reason == "length"
@@ -226,7 +216,7 @@ def test_a_killed_worker_is_an_error_message(
     """The cause is named, and ``load`` brings the engine back."""
     with pytest.raises(EngineCrashError, match=words):
         for event in engine.generate(Request("Go on.", sampling=GREEDY)):
-            if isinstance(event, Text) and event.tokens == 3:
+            if isinstance(event, Token) and event.tokens == 3:
                 os.kill(engine.pid, number)
     assert not engine.alive
     list(engine.load())

@@ -263,6 +263,8 @@ class ChatLoop:
         why = done.why_it_ended(self.chat.context, " (/set max_tokens)")
         if why:
             self._output.note(why)
+        if done.no_answer is not None:
+            self._output.note(done.no_answer.message)
         if self._output.quiet:
             return
         console = self._output.stderr

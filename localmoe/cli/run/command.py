@@ -51,6 +51,10 @@ def run_command(options: Options, output: Output) -> int:
             learn_from(model.facts, model.plan, model.machine, done.finished)
     if done.finish_reason == "interrupted":
         return INTERRUPTED
+    if done.no_answer is not None:
+        if not output.as_json:  # else its document says so
+            output.error(done.no_answer)
+        return done.no_answer.exit_code
     if grammar is not None and parsed(done) is None:
         output.warn("the answer is not whole: it ends before its JSON does")
         return 1

@@ -70,45 +70,60 @@ def string_rule(core: Mapping[str, Any], at: str) -> str:
     return rf'"\"" char{{{low},{max(low, min(high, MAX_LENGTH))}}} "\""'
 
 
-def text_until(ends: Sequence[str], name: str) -> tuple[dict[str, str], str]:
-    """Rules for any text up to and with the first of ``ends``, and the name of the first rule.
+def text_until(end: str, name: str) -> tuple[dict[str, str], str]:
+    """Rules for any text up to and with the first ``end``, and the name of the first rule.
 
-    One rule for each state of the automaton that looks for all of them (Aho and Corasick, 1975).
+    One rule for each beginning of ``end`` that has just been read (Knuth, Morris and Pratt, 1977).
     """
-    states = sorted({end[:i] for end in ends for i in range(len(end))}, key=len)
-    names = {state: f"{name}-{i}" for i, state in enumerate(states)}
+    names = {end[:length]: f"{name}-{length}" for length in range(len(end))}
+    letters = sorted(set(end))
+    others = "".join(map(_in_class, letters))
     rules = {}
-    for state in states:
-        choices, seen = [], ""
-        for char in sorted({end[0] for end in ends} | {e[len(s)] for e in ends for s in states
-                            if e.startswith(s) and state.endswith(s)}):  # fmt: skip
-            text = state + char
-            seen += char
-            if any(text.endswith(end) for end in ends):
-                choices.append(literal(char))
-                continue
-            after = next(text[i:] for i in range(len(text) + 1) if text[i:] in names)
-            choices.append(f"{literal(char)} {names[after]}")
-        others = "".join(_in_class(c) for c in seen)
-        rules[names[state]] = " | ".join([*choices, f"[^{others}] {names['']}"])
+    for read, rule in names.items():
+        choices = []
+        for letter in letters:
+            text = read + letter
+            if text == end:
+                choices.append(literal(letter))
+            else:
+                after = next(text[at:] for at in range(len(text) + 1) if text[at:] in names)
+                choices.append(f"{literal(letter)} {names[after]}")
+        rules[rule] = " | ".join([*choices, f"[^{others}] {names['']}"])
     return rules, names[""]
 
 
+Symbols = Sequence[str | int]
+"""A mark as a model writes it: texts, and special tokens by their numbers."""
+
+
 def with_reasoning(
-    gbnf: str, start: str, ends: Sequence[str], *, is_open: bool, between: str = ""
+    gbnf: str, start: Symbols, end: Symbols, between: Symbols = (), *, is_open: bool = False
 ) -> str:
-    """A grammar that lets a model think first: ``start``, any text, one of ``ends``, the answer.
+    """A grammar that lets a model think first: ``start``, any text, ``end``, the answer.
 
     ``is_open``: the prompt itself has written ``start``, so the thinking must end; else it may be
-    left out. ``between`` stands before the answer in either case (gpt-oss's final channel).
+    left out. Without an ``end`` there is no thinking. ``between`` stands before the answer in any
+    case (gpt-oss's final channel).
     """
-    rules, starts = text_until(ends, "thought")
-    thought = f"{starts} [ \\n]{{0,4}}"
-    if not is_open:
-        thought = f"({literal(start)} {thought})?"
-    answer = f"{literal(between)} answer" if between else "answer"
-    lines = [f"root ::= {thought} {answer}", re.sub(r"(?m)^root ::=", "answer ::=", gbnf)]
+    rules: dict[str, str] = {}
+    parts = []
+    if end:
+        if isinstance(end[0], int):
+            thought = f"!<[{end[0]}]>* {_sequence(end)}"
+        else:
+            rules, first = text_until(end[0], "thought")
+            thought = f"{first} {_sequence(end[1:])}"
+        thought = f"{thought} [ \\n]{{0,4}}"
+        parts.append(thought if is_open else f"({_sequence(start)} {thought})?" if start else "")
+    lines = [
+        f"root ::= {' '.join([*parts, _sequence(between), 'answer'])}",
+        re.sub(r"(?m)^root ::=", "answer ::=", gbnf),
+    ]
     return "\n".join([*lines, *(f"{name} ::= {rule}" for name, rule in rules.items())])
+
+
+def _sequence(symbols: Symbols) -> str:
+    return " ".join(literal(s) if isinstance(s, str) else f"<[{s}]>" for s in symbols)
 
 
 def _in_class(char: str) -> str:

@@ -47,6 +47,7 @@ class Worker:
             "load": self._do_load,
             "generate": self._do_generate,
             "count": self._do_count,
+            "split": self._do_split,
             "keep": self._do_keep,
             "resume": self._do_resume,
             "rates": self._do_rates,
@@ -169,8 +170,15 @@ class Worker:
             self._send(protocol.event_to_message(event))
 
     def _do_count(self, message: Message) -> None:
-        tokens = self._model.generator.vocabulary.tokenize(message["text"], add_bos=False)
+        vocabulary = self._model.generator.vocabulary
+        read = vocabulary.prompt if message["whole"] else vocabulary.parse
+        tokens = read(message["text"], [(start, end) for start, end in message["data"]])
         self._send({"event": "counted", "tokens": len(tokens)})
+
+    def _do_split(self, message: Message) -> None:
+        vocabulary = self._model.generator.vocabulary
+        parts = [list(map(dataclasses.astuple, vocabulary.split(t))) for t in message["texts"]]
+        self._send({"event": "parts", "parts": parts})
 
     def _do_keep(self, message: Message) -> None:
         kv = self._model.generator.kv

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from localmoe.engine.events import Finished, PrefillProgress, Request, Text
+from localmoe.engine.events import Finished, Likely, PrefillProgress, Request, Token
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.kv import KvState
+from localmoe.engine.worker.logprobs import Logprobs
 from localmoe.engine.worker.residency import Residency
 from localmoe.engine.worker.sampling import Sampler
-from localmoe.engine.worker.vocabulary import TextStream, Vocabulary
+from localmoe.engine.worker.vocabulary import Utf8, Vocabulary
 from localmoe.errors import ContextOverflowError, EngineError
 
 ABORTED = 2  # llama_decode's result when the abort callback said stop
@@ -61,6 +62,32 @@ class Clock:
         return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else None
 
 
+class TokenStream:
+    """Token ids → events with whole characters, also where one is split over several tokens."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._utf8 = Utf8()
+        self._last = (0, 0)  # id and number of the token before
+
+    def feed(
+        self, token: int, number: int, logprob: float | None, top: tuple[Likely, ...]
+    ) -> Iterator[Token]:
+        """The event of a token; before a special one, a second of what was left unfinished."""
+        entry = self._vocabulary.entry(token)
+        if entry.special:
+            yield from self.finish()
+        text = self._utf8.feed(entry.data)
+        yield Token(token, text, number, entry.special, entry.control, logprob, top)
+        self._last = (token, number)
+
+    def finish(self) -> Iterator[Token]:
+        """The token before once more, with U+FFFD for a character that never ended."""
+        if rest := self._utf8.flush():
+            token, number = self._last
+            yield Token(token, rest, number)
+
+
 class Generator:
     """Generates on one context. ``flag`` is set to 1, from any thread, to interrupt."""
 
@@ -81,7 +108,7 @@ class Generator:
     def close(self) -> None:
         llama.llama_batch_free(self._batch)
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Text | Finished]:
+    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
         """Events of one answer, ``Finished`` last. An interrupt ends it with that reason.
 
         Raises ContextOverflowError when the prompt leaves no room for an answer.
@@ -90,7 +117,8 @@ class Generator:
         prompt = self._prompt_tokens(request)
         limit = self._most_tokens(request, prompt)
         reused = self.kv.reuse(prompt)
-        stream, produced, reason = TextStream(request.stop), 0, "interrupted"
+        stream, produced, reason = TokenStream(self.vocabulary), 0, "interrupted"
+        logprobs = Logprobs(self._ctx, self.vocabulary, request.top_logprobs)
         sampler = Sampler(request.sampling, self.vocabulary, prompt, request.grammar)
         with contextlib.closing(sampler), contextlib.suppress(DecodeInterruptedError):
             for done in self._prefill(prompt, self._stable_tokens(request, prompt)):
@@ -100,15 +128,9 @@ class Generator:
                 for token in self._tokens(sampler, limit, ignore_end=request.ignore_end):
                     clock.token_chosen()
                     produced += 1
-                    if text := stream.feed(self.vocabulary.piece(token)):
-                        yield Text(text, produced)
-                    if stream.stopped_by is not None:
-                        break
-            full = produced == limit and stream.stopped_by is None
-            reason = "length" if full else "stop"
-        rest = stream.flush() if stream.stopped_by is None else ""
-        if rest:
-            yield Text(rest, produced)
+                    yield from stream.feed(token, produced, *logprobs.of(token))
+            reason = "length" if produced == limit else "stop"
+        yield from stream.finish()
         whole_prompt = clock.prompt_read is not None
         yield Finished(
             reason=reason,
@@ -118,7 +140,6 @@ class Generator:
             ttft_s=clock.first_token_s(),
             prefill_tps=clock.prefill_tps(len(prompt) - reused),
             decode_tps=clock.decode_tps(produced),
-            stop_string=stream.stopped_by,
             cache=self._experts.stats(),
             load=self._experts.load(),
             note=self._experts.note if self._experts.note != note else "",
@@ -126,7 +147,7 @@ class Generator:
 
     def _prompt_tokens(self, request: Request) -> list[int]:
         """Raises EngineError for an empty prompt, ContextOverflowError for one that is too long."""
-        prompt = self.vocabulary.tokenize(request.prompt, add_bos=request.add_bos)
+        prompt = self.vocabulary.prompt(request.prompt, request.data, add_bos=request.add_bos)
         if not prompt:
             raise EngineError("the prompt is empty")
         if len(prompt) >= self.context:
@@ -174,9 +195,9 @@ class Generator:
         """How many of the prompt's tokens will start the next turn's prompt too."""
         if not self.kv.needs_checkpoints or not 0 < request.stable_chars <= len(request.prompt):
             return 0
-        stable = self.vocabulary.tokenize(
-            request.prompt[: request.stable_chars], add_bos=request.add_bos
-        )
+        chars = request.stable_chars
+        data = [(start, min(end, chars)) for start, end in request.data if start < chars]
+        stable = self.vocabulary.prompt(request.prompt[:chars], data, add_bos=request.add_bos)
         count = 0
         for a, b in zip(stable, prompt[:-1], strict=False):
             if a != b:

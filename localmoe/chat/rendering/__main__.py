@@ -1,4 +1,4 @@
-"""The child process in which chat templates render. Imports Jinja and the standard library only.
+"""The process itself: ``python -m localmoe.chat.rendering``. Jinja and the standard library only.
 
 A chat template comes with a model file, so it is somebody else's code. It runs here, in an
 immutable sandbox, in a process with a memory limit that can be killed when it takes too long;
@@ -6,9 +6,13 @@ see ``localmoe.chat.template`` for the other side.
 
 Protocol, one JSON object per line on stdin and stdout. First the child says ``{"ready": true}``.
 
-    {"source"}                              → {"variables": [names the template looks up]}
-    {"source", "messages", "kwargs", …}     → {"prompt", "stable_chars"}
-    anything that fails                     → {"error": message, "kind": "syntax" | "raised" | …}
+    {"source"}                          → {"variables", "literals"}: names that the template looks
+                                          up, and the texts that stand in its code
+    {"source", "messages", "kwargs", …} → {"prompt", "stable_chars", "data": [[start, end], …]}
+    {"source", "probes": [{"messages", "kwargs", "generation"}, …], …} → {"texts": [text or null]}
+    anything that fails                 → {"error": message, "kind": "syntax" | "raised" | …}
+
+``data`` are the characters of the prompt that came with the messages or the tools.
 """
 
 from __future__ import annotations
@@ -18,83 +22,28 @@ import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, meta, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.ext import loopcontrols as LoopControls  # noqa: N812
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from localmoe.chat.rendering.environment import RaisedError, make_environment
+from localmoe.chat.rendering.marked import Marked, StandIns, joined, marked, spans
 
 MEMORY_LIMIT = 512 << 20  # bytes of address space
 OUTPUT_LIMIT = 16 << 20  # characters; a million tokens are about 4 million
 SOURCE_LIMIT = 1 << 20  # characters; the largest templates in use have 40 thousand
 
 
-class RaisedError(Exception):
-    """The template called ``raise_exception``."""
-
-
-class Generation(Extension):
-    """``{% generation %}…{% endgeneration %}`` marks text for training; here it is only text."""
-
-    tags = {"generation"}  # noqa: RUF012 - the type that Jinja declares
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class Environment(ImmutableSandboxedEnvironment):
-    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        # Jinja prints a forbidden attribute as nothing; a template that asks for one is refused.
-        raise SecurityError(f"access to {attribute!r} of {type(obj).__name__} is not allowed")
-
-
-def environment() -> Environment:
-    """The environment that the templates on the Hugging Face hub are written for."""
-    env = Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[LoopControls, Generation],
-    )
-    env.globals.pop("lipsum", None)
-    env.globals["raise_exception"] = _raise
-    env.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
-    env.filters["tojson"] = _tojson
-    return env
-
-
-def _raise(message: object) -> NoReturn:
-    raise RaisedError(str(message))
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own ``tojson`` escapes HTML, which no model was trained on."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-class Renderer:
+class Templates:
     """Answers requests; keeps the last template compiled."""
 
     def __init__(self) -> None:
-        self._env = environment()
+        self._env = make_environment()
         self._source: str | None = None
         self._template: Template | None = None
         self._names: frozenset[str] = frozenset()
+        self._literals: list[str] = []
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -114,23 +63,51 @@ class Renderer:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         template = self._compile(request["source"])
+        if "probes" in request:
+            return {"texts": [self._probe(template, request, probe) for probe in request["probes"]]}
         if "messages" not in request:
-            return {"variables": sorted(self._names)}
-        variables = {
-            **self._expected(),
-            "messages": request["messages"],
-            "bos_token": request["bos"],
-            "eos_token": request["eos"],
-            **request["kwargs"],
-        }
+            return {"variables": sorted(self._names), "literals": self._literals}
+        answers = StandIns()
+        messages = [self._with_answer_hidden(message, answers) for message in request["messages"]]
+        variables = self._variables(request, marked(messages), request["kwargs"])
         if request["tools"]:
-            variables["tools"] = request["tools"]
-        prompt = _bounded(template, variables | {"add_generation_prompt": True})
+            variables["tools"] = marked(request["tools"])
+        prompt = answers.put_back(_bounded(template, variables | {"add_generation_prompt": True}))
         try:
             settled = _bounded(template, variables | {"add_generation_prompt": False})
         except Exception:  # a template may insist on its last message
-            settled = ""
-        return {"prompt": prompt, "stable_chars": common_prefix(prompt, settled)}
+            settled = Marked()
+        settled = answers.put_back(settled)
+        stable = common_prefix(prompt, settled)
+        return {"prompt": prompt, "stable_chars": stable, "data": spans(prompt)}
+
+    def _with_answer_hidden(self, message: dict[str, Any], stand_ins: StandIns) -> dict[str, Any]:
+        """An earlier answer in which the template finds none of the marks that it looks for.
+
+        Its thinking comes apart from it, so whatever it spells is text: a template that cut it at
+        a ``</think>`` would lose what the model has said.
+        """
+        marks = self._literals if message["role"] == "assistant" else ()
+        return {
+            key: stand_ins.hide(value, marks) if isinstance(value, str) and key != "role" else value
+            for key, value in message.items()
+        }
+
+    def _probe(
+        self, template: Template, request: dict[str, Any], probe: dict[str, Any]
+    ) -> str | None:
+        """What the template makes of messages, or None where it refuses them."""
+        variables = self._variables(request, probe["messages"], probe["kwargs"])
+        try:
+            return _bounded(template, variables | {"add_generation_prompt": probe["generation"]})
+        except Exception:
+            return None
+
+    def _variables(
+        self, request: dict[str, Any], messages: list[Any], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        ends = {"bos_token": request["bos"], "eos_token": request["eos"]}
+        return {**self._expected(), "messages": messages, **ends, **kwargs}
 
     def _compile(self, source: str) -> Template:
         if self._template is None or source != self._source:
@@ -138,6 +115,9 @@ class Renderer:
                 raise TemplateError(f"it has {len(source)} characters, more than {SOURCE_LIMIT}")
             tree = self._env.parse(source)
             self._names = frozenset(meta.find_undeclared_variables(tree))
+            consts = (const.value for const in tree.find_all(nodes.Const))
+            texts = {value.strip() for value in consts if isinstance(value, str)}
+            self._literals = sorted((text for text in texts if len(text) > 2), key=len)[::-1]
             self._template = self._env.from_string(tree)
             self._source = source
         return self._template
@@ -153,7 +133,7 @@ def _name(exc: BaseException) -> str:
     return type(exc).__name__
 
 
-def _bounded(template: Template, variables: dict[str, Any]) -> str:
+def _bounded(template: Template, variables: dict[str, Any]) -> Marked:
     pieces: list[str] = []
     size = 0
     for piece in template.generate(variables):
@@ -161,15 +141,16 @@ def _bounded(template: Template, variables: dict[str, Any]) -> str:
         size += len(piece)
         if size > OUTPUT_LIMIT:
             raise TemplateError(f"it writes more than {OUTPUT_LIMIT} characters")
-    return "".join(pieces)
+    return joined(pieces)
 
 
-def common_prefix(left: str, right: str) -> int:
+def common_prefix(left: Marked, right: Marked) -> int:
     """Number of characters that two strings share at their start, by bisection."""
+    one, other = str.__str__(left), str.__str__(right)
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
+        if one[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle - 1
@@ -198,7 +179,7 @@ def _alarm() -> Callable[[float], None]:
 def main() -> None:
     _limit_memory()
     alarm = _alarm()
-    renderer = Renderer()
+    templates = Templates()
     out = sys.stdout.buffer
     out.write(b'{"ready": true}\n')
     out.flush()
@@ -206,7 +187,7 @@ def main() -> None:
         request = json.loads(line)
         alarm(2 * request["seconds"])
         try:
-            reply = json.dumps(renderer.answer(request)).encode()
+            reply = json.dumps(templates.answer(request)).encode()
         except MemoryError:
             reply = b'{"kind": "too_large", "error": "it needs too much memory"}'
         alarm(0)

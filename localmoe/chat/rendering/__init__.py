@@ -1,0 +1,1 @@
+"""The child process in which chat templates render; see ``localmoe.chat.template``."""

@@ -1,0 +1,324 @@
+"""Tells what a model thinks from what it answers, while its tokens arrive.
+
+Marks that are special tokens are met as such: text that only spells them is text. Marks that the
+vocabulary has no token for are met by their spelling. What comes out does not depend on how the
+answer was cut into tokens, and what has come out is never taken back: text that may be the
+beginning of a mark is held until that is decided.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from localmoe.chat.answer_format import AnswerFormat
+from localmoe.engine.events import Part
+
+SplitSpecials = Callable[[Sequence[str]], list[list[Part]]]
+"""Texts → each cut at the special tokens that it spells."""
+
+FIRST_STAND_IN, LAST_STAND_IN = 0xD800, 0xDFFF  # lone surrogates, which decoded text has none of
+MOST_HEADER = 200  # characters of a header; an answer without one waits for as many
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    text: str
+
+
+Piece = Reasoning | Answer
+
+
+class State(Enum):
+    BEGIN = auto()  # nothing but blank space so far
+    THINKING = auto()
+    BETWEEN = auto()  # thinking has ended, the answer has not begun
+    ANSWER = auto()
+    UNDECIDED = auto()  # text that is thinking if the end of thinking comes, else the answer
+    AFTER = auto()  # the mark that ends an answer has come
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A text to be met, its special tokens as stand-ins; blank space between ``chunks`` varies."""
+
+    chunks: tuple[str, ...]
+
+    def match(self, text: str, at: int) -> int | None:
+        """Where it ends if it stands at ``at``; -1 if it may yet be completed; else None."""
+        for number, chunk in enumerate(self.chunks):
+            while number and at < len(text) and text[at].isspace():
+                at += 1
+            part = text[at : at + len(chunk)]
+            if part != chunk:
+                return -1 if len(part) < len(chunk) and chunk.startswith(part) else None
+            at += len(chunk)
+        return at
+
+
+class _Marks:
+    """The marks of a format, with one stand-in character for each special token in them."""
+
+    def __init__(
+        self, format_: AnswerFormat, split_specials: SplitSpecials, constrained: bool
+    ) -> None:
+        texts = [text for marks in format_.thinking for text in (marks.start, marks.end)]
+        texts += [format_.answer_start, format_.answer_end]
+        self._parts = dict(zip(texts, split_specials(texts), strict=True))
+        specials = {
+            part for parts in self._parts.values() for part in parts if part.token is not None
+        }
+        stand_ins = map(chr, range(FIRST_STAND_IN, LAST_STAND_IN + 1))
+        self.stand_ins = {part.text: char for part, char in zip(specials, stand_ins, strict=False)}
+        """Spelling of a token → its stand-in."""
+        self.spelled = {
+            self.stand_ins[part.text]: "" if part.control and not constrained else part.text
+            for part in specials
+        }
+        """Stand-in → what is shown of the token where it is no mark."""
+
+    def mark(self, text: str) -> Mark | None:
+        return self._mark(self._parts[text])
+
+    def end_mark(self, text: str) -> Mark | None:
+        """By which an answer's end is known: a special token, or the text before the first."""
+        parts = self._parts[text]
+        if parts and parts[0].token is not None:
+            return self._mark(parts[:1])
+        return self._mark(list(itertools.takewhile(lambda part: part.token is None, parts)))
+
+    def ends_alone(self, format_: AnswerFormat) -> Iterator[Mark]:
+        """Ends of thinking that may come without a start.
+
+        Where only the list says so, the end must be a control token: a model that answers at once
+        would otherwise be kept waiting for a mark that it never writes.
+        """
+        for marks in format_.thinking:
+            mark = self.mark(marks.end)
+            control = all(part.control for part in self._parts[marks.end])
+            if mark and marks.end_alone and (format_.told or control):
+                yield mark
+
+    def _mark(self, parts: Sequence[Part]) -> Mark | None:
+        body = "".join(p.text if p.token is None else self.stand_ins[p.text] for p in parts)
+        chunks = body.split()
+        if chunks and body.endswith("\n"):
+            chunks[-1] += "\n"
+        return Mark(tuple(chunks)) if chunks else None
+
+
+class Splitter:
+    """Splits one answer. Blank space around thinking belongs to neither part.
+
+    ``split_specials`` tells which parts of a mark are special tokens. ``constrained``: the answer
+    follows a grammar; a control token in it then stands for the text that it spells.
+    """
+
+    def __init__(
+        self,
+        format_: AnswerFormat,
+        split_specials: SplitSpecials,
+        *,
+        constrained: bool = False,
+    ) -> None:
+        self._constrained = constrained
+        vocabulary = _Marks(format_, split_specials, constrained)
+        self._specials = vocabulary.stand_ins
+        self._spelled = vocabulary.spelled
+        known = [(vocabulary.mark(m.start), vocabulary.mark(m.end)) for m in format_.thinking]
+        self._starts = [(start, end) for start, end in known if start and end]
+        self._ends = [end for _, end in known if end] if format_.is_open else []
+        self._alone = [] if format_.is_open else list(vocabulary.ends_alone(format_))
+        self._answer_start = vocabulary.mark(format_.answer_start)
+        # A grammar ends its answer by itself.
+        self._answer_end = None if constrained else vocabulary.end_mark(format_.answer_end)
+        self._header_end = self._find_header_end()
+        self._state = State.THINKING if format_.is_open else State.BEGIN
+        self._held = ""
+        self._blank = True  # of the thinking so far
+        self._space = ""  # blank space in the thinking that waits for what follows it
+        self._thought = False  # some thinking has come
+        self._wrapped = not format_.answer_marks_optional  # whether the answer's marks count
+        self._scanned = 0  # of the text that waits for the end of thinking
+
+    def feed(self, text: str, *, special: bool = False, control: bool = False) -> Iterator[Piece]:
+        """The text of one token; for what ``special`` and ``control`` say see ``Token``."""
+        if special and text in self._specials:
+            text = self._specials[text]
+        elif control and (not self._constrained or self._state is State.THINKING):
+            return
+        self._held += text
+        yield from self._run(final=False)
+
+    def finish(self) -> Iterator[Piece]:
+        """What was held back. The splitter is spent afterwards."""
+        yield from self._run(final=True)
+
+    def _find_header_end(self) -> str:
+        """The token that ends the header of every message, where messages have headers.
+
+        Thinking and answer then begin in the same way, but for a name: ``…analysis<|message|>``
+        and ``…final<|message|>``. A message under any other name is not for the reader.
+        """
+        if len(self._starts) != 1 or self._answer_start is None:
+            return ""
+        start, answer = self._starts[0][0].chunks[-1], self._answer_start.chunks[-1]
+        last = start[-1]
+        named = len(start.strip(last)) > 0 and len(answer.strip(last)) > 0
+        return last if last == answer[-1] and last in self._spelled and named else ""
+
+    def _run(self, *, final: bool) -> Iterator[Piece]:
+        """Go through the states as far as what is held decides them."""
+        while True:
+            before = self._state, self._held
+            yield from self._step(final)
+            if (self._state, self._held) == before:
+                break
+
+    def _step(self, final: bool) -> Iterator[Piece]:
+        match self._state:
+            case State.BEGIN | State.BETWEEN:
+                yield from self._begin(final)
+            case State.THINKING:
+                yield from self._think(final)
+            case State.UNDECIDED:
+                yield from self._wait(final)
+            case State.ANSWER:
+                yield from self._answer(final)
+            case State.AFTER:
+                self._held = ""
+
+    def _begin(self, final: bool) -> Iterator[Piece]:
+        """Before the answer: does thinking begin here, a mark of the answer, or the answer?"""
+        text = self._held
+        at = len(text) - len(text.lstrip())
+        if at == len(text):
+            if final and self._state is State.BEGIN:
+                yield from self._say(text)
+            return
+        starts: list[tuple[Mark, Mark | None]] = list(self._starts)
+        if self._answer_start and (self._wrapped or self._state is State.BETWEEN):
+            starts.append((self._answer_start, None))
+        ends = [(start.match(text, at), end) for start, end in starts]
+        if not final and any(where == -1 for where, _ in ends):
+            return
+        met = [(where, end) for where, end in ends if where is not None and where > 0]
+        if met:
+            where, end = max(met, key=lambda found: found[0])
+            self._held = text[where:]
+            if end is not None:
+                self._begin_thinking(end)
+            else:
+                self._state, self._wrapped = State.BETWEEN, True
+                self._starts, self._answer_start, self._header_end = [], None, ""
+            return
+        if self._header_end:
+            line, more, _ = text[at : at + MOST_HEADER].partition("\n")
+            header, met_end, _ = line.partition(self._header_end)
+            if met_end:
+                self._held = text[at + len(header) + 1 :]
+                self._begin_thinking(self._starts[0][1])
+                return
+            if not final and not more and len(line) < MOST_HEADER:
+                return
+        if self._state is State.BEGIN:
+            self._state = State.UNDECIDED if self._alone else State.ANSWER
+        else:
+            self._state, self._held = State.ANSWER, text[at:]
+
+    def _begin_thinking(self, end: Mark) -> None:
+        self._state, self._ends, self._blank = State.THINKING, [end], True
+        self._space = "\n\n" if self._thought else ""
+
+    def _think(self, final: bool) -> Iterator[Piece]:
+        text = self._held
+        if self._blank:  # a model may write the start once more that the prompt ends with
+            at = len(text) - len(text.lstrip())
+            ends = [start.match(text, at) for start, _ in self._starts] if at < len(text) else []
+            if not final and -1 in ends:
+                return
+            if any(end is not None and end > 0 for end in ends):
+                self._held = text[max(end for end in ends if end is not None) :]
+                return
+        at, end = self._find(self._ends, text, 0, final)
+        yield from self._reason(text[:at])
+        self._held = text[at:]
+        if end >= 0:
+            self._held = text[end:]
+            self._state, self._space = State.BETWEEN, ""
+
+    def _wait(self, final: bool) -> Iterator[Piece]:
+        text = self._held
+        at, end = self._find(self._alone, text, self._scanned, final)
+        if end >= 0:
+            self._blank = True
+            yield from self._reason(text[:at])
+            self._held, self._state = text[end:], State.BETWEEN
+        elif final:
+            self._state = State.ANSWER
+        self._scanned = at
+
+    def _answer(self, final: bool) -> Iterator[Piece]:
+        text, mark = self._held, self._answer_end
+        if mark is None or not self._wrapped:
+            yield from self._say(text)
+            return
+        if mark.chunks[0][0] in self._spelled:
+            text, ended, _ = text.partition(mark.chunks[0][0])
+            yield from self._say(text)
+            if ended:
+                self._state = State.AFTER
+            return
+        at, end = self._find([mark], text, 0, final)
+        if end >= 0 and text[end:].strip():
+            at, end = at + 1, -1  # text follows: it is no end
+        yield from self._say(text[:at])
+        self._held = "" if final and end >= 0 else text[at:]
+
+    def _find(self, marks: Sequence[Mark], text: str, at: int, final: bool) -> tuple[int, int]:
+        """Where the first of ``marks`` begins and ends in ``text`` from ``at``.
+
+        The end is -1 where none is whole: then one may begin there, or it is the end of the text.
+        """
+        firsts = {mark.chunks[0][0] for mark in marks}
+        for begin in range(at, len(text)):
+            if text[begin] not in firsts:
+                continue
+            ends = [end for mark in marks if (end := mark.match(text, begin)) is not None]
+            if -1 in ends and not final:
+                return begin, -1
+            if ends and max(ends) > 0:
+                return begin, max(ends)
+        return len(text), -1
+
+    def _reason(self, text: str) -> Iterator[Reasoning]:
+        text = self._readable(text)
+        if self._blank:
+            text = text.lstrip()
+        if not text:
+            return
+        self._blank, self._thought = False, True
+        body = self._space + text
+        kept = body.rstrip()
+        self._space = body[len(kept) :]
+        if kept:
+            yield Reasoning(kept)
+
+    def _say(self, text: str) -> Iterator[Answer]:
+        self._held = ""
+        if text := self._readable(text):
+            yield Answer(text)
+
+    def _readable(self, text: str) -> str:
+        """Special tokens that turned out to be no marks: as text, or left out."""
+        for stand_in, spelled in self._spelled.items():
+            if stand_in in text:
+                text = text.replace(stand_in, spelled)
+        return text
