@@ -197,10 +197,14 @@ def only_model(options: Options, *, required: bool = False) -> str | None:
     if options.model is not None:
         words = (options.model, *words)
     if len(words) > 1:
-        hint = f"`localmoe run {words[0]} PROMPT…` answers a prompt"
+        hint = f"localmoe {options.command} {words[0]}"
+        if words[1].lower().endswith(".gguf"):  # REPO FILE, as `hf download` takes them
+            hint += f":{words[1]}"
+        elif options.command == "chat":
+            hint = f"`localmoe run {words[0]} PROMPT…` answers a prompt"
         raise UsageError(
             f"{options.command} takes one MODEL, got {len(words)} words: {' '.join(words)}",
-            hint=hint if options.command == "chat" else f"localmoe {options.command} {words[0]}",
+            hint=hint,
         )
     if required and not words:
         raise UsageError(

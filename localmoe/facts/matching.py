@@ -16,18 +16,20 @@ Files = Sequence[PurePosixPath]
 def narrowed(items: Sequence[T], wanted: str, files_of: Callable[[T], Files]) -> list[T]:
     """Those of ``items`` that ``wanted`` means, by the most exact reading that fits any.
 
-    A file (any part) by its path, then by its name; else a quantization, the end of a file's name
+    A file (any part) by its path, then by its name; then, ``.gguf`` or not, a quantization, the end of a file's name
     with its quantization (``i1-Q4_K_M``), a file's name without ``.gguf``, a folder. What differs
     in case only is a second choice. Quantizations must be equal: ``Q4_K_XL`` is another than
     ``UD-Q4_K_XL``.
     """
-    for fits in _file_readings(wanted) if is_gguf(wanted) else _readings(wanted):
+    for fits in (*_file_readings(wanted), *_readings(wanted)):
         if found := [item for item in items if fits(files_of(item))]:
             return found
     return []
 
 
 def _file_readings(wanted: str) -> Iterator[Callable[[Files], bool]]:
+    if not is_gguf(wanted):
+        return
     lower = wanted.lower()
     yield lambda files: any(str(file) == wanted for file in files)
     yield lambda files: any(str(file).lower() == lower for file in files)
@@ -36,6 +38,7 @@ def _file_readings(wanted: str) -> Iterator[Callable[[Files], bool]]:
 
 
 def _readings(wanted: str) -> Iterator[Callable[[Files], bool]]:
+    wanted = wanted[: -len(".gguf")] if is_gguf(wanted) else wanted
     lower, upper = wanted.lower(), wanted.upper()
     quant = quant_of(PurePosixPath(wanted))
     yield lambda files: quant_within(files[0]) in (upper, upper.removesuffix("_MOE"))

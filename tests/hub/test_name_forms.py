@@ -129,3 +129,6 @@ def test_options_of_other_programs(hub: HubServer, served: Path, localmoe: HubCo
         done = localmoe("show", REPO, option, "x")
         assert done.returncode == 2
         assert "USER/REPO@REVISION:QUANT" in done.stderr
+    done = localmoe("pull", REPO, MAIN)  # as `hf download` takes a file
+    assert done.returncode == 2
+    assert f"localmoe pull {REPO}:{MAIN}" in done.stderr

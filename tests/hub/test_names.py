@@ -231,6 +231,8 @@ def test_side_files_are_no_models() -> None:
         ("Q8_0", "Q8_0/M-Q8_0-00001-of-00003.gguf"),
         ("M-Q8_0-00002-of-00003.gguf", "Q8_0/M-Q8_0-00001-of-00003.gguf"),
         ("Q8_0/M-Q8_0-00001-of-00003.gguf", "Q8_0/M-Q8_0-00001-of-00003.gguf"),
+        ("M-Q8_0.gguf", "Q8_0/M-Q8_0-00001-of-00003.gguf"),
+        ("Q4_K_M.gguf", "M-Q4_K_M.gguf"),
     ],
 )
 def test_choosing(asked: str, path: str) -> None:
