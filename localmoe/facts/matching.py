@@ -16,10 +16,10 @@ Files = Sequence[PurePosixPath]
 def narrowed(items: Sequence[T], wanted: str, files_of: Callable[[T], Files]) -> list[T]:
     """Those of ``items`` that ``wanted`` means, by the most exact reading that fits any.
 
-    A file (any part) by its path, then by its name; then, ``.gguf`` or not, a quantization, the end of a file's name
-    with its quantization (``i1-Q4_K_M``), a file's name without ``.gguf``, a folder. What differs
-    in case only is a second choice. Quantizations must be equal: ``Q4_K_XL`` is another than
-    ``UD-Q4_K_XL``.
+    A file (any part) by its path, then by its name; then, with or without ``.gguf`` behind it, a
+    quantization, the end of a file's name with its quantization (``i1-Q4_K_M``), a file's name, a
+    folder. What differs in case only is a second choice. Quantizations must be equal: ``Q4_K_XL``
+    is another than ``UD-Q4_K_XL``.
     """
     for fits in (*_file_readings(wanted), *_readings(wanted)):
         if found := [item for item in items if fits(files_of(item))]:
