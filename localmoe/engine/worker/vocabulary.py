@@ -132,9 +132,17 @@ class Vocabulary:
 
     @cached_property
     def _named(self) -> frozenset[int]:
-        """Tokens that the metadata name, whatever their type there."""
-        ids = (getattr(llama, f"llama_vocab_{name}")(self.handle) for name in NAMED)
-        return frozenset(int(token) for token in ids if token >= 0)
+        """Tokens that the metadata name, whatever their type, but for those that are text.
+
+        Some files name a token of ordinary text, such as ``!``, as their padding.
+        """
+        ids = (int(getattr(llama, f"llama_vocab_{name}")(self.handle)) for name in NAMED)
+        return frozenset(token for token in ids if token >= 0 and not self._is_text(token))
+
+    def _is_text(self, token: int) -> bool:
+        """Whether text that spells the token becomes it, at its beginning or within."""
+        text = self._bytes(token).decode(errors="replace")
+        return any(token in self.tokenize(before + text, special=False) for before in ("", "a"))
 
     @cached_property
     def _marks(self) -> tuple[str, ...]:
