@@ -88,9 +88,9 @@ def write(
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     writer.add_bos_token_id(tokens.index(bos or "<|endoftext|>"))
     writer.add_add_bos_token(bos is not None)
-    for key, token in named:
-        spelled = "".join(letters[b] for b in token.encode())
-        number = tokens.index(token if token in vocabulary else spelled)
+    for key, name in named:
+        spelled = "".join(letters[b] for b in name.encode())
+        number = tokens.index(name if name in vocabulary else spelled)
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", number)
     writer.add_chat_template(template)
 
