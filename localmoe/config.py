@@ -97,7 +97,7 @@ def read() -> Config:
 def parse(data: bytes, file: Path) -> Config:
     """The configuration in the bytes of ``file``. Raises UsageError."""
     try:
-        body = tomllib.loads(data.decode())
+        body = tomllib.loads(data.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{file} is not TOML: {error}", hint="correct it, or delete it") from None
     aliases, models = body.pop("aliases", {}), body.pop("models", {})
@@ -133,7 +133,7 @@ def write(text: str) -> None:
 def text() -> str:
     """The text of the file; of one that does not exist, a comment. Raises StorageError."""
     try:
-        return path().read_text(encoding="utf-8")
+        return path().read_bytes().decode()
     except FileNotFoundError:
         return "# localmoe: see `localmoe config`\n"
     except (OSError, UnicodeDecodeError) as error:
@@ -143,10 +143,15 @@ def text() -> str:
 def assign(section: tuple[str, ...], name: str, value: Value | None) -> None:
     """Give one setting of the file another value, or take it out (None); see ``changed``.
 
+    A byte order mark and the line ends of other systems stay.
     Raises UsageError for a file that is not as it should be, before or after, and StorageError.
     """
     read()
-    new = changed(text(), section, name, value)
+    old = text()
+    mark = "\ufeff" if old.startswith("\ufeff") else ""
+    ends = "\r\n" if "\r\n" in old else "\n"
+    new = changed(old.removeprefix(mark).replace("\r\n", "\n"), section, name, value)
+    new = mark + new.replace("\n", ends)
     parse(new.encode(), path())
     write(new)
 

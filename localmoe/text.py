@@ -7,6 +7,7 @@ from one string. References: ECMA-48 (control sequences), Unicode TR 36 and CVE-
 
 from __future__ import annotations
 
+import codecs
 import re
 
 _UNFINISHED_LIMIT = 4096  # characters; what is longer is no control sequence, and its text is kept
@@ -83,6 +84,36 @@ class Sanitizer:
                 position = start + 1
         kept.append(text[position:])
         return _SINGLES.sub("", "".join(kept))
+
+
+# The longer marks first: UTF-32's begins with UTF-16's.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decoded(data: bytes) -> tuple[str, int]:
+    """The text of a file or a pipe, and how many characters of it stand for bytes that are none.
+
+    A byte order mark tells the encoding, else it is UTF-8; what does not fit becomes U+FFFD. Lines
+    end with a line feed. Raises ValueError for NUL bytes without such a mark: that is no text.
+    """
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), None)
+    if encoding is None and b"\0" in data:
+        raise ValueError("it has NUL bytes")
+    text = data.decode(encoding or "utf-8", errors="replace").replace("\r\n", "\n")
+    meant = data.count("\ufffd".encode()) if encoding in (None, "utf-8-sig") else 0
+    return text, max(0, text.count("\ufffd") - meant)
+
+
+def replaced_note(name: str, count: int) -> str:
+    """What to say of a text in which ``decoded`` replaced something."""
+    characters = "1 character" if count == 1 else f"{count:,} characters"
+    return f"{name} is not UTF-8 throughout: {characters} replaced by \ufffd"
 
 
 def clean(text: str) -> str:

@@ -128,3 +128,19 @@ def test_any_changes_are_what_toml_reads(
         else:
             table[name] = value
         assert tomllib.loads(text) == wanted
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_files_of_other_systems_keep_their_form(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str, end: str
+) -> None:
+    """A byte order mark is read, and it and the line ends are kept when one line is changed."""
+    monkeypatch.setattr(config, "path", lambda: tmp_path / "config.toml")
+    lines = ["# mine", "temp = 0.5", "", "[aliases]", 'a = "b"', ""]
+    (tmp_path / "config.toml").write_bytes((mark + end.join(lines)).encode())
+    assert config.read().settings == {"temp": 0.5}
+    config.assign((), "temp", 0.7)
+    config.assign((), "ctx", "8k")
+    lines[1:2] = ["temp = 0.7", 'ctx = "8k"']
+    assert (tmp_path / "config.toml").read_bytes() == (mark + end.join(lines)).encode()

@@ -7,7 +7,7 @@ import unicodedata
 
 import pyte
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from localmoe.text import (
@@ -15,9 +15,11 @@ from localmoe.text import (
     Sanitizer,
     clean,
     clean_line,
+    decoded,
     format_bytes,
     format_count,
     format_duration,
+    replaced_note,
 )
 
 # Pieces that make sequences likely when they are put together in any order.
@@ -188,3 +190,21 @@ def test_format_count(count: int, text: str) -> None:
 )  # fmt: skip
 def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@given(text=st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])))
+def test_texts_of_other_systems_are_read_by_their_mark(encoding: str, text: str) -> None:
+    """A byte order mark tells UTF-8, UTF-16 and UTF-32; line ends become line feeds."""
+    assume(encoding != "utf-8" or not text.startswith("\ufeff"))
+    data = text.replace("\n", "\r\n").encode(encoding)
+    assert decoded(data) == (text, 0)
+
+
+def test_what_is_no_text_is_counted_or_refused() -> None:
+    """Latin-1 has no mark: each byte that is no UTF-8 is counted. NUL bytes are no text."""
+    assert decoded("café, naïve \ufffd".encode()) == ("café, naïve \ufffd", 0)
+    assert decoded("café, naïve".encode("latin-1")) == ("caf\ufffd, na\ufffdve", 2)
+    assert replaced_note("a.txt", 2).startswith("a.txt is not UTF-8 throughout: 2 characters")
+    with pytest.raises(ValueError, match="NUL"):
+        decoded("text".encode("utf-16-le"))

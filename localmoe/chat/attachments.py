@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.errors import UsageError
-from localmoe.text import clean_line
+from localmoe.text import clean_line, decoded
 
 FILE_LIMIT = 16 << 20  # bytes; several million tokens, more than any context takes
 
@@ -20,12 +20,13 @@ class Attachment:
 
     name: str  # without folders
     text: str
+    replaced: int = 0  # characters of it that stand for bytes which are no text
 
 
 def read_attachment(path: str) -> Attachment:
     """The text file at ``path`` (``~`` is the home folder).
 
-    Bytes that are not UTF-8 become ``\ufffd``. Raises ``UsageError`` for what is missing, too
+    For its encoding see ``localmoe.text.decoded``. Raises ``UsageError`` for what is missing, too
     large, no regular file or no text.
     """
     file = Path(path).expanduser()
@@ -42,10 +43,11 @@ def read_attachment(path: str) -> Attachment:
         raise UsageError(f"cannot read {shown}: {(reason or str(error)).lower()}") from error
     if len(data) > FILE_LIMIT:
         raise UsageError(f"{shown} is longer than {FILE_LIMIT >> 20} MiB")
-    if b"\0" in data:
-        raise UsageError(f"{shown} is not text: it has NUL bytes", hint="only text can be attached")
-    text = data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
-    return Attachment(clean_line(file.name), text)
+    try:
+        return Attachment(clean_line(file.name), *decoded(data))
+    except ValueError as error:
+        hint = "only text can be attached; UTF-16 needs its byte order mark"
+        raise UsageError(f"{shown} is not text: {error}", hint=hint) from None
 
 
 def with_files(text: str, files: Sequence[Attachment]) -> str:

@@ -14,7 +14,7 @@ from localmoe.chat.session import Message
 from localmoe.chat.settings import LEVELS, SETTINGS
 from localmoe.chat.state import Chat
 from localmoe.errors import UsageError
-from localmoe.text import clean_line, format_duration
+from localmoe.text import clean_line, format_duration, replaced_note
 
 SHOW_FOLD = ("show", "fold")
 
@@ -93,6 +93,7 @@ def attached(files: Sequence[Attachment], count: Callable[[str], int], context: 
         f"{file.name} · {tokens:,} tokens of the context's {context:,}"
         for file, tokens in zip(files, sizes, strict=True)
     ]
+    lines += [replaced_note(file.name, file.replaced) for file in files if file.replaced]
     lines.append("goes with your next message (/read - takes it off)")
     if sum(sizes) >= context:
         lines.append("too much for the context: take it off, or use a larger --ctx")

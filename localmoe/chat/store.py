@@ -304,7 +304,7 @@ def to_json(change: Change) -> dict[str, Any]:
     """One line of a log, without its checksum."""
     if not isinstance(change, Turn):
         return {"kind": _NAMES[type(change)], **asdict(change)}
-    files = [asdict(file) for file in change.question.files]
+    files = [{"name": file.name, "text": file.text} for file in change.question.files]
     return {
         "kind": "turn",
         "question": change.question.content,

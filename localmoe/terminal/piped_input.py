@@ -7,6 +7,7 @@ import sys
 import threading
 
 from localmoe.errors import UsageError
+from localmoe.text import decoded
 
 STDIN_LIMIT = 64 << 20  # bytes; far more than any context takes
 SILENT_STDIN = 5.0  # seconds to wait for an open pipe that sends nothing
@@ -42,11 +43,12 @@ class PipedInput:
         if self._size > STDIN_LIMIT:
             raise UsageError(f"stdin is longer than {STDIN_LIMIT >> 20} MiB")
         data = b"".join(self._chunks)
-        if b"\0" in data:
+        try:
+            return decoded(data)[0]
+        except ValueError as error:
             raise UsageError(
-                "stdin is not text: it has NUL bytes", hint="pipe text, or none: < /dev/null"
-            )
-        return data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
+                f"stdin is not text: {error}", hint="pipe text, or none: < /dev/null"
+            ) from None
 
     def _read(self) -> None:
         try:

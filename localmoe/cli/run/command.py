@@ -24,6 +24,7 @@ from localmoe.cli.schema_file import grammar_of
 from localmoe.errors import INTERRUPTED, ContextOverflowError, EngineError, UsageError
 from localmoe.facts import catalog
 from localmoe.terminal.piped_input import SILENT_STDIN, PipedInput
+from localmoe.text import replaced_note
 
 
 def run_command(options: Options, output: Output) -> int:
@@ -98,9 +99,15 @@ def answered(
 ) -> TurnDone:
     """The question asked in the session that it belongs to, its answer shown as it comes."""
     assert model.loaded is not None
-    attached = [{"name": f.name, "tokens": model.count_tokens(f.text)} for f in question.files]
+    attached = [
+        {"name": f.name, "tokens": model.count_tokens(f.text), "replaced": f.replaced}
+        for f in question.files
+    ]
     for entry in attached:
         output.note(f"{entry['name']} · {entry['tokens']:,} tokens")
+    for file in question.files:
+        if file.replaced:
+            output.warn(replaced_note(file.name, file.replaced))
     more: Json = {"files": attached, "session": kept.name}
     printer = printer_for(output)(model, model.loaded, output, more, grammar is not None)
     conversation = models.conversation(model, options, output, kept.session)
