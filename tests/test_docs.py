@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,14 @@ def test_the_version_stands_in_one_place() -> None:
         pytest.skip("not a git checkout")
     others = {name for name in found.stdout.split() if name != "CHANGELOG.md"}
     assert others == {"localmoe/__init__.py"}
+
+
+def test_every_package_is_installed() -> None:
+    """What pyproject.toml lists is what there is: a new folder works after `pip install .` too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    listed = project["tool"]["setuptools"]["packages"]
+    there = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "localmoe").rglob("__init__.py")
+    }
+    assert sorted(listed) == sorted({*there, "localmoe_models"})
