@@ -91,7 +91,7 @@ class Patience:
         if asked > self.longest:
             return None
         if asked >= TOLD:
-            self.tell(f"{problem.error.message}: waiting {format_duration(asked)}")
+            self.tell(f"{problem.what}: waiting {format_duration(asked)}")
         return asked
 
 
@@ -132,10 +132,13 @@ class Deadline:
 class TryAgainError(Exception):
     """A failure that may pass by itself. ``error`` is raised when it does not."""
 
-    def __init__(self, error: LocalmoeError, asked: float | None = None) -> None:
+    def __init__(
+        self, error: LocalmoeError, asked: float | None = None, what: str | None = None
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.asked = asked  # seconds that the server wants us to wait
+        self.what = what or error.message  # the failure, for a line that says how long we wait
 
 
 def list_files(reference: Reference, patience: Patience = ASKING) -> Listing:
@@ -266,13 +269,14 @@ def check_status(response: httpx2.Response) -> None:
     own = urlsplit(endpoint()).netloc == response.url.netloc.decode("ascii", "replace")
     asked = asked_pause(response.headers)
     if status == 429:
+        what = f"{host}: too many requests"
         when = f"; it asks to wait {format_duration(asked)}" if asked else ""
         error = TransferError(
-            f"{host}: too many requests{when}",
+            what + when,
             hint="wait and run it again: what is here is kept; being logged in allows more "
             "(hf auth login)",
         )
-        raise TryAgainError(error, asked)
+        raise TryAgainError(error, asked, what)
     if status in TRY_AGAIN:
         refused = RefusedFileError(
             f"{host} answers {status} {clean_line(response.reason_phrase)}",
