@@ -105,6 +105,8 @@ def ask_in_child(model: LoadedModel, answer: multiprocessing.connection.Connecti
         answer.send(model.chat("What is a router?").result().answer)
     except LocalmoeError as error:
         answer.send(f"{type(error).__name__}: {error.message}")
+    finally:
+        model.close()
 
 
 def test_multiprocessing_after_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
