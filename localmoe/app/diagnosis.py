@@ -76,6 +76,9 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
         yield Finding("memory", f"{ram}, limited by {machine.ram_limited_by}", fix)
     else:
         yield Finding("memory", ram)
+    if machine.swap_total:
+        swap = f"{format_bytes(machine.swap_total)} of swap: no plan counts on it"
+        yield Finding("memory", f"{swap}, and experts give their memory back before it is used")
     little = (
         "free disk space: most MoE models take more" if machine.disk_free < LITTLE_DISK else None
     )

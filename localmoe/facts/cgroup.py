@@ -23,12 +23,13 @@ class MemoryLimit:
     version: str  # "cgroup v1" | "cgroup v2"
 
 
-def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
+def memory_limit(root: Path = Path("/"), mapped: int = 0) -> MemoryLimit | None:
     """The limit on this process's memory, None when no group has one.
 
-    ``root``: where /proc and /sys are found.
+    ``root``: where /proc and /sys are found. ``mapped``: bytes of page cache that are not free to
+    be taken, since this process needs them.
     """
-    levels = [*_v2_levels(root), *_v1_levels(root)]
+    levels = [*_v2_levels(root, mapped), *_v1_levels(root, mapped)]
     if not levels:
         return None
     tightest = min(levels, key=lambda level: level.total)
@@ -55,7 +56,7 @@ def own_groups(controller: str | None, root: Path = Path("/")) -> tuple[Path, ..
     return tuple(_folders(root, controller))
 
 
-def _v2_levels(root: Path) -> Iterator[MemoryLimit]:
+def _v2_levels(root: Path, mapped: int) -> Iterator[MemoryLimit]:
     for folder in _folders(root, None):
         # memory.high is where the kernel slows a group down; a plan must stay below it as well.
         bounds = [_number(folder / "memory.max"), _number(folder / "memory.high")]
@@ -64,10 +65,10 @@ def _v2_levels(root: Path) -> Iterator[MemoryLimit]:
         if limit is not None and usage is not None:
             stat = _stat(folder / "memory.stat")
             cache = stat.get("inactive_file", 0) + stat.get("active_file", 0)
-            yield _level(limit, usage, cache, "cgroup v2")
+            yield _level(limit, usage, cache - mapped, "cgroup v2")
 
 
-def _v1_levels(root: Path) -> Iterator[MemoryLimit]:
+def _v1_levels(root: Path, mapped: int) -> Iterator[MemoryLimit]:
     for folder in _folders(root, "memory"):
         limit = _number(folder / "memory.limit_in_bytes")
         usage = _number(folder / "memory.usage_in_bytes")
@@ -76,11 +77,11 @@ def _v1_levels(root: Path) -> Iterator[MemoryLimit]:
             # "total_" includes the groups below, as usage_in_bytes does.
             prefix = "total_" if "total_inactive_file" in stat else ""
             cache = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
-            yield _level(limit, usage, cache, "cgroup v1")
+            yield _level(limit, usage, cache - mapped, "cgroup v1")
 
 
 def _level(limit: int, usage: int, cache: int, version: str) -> MemoryLimit:
-    available = limit - usage + min(cache, usage)
+    available = limit - usage + max(0, min(cache, usage))
     return MemoryLimit(limit, max(0, min(available, limit)), version)
 
 

@@ -18,7 +18,7 @@ from localmoe.facts.disk import measure_disk
 from localmoe.facts.gpus import Gpu
 from localmoe.text import clean_line
 
-__all__ = ["Gpu", "Machine", "detect", "free_memory", "measure_disk"]
+__all__ = ["Gpu", "Machine", "detect", "free_memory", "measure_disk", "own_memory"]
 
 ROOT = Path("/")
 
@@ -38,6 +38,7 @@ class Machine:
     disk_free: int  # bytes free where models are stored
     disk_read_bandwidth: float | None = None  # bytes/s, measured only when needed
     mappings: int | None = None  # of memory that a process may have; None: no limit is known
+    swap_total: int = 0  # bytes to which the system may move memory
 
 
 def detect(
@@ -70,19 +71,41 @@ def detect(
         gpus=gpus.merge(engine_devices, _system_gpus(root, total, available)),
         disk_free=_disk_free(model_dir or storage.models_dir()),
         mappings=_mappings(root),
+        swap_total=_swap(root),
     )
 
 
-def free_memory(root: Path = ROOT) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class OwnMemory:
+    """What this process has of the machine's memory, in bytes."""
+
+    mapped: int  # of mapped files, the page cache's pages: the system counts them as free
+    swapped: int  # of its own memory, on the swap device
+
+
+def own_memory(root: Path = ROOT) -> OwnMemory:
+    """As Linux tells (proc_pid_status(5)); nothing on other systems."""
+    text = _read(root / "proc/self/status")
+    found = dict(re.findall(r"^(RssFile|VmSwap):\s+(\d{1,15}) kB", text, re.MULTILINE))
+    return OwnMemory(*(int(found.get(name, 0)) * 1024 for name in ("RssFile", "VmSwap")))
+
+
+def free_memory(root: Path = ROOT, mapped: int = 0) -> tuple[int, int]:
     """Bytes that can still be taken now, and how few of them mean that memory is short.
 
     The bound is a fiftieth of the machine's memory, or of the group's where that is tighter.
     """
     total, available = _memory(root)
-    limit = cgroup.memory_limit(root)
+    available = max(0, available - mapped)
+    limit = cgroup.memory_limit(root, mapped)
     if limit is not None and limit.available / max(1, limit.total) < available / total:
         return limit.available, limit.total // 50
     return available, total // 50
+
+
+def _swap(root: Path) -> int:
+    found = re.search(r"^SwapTotal:\s+(\d{1,15}) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _mappings(root: Path) -> int | None:

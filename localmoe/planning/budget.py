@@ -31,7 +31,14 @@ def checkpoint_bytes(model: Model) -> int:
 
 
 def ram_reserve(machine: Machine) -> int:
-    """RAM left to everything else: a sixteenth of the machine, at least 0.5 and at most 2 GiB."""
+    """RAM left to everything else: a sixteenth of the machine, at least 0.5 and at most 2 GiB.
+
+    In a memory group (a container) nothing else runs but what its figures count already. What the
+    kernel needs in it, and what comes and goes while a token is computed, is a 32nd, at least
+    64 MiB.
+    """
+    if machine.ram_limited_by is not None:
+        return min(max(machine.ram_total // 32, 64 * MIB), 2 * GIB)
     return min(max(machine.ram_total // 16, GIB // 2), 2 * GIB)
 
 

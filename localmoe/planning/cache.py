@@ -141,6 +141,13 @@ def mapped_bytes(model: Model, layers: Iterable[int], mappings: int) -> int:
     return max(0, mappings - OTHER_MAPPINGS) // 2 * min(slots, default=0)
 
 
+def most_bytes(model: Model, layers: Iterable[int], mappings: int | None) -> int:
+    """Bytes of private memory with every expert of these layers in it, as far as it can be had."""
+    wanted = list(layers)
+    every = sum(slot_bytes(group) * group[0].experts for group, _ in _routed_groups(model, wanted))
+    return every if mappings is None else min(every, mapped_bytes(model, wanted, mappings))
+
+
 def plan_cache(
     model: Model,
     settings: EngineSettings,
@@ -208,15 +215,24 @@ def plan_cache(
     )
 
 
-def budget_under_pressure(budget: int, planned: int, free: int, low: int, least: int) -> int:
-    """The budget of the private memory, in bytes, when ``free`` bytes of the machine are left.
+def left_over(free: int, mapped_most: int, mapped: int, swapped: int) -> int:
+    """Bytes that are really left when the system calls ``free`` left beside our mapped files.
+
+    What was pushed out is still needed: pages of the mapped weights (``mapped`` bytes of the
+    ``mapped_most`` that were in memory once), and memory that was ``swapped`` out. Negative where
+    more was pushed out than is free.
+    """
+    return free - max(0, mapped_most - mapped) - swapped
+
+
+def budget_under_pressure(budget: int, most: int, left: int, low: int, least: int) -> int:
+    """The budget of the private memory, in bytes, when ``left`` bytes are left over.
 
     Below ``low`` the cache gives up what is missing to twice that, but never what it cannot run
-    without (``least``); above four times ``low`` it takes half of the surplus back, up to what was
-    planned.
+    without (``least``); above four times ``low`` it takes half of the surplus, up to ``most``.
     """
-    if free < low:
-        return min(budget, max(least, budget - (2 * low - free)))
-    if free > 4 * low and budget < planned:
-        return min(planned, budget + (free - 4 * low) // 2)
+    if left < low:
+        return min(budget, max(least, budget - (2 * low - left)))
+    if left > 4 * low and budget < most:
+        return min(most, budget + (left - 4 * low) // 2)
     return budget

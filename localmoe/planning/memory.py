@@ -43,7 +43,8 @@ class EngineSettings:
     read_ahead: bool = True  # the whole file into the page cache at load; pointless beyond RAM
     repack: bool = False  # llama.cpp's use_extra_bufts
     cache: str = "off"  # experts in host memory: "off" | "page" | "private"
-    cache_bytes: int = 0  # private: memory for experts, never exceeded
+    cache_bytes: int = 0  # private: memory for experts
+    cache_most: int = 0  # bytes to which that may grow while memory is left over; 0: not at all
     cache_shares: tuple[tuple[int, float], ...] = ()  # (layer, share of its experts); () = even
     experts_used: int = 0  # lossy: experts per token; 0 = the model's own
     prefer_cached: float = 0.0  # lossy: how much less probable a resident expert may be (0…1)

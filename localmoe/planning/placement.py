@@ -14,7 +14,7 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.advice import Decision, advise, explain
 from localmoe.planning.budget import Budget, budget_of
-from localmoe.planning.cache import plan_cache
+from localmoe.planning.cache import most_bytes, plan_cache
 from localmoe.planning.cache_shares import trusted
 from localmoe.planning.candidates import Candidate, Candidates
 from localmoe.planning.layer_rows import cache_shares_of, layer_rows
@@ -169,6 +169,10 @@ class _Placement:
         )
         if plan.regime != "private":
             return settings, plan
+        if wishes.ram is None and wishes.cache_ram is None:
+            # Nobody has named a bound, so what is left over while it runs may be used too.
+            most = most_bytes(self.model, candidate.host_experts, self._machine.mappings)
+            settings = dataclasses.replace(settings, cache_most=most)
         shares = cache_shares_of(
             self.model, candidate, self.tiers, settings.cache_bytes, self.profile
         )

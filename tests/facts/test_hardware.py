@@ -12,7 +12,7 @@ import pytest
 from localmoe.errors import StorageError
 from localmoe.facts import cgroup
 from localmoe.facts.gpus import Gpu, merge, system_gpus
-from localmoe.facts.hardware import detect, measure_disk
+from localmoe.facts.hardware import detect, free_memory, measure_disk, own_memory
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -370,3 +370,21 @@ def test_disk_that_cannot_be_measured(tmp_path: Path) -> None:
     for path in (tmp_path / "empty", tmp_path / "none", tmp_path):
         with pytest.raises(StorageError):
             measure_disk(path)
+
+
+def test_our_own_mapped_pages_are_not_free(tmp_path: Path) -> None:
+    """The page cache counts as free, but not the part that this process has mapped and needs."""
+    status = "Name:\tpython\nRssAnon:\t 100 kB\nRssFile:\t 1048576 kB\nVmSwap:\t 2048 kB\n"
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/status": status,
+        "proc/self/cgroup": "0::/a\n",
+        "proc/self/mountinfo": V2_MOUNT,
+        **v2("/a", 8 * GIB, 7 * GIB, 2 * GIB),
+    }
+    root = tree(tmp_path, files)
+    own = own_memory(root)
+    assert (own.mapped, own.swapped) == (GIB, 2 << 20)
+    assert free_memory(root) == (3 * GIB, 8 * GIB // 50)
+    assert free_memory(root, own.mapped) == (2 * GIB, 8 * GIB // 50)
+    assert free_memory(root, 5 * GIB) == (GIB, 8 * GIB // 50), "others' pages are charged elsewhere"

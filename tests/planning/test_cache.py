@@ -15,6 +15,7 @@ from localmoe.planning.cache import (
     batch_for,
     budget_under_pressure,
     dense_ranges,
+    left_over,
     mapped_bytes,
     needed_budget,
     plan_cache,
@@ -182,6 +183,16 @@ def test_pressure_shrinks_and_grows_the_budget() -> None:
     assert budget_under_pressure(800, 1000, 400, 100, 200) == 800
     assert budget_under_pressure(800, 1000, 500, 100, 200) == 850
     assert budget_under_pressure(800, 1000, 5000, 100, 200) == 1000
+
+
+def test_what_was_pushed_out_is_not_left_over() -> None:
+    """The system calls 900 bytes free: weights of 300 were in memory once and 200 are, 50 bytes of
+    our own memory are swapped. More than that was never free."""
+    assert left_over(900, 300, 200, 50) == 750
+    assert left_over(900, 300, 300, 0) == 900
+    assert left_over(900, 200, 300, 0) == 900, "more of the mapping than ever before"
+    assert left_over(50, 500, 200, 50) == -300
+    assert budget_under_pressure(800, 1000, -300, 100, 200) == 300, "what is missing to 200"
 
 
 def test_mappings_bound_the_private_memory(model: Model) -> None:

@@ -286,3 +286,24 @@ def test_what_would_keep_the_disk_out_can_be_done() -> None:
     enough = float(line.split()[2])
     result = make_plan(model, machine(32), Wishes(ram=int(enough * GIB)), engine(model))
     assert result.verdict is Verdict.RAM
+
+
+def test_a_memory_group_needs_a_smaller_reserve() -> None:
+    """Nothing else runs in a container but what its figures count already; of the machine itself
+    other programs get their part."""
+    whole = machine(4)
+    group = dataclasses.replace(whole, ram_limited_by="cgroup v2")
+    assert ram_reserve(whole) == GIB // 2
+    assert ram_reserve(group) == GIB // 8
+    assert ram_reserve(dataclasses.replace(group, ram_total=GIB)) == 64 * MIB
+
+
+def test_the_cache_may_grow_unless_a_bound_is_named() -> None:
+    """What stays free while it runs is used, but never more than ``--ram`` or ``--cache-ram``."""
+    model = moe_model()
+    free = plan(model, 6)
+    assert free.settings.cache == "private"
+    assert free.settings.cache_most > free.settings.cache_bytes
+    for wish in (Wishes(ram=5 * GIB), Wishes(cache_ram=2 * GIB)):
+        bound = make_plan(model, machine(6), wish, engine(model))
+        assert (bound.settings.cache, bound.settings.cache_most) == ("private", 0)

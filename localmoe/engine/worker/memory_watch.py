@@ -1,13 +1,18 @@
-"""Memory for experts is given back while the machine is short of it, and taken again after that."""
+"""Memory for experts is given back while the machine is short of it, and taken again after that.
+
+The system calls the page cache free, and most of it may be the weights that every token needs:
+they would be pushed out before the cache gives anything back. So what was in memory of them is
+counted as needed, and what was swapped out too.
+"""
 
 from __future__ import annotations
 
 import threading
 
 from localmoe.engine.worker.expert_cache import ExpertCache
-from localmoe.facts.hardware import free_memory
+from localmoe.facts.hardware import free_memory, own_memory
 from localmoe.facts.model import Model
-from localmoe.planning.cache import budget_under_pressure, needed_budget
+from localmoe.planning.cache import budget_under_pressure, left_over, needed_budget
 from localmoe.planning.memory import EngineSettings
 
 LOOK = 0.5  # seconds between two looks at the machine's free memory
@@ -22,7 +27,8 @@ class MemoryWatch:
     def __init__(self, cache: ExpertCache, model: Model, settings: EngineSettings) -> None:
         self.budget = settings.cache_bytes
         self._cache = cache
-        self._most = settings.cache_bytes
+        self._most = max(settings.cache_bytes, settings.cache_most)
+        self._mapped_most = 0
         layers = range(len(model.layers))
         self._least = needed_budget(model, layers, settings.ubatch, settings.experts_used)
         self._stop = threading.Event()
@@ -36,8 +42,11 @@ class MemoryWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK):
-            free, low = free_memory()
-            budget = budget_under_pressure(self.budget, self._most, free, low, self._least)
+            own = own_memory()
+            self._mapped_most = max(self._mapped_most, own.mapped)
+            free, low = free_memory(mapped=own.mapped)
+            left = left_over(free, self._mapped_most, own.mapped, own.swapped)
+            budget = budget_under_pressure(self.budget, self._most, left, low, self._least)
             if budget != self.budget:
                 self.budget = budget
                 self._cache.resize(budget)
