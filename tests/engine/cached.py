@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,8 +101,13 @@ def planned(path: Path, settings: EngineSettings, wish: str, budget: int) -> Eng
     return chosen
 
 
-def run_cases(path: Path, cases: Sequence[Case], timeout: float = 120.0) -> list[Ran]:
-    """The cases one after the other in one child process.
+def run_cases(
+    path: Path,
+    cases: Sequence[Case],
+    timeout: float = 120.0,
+    environment: Mapping[str, str] | None = None,
+) -> list[Ran]:
+    """The cases one after the other in one child process, with ``environment`` beside ours.
 
     Raises AssertionError with the child's standard error when it dies.
     """
@@ -114,6 +119,7 @@ def run_cases(path: Path, cases: Sequence[Case], timeout: float = 120.0) -> list
         errors="replace",
         timeout=timeout,
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
     )
     assert child.returncode == 0, f"exit {child.returncode}: {child.stderr[-3000:]}"
     return [ran_from_json(each) for each in json.loads(child.stdout)]

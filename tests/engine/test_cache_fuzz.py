@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.cache_fuzz import play
+from tests.systems.shims import shim
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
 
@@ -17,6 +18,13 @@ pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is 
 def test_random_use(seed: int, arch_file: Callable[[str], Path]) -> None:
     """Whole answers are those without a cache, whatever happened before. More: fuzz_cache.py."""
     played = play(random.Random(seed), arch_file)
+    assert played.wrong == (), played.title
+
+
+@pytest.mark.parametrize("seed", range(100, 104))
+def test_random_faults(seed: int, arch_file: Callable[[str], Path], tmp_path: Path) -> None:
+    """The same while reads fail, come short and late; where none can succeed, an error says so."""
+    played = play(random.Random(seed), arch_file, shim("faults", tmp_path))
     assert played.wrong == (), played.title
 
 

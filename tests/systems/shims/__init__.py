@@ -5,7 +5,6 @@ Each is one C file, which says what it does and which environment variables stee
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from functools import cache
@@ -18,12 +17,15 @@ HERE = Path(__file__).parent
 
 @cache
 def shim(name: str, folder: Path) -> Path:
-    """The compiled ``name``.c; the test is skipped where there is no C compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
+    """The compiled ``name``.c in ``folder``; the test is skipped where there is no C compiler."""
+    if shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    library = folder / f"{name}-{os.getpid()}.so"
-    source = str(HERE / f"{name}.c")
-    command = [compiler, "-O1", "-shared", "-fPIC", source, "-o", str(library), "-ldl"]
+    return compiled(name, folder)
+
+
+def compiled(name: str, folder: Path) -> Path:
+    """The library of ``name``.c, made in ``folder``."""
+    library, source = folder / f"{name}.so", HERE / f"{name}.c"
+    command = ["cc", "-O1", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"]
     subprocess.run(command, check=True)
     return library
