@@ -36,7 +36,13 @@ _REFERENCE = re.compile(
 _WORD = re.compile(rf"([^/:@]*)(?:@({_REVISION}))?(?::([^@]*))?(?:@({_REVISION}))?")
 _SCHEME = re.compile(r"(?:hf|huggingface):(?://)?", re.IGNORECASE)
 _OPTION = re.compile(r"(?:-hf|-hfr|--hf-repo)(?:\s+|=)", re.IGNORECASE)  # of llama.cpp
-_HOST = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)(?:/|$)", re.IGNORECASE)
+# With or without a scheme; "git@hf.co:" is what `git clone` takes.
+_HOST = re.compile(
+    r"(?:(?:https?|ssh)://)?(?:git@)?(?:www\.)?(?:huggingface\.co|hf\.co)(?:[/:]|$)",
+    re.IGNORECASE,
+)
+_LOGIN = re.compile(r"(?<=://)[^/@]*:[^/@]*@")  # a token in an address is shown to nobody
+_REF = re.compile(r"refs/(?:pr|heads|convert)/[^/:@]+")
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _PAGES = ("blob", "resolve", "raw", "tree", "blame", "edit", "commit", "commits")
 _OTHER_KINDS = {
@@ -77,7 +83,7 @@ class Name:
 
 def read_name(text: str) -> Name:
     """Take a name apart. Whatever fits no form is a name of one word: ``base`` is all of it."""
-    text = text.strip(_INVISIBLE)
+    text = _LOGIN.sub("", text.strip(_INVISIBLE))
     rest = _OPTION.sub("", text, count=1).strip(_INVISIBLE)
     address = _below_host(rest)
     if address is not None:
@@ -101,13 +107,16 @@ def is_written_as_path(text: str) -> bool:
 
 def _of_reference(text: str, rest: str) -> Name | None:
     """``user/repo`` with what may follow; None for another form."""
-    found = _REFERENCE.fullmatch(_decoded_revision(rest).rstrip("/"))
+    spaced = re.sub(r"\s*:\s*", ":", _decoded_revision(rest))
+    found = _REFERENCE.fullmatch(spaced.rstrip("/"))
     if found is None or ".." in found[1]:
         return None
     if is_gguf(rest) and rest == found[1] and rest == text:
         return None  # folder/file.gguf
     repo, path, wanted = found[1], (found[3] or "").strip("/"), (found[4] or "").strip()
     revision = found[2] or found[5]
+    if _REF.fullmatch(unquote(wanted)):
+        revision, wanted = unquote(wanted), ""
     if path:
         page = _of_segments(text, repo, path.split("/"))
         if page is not None:
@@ -153,6 +162,7 @@ def _of_page(text: str, address: str) -> Name:
         return _refused(text, f"{_OTHER_KINDS[kind]} of the Hub, not a model")
     if len(segments) < 2:
         return _refused(text, "a page of the Hub that is no model's")
+    segments[1] = segments[1].removesuffix(".git")
     repo = "/".join(segments[:2])
     found = _REFERENCE.fullmatch(_decoded_revision("/".join(segments)))
     page = _of_segments(text, repo, segments[2:])
@@ -168,14 +178,18 @@ def _of_page(text: str, address: str) -> Name:
 
 
 def _of_segments(text: str, repo: str, segments: list[str]) -> Name | None:
-    """``blob/REVISION/PATH`` and the like, as they follow a repository; None for anything else."""
-    if len(segments) < 2 or segments[0] not in _PAGES:
+    """``blob/REVISION/PATH``, ``refs/pr/3/PATH`` and the like, as they follow a repository.
+
+    None for anything else.
+    """
+    page = segments[0] if segments and segments[0] in _PAGES else ""
+    named = [part for s in segments[bool(page) :] for part in _revision_segment(s)]
+    if not named or not (page or _REF.match("/".join(named))):
         return None
-    named = [part for segment in segments[1:] for part in _revision_segment(segment)]
     count = 3 if named[0] == "refs" and len(named) >= 3 else 1
     revision, path = "/".join(named[:count]), "/".join(map(unquote, named[count:]))
     path, _, wanted = path.partition(":")
-    if segments[0] in ("commit", "commits"):
+    if page in ("commit", "commits"):
         path = ""
     return Name(text, repo, _without_tag(wanted) or path, _not_main(revision), is_repo=True)
 

@@ -82,7 +82,16 @@ def chosen(name: str, *paths: str) -> ModelFiles | None:
         ("a/b:Q8_0@refs/pr/3", "a/b", "Q8_0", "refs/pr/3"),
         ("hf://a/b@refs%2Fpr%2F3/d.gguf", "a/b", "d.gguf", "refs/pr/3"),
         ("glm-4.6@v2:Q8_0", "unsloth/GLM-4.6-GGUF", "Q8_0", "v2"),
+        ("a/b:refs/pr/3", "a/b", "", "refs/pr/3"),
+        ("a/b:refs%2Fpr%2F3", "a/b", "", "refs/pr/3"),
+        ("a/b/refs/pr/3", "a/b", "", "refs/pr/3"),
+        ("a/b/refs%2Fpr%2F3/c/d.gguf", "a/b", "c/d.gguf", "refs/pr/3"),
+        ("a/b/tree/refs/pr/3", "a/b", "", "refs/pr/3"),
+        ("a/b : Q8_0", "a/b", "Q8_0", None),
         # Pages of the Hub.
+        ("https://huggingface.co/a/b.git", "a/b", "", None),
+        ("git@hf.co:a/b.git", "a/b", "", None),
+        ("https://me:hf_secret@huggingface.co/a/b", "a/b", "", None),
         ("https://huggingface.co/a/b", "a/b", "", None),
         ("huggingface.co/a/b/", "a/b", "", None),
         ("hf.co/a/b:Q8_0", "a/b", "Q8_0", None),
@@ -110,6 +119,7 @@ def test_what_a_name_means(name: str, repo: str, wanted: str, revision: str | No
     found = names.parse(name)
     assert found is not None
     assert (found.repo, found.wanted, found.revision) == (repo, wanted, revision)
+    assert "hf_secret" not in found.text
     assert (found.entry is None) == (not name.lower().startswith("glm"))
 
 
