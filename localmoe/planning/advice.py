@@ -10,11 +10,11 @@ from typing import Protocol
 from localmoe.facts.model import Model
 from localmoe.planning.budget import GIB, Budget
 from localmoe.planning.candidates import Candidate
+from localmoe.planning.context import smaller_contexts
 from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Verdict, Wishes
 from localmoe.text import format_bytes
 
-SMALLER_CONTEXTS = (16384, 8192, 4096, 2048)
 CLOSE_PROGRAMS = 4 * GIB  # bytes; closing programs can plausibly free no more than this
 DISK = (Verdict.RAM_DISK, Verdict.GPU_RAM_DISK, Verdict.GPU_DISK)
 
@@ -147,7 +147,7 @@ def _smaller_kv(decision: Decision, alternatives: Alternatives) -> Iterator[str]
     if decision.wishes.experts_on:
         return
     context = decision.candidate.settings.context
-    for size in [s for s in SMALLER_CONTEXTS if s < context]:
+    for size in smaller_contexts(decision.model, context):
         candidate = alternatives.instead(size)
         if candidate.fits and not candidate.disk:
             yield f"or with --ctx {size}"
@@ -211,7 +211,7 @@ def _least(limit: int, fits: Callable[[int], bool]) -> int | None:
 def _make_it_fit(decision: Decision, alternatives: Alternatives) -> Iterator[str]:
     wishes, model = decision.wishes, decision.model
     context = decision.candidate.settings.context
-    smaller = [size for size in SMALLER_CONTEXTS if size < context]
+    smaller = smaller_contexts(model, context)
     for size in smaller:
         if alternatives.instead(size).fits:
             yield f"it fits with --ctx {size}"

@@ -77,8 +77,11 @@ class Candidates:
         )
         return estimate.split(self.model, self._measure_engine(host), settings)
 
-    def judge(self, settings: EngineSettings) -> Candidate:
-        """Measure these settings and compare the result with the budget."""
+    def judge(self, settings: EngineSettings, *, one_token_only: bool = False) -> Candidate:
+        """Measure these settings and compare the result with the budget.
+
+        ``one_token_only``: RAM keeps one token's experts (and those wished there), no more.
+        """
         if settings.devices:
             settings = dataclasses.replace(settings, remotes=self.remotes)
         memory = self.measure(settings)
@@ -88,12 +91,14 @@ class Candidates:
         to_ram = sum(count for layer, count in experts.items() if self._on(layer, "ram"))
         spare = self.budget.ram - (self.ram_use(memory) - everything)
         allowed = spare if self._cache_ram is None else min(spare, self._cache_ram)
-        over = max(0, everything - to_disk - allowed)
-        disk = to_disk + min(over, everything - to_disk - to_ram)
         one_token = sum(
             experts.get(layer.index, 0) * layer.expert_used // max(1, layer.expert_count)
             for layer in self.model.layers
         )
+        if one_token_only:
+            allowed = min(allowed, max(one_token, to_ram))
+        over = max(0, everything - to_disk - allowed)
+        disk = to_disk + min(over, everything - to_disk - to_ram)
         gpus_fit = all(
             entry.total <= self.budget.gpus.get(entry.device, 0)
             for entry in memory.devices

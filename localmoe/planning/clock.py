@@ -35,9 +35,12 @@ START_S = 0.3  # seconds to start the worker and make a context
 WORD_READ_S = 1.5e-6  # seconds per entry of the vocabulary to read it at load
 LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
 # Reads of experts take so many times as long as timed direct reads, by cache regime:
-MISS = {"private": 2.2, "page": 5.0, "off": 12.0}  # in decoding
+MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; private ones are read ahead
 BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # in a prompt, which reads more at once
 HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
+FIRST_HIDDEN = {"private": 0.5, "page": 0.0, "off": 0.0}  # while the memory for experts fills
+TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
+TILED = 64  # tokens; for larger batches ggml attends with its tiled kernel
 
 Spread = tuple[float, float]  # the expected seconds are multiplied by it, at best and at worst
 COMPUTE: Spread = (0.85, 1.22)
@@ -103,31 +106,43 @@ class Clock:
         experts = sum(expert_bytes_on_host(model, settings).values())
         self._active_experts = sum(m.nbytes * m.share for m in self._routed)
         self._regime = plan.cache.regime if plan.tiers.disk > 0 and experts else ""
-        self._hit_rate = 1.0
+        self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
         if self._regime in MISS:
-            room = min(1.0, plan.cache.budget / experts)
+            self._kept = min(1.0, plan.cache.budget / experts)
             share = self._active_experts / experts
-            self._hit_rate = expected_hit_rate(profile, room, used_share=share)
+            self._hit_rate = expected_hit_rate(profile, self._kept, used_share=share)
 
     # -- answers -----------------------------------------------------------------------------
 
     def decode(self, context: int) -> Seconds:
         """Decoding one token after ``context`` others."""
-        choosing = Seconds.of(TOKEN_S + WORD_S * self._work.vocabulary, COMPUTE)
-        processor = Seconds.of(self._processor(1, context), COMPUTE)
-        return processor + choosing + self._apart(1, context) + self._missing()
+        return self.computing(context) + self._missing()
 
-    def prefill(self, tokens: int) -> Seconds:
-        """Reading a prompt of ``tokens`` tokens when the experts that the plan keeps are loaded."""
-        total = NOTHING
-        for size, before in _batches(tokens, self._plan.settings.ubatch):
-            computing = Seconds.of(self._processor(size, before), BATCH)
-            computing += self._apart(size, before)
-            if self._regime in MISS:
-                needed = sum(m.nbytes * m.touched(size) for m in self._routed)
-                computing = self._beside(computing, max(0.0, needed - self._plan.cache.budget))
-            total += computing
-        return total
+    def computing(self, context: int) -> Seconds:
+        """Decoding one token after ``context`` others when all its experts are in memory."""
+        processor = self._processor(1, context, self._threads) + self._choosing()
+        return Seconds.of(processor, COMPUTE) + self._apart(1, context)
+
+    def reading(self, size: float, regime: str = "private") -> Seconds:
+        """What ``size`` bytes of experts that are not in memory add to decoding one token."""
+        return Seconds.of(size / self._read_speed() * MISS[regime], READ)
+
+    def prefill(self, tokens: int, *, cold: bool = False) -> Seconds:
+        """Reading a prompt of ``tokens`` tokens; the experts that the plan keeps are in memory, or,
+        when ``cold``, come there as the prompt needs them.
+        """
+        return self._prefill(tokens, self._batch_threads, cold=cold)
+
+    def fastest_threads(self, context: int, tokens: int) -> tuple[int, int]:
+        """The numbers of threads, up to those planned, with which decoding after ``context`` tokens
+        and reading ``tokens`` tokens take least: every operation waits for its slowest thread, so
+        more are not always faster.
+        """
+        decode = min(range(1, self._threads + 1), key=lambda n: (self._processor(1, context, n), n))
+        prefill = min(
+            range(1, self._batch_threads + 1), key=lambda n: (self._prefill(tokens, n).expected, n)
+        )
+        return decode, prefill
 
     def start(self) -> Seconds:
         """From the command to a loaded model, when no part of its files is in the page cache."""
@@ -138,14 +153,6 @@ class Clock:
         fixed = START_S + WORD_READ_S * self._work.vocabulary
         return Seconds.of(fixed, LOAD) + Seconds.of(LOADING * size / self._disk.cached, LOAD)
 
-    def first_reads(self, tokens: int) -> Seconds:
-        """What the first prompt waits for beyond later ones: experts that memory then keeps."""
-        if self._regime not in MISS:
-            return NOTHING
-        needed = sum(m.nbytes * m.touched(tokens) for m in self._routed)
-        size = min(needed, self._plan.cache.budget)
-        return Seconds.of(size / self._read_speed() * BATCH_MISS[self._regime], READ)
-
     def limit(self, context: int) -> str:
         """What most of a decoded token's time goes to: an entry of ``Forecast.limit``."""
         remote = {name for name in self._devices if name.startswith("RPC")}
@@ -154,7 +161,7 @@ class Clock:
             "disk": self._missing().expected,
             "network": sum(s for name, s in apart.items() if name in remote),
             "gpu": sum(s for name, s in apart.items() if name not in remote),
-            "compute": self._processor(1, context),
+            "compute": self._processor(1, context, self._threads),
         }
         if remote:
             parts["network"] += self._crossing()
@@ -165,35 +172,67 @@ class Clock:
                 return "ram"
         return most
 
-    def why(self) -> str:
-        """``1.1 GiB of weights a token at 9.4 GB/s (2 threads)``, and what GPU and disk add."""
-        parts = []
-        size = self._host_bytes()
-        if size:
-            speed = size / self._processor(1, 0) / 1e9
-            threads = "1 thread" if self._threads == 1 else f"{self._threads} threads"
-            parts.append(
-                f"{format_bytes(int(size))} of weights a token at {speed:.1f} GB/s ({threads})"
-            )
+    def why(self, context: int) -> str:
+        """What the time of ``decode`` is made of, as figures that add up to it:
+        ``148 ms a token: 95 ms for 997 MiB of weights at 11.0 GB/s (2 threads), …``.
+        """
+        processor = self._processor(1, context, self._threads) + self._choosing()
+        threads = "1 thread" if self._threads == 1 else f"{self._threads} threads"
+        parts = [f"{_ms(processor)} for {_per_second(self._host_bytes(), processor)} ({threads})"]
         on_devices = sum(m.nbytes * m.share for m in self._work.matrices if m.home != CPU)
-        if on_devices:
+        if self._devices:
             known = all(self._rates.on_device(name) for name in self._devices)
             told = "" if known else ", its speed supposed"
-            parts.append(f"{format_bytes(int(on_devices))} on the GPU{told}")
+            seconds = self._apart(1, context).expected
+            parts.append(f"{_ms(seconds)} for {_per_second(on_devices, seconds)} on the GPU{told}")
         if self._regime in MISS:
+            seconds = self._missing().expected
             missed = (1 - self._hit_rate) * self._active_experts
             parts.append(
-                f"{format_bytes(int(missed))} from the disk ({self._hit_rate:.0%} of the experts "
-                f"found in memory, {self._read_speed() / 1e9:.1f} GB/s)"
+                f"{_ms(seconds)} for {format_bytes(int(missed))} from the disk "
+                f"({self._hit_rate:.0%} of the experts found in memory)"
             )
-        return "; ".join(parts)
+        total = self.decode(context).expected
+        return f"{_ms(total)} a token: {', '.join(parts)}"
 
     # -- tiers -------------------------------------------------------------------------------
 
-    def _processor(self, tokens: int, before: int) -> float:
+    def _prefill(self, tokens: int, threads: int, *, cold: bool = False) -> Seconds:
+        total = NOTHING
+        for size, before in _batches(tokens, self._plan.settings.ubatch):
+            computing = Seconds.of(self._processor(size, before, threads), BATCH)
+            computing += self._apart(size, before)
+            if self._regime in MISS:
+                kept = min(self._kept, self._touched(before)) if cold else self._kept
+                hidden = (FIRST_HIDDEN if cold else HIDDEN)[self._regime]
+                computing = self._beside(computing, self._missed(size, kept), hidden)
+            total += computing
+        return total
+
+    def _touched(self, tokens: int) -> float:
+        """Share of the host's expert bytes that so many tokens of one text use."""
+        whole = sum(m.nbytes for m in self._routed)
+        used = sum(m.nbytes * m.touched(tokens**TOGETHER) for m in self._routed)
+        return used / max(1, whole)
+
+    def _missed(self, tokens: int, kept: float) -> float:
+        """Bytes of experts that a batch finds missing when the share ``kept`` is in memory.
+
+        What is kept is what is chosen most, so a single token finds more there than ``kept``; a
+        batch that uses every expert finds just that.
+        """
+        touched, one = self._touched(tokens), self._touched(1)
+        favourites = max(0.0, self._hit_rate - self._kept) * (1 - touched) / max(1e-9, 1 - one)
+        found = min(1.0, kept + favourites * (kept / self._kept if self._kept else 0.0))
+        return sum(m.nbytes for m in self._routed) * touched * (1 - found)
+
+    def _choosing(self) -> float:
+        """Seconds to sample a token and to hand it on."""
+        return TOKEN_S + WORD_S * self._work.vocabulary
+
+    def _processor(self, tokens: int, before: int, threads: int) -> float:
         """Seconds that the processor computes for one batch, after ``before`` tokens."""
         work, rates, one = self._work, self._rates, tokens == 1
-        threads = self._threads if one else self._batch_threads
         seconds = sum(
             self._multiplying(m, tokens, rates.types, threads)
             * (EXPERTS if one and m.experts else 1.0)
@@ -202,7 +241,7 @@ class Clock:
         )
         context = before + (tokens - 1) / 2
         multiplications, rows = work.attention(CPU, context)
-        attending = rates.attention if one else rates.attention_batch
+        attending = rates.attention if tokens < TILED else rates.attention_batch
         seconds += tokens * multiplications / value_at(attending, threads)
         if one and work.cached_bytes(CPU, context) > NEAR:
             seconds += rows * ROW_S / threads
@@ -247,12 +286,12 @@ class Clock:
         """How long a decoded token waits for experts from the disk."""
         if self._regime not in MISS:
             return NOTHING
-        missed = (1 - self._hit_rate) * self._active_experts
-        return Seconds.of(missed / self._read_speed() * MISS[self._regime], READ)
+        return self.reading((1 - self._hit_rate) * self._active_experts, self._regime)
 
-    def _beside(self, computing: Seconds, size: float) -> Seconds:
-        """``computing`` a batch while ``size`` bytes of experts are read for it."""
-        hidden = HIDDEN[self._regime]
+    def _beside(self, computing: Seconds, size: float, hidden: float) -> Seconds:
+        """``computing`` a batch while ``size`` bytes of experts are read for it; the share
+        ``hidden`` of the shorter one costs no time.
+        """
         reading = Seconds.of(size / self._read_speed() * BATCH_MISS[self._regime], READ)
 
         def both(a: float, b: float) -> float:
@@ -280,6 +319,10 @@ class Clock:
 
     def _offloads(self, m: Matrices, tokens: int) -> bool:
         """Whether llama.cpp copies these weights to a GPU for a batch of so many tokens."""
+        settings = self._plan.settings
+        # The private cache has experts where a copy to a GPU would not look for them.
+        if not settings.op_offload or settings.cache == "private":
+            return False
         many = tokens >= OFFLOADED and not m.last_only
         return m.home == CPU and many and self._offloader() is not None
 
@@ -308,6 +351,20 @@ def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:
     return TypeRate(
         _times(known.vector, scale), _times(known.row, scale), known.dense, known.experts
     )
+
+
+def _ms(seconds: float) -> str:
+    """``0.35 ms``, ``4.2 ms``, ``148 ms``."""
+    figure = 1000 * seconds
+    digits = 2 if figure < 0.995 else 1 if figure < 9.95 else 0
+    return f"{figure:,.{digits}f} ms"
+
+
+def _per_second(size: float, seconds: float) -> str:
+    """``997 MiB of weights at 11.0 GB/s``; without weights, what else there is to do."""
+    if not size:
+        return "what is not a matrix"
+    return f"{format_bytes(int(size))} of weights at {size / max(seconds, 1e-12) / 1e9:.1f} GB/s"
 
 
 def _times(curve: Curve, scale: float) -> Curve:

@@ -5,13 +5,13 @@ Sums over the header only; ``search.py`` then asks the engine about the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 
 from localmoe.facts.model import Model
 from localmoe.planning.budget import MIB
 from localmoe.planning.candidates import Candidate
-from localmoe.planning.layout import expert_parts, layer_homes
+from localmoe.planning.layout import PROJECTIONS, expert_parts, layer_homes
 
 SHIFTS = (0, -1, 1, -2, 2)  # layers by which the border between two devices is moved
 MOST_DEVICES = 4  # with more there are too many combinations of shifts to look at
@@ -22,23 +22,25 @@ def proportional_split(budgets: Sequence[int]) -> tuple[float, ...]:
     return tuple(float(max(1, budget // MIB)) for budget in budgets) if len(budgets) > 1 else ()
 
 
-def fitting_tensors(
-    parts: Mapping[int, Mapping[str, int]], layers: Sequence[int], room: int
-) -> list[tuple[int, frozenset[str]]]:
-    """Sets of one layer's expert tensors that fit into ``room`` bytes: (layer, projections).
+def tensors_that_fit(
+    parts: Mapping[int, Mapping[str, int]], layers: Iterable[int], room: int
+) -> list[tuple[int, str]]:
+    """(layer, projection) of expert tensors, in the order of ``layers``, as long as they fit into
+    ``room`` bytes. ``parts``: layer → projection → bytes.
 
-    The largest set comes first; of equal sets that of the last layer. ``parts``: layer →
-    projection → bytes.
+    The first that does not fit ends it, so a larger room never gives up a tensor for another.
     """
-    found = [
-        (sum(parts[layer][name] for name in some), layer, frozenset(some))
-        for layer in layers
-        for count in range(1, len(parts.get(layer, {})) + 1)
-        for some in combinations(sorted(parts[layer]), count)
-    ]
-    fitting = [entry for entry in found if entry[0] <= room]
-    fitting.sort(key=lambda entry: (-entry[0], -entry[1], sorted(entry[2])))
-    return [(layer, chosen) for _, layer, chosen in fitting]
+    taken: list[tuple[int, str]] = []
+    for layer in layers:
+        for projection in PROJECTIONS:
+            size = parts.get(layer, {}).get(projection)
+            if size is None:
+                continue
+            if size > room:
+                return taken
+            room -= size
+            taken.append((layer, projection))
+    return taken
 
 
 def finer_split(
@@ -64,14 +66,13 @@ def finer_split(
         each.append((used.weights - output + used.kv) // max(1, own))
         rest.append(budgets[device] - used.compute - output)
     parts = expert_parts(model)
-    sizes = {index: sum(parts.get(index, {}).values()) for index in free}
     best, best_bytes = settings.tensor_split, -1
     for shifted in _shifted_counts(counts):
         placed = start = 0
         for number, count in enumerate(shifted):
-            layers = [i for i in range(start, start + count) if i in sizes]
+            layers = [i for i in range(start, start + count) if i in free]
             own = sum(i < len(model.layers) for i in range(start, start + count))
-            placed += _bytes_taken(layers, sizes, parts, rest[number] - own * each[number])
+            placed += _bytes_taken(layers, parts, rest[number] - own * each[number])
             start += count
         if placed > best_bytes:
             best, best_bytes = tuple(float(count) for count in shifted), placed
@@ -99,22 +100,10 @@ def _shifted_counts(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield tuple(shifted)
 
 
-def _bytes_taken(
-    layers: Sequence[int],
-    sizes: Mapping[int, int],
-    parts: Mapping[int, Mapping[str, int]],
-    room: int,
-) -> int:
-    """Bytes of experts that fit in ``room`` on one device: its last layers whole, and tensors of
-    one more.
-    """
+def _bytes_taken(layers: Sequence[int], parts: Mapping[int, Mapping[str, int]], room: int) -> int:
+    """Bytes of experts that one device with these layers takes into ``room`` bytes."""
     if room < 0:
         return -(1 << 60)  # not even the dense part fits
-    left, waiting = room, list(layers)
-    while waiting and sizes[waiting[-1]] <= left:
-        left -= sizes[waiting.pop()]
-    best = fitting_tensors(parts, waiting, left)
-    if best:
-        layer, chosen = best[0]
-        left -= sum(parts[layer][name] for name in chosen)
-    return room - left
+    return sum(
+        parts[layer][name] for layer, name in tensors_that_fit(parts, reversed(layers), room)
+    )

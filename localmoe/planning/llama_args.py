@@ -29,6 +29,8 @@ def llama_args(settings: EngineSettings) -> list[str]:
     args += ["-ngl", "all" if settings.gpu_layers < 0 else str(settings.gpu_layers)]
     for pattern, device in settings.overrides:
         args += ["-ot", f"{pattern}={buffer_type(device, settings)}"]
+    if not settings.op_offload:
+        args.append("--no-op-offload")
     args += ["-lm", settings.load_mode]
     if not settings.repack:
         args.append("--no-repack")

@@ -34,6 +34,7 @@ class EngineSettings:
     type_v: str = "f16"
     flash_attention: bool | None = None  # None: the engine decides
     swa_full: bool = False
+    op_offload: bool = True  # large batches: copy host weights to a GPU and multiply there
     devices: tuple[str, ...] = ()  # GPU devices to use, by engine name; () = host only
     tensor_split: tuple[float, ...] = ()  # shares of the devices; () = equal
     gpu_layers: int = 0  # trailing layers on the devices, the output counted as one; -1 = all

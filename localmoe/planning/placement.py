@@ -17,10 +17,16 @@ from localmoe.planning.budget import Budget, budget_of
 from localmoe.planning.cache import most_bytes, plan_cache
 from localmoe.planning.cache_shares import trusted
 from localmoe.planning.candidates import Candidate, Candidates
+from localmoe.planning.context import (
+    DEFAULT_CONTEXTS,
+    MAX_CONTEXT,
+    context_warnings,
+    trained_context,
+)
 from localmoe.planning.layer_rows import cache_shares_of, layer_rows
 from localmoe.planning.memory import CPU, EngineSettings, Measure
 from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict, Wishes
-from localmoe.planning.search import MAX_CONTEXT, PlacementSearch
+from localmoe.planning.search import PlacementSearch
 from localmoe.routing.profile import Profile
 
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
@@ -82,6 +88,7 @@ def make_plan(
         reason=explain(decision),
         advice=tuple(advise(decision, placement)),
         gpu_budgets=tuple(budget.gpus.items()),
+        warnings=tuple(context_warnings(model, wishes.context)),
         missing_ram=max(0, decision.shortfall) if verdict.fits and candidate.disk else 0,
     )
 
@@ -182,30 +189,26 @@ class _Placement:
         return dataclasses.replace(settings, cache_shares=shares), plan
 
     def max_context(self, candidate: Candidate) -> int:
-        """The largest context with the same verdict, placed anew (0 when it does not fit at all).
+        """The largest context at which the model runs at all, placed anew, of those it was trained
+        for; 0 when ``candidate`` does not fit.
 
         Memory grows with the context, so a bisection over multiples of 1,024 finds it.
         """
         if not candidate.fits:
             return 0
-        verdict = self.verdict(candidate)
-        own = max(min(self.model.context_train, MAX_CONTEXT), candidate.settings.context)
-        own = min(own, self._reach(candidate))
-
-        def holds(context: int) -> bool:
-            other = self.search.place(context)
-            return other.fits and self.verdict(other) is verdict
-
-        if holds(own):
-            return own
-        low, high = candidate.settings.context // CONTEXT_STEP, own // CONTEXT_STEP + 1
+        context = candidate.settings.context
+        trained = trained_context(self.model) or max(DEFAULT_CONTEXTS[0], context)
+        most = min(trained, self._reach(candidate))
+        if most <= context or self.search.place(most).fits:
+            return most
+        low, high = context // CONTEXT_STEP, most // CONTEXT_STEP + 1
         while high - low > 1:
             middle = (low + high) // 2
-            if holds(middle * CONTEXT_STEP):
+            if self.search.place(middle * CONTEXT_STEP).fits:
                 low = middle
             else:
                 high = middle
-        return max(low * CONTEXT_STEP, candidate.settings.context)
+        return max(low * CONTEXT_STEP, context)
 
     def _reach(self, candidate: Candidate) -> int:
         """A context that is certainly too large for all memory together, from two dry runs.

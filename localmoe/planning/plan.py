@@ -96,13 +96,14 @@ class Plan:
     memory: MemoryReport
     tiers: Tiers
     layers: tuple[LayerPlacement, ...]
-    max_context: int  # tokens; the largest with the same verdict; 0 when the model does not fit
+    max_context: int  # tokens; the largest that runs at all, of those trained for; 0: none does
     cache: CachePlan
     ram_budget: int  # bytes of RAM that the plan may use, without the reserve
     ram_reserve: int  # bytes left for everything else
     vram_budget: int
     reason: str  # one sentence: why this verdict
     advice: tuple[str, ...]  # what would change it, most useful first
+    warnings: tuple[str, ...] = ()  # about the wishes; to be said once, before anything runs
     gpu_budgets: tuple[tuple[str, int], ...] = ()  # bytes allowed on each GPU, of ``vram_budget``
     missing_ram: int = (
         0  # bytes of RAM that would keep everything off the disk; 0: nothing is there

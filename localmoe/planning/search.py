@@ -8,11 +8,18 @@ The other experts stay in RAM, and what RAM cannot keep is read from the disk wh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from localmoe.planning.cache_shares import by_gain, layer_uses, missed_bytes, planned_shares
 from localmoe.planning.candidates import Candidate, Candidates
-from localmoe.planning.device_split import finer_split, fitting_tensors, proportional_split
+from localmoe.planning.context import (
+    CONVERSATION,
+    DEFAULT_CONTEXTS,
+    LAST_CONTEXTS,
+    contexts_to_try,
+    usable_context,
+)
+from localmoe.planning.device_split import finer_split, proportional_split, tensors_that_fit
 from localmoe.planning.layout import (
     expert_parts,
     experts_to_host,
@@ -23,14 +30,8 @@ from localmoe.planning.memory import CPU, EngineSettings
 from localmoe.planning.plan import Wishes
 from localmoe.routing.profile import Profile
 
-DEFAULT_CONTEXTS = (32768, 16384, 8192)
-"""Context sizes tried when none is asked for, largest first."""
-
 BATCHES = (512, 256, 128, 64)
 """Prefill batches tried, largest first, until their compute buffers fit."""
-
-MAX_CONTEXT = 10 * 1024 * 1024
-"""No larger context is asked about, whatever a header claims: a dry run costs memory per token."""
 
 RESPLITS = 4  # times that layers are split anew between the devices before less is put on them
 
@@ -56,47 +57,87 @@ class PlacementSearch:
         self._tiers = tiers
         self._threads = threads
         self._profile = profile
+        self._parts = expert_parts(self._model)
         self._expert_bytes = {layer.index: layer.expert_bytes for layer in self._model.layers}
         self._moe = [layer.index for layer in self._model.layers if layer.expert_count]
 
     def find(self) -> Candidate:
-        """The best placement at the wished context; without a wish, at the context that suits."""
-        choice: Candidate | None = None
-        for context in self._contexts():
-            candidate = self.place(context)
-            if not candidate.fits:
-                choice = choice or candidate
-                continue
-            if choice is None or not choice.fits or faster(candidate, choice):
-                choice = candidate
-        assert choice is not None
-        return choice
+        """The best placement at the wished context; without a wish, at the context that suits.
 
-    def _contexts(self) -> list[int]:
-        """Tokens, the largest first."""
+        That is the largest of ``DEFAULT_CONTEXTS`` that moves nothing to a slower tier. Where not
+        even the smallest of them fits, context and batch shrink until the rest does.
+        """
         if self._wishes.context is not None:
-            return [self._wishes.context]
-        own = min(self._model.context_train or DEFAULT_CONTEXTS[0], MAX_CONTEXT)
-        return sorted({min(size, own) for size in DEFAULT_CONTEXTS}, reverse=True)
+            return self.place(usable_context(self._wishes.context))
+        choice: Candidate | None = None
+        for context in contexts_to_try(DEFAULT_CONTEXTS, self._model):
+            candidate = self._with_batch(context, self._batches[0])
+            if candidate.fits and (choice is None or faster(candidate, choice)):
+                choice = candidate
+        return choice or self._shrunk(candidate, self._smaller_sizes())
+
+    def _smaller_sizes(self) -> list[tuple[int, int]]:
+        """(context, batch) to try when the default contexts do not fit: less context first, as long
+        as it holds a conversation, then smaller batches, then still less context.
+        """
+        contexts = contexts_to_try(LAST_CONTEXTS, self._model)
+        least = min((size for size in contexts if size >= CONVERSATION), default=contexts[0])
+        full, *smaller = self._batches
+        return [
+            *((size, full) for size in contexts if size >= least),
+            *((least, batch) for batch in smaller),
+            *((size, self._batches[-1]) for size in contexts if size < least),
+        ]
 
     def place(self, context: int) -> Candidate:
-        """The best placement at one context size, with the largest batch whose buffers fit."""
-        candidate: Candidate | None = None
-        for batch in (self._wishes.batch,) if self._wishes.batch else BATCHES:
-            settings = EngineSettings(
-                context=context,
-                batch=min(batch, context),
-                ubatch=min(batch, context),
-                type_k=self._wishes.type_k,
-                type_v=self._wishes.type_v,
-                threads=self._threads,
-                threads_batch=self._threads,
-            )
-            candidate = self._without_idle(self._place(settings))
-            if candidate.fits:
-                break
-        assert candidate is not None
+        """The best placement at one context size, with a full batch.
+
+        Where its buffers leave too little memory, the batch shrinks until the rest fits."""
+        first = self._with_batch(context, self._batches[0])
+        return self._shrunk(first, [(context, batch) for batch in self._batches[1:]])
+
+    def _shrunk(self, first: Candidate, sizes: Sequence[tuple[int, int]]) -> Candidate:
+        """``first`` if it fits, else with the first of ``sizes`` (context, batch) that does.
+
+        RAM then keeps one token's experts and no more, and the GPUs keep their layers and no more,
+        even if a smaller batch leaves some memory free. Otherwise a little more memory, which
+        allows the larger batch, would mean fewer experts in memory and slower decoding.
+        """
+        if first.fits or not sizes:
+            return first
+        candidate = first
+        if first.gpus_fit:
+            for context, batch in sizes:
+                batch = min(batch, context)
+                settings = dataclasses.replace(
+                    first.settings, context=context, batch=batch, ubatch=batch
+                )
+                candidate = self._candidates.judge(settings, one_token_only=True)
+                if candidate.fits:
+                    return candidate
+        if self._budgets:
+            for context, batch in sizes:
+                candidate = self._with_batch(context, batch)
+                if candidate.fits:
+                    break
         return candidate
+
+    @property
+    def _batches(self) -> tuple[int, ...]:
+        return (self._wishes.batch,) if self._wishes.batch else BATCHES
+
+    def _with_batch(self, context: int, batch: int) -> Candidate:
+        """The best placement at this context and batch."""
+        settings = EngineSettings(
+            context=context,
+            batch=min(batch, context),
+            ubatch=min(batch, context),
+            type_k=self._wishes.type_k,
+            type_v=self._wishes.type_v,
+            threads=self._threads,
+            threads_batch=self._threads,
+        )
+        return self._without_idle(self._place(settings))
 
     def _place(self, settings: EngineSettings) -> Candidate:
         """The fastest placement that fits, else the one that lacks the least memory.
@@ -231,51 +272,51 @@ class PlacementSearch:
     # -- experts -----------------------------------------------------------------------------
 
     def _filled(self, dense: Candidate, free: list[int], off: list[int]) -> Candidate:
-        """The experts of as many ``free`` layers as fit beside the dense weights.
+        """The experts of ``free`` layers on the GPUs, as many as fit beside the dense weights.
 
-        The header says how many; the engine is asked, and where it disagrees one layer less is
-        tried on the device that is too full. Each device keeps the experts of those of its
-        layers that are last in ``free``, and of the next one as many tensors as still fit.
+        Each device takes the layers that it has the dense part of, the last in ``free`` first, and
+        of each layer one tensor after the other, in an order that does not depend on the memory:
+        so more memory only ever adds tensors. The header says how many fit; the engine is asked,
+        and where it disagrees one tensor less is tried on the device that is too full.
         """
         homes = layer_homes(self._model, dense.settings)
-        sizes = self._expert_bytes
-        waiting: dict[str, list[int]] = {}  # per device: layers in host memory, the next one last
-        kept: dict[str, list[int]] = {}
-        for device in dense.settings.devices:
-            room = self._budgets[device] - dense.memory.on(device).total
-            waiting[device] = [index for index in free if homes[index] == device]
-            kept[device] = []
-            while waiting[device] and sizes[waiting[device][-1]] <= room:
-                room -= sizes[waiting[device][-1]]
-                kept[device].append(waiting[device].pop())
-        best = dense
-        while any(kept.values()):
-            candidate = self._judge(dense.settings, _all(waiting, off))
-            full = self._full(candidate)
-            if not full:
-                best = candidate
-                break
-            for device in full if any(kept[device] for device in full) else kept:
-                waiting[device] += kept[device][-1:]
-                del kept[device][-1:]
-        return self._with_parts(best, waiting, off)
+        taken = {
+            device: tensors_that_fit(
+                self._parts,
+                [index for index in reversed(free) if homes[index] == device],
+                self._budgets[device] - dense.memory.on(device).total,
+            )
+            for device in dense.settings.devices
+        }
+        while any(taken.values()):
+            candidate = self._with_experts(dense, free, off, taken.values())
+            full = [device for device in self._full(candidate) if taken[device]]
+            if not self._full(candidate):
+                return candidate
+            for device in full or taken:
+                del taken[device][-1:]
+        return dense
 
-    def _with_parts(
-        self, best: Candidate, waiting: dict[str, list[int]], off: list[int]
+    def _with_experts(
+        self,
+        dense: Candidate,
+        free: list[int],
+        off: list[int],
+        taken: Iterable[Sequence[tuple[int, str]]],
     ) -> Candidate:
-        """Single tensors of one more layer per device, or a smaller layer, in what is left."""
-        parts = expert_parts(self._model)
-        more: tuple[tuple[str, str], ...] = ()
-        for device, layers in waiting.items():
-            room = self._budgets[device] - best.memory.on(device).total
-            for layer, chosen in fitting_tensors(parts, layers, room)[:2]:
-                rest = projections_to_host(layer, parts[layer].keys() - chosen)
-                others = {**waiting, device: [index for index in layers if index != layer]}
-                candidate = self._judge(best.settings, _all(others, off), (*more, *rest))
-                if not self._full(candidate):
-                    best, more, waiting = candidate, (*more, *rest), others
-                    break
-        return best
+        """``dense`` with the ``taken`` (layer, projection) on the layer's device, not the host."""
+        on_gpu: dict[int, set[str]] = {}
+        for layer, projection in (tensor for tensors in taken for tensor in tensors):
+            on_gpu.setdefault(layer, set()).add(projection)
+        host = list(off)
+        more: list[tuple[str, str]] = []
+        for index in free:
+            left = self._parts[index].keys() - on_gpu.get(index, set())
+            if index not in on_gpu:
+                host.append(index)
+            elif left:
+                more += projections_to_host(index, left)
+        return self._judge(dense.settings, sorted(host), tuple(more))
 
     def _by_routing(
         self, best: Candidate, host: list[int], free: list[int], off: list[int]
@@ -314,8 +355,3 @@ def faster(candidate: Candidate, other: Candidate) -> bool:
     """
     mine = (candidate.disk, sum(candidate.host_experts.values()))
     return mine < (other.disk, sum(other.host_experts.values()))
-
-
-def _all(waiting: Mapping[str, list[int]], off: list[int]) -> list[int]:
-    """Every layer whose experts are in host memory, in order."""
-    return sorted({*off, *(index for layers in waiting.values() for index in layers)})

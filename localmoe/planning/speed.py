@@ -7,6 +7,7 @@ plus operations × their fixed cost, plus bytes of experts missing in memory ÷ 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from localmoe.facts.bandwidth import Rates
@@ -30,11 +31,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a plan will do. ``first_token``: from a cold start, for ``prompt_tokens``."""
+    """What a plan will do, with a prompt of ``prompt_tokens``."""
 
     decode: Range  # tokens per second
     prefill: Range  # tokens per second
-    first_token: Range  # seconds
+    loaded_first_token: (
+        Range  # seconds to the first token, when the model is loaded and has read a prompt
+    )
+    first_token: Range  # seconds to the first token from a cold start, loading included
     prompt_tokens: int
     limit: str  # of decoding: "compute", "ram", "disk", "gpu" or "network"
     why: str  # one short sentence with the numbers behind it
@@ -60,7 +64,7 @@ def forecast(
     clock = Clock(model, plan, rates, profile)
     step = _corrected(clock.decode(prompt_tokens), decode)
     reading = _corrected(clock.prefill(prompt_tokens), prefill)
-    first = clock.start() + reading + clock.first_reads(prompt_tokens)
+    first = clock.start() + _corrected(clock.prefill(prompt_tokens, cold=True), prefill)
     return Forecast(
         decode=Range(1 / step.most, 1 / step.expected, 1 / step.least),
         prefill=Range(
@@ -68,11 +72,39 @@ def forecast(
             prompt_tokens / reading.expected,
             prompt_tokens / reading.least,
         ),
+        loaded_first_token=Range(reading.least, reading.expected, reading.most),
         first_token=Range(first.least, first.expected, first.most),
         prompt_tokens=prompt_tokens,
         limit=clock.limit(prompt_tokens),
-        why=clock.why(),
+        why=clock.why(prompt_tokens)
+        + (f", × {decode.factor:.2f} as in earlier runs" if decode else ""),
     )
+
+
+def tuned(
+    model: Model,
+    plan: Plan,
+    rates: Rates,
+    *,
+    profile: Profile | None = None,
+    keep_threads: bool = False,
+) -> Plan:
+    """``plan`` with the settings that cost no memory as these rates say is fastest: at most as many
+    threads as planned, and whether large batches are copied to a GPU.
+
+    So a machine with more cores, or with a GPU behind a slow bus, is never slower than one without.
+    ``keep_threads``: the user has chosen them.
+    """
+    choices = []
+    for op_offload in (True, False) if plan.settings.devices else (True,):
+        settings = dataclasses.replace(plan.settings, op_offload=op_offload)
+        clock = Clock(model, dataclasses.replace(plan, settings=settings), rates, profile)
+        if not keep_threads:
+            decode, prefill = clock.fastest_threads(PROMPT, PROMPT)
+            settings = dataclasses.replace(settings, threads=decode, threads_batch=prefill)
+        choice = dataclasses.replace(plan, settings=settings)
+        choices.append((Clock(model, choice, rates, profile).prefill(PROMPT).expected, choice))
+    return min(choices, key=lambda choice: choice[0])[1]
 
 
 def _corrected(seconds: Seconds, correction: Correction | None) -> Seconds:

@@ -45,10 +45,11 @@ class Matrices:
         """Share of the bytes that one token reads."""
         return self.used / self.experts if self.experts else 1.0
 
-    def touched(self, tokens: int) -> float:
+    def touched(self, tokens: float) -> float:
         """Share of the bytes that ``tokens`` tokens read together, if they choose independently."""
-        tokens = 1 if self.last_only else tokens
-        return 1 - (1 - self.share) ** tokens
+        tokens = min(1.0, tokens) if self.last_only else tokens
+        left: float = (1 - self.share) ** tokens
+        return 1 - left
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def forecast(tps: float, limit: str = "disk", first: float = 4.3) -> Forecast:
     return Forecast(
         decode=Range(0.7 * tps, tps, 1.4 * tps),
         prefill=Range(70.0, 123.456, 140.0),
+        loaded_first_token=Range(3.0, 4.0, 5.0),
         first_token=Range(0.7 * first, first, 1.4 * first),
         prompt_tokens=512,
         limit=limit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -204,13 +205,57 @@ def test_short_models_get_their_own_context() -> None:
 
 
 def test_max_context_is_the_edge() -> None:
-    """The verdict holds at max_context and changes 1,024 tokens later."""
+    """The model runs at max_context, from whatever memory, and does not run 1,024 tokens later."""
     model = moe_model(context=1_000_000)
     for gpus in ((), (6,), (24,), (4, 4)):
         result = plan(model, 16, *gpus, context=8192)
         edge = result.max_context
-        assert plan(model, 16, *gpus, context=edge).verdict is result.verdict
-        assert plan(model, 16, *gpus, context=edge + 1024).verdict is not result.verdict
+        assert edge > 8192
+        assert plan(model, 16, *gpus, context=edge).verdict.fits
+        assert not plan(model, 16, *gpus, context=edge + 1024).verdict.fits
+
+
+@pytest.mark.parametrize(("trained", "largest"), [(512, 512), (1000, 768), (4096, 4096)])
+def test_the_largest_context_is_one_that_works(trained: int, largest: int) -> None:
+    """Never more than the model was trained for, not even where more was asked for and fits."""
+    model = moe_model(context=trained)
+    assert plan(model, 32).settings.context == largest
+    assert plan(model, 32).max_context == largest
+    asked = plan(model, 32, context=24576)
+    assert (asked.settings.context, asked.max_context) == (24576, largest)
+    assert [f"trained for {trained:,} tokens" in line for line in asked.warnings] == [True]
+    tight = plan(model, 1, context=24576)
+    hinted = [int(n) for line in tight.advice for n in re.findall(r"--ctx (\d+)", line)]
+    assert all(n <= trained for n in hinted)
+
+
+@pytest.mark.parametrize(
+    ("wished", "made"), [(1, 256), (64, 256), (256, 256), (300, 512), (8192, 8192)]
+)
+def test_a_context_is_planned_as_the_engine_will_make_it(wished: int, made: int) -> None:
+    """Multiples of 256, and who asked for another number is told."""
+    result = plan(moe_model(), 32, context=wished)
+    assert result.settings.context == made
+    assert result.settings.batch <= made
+    told = f"--ctx {wished}: the engine counts in steps of 256 tokens, so it is {made}"
+    assert result.warnings == ((told,) if wished != made else ())
+
+
+def test_a_context_that_nobody_asked_for_shrinks_until_the_model_fits() -> None:
+    """Whatever memory allows the model at 256 tokens of context allows it without --ctx; and more
+    memory never means less context or a smaller batch.
+    """
+    model = moe_model(parts=3)
+    sizes = []
+    for ram in (step / 32 for step in range(32, 160)):
+        automatic = plan(model, ram)
+        assert automatic.verdict.fits == plan(model, ram, context=256).verdict.fits
+        assert automatic.verdict.fits or not any("--ctx" in line for line in automatic.advice)
+        if automatic.verdict.fits:
+            sizes.append((automatic.settings.context, automatic.settings.ubatch))
+    assert sizes[0][0] <= 512 and sizes[-1][0] >= 8192
+    assert [context for context, _ in sizes] == sorted(context for context, _ in sizes)
+    assert {batch for context, batch in sizes if context >= 8192} == {512}
 
 
 def test_batches_shrink_until_their_buffers_fit() -> None:

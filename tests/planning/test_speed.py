@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model, read_model
 from localmoe.planning import clock
 from localmoe.planning.experience import Correction, correction
+from localmoe.planning.llama_args import llama_args
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
-from localmoe.planning.speed import Forecast, Range, forecast
+from localmoe.planning.speed import Forecast, Range, forecast, tuned
 from localmoe.planning.work import work_of
 from localmoe.routing.profile import Profile
 from tests.archs import ARCHITECTURES
@@ -157,6 +159,53 @@ def test_a_cold_start_reads_the_model_first() -> None:
     )
     part = forecast(MODEL, planned(MODEL, machine(4)), RATES)
     assert part.first_token.expected < told.first_token.expected
+
+
+def test_the_first_token_of_a_loaded_model_is_stated_apart() -> None:
+    """The prompt alone, with the experts of the plan in memory; from cold, loading and reads come
+    on top, but part of the reads is done while the prompt is computed.
+    """
+    for ram in (5, 64):
+        told = forecast(MODEL, planned(MODEL, machine(ram)), RATES)
+        loaded, cold = told.loaded_first_token.expected, told.first_token.expected
+        assert loaded == pytest.approx(512 / told.prefill.expected)
+        timed = clock.Clock(MODEL, planned(MODEL, machine(ram)), RATES, None)
+        start = timed.start().expected
+        assert cold > loaded + start if ram == 5 else cold == pytest.approx(loaded + start)
+        everything = MODEL.expert_bytes / value_at(RATES.disk[0].reads, 3 * MIB)
+        assert cold < start + loaded + everything * clock.BATCH_MISS["private"]
+
+
+def test_the_sentence_adds_up() -> None:
+    """The milliseconds of the parts are those of a token, and tok/s follow from them; bytes and
+    rates give the milliseconds.
+    """
+    for box in (machine(64), machine(5), machine(64, 4), machine(4, 2), machine(64, 24)):
+        told = forecast(MODEL, planned(MODEL, box), RATES)
+        whole, *parts = (float(n.replace(",", "")) for n in re.findall(r"([\d.,]+) ms", told.why))
+        assert sum(parts) == pytest.approx(whole, abs=0.6 * len(parts))
+        assert 1000 / told.decode.expected == pytest.approx(whole, rel=0.01, abs=0.6)
+        for ms, size, unit, speed in re.findall(
+            r"([\d.]+) ms for ([\d.,]+) ([MG]iB) of weights at ([\d.]+) GB/s", told.why
+        ):
+            nbytes = float(size.replace(",", "")) * (GIB if unit == "GiB" else MIB)
+            assert nbytes / float(speed) / 1e6 == pytest.approx(float(ms), rel=0.06, abs=0.6)
+
+
+def test_a_bus_too_slow_for_experts_is_not_used() -> None:
+    """Where copying a batch's experts to the GPU takes longer than the processor's work on them,
+    the tuned plan leaves them; else it copies. More threads are not taken where they are slower.
+    """
+    plan = planned(MODEL, machine(64, 4))
+    (gpu,) = RATES.devices
+    slow = dataclasses.replace(RATES, devices=(dataclasses.replace(gpu, to_device=5e8),))
+    assert tuned(MODEL, plan, RATES).settings.op_offload
+    assert not tuned(MODEL, plan, slow).settings.op_offload
+    assert "--no-op-offload" in llama_args(tuned(MODEL, plan, slow).settings)
+    waiting = dataclasses.replace(RATES, node_s=((1.0, 1e-6), (8.0, 1e-3)))
+    assert tuned(MODEL, resident(), waiting).settings.threads < 8
+    assert tuned(MODEL, resident(), waiting, keep_threads=True) == resident()
+    assert tuned(MODEL, resident(), RATES) == resident()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -221,6 +221,7 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog, on_node: 
     if settings.flash_attention is not None:
         params.flash_attn_type = int(settings.flash_attention)
     params.swa_full = settings.swa_full
+    params.op_offload = settings.op_offload
     if settings.cache == "private":  # a GPU would copy a batch's experts from where they may not be
         params.op_offload = False
     params.no_perf = True

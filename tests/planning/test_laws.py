@@ -1,0 +1,162 @@
+"""What more of a machine can never make worse, on invented machines and published models' headers.
+
+For the same file and settings, more RAM, GPU memory, bandwidth or cores never lowers the speed of
+decoding, nor lengthens the wait for the first token of a loaded model, nor lowers the largest
+context at which the model runs at all. The wait from a cold start is another matter: there may be
+more to load.
+
+``LOCALMOE_EXAMPLES`` sets how many machines are invented per law.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRate
+from localmoe.facts.hardware import Gpu, Machine
+from localmoe.planning.placement import make_plan
+from localmoe.planning.plan import Wishes
+from localmoe.planning.speed import forecast, tuned
+from tests.planning.catalog import adding_engine, published
+from tests.planning.invented import GIB
+
+MODELS = (
+    "olmoe-1b-7b",
+    "gpt-oss-20b",
+    "qwen3-30b-a3b",
+    "mixtral-8x7b",
+    "glm-4.7-flash",
+    "qwen3-next-80b-a3b",
+    "gpt-oss-120b",
+)
+EXAMPLES = int(os.environ.get("LOCALMOE_EXAMPLES", "8"))
+ROUNDING = 1 + 1e-9
+laws = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="LOCALMOE_EXAMPLES" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A machine: memory in GiB, bandwidths in GB/s and the like."""
+
+    ram: float
+    cores: int
+    vram: float
+    memory: float  # GB/s of all cores
+    kernel: float  # GB/s of weights that one core multiplies
+    batch: float  # 1e9 multiplications a second of one core
+    node: float  # µs that an operation takes with one thread, and half more per further one
+    disk: float  # GB/s
+    gpu: float  # × the processor's figures with every core; the bus as fast as its memory
+    context: int | None
+
+    def machine(self) -> Machine:
+        total = int(self.ram * GIB)
+        size = int(self.vram * GIB)
+        gpus = (Gpu("card", size, size, True, "GPU0", "cuda"),) if size else ()
+        return Machine(
+            "Linux", "invented", self.cores, 2 * self.cores, total, total, None, gpus, 1 << 44
+        )
+
+    def rates(self) -> Rates:
+        counts = sorted({1, 2, 4, 8, 16, 32, 64})
+
+        def curve(one: float, most: float = 1e18) -> Curve:
+            return tuple((float(n), min(n * one, most)) for n in counts)
+
+        read = curve(self.kernel * 1e9, self.memory * 1e9)
+        batch = curve(self.batch * 1e9)
+        kind = TypeRate(read, read, batch, batch)
+        fastest = {name: getattr(kind, name)[-1][1] * self.gpu for name in ("vector", "dense")}
+        on_gpu = TypeRate(
+            *(((1.0, fastest[name]),) for name in ("vector", "vector", "dense", "dense"))
+        )
+        return Rates(
+            measured=True,
+            when="",
+            others=0.0,
+            ram=curve(self.kernel * 2e9, self.memory * 1e9),
+            types=dict.fromkeys(("Q4_K", "Q8_0", "F16", "MXFP4"), kind),
+            attention=curve(2e9),
+            attention_batch=curve(8e9),
+            scan=curve(1e9),
+            delta=curve(1e9),
+            node_s=tuple((float(n), self.node * 1e-6 * (1 + 0.5 * (n - 1))) for n in counts),
+            disk=(DiskRate("1", ((131072.0, self.disk * 5e8), (4e6, self.disk * 1e9)), 1e9),),
+            devices=(
+                DeviceRate(
+                    "GPU0",
+                    dict.fromkeys(("Q4_K", "Q8_0", "F16", "MXFP4"), on_gpu),
+                    1e-7,
+                    1e-6,
+                    self.gpu * self.memory * 1e9,
+                    self.gpu * self.memory * 1e9,
+                ),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    fits: bool
+    decode: float = 0.0  # tokens/s
+    loaded: float = float("inf")  # seconds
+    context: int = 0
+
+
+def outcome(name: str, box: Box) -> Outcome:
+    model = published(name)
+    rates = box.rates()
+    plan = make_plan(model, box.machine(), Wishes(context=box.context), adding_engine(model))
+    if not plan.verdict.fits:
+        return Outcome(False)
+    told = forecast(model, tuned(model, plan, rates), rates)
+    return Outcome(True, told.decode.expected, told.loaded_first_token.expected, plan.max_context)
+
+
+boxes = st.builds(
+    Box,
+    ram=st.floats(0, 7).map(lambda x: 2**x),
+    cores=st.integers(1, 64),
+    vram=st.just(0.0) | st.floats(0, 6.5).map(lambda x: 2**x),
+    memory=st.floats(3, 9).map(lambda x: 2**x),
+    kernel=st.floats(1, 4).map(lambda x: 2**x),
+    batch=st.floats(4, 8).map(lambda x: 2**x),
+    node=st.floats(-2, 2).map(lambda x: 2**x),
+    disk=st.floats(-1, 3).map(lambda x: 2**x),
+    gpu=st.floats(1, 5).map(lambda x: 2**x),
+    context=st.none() | st.sampled_from([512, 4096, 8192, 32768]),
+)
+more = st.floats(0.0001, 1.0) | st.floats(0.0, 4.0)
+WHAT = ("ram", "vram", "cores", "memory", "kernel", "batch", "disk", "gpu", "node")
+
+
+@pytest.mark.parametrize("what", WHAT)
+@laws
+@given(name=st.sampled_from(MODELS), box=boxes, by=more)
+def test_more_of_anything_never_makes_a_model_slower_or_its_context_smaller(
+    what: str, name: str, box: Box, by: float
+) -> None:
+    """One figure of the machine grows by a little or a lot, everything else stays."""
+    old = getattr(box, what)
+    new = old + max(1, round(old * by)) if what == "cores" else old * (1 + by) + 0.001
+    if what == "node":
+        new = old / (1 + by)
+    if what == "vram":
+        new = old + by
+    assume(new != old)
+    before, after = outcome(name, box), outcome(name, dataclasses.replace(box, **{what: new}))
+    assert after.fits or not before.fits
+    assert after.decode * ROUNDING >= before.decode
+    assert after.loaded <= before.loaded * ROUNDING
+    assert after.context >= before.context
