@@ -66,6 +66,7 @@ def fit_file(model: Model, plan: Plan, forecast: Forecast | None) -> Json:
         **speeds.document(forecast),
         "reason": plan.reason,
         "advice": list(plan.advice),
+        "warnings": list(plan.warnings),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from localmoe import config, ledger
 from localmoe.app.default_model import remember
 from localmoe.app.find import model_to_load
-from localmoe.app.forecasts import known
+from localmoe.app.forecasts import known, tuned_here
 from localmoe.app.idle_gpus import tell_of_idle_gpus
 from localmoe.app.listener import Listener, Silent
 from localmoe.app.machine import find_machine, without
@@ -75,7 +75,7 @@ def opened(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
     """
     with planned(request, listener) as model:
         tell_of_idle_gpus(model.machine, listener)
-        model.plan, model.forecast = known(model.facts, model.plan, model.machine)
+        model.plan, model.forecast = known(model.facts, model.plan, model.machine, request.plan)
         if request.name is not None and request.remember:
             remember(request.name)
         if model.facts.chat_template is not None and request.template:
@@ -102,6 +102,7 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
         model.machine = find_machine(request.plan, hypothetical=False)
         before = model.plan
         after = plan_for(facts, model.machine, request.plan, hypothetical=False)
+        after = tuned_here(facts, after, model.machine, request.plan)
         model.plan, model.forecast = settle(error, before, after), None
         changes = moved(before, model.plan)
         listener.note(f"{error.message}; planned anew with what is free now: {changes}")
@@ -116,6 +117,9 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
             machine = find_machine(request.plan, hypothetical=False)
             plan = plan_for(facts, machine, request.plan, hypothetical=False)
             require_fit(facts, plan)
+            for warning in plan.warnings:
+                listener.warn(warning)
+            plan = tuned_here(facts, plan, machine, request.plan)
             if request.record:
                 _check_recorded_layers(plan, listener)
             engine = Engine(

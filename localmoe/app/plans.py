@@ -70,6 +70,7 @@ class ModelPlanner:
         self._listener = listener
         self._with_gpu = with_gpu_build(machine, request.wishes)
         self._worker: WorkerProcess | None = None
+        self._warned: set[str] = set()
 
     def __enter__(self) -> ModelPlanner:
         return self
@@ -93,6 +94,10 @@ class ModelPlanner:
         except EngineCrashError:
             self._end_worker()
             raise
+        if self._imagined:  # else it is said when the model is loaded
+            for warning in (w for w in plan.warnings if w not in self._warned):
+                self._warned.add(warning)
+                self._listener.warn(warning)
         plan, forecast = with_forecast(model, plan, self.machine, self._request, self._listener)
         return PlannedModel(model, plan, better, offer, forecast)
 

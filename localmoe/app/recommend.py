@@ -12,7 +12,7 @@ from localmoe.hub.names import ModelFiles
 from localmoe.planning.plan import Verdict
 from localmoe.text import format_bytes
 
-HARDLY_SLOWER = 0.8  # of a smaller model's speed: the better answers are worth the difference
+USABLE = speeds.SLOW  # tok/s; what is slower is taken only where everything is
 
 
 def recommend(
@@ -20,38 +20,69 @@ def recommend(
 ) -> tuple[PlannedModel | None, str]:
     """Which of a model's quantizations, ``found``, to take, and why; None: none of them.
 
-    Q4_K_M first, the usual balance of size and quality. A model that needs no disk while it runs
-    comes before one that does, unless that one is hardly slower. None below ``min_tps`` tok/s is
-    taken; without ``min_tps``, none below ``speeds.SLOW`` unless all are.
+    The best quality that is expected to reach ``min_tps`` tok/s (``USABLE`` where nobody said); when
+    nothing reaches that and nobody insists, the fastest. Quality grows with the size of the file up
+    to Q4_K_M, the usual balance: of those at least as large, the faster one. Each file is faster on
+    a better machine, so there the answer is never worse in both quality and speed.
     """
     running = [f for f in found if f.fits]
-    quick = [f for f in running if f.reaches(min_tps)]
-    if min_tps is None:
-        quick = [f for f in running if not f.slow] or running
-    elif running and not quick:
-        return None, f"nothing of it is expected to reach {speeds.number(min_tps)} tok/s"
+    if not running:
+        return None, "nothing of it fits this machine"
+    if min_tps is None and all(f.tps is None for f in running):
+        return _by_memory(found, running)
     usual = next((f for f in found if f.label == DEFAULT_QUANT), None)
-    resident = [f for f in quick if f.resident]
-    if usual in resident:
-        assert usual is not None
+    bar = USABLE if min_tps is None else min_tps
+    usable = [f for f in running if f.reaches(bar)]
+    if usable:
+        best = max(usable, key=lambda f: _worth(f, usual))
+        return best, _praise(best, usual, usable, bar)
+    if min_tps is not None:
+        return None, f"nothing of it is expected to reach {speeds.number(min_tps)} tok/s"
+    best = max(running, key=lambda f: (f.tps or 0.0, f.model.size))
+    return best, f"nothing of it reaches {speeds.number(bar)} tok/s here; this one is the fastest"
+
+
+def _worth(planned: PlannedModel, usual: PlannedModel | None) -> tuple[int, float, bool, int]:
+    """By what usable quantizations are compared; the greatest is the best."""
+    size = planned.model.size
+    enough = size if usual is None else min(size, usual.model.size)
+    return enough, planned.tps or 0.0, planned is usual, -size
+
+
+def _praise(
+    best: PlannedModel, usual: PlannedModel | None, usable: Sequence[PlannedModel], bar: float
+) -> str:
+    """Why ``best`` is taken of those that reach ``bar`` tok/s."""
+    if best is usual:
+        disk = format_bytes(best.plan.tiers.disk)
+        from_disk = f"{disk} of it are read from the disk, and still it is fast enough"
+        needs = "it needs no disk while it runs" if best.resident else from_disk
+        return f"the usual balance of size and quality, and {needs}"
+    reason = f"the best quality that is expected to reach {speeds.number(bar)} tok/s"
+    if usual is None:
+        return reason
+    if usual in usable:
+        return f"as good as {DEFAULT_QUANT}, the usual balance, and faster here"
+    return f"{reason}; {DEFAULT_QUANT} {_why_not(usual, usable)}"
+
+
+def _by_memory(
+    found: Sequence[PlannedModel], running: Sequence[PlannedModel]
+) -> tuple[PlannedModel | None, str]:
+    """The recommendation where no speed is known: what needs no disk comes first."""
+    usual = next((f for f in found if f.label == DEFAULT_QUANT), None)
+    resident = [f for f in running if f.resident]
+    if usual is not None and usual in resident:
         return usual, "the usual balance of size and quality, and it needs no disk while it runs"
     if resident:
+        instead = f"; {DEFAULT_QUANT} {_why_not(usual, running)}" if usual else ""
         best = max(resident, key=lambda f: f.model.size)
-        if usual in quick and usual is not None and _hardly_slower(usual, best):
-            return usual, (
-                f"the usual balance of size and quality; {format_bytes(usual.plan.tiers.disk)} of "
-                f"it are read from the disk, and still it is hardly slower than {best.label}"
-            )
-        instead = f"; {DEFAULT_QUANT} {_why_not(usual, quick)}" if usual else ""
         return best, f"the largest that needs no disk while it runs{instead}"
-    if usual in quick:
-        assert usual is not None
+    if usual is not None and usual in running:
         disk = format_bytes(usual.plan.tiers.disk)
         return usual, f"nothing fits in memory; of {DEFAULT_QUANT} {disk} are read from the disk"
-    if quick:
-        least_disk = min(quick, key=lambda f: f.plan.tiers.disk)
-        return least_disk, "nothing fits in memory; this one needs the disk least"
-    return None, "nothing of it fits this machine"
+    least_disk = min(running, key=lambda f: f.plan.tiers.disk)
+    return least_disk, "nothing fits in memory; this one needs the disk least"
 
 
 def best_first(found: Sequence[PlannedModel]) -> list[PlannedModel]:
@@ -87,10 +118,6 @@ def rank(guesses: Sequence[CatalogGuess]) -> list[CatalogGuess]:
         return (1 if guess.verdict.fits else 2), guess.files.size
 
     return sorted(guesses, key=order)
-
-
-def _hardly_slower(one: PlannedModel, other: PlannedModel) -> bool:
-    return one.tps is not None and other.tps is not None and one.tps >= HARDLY_SLOWER * other.tps
 
 
 def _why_not(usual: PlannedModel, quick: Sequence[PlannedModel]) -> str:

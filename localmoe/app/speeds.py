@@ -51,15 +51,18 @@ def limit_text(forecast: Forecast) -> str:
 
 
 def first_text(forecast: Forecast) -> str:
-    """``4.3 s (3.0–6.1 s)``: the time to the first token."""
-    low, expected, high = map(
-        _seconds,
-        (forecast.first_token.low, forecast.first_token.expected, forecast.first_token.high),
-    )
+    """``4.3 s (3.0–6.1 s)``, until the first token of a prompt when the model is loaded."""
+    wait = forecast.loaded_first_token
+    low, expected, high = map(_seconds, (wait.low, wait.expected, wait.high))
     if low == high:
         return expected
-    both = forecast.first_token.high < MINUTE
+    both = wait.high < MINUTE
     return f"{expected} ({low.removesuffix(' s') if both else low}–{high})"
+
+
+def cold_text(forecast: Forecast) -> str:
+    """``11 s from a cold start``: loading included, and experts that memory keeps afterwards."""
+    return f"{_seconds(forecast.first_token.expected)} from a cold start"
 
 
 def _seconds(value: float) -> str:
@@ -69,12 +72,13 @@ def _seconds(value: float) -> str:
 def summary(forecast: Forecast) -> str:
     """One line: speed, what limits it, and the wait for the answer to a long prompt."""
     first = f"{forecast.prompt_tokens:,}-token prompt: first token after {first_text(forecast)}"
-    return f"{decode_text(forecast)}, {limit_text(forecast)} · {first}"
+    return f"{decode_text(forecast)}, {limit_text(forecast)} · {first}, {cold_text(forecast)}"
 
 
 def brief(forecast: Forecast) -> str:
-    """``summary`` as short facts, which a narrow screen can put on several lines."""
-    prompt = f"{forecast.prompt_tokens:,}-token prompt in {_seconds(forecast.first_token.expected)}"
+    """The same in short facts, which a narrow screen can put on several lines."""
+    wait = _seconds(forecast.loaded_first_token.expected)
+    prompt = f"{forecast.prompt_tokens:,}-token prompt in {wait}"
     return f"{decode_text(forecast)} expected · {limit_text(forecast)} · {prompt}"
 
 
@@ -86,18 +90,26 @@ def rows(forecast: Forecast) -> list[tuple[str, str]]:
         ("speed", f"{decode_text(forecast)}, {limit_text(forecast)}"),
         ("", forecast.why),
         ("first token", f"after {first_text(forecast)} of a {prompt}, read at {read} tok/s"),
+        ("", cold_text(forecast)),
     ]
 
 
 def document(forecast: Forecast | None) -> dict[str, object]:
-    """A forecast's fields in a JSON document: tokens per second, seconds; null where unknown."""
+    """The fields of one file: tokens per second; seconds to the first token from a cold start, and
+    when the model is loaded.
+    """
     if forecast is None:
-        return {"decode_tps": None, "prefill_tps": None, "first_token_s": None, "speed_why": None}
+        names = ("decode_tps", "prefill_tps", "first_token_s", "loaded_first_token_s", "speed_why")
+        return dict.fromkeys(names)
     return {
         "decode_tps": {**_range(forecast.decode), "limited_by": forecast.limit},
         "prefill_tps": _range(forecast.prefill),
         "first_token_s": {
             **_range(forecast.first_token),
+            "prompt_tokens": forecast.prompt_tokens,
+        },
+        "loaded_first_token_s": {
+            **_range(forecast.loaded_first_token),
             "prompt_tokens": forecast.prompt_tokens,
         },
         "speed_why": forecast.why,

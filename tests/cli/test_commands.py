@@ -21,7 +21,8 @@ FIT = {
 MACHINE = {"ram_total", "ram_available", "gpus", "disk_free"}
 FILE = {
     "name", "quant", "parts", "size", "cached", "fits", "memory", "placement", "context",
-    "max_context", "decode_tps", "prefill_tps", "first_token_s", "speed_why", "reason", "advice",
+    "max_context", "decode_tps", "prefill_tps", "first_token_s", "loaded_first_token_s",
+    "speed_why", "reason", "advice", "warnings",
 }  # fmt: skip
 FITTED = FILE | {"download", "with_gpu_build", "rank"}
 PLAN = FILE | {

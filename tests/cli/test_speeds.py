@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
@@ -45,8 +47,8 @@ def forecast(tps: float, limit: str = "disk", first: float = 4.3) -> Forecast:
     return Forecast(
         decode=Range(0.7 * tps, tps, 1.4 * tps),
         prefill=Range(70.0, 123.456, 140.0),
-        loaded_first_token=Range(3.0, 4.0, 5.0),
-        first_token=Range(0.7 * first, first, 1.4 * first),
+        loaded_first_token=Range(0.7 * first, first, 1.4 * first),
+        first_token=Range(1.4 * first, 2 * first, 2.8 * first),
         prompt_tokens=512,
         limit=limit,
         why="1.1 GiB of weights a token at 9.4 GB/s (2 threads)",
@@ -81,7 +83,7 @@ def test_a_forecast_in_words() -> None:
     """The contract's line: expected, range, what limits it, the wait for a long prompt."""
     assert speeds.summary(forecast(11)) == (
         "11 tok/s (7.7–15), limited by the disk · 512-token prompt: first token after "
-        "4.3 s (3.0–6.0 s)"
+        "4.3 s (3.0–6.0 s), 8.6 s from a cold start"
     )
     assert "3.0 s" in speeds.first_text(forecast(11, first=3.0))
     assert speeds.first_text(forecast(11, first=60.0)) == "1 min (42 s–1 min 24 s)"
@@ -102,6 +104,9 @@ def test_json() -> None:
     }  # fmt: skip
     assert document["prefill_tps"] == {"low": 70.0, "expected": 123.5, "high": 140.0}
     assert document["first_token_s"] == {
+        "low": 6.02, "expected": 8.6, "high": 12.04, "prompt_tokens": 512,
+    }  # fmt: skip
+    assert document["loaded_first_token_s"] == {
         "low": 3.01, "expected": 4.3, "high": 6.02, "prompt_tokens": 512,
     }  # fmt: skip
     assert set(speeds.document(None).values()) == {None}
@@ -143,18 +148,54 @@ def test_the_usual_one_unless_it_is_slow() -> None:
     slow = fitted("Q4_K_M", 4, RAM, 1.5)
     best, why = recommend([q2, slow])
     assert best is q2 and "Q4_K_M would be too slow" in why
-    crawling = fitted("Q2_K", 2, RAM, 1.0)
-    assert recommend([crawling, slow])[0] is slow  # all are
+    crawling = fitted("Q2_K", 2, RAM, 1.7)
+    best, why = recommend([crawling, slow])
+    assert best is crawling and "the fastest" in why  # where nothing is usable
 
 
-def test_a_little_disk_is_no_reason() -> None:
-    """What reads from the disk and is hardly slower is worth its better answers."""
-    q3 = fitted("Q3_K_M", 3, RAM, 10.0)
-    near, far = fitted("Q4_K_M", 4, on_disk(1), 9.0), fitted("Q4_K_M", 4, on_disk(1), 5.0)
+def test_quality_counts_among_what_is_usable() -> None:
+    """The disk is no reason against it, speed below the bar is; nothing beyond Q4_K_M is taken
+    for its size, and of what is at least as good the faster one.
+    """
+    q3, q8 = fitted("Q3_K_M", 3, RAM, 10.0), fitted("Q8_0", 8, RAM, 4.0)
+    near, far = fitted("Q4_K_M", 4, on_disk(1), 2.1), fitted("Q4_K_M", 4, on_disk(1), 1.9)
+    best, why = recommend([q3, near, q8])
+    assert best is q8 and "faster" in why
     best, why = recommend([q3, near])
     assert best is near and "1.0 GiB of it are read from the disk" in why
     best, why = recommend([q3, far])
-    assert best is q3 and "Q4_K_M would need the disk" in why
+    assert best is q3 and "Q4_K_M would be too slow" in why
+    assert recommend([q3, q8])[0] is q8
+
+
+files = st.lists(
+    st.tuples(
+        st.sampled_from(["Q2_K", "Q3_K_M", "Q4_K_M", "UD-Q4_K_XL", "Q6_K", "BF16"]),
+        st.floats(0.5, 60),  # GiB
+        st.floats(0.05, 50),  # tok/s
+        st.booleans(),  # fits
+        st.floats(1, 20),  # times as fast on the better machine
+    ),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda row: row[0],
+)
+
+
+@given(rows=files, least=st.none() | st.floats(0.5, 20))
+def test_a_better_machine_never_gets_a_worse_recommendation(
+    rows: list[tuple[str, float, float, bool, float]], least: float | None
+) -> None:
+    """Where every file is at least as fast, and fits if it did, what is recommended is not both
+    worse and slower; and something is recommended if something was.
+    """
+    before = [fitted(name, size, RAM if fits else NO, tps) for name, size, tps, fits, _ in rows]
+    after = [fitted(name, size, RAM, tps * faster) for name, size, tps, _, faster in rows]
+    was, now = recommend(before, least)[0], recommend(after, least)[0]
+    if was is None:
+        return
+    assert now is not None and was.tps is not None and now.tps is not None
+    assert now.model.size >= was.model.size or now.tps >= was.tps
 
 
 def test_min_tps_bounds_the_choice() -> None:
