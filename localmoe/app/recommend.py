@@ -22,8 +22,8 @@ def recommend(
 
     The best quality that is expected to reach ``min_tps`` tok/s (``USABLE`` where nobody said); when
     nothing reaches that and nobody insists, the fastest. Quality grows with the size of the file up
-    to Q4_K_M, the usual balance: of those at least as large, the faster one. Each file is faster on
-    a better machine, so there the answer is never worse in both quality and speed.
+    to Q4_K_M, the usual balance; what is larger counts as equally good. Each file is faster on a
+    better machine, so there the answer is never worse in both quality and speed.
     """
     running = [f for f in found if f.fits]
     if not running:
@@ -42,11 +42,11 @@ def recommend(
     return best, f"nothing of it reaches {speeds.number(bar)} tok/s here; this one is the fastest"
 
 
-def _worth(planned: PlannedModel, usual: PlannedModel | None) -> tuple[int, float, bool, int]:
+def _worth(planned: PlannedModel, usual: PlannedModel | None) -> tuple[int, bool, float, int]:
     """By what usable quantizations are compared; the greatest is the best."""
     size = planned.model.size
     enough = size if usual is None else min(size, usual.model.size)
-    return enough, planned.tps or 0.0, planned is usual, -size
+    return enough, planned is usual, planned.tps or 0.0, -size
 
 
 def _praise(
@@ -61,8 +61,6 @@ def _praise(
     reason = f"the best quality that is expected to reach {speeds.number(bar)} tok/s"
     if usual is None:
         return reason
-    if usual in usable:
-        return f"as good as {DEFAULT_QUANT}, the usual balance, and faster here"
     return f"{reason}; {DEFAULT_QUANT} {_why_not(usual, usable)}"
 
 

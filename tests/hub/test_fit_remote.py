@@ -198,7 +198,7 @@ def test_screens(hub: HubServer, shell: Shell, twenty: list[list[Path]]) -> None
     detail = shell("fit", f"{REPO}:UD-Q4_K_XL", "--ram", "24")
     assert "expert weights" in detail.stdout
     assert "24 min 45 s at 100 Mbit/s" in detail.stdout
-    small = shell("fit", REPO, "--ram", "2")
+    small = shell("fit", REPO, "--ram", "1")
     assert small.returncode == 3
     assert "does not fit" in small.stdout
     assert "nothing of it fits this machine" in small.stdout
