@@ -94,7 +94,7 @@ class ModelPlanner:
         except EngineCrashError:
             self._end_worker()
             raise
-        if self._imagined:  # else it is said when the model is loaded
+        if self._hypothetical:  # else it is said when the model is loaded
             for warning in (w for w in plan.warnings if w not in self._warned):
                 self._warned.add(warning)
                 self._listener.warn(warning)

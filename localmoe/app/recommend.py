@@ -20,7 +20,7 @@ def recommend(
 ) -> tuple[PlannedModel | None, str]:
     """Which of a model's quantizations, ``found``, to take, and why; None: none of them.
 
-    The best quality that is expected to reach ``min_tps`` tok/s (``USABLE`` where nobody said); when
+    The best quality that is expected to reach ``min_tps`` tok/s (``USABLE`` by default); when
     nothing reaches that and nobody insists, the fastest. Quality grows with the size of the file up
     to Q4_K_M, the usual balance; what is larger counts as equally good. Each file is faster on a
     better machine, so there the answer is never worse in both quality and speed.
