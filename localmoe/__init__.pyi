@@ -1,14 +1,30 @@
 from localmoe.api import LoadedModel as LoadedModel
+from localmoe.api import SamplingOptions as SamplingOptions
 from localmoe.api import Stream as Stream
 from localmoe.api import load as load
 from localmoe.api import result as result
 from localmoe.chat.attachments import Attachment as Attachment
+from localmoe.chat.attachments import read_attachment as read_attachment
 from localmoe.chat.conversation import AnswerDelta as AnswerDelta
+from localmoe.chat.conversation import ChatEvent as ChatEvent
 from localmoe.chat.conversation import Conversation as Conversation
 from localmoe.chat.conversation import ReasoningDelta as ReasoningDelta
 from localmoe.chat.conversation import TurnDone as TurnDone
 from localmoe.engine.events import PrefillProgress as PrefillProgress
+from localmoe.errors import ContextOverflowError as ContextOverflowError
+from localmoe.errors import DoesNotFitError as DoesNotFitError
+from localmoe.errors import EngineBusyError as EngineBusyError
+from localmoe.errors import EngineCrashError as EngineCrashError
+from localmoe.errors import EngineError as EngineError
+from localmoe.errors import EngineMemoryError as EngineMemoryError
 from localmoe.errors import LocalmoeError as LocalmoeError
+from localmoe.errors import ModelFileError as ModelFileError
+from localmoe.errors import NoAnswerError as NoAnswerError
+from localmoe.errors import StorageError as StorageError
+from localmoe.errors import TemplateError as TemplateError
+from localmoe.errors import TransferError as TransferError
+from localmoe.errors import UnknownModelError as UnknownModelError
+from localmoe.errors import UsageError as UsageError
 from localmoe.planning.plan import Wishes as Wishes
 
 __version__: str

@@ -11,6 +11,7 @@ LocalmoeError                 code            exit
 ├── NoAnswerError             no_answer       1     the model thought, and did not answer
 ├── EngineError               engine          1     the engine failed
 │   ├── EngineMemoryError     engine_memory   1     planned memory could not be allocated
+│   ├── EngineBusyError       busy            1     another request is under way
 │   ├── EngineCrashError      engine_crash    1     the worker process died
 │   └── InterruptedLoadError  interrupted     130   loading was cancelled by its caller
 ├── TraceFileError            bad_trace       1     not a routing trace, damaged, too large
@@ -84,6 +85,10 @@ class EngineError(LocalmoeError):
 
 class EngineMemoryError(EngineError):
     code = "engine_memory"
+
+
+class EngineBusyError(EngineError):
+    code = "busy"
 
 
 class EngineCrashError(EngineError):

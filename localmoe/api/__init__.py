@@ -26,6 +26,7 @@ Every name comes from ``localmoe.app``, which the command line uses too. Errors 
 from __future__ import annotations
 
 from localmoe.app.loading import load
-from localmoe.app.model import LoadedModel, SamplingOptions, Stream, result
+from localmoe.app.model import LoadedModel, SamplingOptions
+from localmoe.app.stream import Stream, result
 
 __all__ = ["LoadedModel", "SamplingOptions", "Stream", "load", "result"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from localmoe import config, ledger
+from localmoe.app import checks
 from localmoe.app.default_model import remember
 from localmoe.app.find import model_to_load
 from localmoe.app.forecasts import known, tuned_here
@@ -30,7 +32,7 @@ from localmoe.text import clean_line
 
 
 def load(
-    name: str | None = None,
+    name: str | os.PathLike[str] | None = None,
     *,
     context: int | None = None,
     wishes: Wishes | None = None,
@@ -43,11 +45,14 @@ def load(
     that has been pulled, an alias; None is the bundled nano. ``context`` is in tokens; ``wishes``
     has everything else that the planner can be told. ``progress`` is called with the fraction
     loaded, 0 to 1. ``remember``: write down what makes the next start faster.
-    Raises UnknownModelError, ModelFileError, DoesNotFitError, EngineError.
+    Raises UsageError, UnknownModelError, ModelFileError, DoesNotFitError, EngineError.
     """
-    wanted = wishes or Wishes()
+    wanted = Wishes() if wishes is None else checks.instance("wishes", wishes, Wishes)
     if context is not None:
+        if checks.instance("context", context, int) < 1:
+            raise UsageError(f"context is a number of tokens, not {context}")
         wanted = dataclasses.replace(wanted, context=context)
+    name = None if name is None else checks.text("name", os.fspath(name))
     request = LoadRequest(
         config.read().target(name) if name else catalog.BUNDLED,
         PlanRequest(wanted),

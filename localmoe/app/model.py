@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, TypedDict, Unpack
 
+from localmoe.app import checks
 from localmoe.app.requests import SampleRequest
+from localmoe.app.stream import Stream
 from localmoe.chat.attachments import Attachment
-from localmoe.chat.conversation import ChatEvent, Conversation, TextEngine, TurnDone
+from localmoe.chat.conversation import ChatEvent, Conversation, TextEngine
 from localmoe.chat.sampling import default_sampling
-from localmoe.chat.session import Message, Session, Turn
+from localmoe.chat.session import Session, Turn
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Renderer
 from localmoe.chat.thinking import ThinkLevel
@@ -58,44 +60,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
 
 
-class Stream:
-    """The events of one answer as they happen; the last one is ``TurnDone``.
-
-    ``close`` stops the answer; so does dropping the last reference to it.
-    """
-
-    def __init__(self, events: Iterator[ChatEvent]) -> None:
-        self._events = events
-
-    def __iter__(self) -> Iterator[ChatEvent]:
-        return self._events
-
-    def __next__(self) -> ChatEvent:
-        return next(self._events)
-
-    def result(self) -> TurnDone:
-        """The whole answer, once it has ended."""
-        return result(self._events)
-
-    def close(self) -> None:
-        """Stop the answer."""
-        close = getattr(self._events, "close", None)
-        if close is not None:
-            close()
-
-
-def result(events: Iterable[ChatEvent]) -> TurnDone:
-    """The end of a turn, waited for. Raises EngineError, and what the events raise."""
-    done = None
-    for event in events:
-        if isinstance(event, TurnDone):
-            done = event
-    if done is None:
-        raise EngineError("the engine ended a turn without saying why")
-    return done
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class LoadedModel:
     """A planned model and its engine; ``loaded`` is None until ``bring_in``."""
 
@@ -106,11 +71,16 @@ class LoadedModel:
     renderer: Renderer
     forecast: Forecast | None = None  # the speed to expect; None: unknown
     loaded: Loaded | None = field(default=None, init=False)
-    owned: ExitStack = field(default_factory=ExitStack, init=False, repr=False)  # for ``close``
+    owned: ExitStack = field(default_factory=ExitStack, init=False)  # for ``close``
+    closed: bool = field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "loaded" if self.loaded else "not loaded"
+        return f"<{type(self).__name__} {self.facts.name!r}, {state}>"
 
     def chat(
         self,
-        prompt: str | Sequence[Mapping[str, str]],
+        prompt: str | Sequence[Mapping[str, object]],
         *,
         system: str = "",
         files: Sequence[Attachment] = (),
@@ -130,7 +100,8 @@ class LoadedModel:
         settings = self.settings(
             schema=schema, think=think, max_tokens=max_tokens, stop=stop, **sampling
         )
-        return Stream(self.conversation_of(session, settings).ask(question, tuple(files)))
+        asked = self.conversation_of(session, settings).ask(question, checks.attachments(files))
+        return self._stream(asked)
 
     def generate(
         self,
@@ -145,7 +116,8 @@ class LoadedModel:
         settings = self.settings(
             schema=schema, plain=True, max_tokens=max_tokens, stop=stop, **sampling
         )
-        return Stream(self.conversation_of(Session(), settings).ask(prompt))
+        asked = self.conversation_of(Session(), settings).ask(checks.text("prompt", prompt))
+        return self._stream(asked)
 
     def begin(
         self,
@@ -161,7 +133,7 @@ class LoadedModel:
         settings = self.settings(
             schema=schema, think=think, max_tokens=max_tokens, stop=stop, **sampling
         )
-        return self.conversation_of(Session(system), settings)
+        return self.conversation_of(Session(checks.text("system", system)), settings)
 
     def settings(
         self,
@@ -175,21 +147,27 @@ class LoadedModel:
     ) -> Settings:
         """Settings of a conversation. Raises UsageError for a schema that cannot be enforced."""
         grammar = None if schema is None else schema_to_gbnf(schema)
-        request = SampleRequest(sampling, think, plain, max_tokens, tuple(stop), grammar)
+        request = SampleRequest(
+            sampling, think, plain, max_tokens, checks.texts("stop", stop), grammar
+        )
         return settings_for(self.facts.metadata, request)
 
     def conversation_of(self, session: Session, settings: Settings) -> Conversation:
         """A conversation that continues ``session``. Raises EngineError if nothing is loaded."""
-        if self.loaded is None:
-            raise EngineError("the model is not loaded")
+        self._check_loaded()
+        assert self.loaded is not None
         template = ChatTemplate.from_model(
             self.facts.chat_template, self.loaded.bos, self.loaded.eos, renderer=self.renderer
         )
         return Conversation(self.engine, template, session, settings)
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens in ``text``, without a beginning token."""
-        return self.engine.count_tokens(text)
+        """Number of tokens in ``text``, without a beginning token.
+
+        Raises UsageError; EngineError, with the code ``busy`` while an answer is being written.
+        """
+        self._check_loaded()
+        return self.engine.count_tokens(checks.text("text", text))
 
     def bring_in(self) -> Iterator[LoadProgress | Loaded]:
         """Load the weights, or load them again after a crash; the last event is ``Loaded``.
@@ -203,7 +181,17 @@ class LoadedModel:
 
     def close(self) -> None:
         """End the engine, which frees the model's memory."""
+        self.closed = True
         self.owned.close()
+
+    def _check_loaded(self) -> None:
+        if self.closed:
+            raise EngineError("the model is closed", hint="localmoe.load brings it back")
+        if self.loaded is None:
+            raise EngineError("the model is not loaded")
+
+    def _stream(self, events: Generator[ChatEvent, None, None]) -> Stream:
+        return Stream(events, self.engine.cancel)
 
     def __enter__(self) -> Self:
         return self
@@ -220,7 +208,7 @@ class LoadedModel:
 def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Settings:
     """Settings from a request; sampling values it leaves out come from the model's metadata. Pure.
 
-    Raises UsageError for an unknown level of thinking.
+    Raises UsageError for an unknown level of thinking, and values out of their range.
     """
     try:
         level = ThinkLevel(request.think)
@@ -228,8 +216,10 @@ def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Setti
         levels = ", ".join(ThinkLevel)
         raise UsageError(f"think is one of {levels}, not {request.think!r}") from None
     return Settings(
-        sampling=dataclasses.replace(default_sampling(metadata), **request.sampling),
-        max_tokens=request.max_tokens,
+        sampling=dataclasses.replace(
+            default_sampling(metadata), **checks.sampling_values(request.sampling)
+        ),
+        max_tokens=checks.checked("max_tokens", request.max_tokens),
         think=level,
         plain=request.plain,
         stop=request.stop,
@@ -237,11 +227,11 @@ def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Setti
     )
 
 
-def _session(prompt: str | Sequence[Mapping[str, str]], system: str) -> tuple[Session, str]:
+def _session(prompt: str | Sequence[Mapping[str, object]], system: str) -> tuple[Session, str]:
     """The earlier turns, and the question. Raises UsageError for messages out of order."""
     if isinstance(prompt, str):
-        return Session(system), prompt
-    messages = [Message(m["role"], m["content"], m.get("reasoning", "")) for m in prompt]
+        return Session(checks.text("system", system)), prompt
+    messages = checks.messages(prompt)
     if messages and messages[0].role == "system":
         system = "\n\n".join(filter(None, (system, messages.pop(0).content)))
     roles = [message.role for message in messages]

@@ -16,7 +16,7 @@ from localmoe.chat.stopping import StopTexts
 from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Sampling, Span, Token
-from localmoe.errors import EngineError, NoAnswerError
+from localmoe.errors import EngineError, NoAnswerError, UsageError
 
 SUMMARY_REQUEST = (
     "Summarise our conversation so far for your own later use, in at most {words} words. Keep "
@@ -166,11 +166,12 @@ class Conversation:
     def regenerate(self) -> Generator[ChatEvent, None, None]:
         """Ask the last question again; its answer is replaced once a new one has begun.
 
-        There must be a turn. Raises what ``ask`` does. Without a word of a new answer, after an
-        error or an interrupt, the old one is still there.
+        Raises UsageError where there is no turn, and what ``ask`` does. Without a word of a new
+        answer, after an error or an interrupt, the old one is still there.
         """
         last = self.session.undo()
-        assert last is not None
+        if last is None:
+            raise UsageError("nothing was asked yet")
         before = len(self.session.turns)
         try:
             yield from self.ask(last.question.content, last.question.files)

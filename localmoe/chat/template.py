@@ -21,11 +21,12 @@ from localmoe.chat.answer_format import AnswerFormat, Arguments, Probe, find_for
 from localmoe.chat.session import Message
 from localmoe.chat.thinking import ThinkControl, ThinkLevel
 from localmoe.engine.events import Span
-from localmoe.errors import TemplateError
+from localmoe.errors import ContextOverflowError, TemplateError
 from localmoe.text import clean, shortened
 
 RENDER_SECONDS = 1.5  # a refusal must be there within 2 s
 START_SECONDS = 30.0  # Python and Jinja start in 0.1 s, unless the machine is very busy
+MOST_CHARACTERS = 8 << 20  # of a conversation; a million tokens are about 4 million
 MESSAGE_LENGTH = 300  # characters of what a template says when it refuses
 NOTHING_SAID = "…"  # stands for an answer that was interrupted at once: many templates refuse ""
 
@@ -210,13 +211,19 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, object]] | None = None,
         think: ThinkLevel = ThinkLevel.AUTO,
     ) -> Rendered:
-        """The prompt for the next answer. Raises ``TemplateError``.
+        """The prompt for the next answer. Raises ``TemplateError``, ``ContextOverflowError``.
 
         Where a template refuses or ignores the system message, its text goes in front of the
         first user message, as llama.cpp does.
         """
         if self.source is None:
             return plain_completion(messages)
+        length = sum(len(message.content) for message in messages)
+        if length > MOST_CHARACTERS:
+            raise ContextOverflowError(
+                f"the conversation has {length:,} characters, more than any context holds",
+                hint="shorten it",
+            )
         refusal: RenderError | None = None
         for arguments in self.think_control.attempts(think):
             format_ = self.format_of(arguments)

@@ -20,7 +20,7 @@ from typing import IO, Any
 from localmoe.engine import protocol
 from localmoe.engine.preload import open_helper, worker_environment
 from localmoe.engine.protocol import Message
-from localmoe.errors import EngineCrashError, EngineError, ModelFileError
+from localmoe.errors import EngineBusyError, EngineCrashError, EngineError, ModelFileError
 
 REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
     "Remote RPC server crashed",
@@ -88,6 +88,7 @@ class WorkerProcess:
         self._running = 0
         self._heard = 0.0  # when the last event came
         self._writing = threading.Lock()
+        self._starting = threading.Lock()
         self._cancel_later = False
         self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._stderr: collections.deque[str] = collections.deque(maxlen=40)
@@ -127,10 +128,13 @@ class WorkerProcess:
                 f"this model was loaded by process {self._owner}, and can be used there only",
                 hint="load it again in this process",
             )
-        if self._running:
-            raise EngineError("the engine is busy with another request")
-        number = next(self._ids)
-        self._running, self._heard = number, time.monotonic()
+        with self._starting:
+            if self._running:
+                raise EngineBusyError(
+                    "the model is busy with another request", hint="wait for its end, or stop it"
+                )
+            number = next(self._ids)
+            self._running, self._heard = number, time.monotonic()
         try:
             self._write({"op": op, "id": number, **fields})
         except BaseException:

@@ -1,0 +1,114 @@
+"""What a program hands over, checked before it reaches the engine. Pure.
+
+The command line checks texts as they are typed; a program hands over values of any type. Both mean
+the same by a value and use the same words.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from localmoe.chat.attachments import Attachment
+from localmoe.chat.session import Message
+from localmoe.chat.settings import SETTINGS, Setting
+from localmoe.engine.events import Sampling
+from localmoe.errors import UsageError
+from localmoe.text import shortened
+
+_T = TypeVar("_T")
+_BY_FIELD = {setting.path: setting for setting in SETTINGS.values()}
+SHOWN = 60  # characters of a wrong value
+
+
+def sampling_values(given: Mapping[str, object]) -> dict[str, Any]:
+    """Values of ``Sampling`` by name. Raises UsageError for wrong values, TypeError for wrong names."""
+    for name in given:
+        if name not in Sampling.__dataclass_fields__:
+            near = difflib.get_close_matches(name, Sampling.__dataclass_fields__, n=1, cutoff=0.5)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"there is no option {name}{meant}")
+    return {name: checked(name, value) for name, value in given.items()}
+
+
+def checked(name: str, value: object) -> Any:
+    """The value of an option that is a number. Raises UsageError."""
+    setting = _BY_FIELD[name]
+    if value is None and setting.choices:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(name, setting, value)
+    try:
+        return setting.parse(str(value))
+    except (ValueError, OverflowError):
+        raise _wrong(name, setting, value) from None
+
+
+def _wrong(name: str, setting: Setting, value: object) -> UsageError:
+    return UsageError(f"{name} is {setting.wanted}, not {_shown(value)}")
+
+
+def text(name: str, value: object) -> str:
+    """Raises UsageError for what is no text."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} is a text, not {_shown(value)}")
+    return value
+
+
+def instance(name: str, value: object, kind: type[_T]) -> _T:
+    """Raises UsageError for what is no ``kind``."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"{name} is of type {kind.__name__}, not {_shown(value)}")
+    return value
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """Raises UsageError for what is no list of texts; a text alone is none either."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise UsageError(f"{name} is a list of texts, not {_shown(value)}", hint=f'{name}=["END"]')
+    return tuple(text(f"a text of {name}", item) for item in value)
+
+
+def attachments(value: object) -> tuple[Attachment, ...]:
+    """Raises UsageError for what is no list of attachments."""
+    if isinstance(value, Sequence) and all(isinstance(item, Attachment) for item in value):
+        return tuple(value)
+    raise UsageError(
+        f"files is a list of attachments, not {_shown(value)}",
+        hint='files=[localmoe.read_attachment("notes.txt")]',
+    )
+
+
+def messages(value: object) -> list[Message]:
+    """Messages from objects with ``role`` and ``content``. Raises UsageError.
+
+    Content in parts, as other programs write it, is the text of its parts.
+    """
+    if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) for m in value):
+        raise UsageError(f"prompt is a text, or a list of messages, not {_shown(value)}")
+    return [_message(number, message) for number, message in enumerate(value, 1)]
+
+
+def _message(number: int, message: Mapping[str, object]) -> Message:
+    for key in ("role", "content"):
+        if key not in message:
+            raise UsageError(
+                f"message {number} has no {key}", hint='{"role": "user", "content": "Hello"}'
+            )
+    role = text(f"role of message {number}", message["role"])
+    reasoning = text(f"reasoning of message {number}", message.get("reasoning") or "")
+    content = message["content"]
+    if isinstance(content, list | tuple):
+        content = "".join(_part(number, part) for part in content)
+    return Message(role, text(f"content of message {number}", content), reasoning)
+
+
+def _part(number: int, part: object) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        return text(f"a part of message {number}", part.get("text"))
+    raise UsageError(f"message {number} has a part that is no text: {_shown(part)}")
+
+
+def _shown(value: object) -> str:
+    return shortened(repr(value), SHOWN)
