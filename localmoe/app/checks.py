@@ -23,7 +23,7 @@ SHOWN = 60  # characters of a wrong value
 
 
 def sampling_values(given: Mapping[str, object]) -> dict[str, Any]:
-    """Values of ``Sampling`` by name. Raises UsageError for wrong values, TypeError for wrong names."""
+    """Values of ``Sampling`` by name. Raises UsageError; TypeError for a name that is unknown."""
     for name in given:
         if name not in Sampling.__dataclass_fields__:
             near = difflib.get_close_matches(name, Sampling.__dataclass_fields__, n=1, cutoff=0.5)
