@@ -20,7 +20,8 @@ from localmoe.app.model import LoadedModel
 from localmoe.app.outputs import TRACE, check_output
 from localmoe.app.plans import moved, plan_for, settle
 from localmoe.app.requests import LoadRequest, PlanRequest
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.renderer import Renderer
+from localmoe.chat.template import ChatTemplate
 from localmoe.engine.client import Engine
 from localmoe.engine.events import LoadProgress
 from localmoe.errors import DoesNotFitError, EngineMemoryError, UsageError

@@ -14,10 +14,11 @@ from localmoe.app.requests import SampleRequest
 from localmoe.app.stream import Stream
 from localmoe.chat.attachments import Attachment
 from localmoe.chat.conversation import ChatEvent, Conversation, TextEngine
+from localmoe.chat.renderer import Renderer
 from localmoe.chat.sampling import default_sampling
 from localmoe.chat.session import Session, Turn
 from localmoe.chat.settings import Settings
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.grammar import schema_to_gbnf

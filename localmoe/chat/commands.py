@@ -36,7 +36,7 @@ class Again:
 Result = str | Ask | Again
 Handler = Callable[[Chat, str], Result]
 Completion = Callable[[Chat, str], Iterable[str]]
-"""What the whole argument could become, given its beginning."""
+"""Proposals for a whole argument, given its beginning."""
 
 
 def _nothing(chat: Chat, argument: str) -> Iterable[str]:

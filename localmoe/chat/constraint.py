@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from localmoe.chat.answer_format import AnswerFormat
-from localmoe.chat.splitter import SplitSpecials
+from localmoe.chat.marks import SplitSpecials
 from localmoe.engine.events import Part
 from localmoe.engine.grammar import with_reasoning
 

@@ -71,7 +71,7 @@ class Shortage:
 def find_shortage(
     count: Callable[[int], int], skipped: int, turns: int, context: int, room: int
 ) -> Shortage | None:
-    """None when the next turn fits.
+    """How much too long the next turn is; None when it fits.
 
     ``count(skip)`` is the number of tokens of its prompt without the oldest ``skip`` turns, and
     falls as ``skip`` grows; ``skipped`` of the ``turns`` are left out already. Enough turns go to

@@ -1,4 +1,4 @@
-"""Room for the next turn: what does not fit is left out or summed up, by a choice that is stated.
+"""Make room for the next turn: old turns are left out or summed up, as the user or an option says.
 
 Pure as far as ``Host`` is; the arithmetic is in ``localmoe.chat.context``.
 """
@@ -18,7 +18,7 @@ LEAST_SUMMARY, MOST_SUMMARY = 64, 400  # tokens
 
 
 class Host(Protocol):
-    """Who decides, is told, and shows a summary while it is written."""
+    """The front end: decides what happens, and shows messages and the summary as it is written."""
 
     def choose(self, turns: int) -> Overflow:
         """What to do with that many of the oldest turns; ``Overflow.ASK`` counts as stop."""
@@ -34,7 +34,7 @@ class Host(Protocol):
 def make_room(
     conversation: Conversation, question: Message, context: int, host: Host
 ) -> Shortage | None:
-    """None when the question can be sent, after what had to go for it; else what is in its way.
+    """Leave out or sum up old turns until the question fits; None when it does, else the shortage.
 
     ``context`` is in tokens. Raises ``TemplateError``, ``EngineError``, and what ``host`` raises.
     """

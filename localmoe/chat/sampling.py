@@ -20,7 +20,7 @@ _LIMITS = {  # GGUF key → (field, lowest, highest); llama.cpp's names, src/lla
 
 
 def default_sampling(metadata: Mapping[str, Value]) -> Sampling:
-    """``general.sampling.*`` of a file over the plain values; what makes no sense is left out."""
+    """The defaults, replaced by ``general.sampling.*`` of the file where its values are valid."""
     found: dict[str, float | int] = {}
     for key, (field, low, high) in _LIMITS.items():
         value = metadata.get(key)

@@ -1,4 +1,4 @@
-"""What was said so far: a chat as the sum of its changes.
+"""The turns of a chat, kept as the list of changes that led to them.
 
 Every change is a plain record. A session is what they add up to, so a log of them
 (``localmoe.chat.store``) brings it back.
@@ -25,18 +25,18 @@ class Message:
     files: tuple[Attachment, ...] = ()  # of user messages
 
     def for_prompt(self) -> Message:
-        """With its files as a part of the text."""
+        """The message as it is sent: the text of its files is put before its own."""
         return Message(self.role, with_files(self.content, self.files), self.reasoning)
 
     @property
     def unsaid(self) -> bool:
-        """Stopped before its first word."""
+        """Whether the answer was stopped before its first word."""
         return self.interrupted and not self.content and not self.reasoning
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer, and what is worth keeping about how it came."""
+    """A question and its answer, with the model, the time and the tokens that it took."""
 
     question: Message
     answer: Message
@@ -82,7 +82,7 @@ Journal = Callable[[Change], None]
 
 
 class Session:
-    """Turns, and the system text before them. ``journal`` is told of each change."""
+    """The system text and the turns after it. ``journal`` is called with each change."""
 
     def __init__(self, system: str = "", changes: Iterable[Change] = ()) -> None:
         self.journal: Journal | None = None
@@ -105,7 +105,7 @@ class Session:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """All that were not taken back, also those that are not sent any more."""
+        """All turns but those that were taken back; the oldest may not be sent any more."""
         return tuple(self._turns)
 
     @property
@@ -178,7 +178,7 @@ class Session:
             self._change(model)
 
     def changes(self) -> tuple[Change, ...]:
-        """The fewest changes that add up to this session."""
+        """The shortest list of changes from which this session can be made again."""
         system = (SystemText(self._system),) if self._system else ()
         model = (self._model,) if self._model else ()
         shortened = (Shortened(self._skipped, self._summary),) if self._skipped else ()

@@ -63,7 +63,7 @@ def _load(chat: Chat, argument: str) -> str:
 
 
 def resumed(chat: Chat) -> str:
-    """Where a conversation that is gone on with had stopped."""
+    """Name, last question and last answer of a conversation that was opened, as a reminder."""
     turns = chat.session.turns
     if not turns:
         return f"{chat.name}: nothing was said yet"

@@ -1,4 +1,4 @@
-"""Values that can be changed in the middle of a chat, by name: ``/set temp 0``."""
+"""The settings of a chat, which can be changed by name while it runs: ``/set temp 0``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from localmoe.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a conversation asks its engine."""
+    """The settings with which a conversation asks its engine."""
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
@@ -29,7 +29,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One of them. ``path`` is the field it lives in, inside ``Sampling`` where that has it."""
+    """A setting that a user can change; ``path`` is its field in Settings or in Sampling."""
 
     path: str
     wanted: str  # what a value looks like, for people
@@ -118,7 +118,7 @@ def show(settings: Settings, name: str) -> str:
 
 
 def find(name: str) -> Setting:
-    """Raises ``UsageError`` with the nearest names."""
+    """The setting of that name. Raises ``UsageError`` with the nearest name."""
     if name in SETTINGS:
         return SETTINGS[name]
     near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)

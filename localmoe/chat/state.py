@@ -16,12 +16,12 @@ from localmoe.errors import StorageError, UsageError
 
 
 def _nobody(text: str) -> None:
-    """Nobody is told."""
+    """Does nothing: there is nobody to tell."""
 
 
 @dataclass(slots=True)
 class Chat:
-    """What commands act on. ``ready`` waits for the model, and raises what its loading raises.
+    """The chat that commands change. ``ready`` waits for the model, and raises what loading raises.
 
     ``store`` is ``None`` where no trace may be left. ``tell`` and ``warn`` show a line.
     """
@@ -50,7 +50,7 @@ class Chat:
         self.changed[name] = value
 
     def model_settings(self, settings: Settings) -> None:
-        """The settings of another model; what was typed in stays."""
+        """Take the settings of another model, but keep the values that the user has typed."""
         for name, value in self.changed.items():
             settings = settings_module.change(settings, name, value)
         self.settings = settings
@@ -62,11 +62,11 @@ class Chat:
 
     @property
     def name(self) -> str:
-        """Of the session; "" when nothing is written."""
+        """Name of the session; "" when it is not written to a file."""
         return self.log.name if self.log else ""
 
     def open_log(self, log: Log) -> None:
-        """Go on in this session, and write there from now on."""
+        """Continue the session of this log, and write its changes there from now on."""
         if self.log is not None:
             self.leaving(self.log.name)
             self.log.close()
@@ -80,7 +80,7 @@ class Chat:
         self.entered(log.name)
 
     def begin(self) -> None:
-        """A session with a name of its own choice, or one that is written nowhere."""
+        """Begin a session: with an automatic name, or without a file where no trace may be left."""
         if self.store is not None:
             self.open_log(self.store.begin())
         else:

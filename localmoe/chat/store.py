@@ -62,7 +62,7 @@ class Store:
         self.folder = folder or storage.data_dir() / "sessions"
 
     def names(self) -> list[str]:
-        """Newest first."""
+        """Names of all conversations, the newest first."""
         dated = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):
@@ -86,14 +86,14 @@ class Store:
         return found
 
     def latest(self) -> str:
-        """The name of the newest. Raises ``UsageError`` when there is none."""
+        """Name of the newest conversation. Raises ``UsageError`` when there is none."""
         names = self.names()
         if not names:
             raise UsageError("there is no earlier conversation", hint="localmoe chat begins one")
         return names[0]
 
     def path(self, name: str) -> Path:
-        """Where a conversation is. Raises ``UsageError`` for a name that cannot be one."""
+        """The file of a conversation. Raises ``UsageError`` for a name that cannot be one."""
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f'"{clean_line(name)}" cannot be the name of a conversation',
@@ -109,7 +109,7 @@ class Store:
         return False
 
     def open(self, name: str) -> Log:
-        """A conversation to go on with, or a new one of that name; it is ours until it is closed.
+        """Open a conversation, or begin one of that name; no other process can until it is closed.
 
         Raises ``UsageError`` when another process has it open, ``StorageError``.
         """
@@ -129,7 +129,7 @@ class Store:
         raise AssertionError("unreachable")
 
     def delete(self, name: str) -> None:
-        """And what was kept of its context. Raises ``UsageError``: not there, or in use."""
+        """Delete a conversation and its context. Raises ``UsageError``: not there, or in use."""
         if not self.exists(name):
             raise self.unknown(name)
         path = self.path(name)
@@ -154,7 +154,7 @@ class Store:
 
 
 class Log:
-    """One open conversation: what it holds, and the file that takes what comes.
+    """One open conversation: its session, and the file to which its changes are appended.
 
     The name is claimed at once, by an empty file, so that no other process begins a conversation of
     the same name. A chat in which nothing was said takes that with it when it is closed.

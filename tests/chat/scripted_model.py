@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localmoe.app.model import LoadedModel
-from localmoe.chat.template import Renderer
+from localmoe.chat.renderer import Renderer
 from localmoe.cli.arguments import Options
 from localmoe.cli.chat.loop import ChatLoop
 from localmoe.cli.output import Output

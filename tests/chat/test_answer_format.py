@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from localmoe.chat.answer_format import KNOWN, AnswerFormat, Marks
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.renderer import Renderer
+from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
 from tests.chat import templates
 

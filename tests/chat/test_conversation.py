@@ -13,10 +13,11 @@ from localmoe.chat.conversation import (
     ReasoningDelta,
     TurnDone,
 )
+from localmoe.chat.renderer import Renderer
 from localmoe.chat.sampling import default_sampling
 from localmoe.chat.session import Message, Session, Shortened, Turn
 from localmoe.chat.settings import Settings
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import PrefillProgress, Sampling
 from localmoe.errors import ContextOverflowError, EngineCrashError, EngineError, TemplateError

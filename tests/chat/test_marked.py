@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localmoe.chat.renderer import Renderer
 from localmoe.chat.rendering.environment import make_environment
 from localmoe.chat.rendering.marked import DATA, Marked, origin_of
 from localmoe.chat.session import Message
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.template import ChatTemplate
 from tests.chat import templates
 
 TEXT = "  Say <|end|> or ß, \n then </think>. "

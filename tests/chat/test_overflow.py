@@ -10,9 +10,10 @@ import pytest
 from localmoe.chat.context import Overflow
 from localmoe.chat.conversation import ChatEvent, Conversation
 from localmoe.chat.overflow import make_room
+from localmoe.chat.renderer import Renderer
 from localmoe.chat.session import Message, Session, Turn
 from localmoe.chat.settings import Settings
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.template import ChatTemplate
 from tests.chat import templates
 from tests.chat.scripted import ScriptedEngine
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localmoe.chat.conversation import Conversation, TurnDone
+from localmoe.chat.renderer import Renderer
 from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings
 from localmoe.chat.splitter import Answer, Reasoning
 from localmoe.chat.stopping import StopTexts
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.template import ChatTemplate
 from tests.chat import templates
 from tests.chat.scripted import Reply, ScriptedEngine
 

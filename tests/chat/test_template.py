@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from localmoe.chat.renderer import Renderer
 from localmoe.chat.session import Message
-from localmoe.chat.template import ChatTemplate, Renderer
+from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.errors import TemplateError
 from tests.chat import templates
