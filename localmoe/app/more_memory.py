@@ -8,8 +8,11 @@ from localmoe.app.listener import Listener
 from localmoe.app.machine import find_machine
 from localmoe.app.machine_file import read_rates
 from localmoe.app.requests import PlanRequest
+from localmoe.errors import LocalmoeError
 from localmoe.facts import catalog
 from localmoe.facts.bandwidth import value_at
+from localmoe.facts.model import Model, read_model
+from localmoe.planning.speed import experts_read_speed, in_memory_speed
 from localmoe.routing.outlook import Speeds, estimated_speeds, expert_total, outlook
 from localmoe.routing.records import Trace
 from localmoe.text import format_bytes
@@ -37,11 +40,26 @@ def speeds_for(
     if known is None or not known.disk:
         listener.note("the speed of this machine or of its disk is not known: no speeds")
         return None
+    threads = request.wishes.threads or int(known.ram[-1][0])
+    model = _model_of(trace, name)
+    if model is not None:  # by the formula of ``fit``
+        tps, disk = in_memory_speed(model, known, threads)
+        return Speeds(disk, tps, measured=False)
+    listener.note("the trace's model is not here (-m names it): its speed is an upper bound")
     sizes = [layer.expert_bytes for layer in trace.header.layers]
-    read_size = sum(sizes) / len(sizes) / MATRICES  # bytes
-    disk = value_at(known.disk[0].reads, read_size)
-    threads = request.wishes.threads or known.ram[-1][0]
+    disk = experts_read_speed(known, sum(sizes) / len(sizes) / MATRICES)
     return estimated_speeds(trace, value_at(known.types[ASSUMED_TYPE].vector, threads), disk)
+
+
+def _model_of(trace: Trace, name: str | None) -> Model | None:
+    """The model that was recorded: ``name``, or what the trace calls it, if that is here."""
+    name = name or trace.header.model
+    try:
+        model = read_model(catalog.resolve(name))
+    except LocalmoeError:
+        return None
+    layers = [(e.index, e.expert_count) for e in model.layers if e.expert_count and e.loaded]
+    return model if layers == [(e.index, e.experts) for e in trace.header.layers] else None
 
 
 def advice(trace: Trace, speeds: Speeds | None, request: PlanRequest) -> str:

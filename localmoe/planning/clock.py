@@ -40,7 +40,7 @@ BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # in a prompt, which rea
 HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
 FIRST_HIDDEN = {"private": 0.5, "page": 0.0, "off": 0.0}  # while the memory for experts fills
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
-TILED = 64  # tokens; for larger batches ggml attends with its tiled kernel
+TILED = 64  # tokens; from here on ggml attends with its tiled kernel
 
 Spread = tuple[float, float]  # the expected seconds are multiplied by it, at best and at worst
 COMPUTE: Spread = (0.85, 1.22)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from localmoe.facts.bandwidth import Rates
+from localmoe.facts.bandwidth import Rates, value_at
 from localmoe.facts.model import Model
-from localmoe.planning.clock import Clock, Seconds
+from localmoe.planning.clock import MISS, Clock, Seconds
 from localmoe.planning.experience import Correction
-from localmoe.planning.plan import Plan
+from localmoe.planning.memory import EngineSettings, MemoryReport
+from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict
 from localmoe.routing.profile import Profile
 
 PROMPT = 512  # tokens of the prompt that a first token is forecast for
@@ -105,6 +106,36 @@ def tuned(
         choice = dataclasses.replace(plan, settings=settings)
         choices.append((Clock(model, choice, rates, profile).prefill(PROMPT).expected, choice))
     return min(choices, key=lambda choice: choice[0])[1]
+
+
+def in_memory_speed(model: Model, rates: Rates, threads: int) -> tuple[float, float]:
+    """The two figures that a forecast of decoding is made of, on the processor alone: tokens/s with
+    every expert in memory, and bytes/s at which experts come from the disk that are not.
+
+    ``1 / (1 / first + missed bytes / second)`` is what ``forecast`` expects of a private cache.
+    """
+    settings = EngineSettings(context=PROMPT, threads=threads, threads_batch=threads)
+    plan = Plan(
+        verdict=Verdict.RAM,
+        settings=settings,
+        memory=MemoryReport((), exact=False),
+        tiers=Tiers(0, 0, 0),
+        layers=(),
+        max_context=PROMPT,
+        cache=CachePlan("resident", 0, ""),
+        ram_budget=0,
+        ram_reserve=0,
+        vram_budget=0,
+        reason="",
+        advice=(),
+    )
+    clock = Clock(model, plan, rates, None)
+    return 1 / clock.computing(PROMPT).expected, 1 / clock.reading(1.0).expected
+
+
+def experts_read_speed(rates: Rates, size: float) -> float:
+    """``in_memory_speed``'s second figure for reads of ``size`` bytes, where no model is known."""
+    return value_at(rates.disk[0].reads, size) / MISS["private"]
 
 
 def _corrected(seconds: Seconds, correction: Correction | None) -> Seconds:

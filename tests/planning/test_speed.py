@@ -18,9 +18,9 @@ from localmoe.planning.experience import Correction, correction
 from localmoe.planning.llama_args import llama_args
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
-from localmoe.planning.speed import Forecast, Range, forecast, tuned
+from localmoe.planning.speed import Forecast, Range, forecast, in_memory_speed, tuned
 from localmoe.planning.work import work_of
-from localmoe.routing.profile import Profile
+from localmoe.routing.profile import Profile, expected_hit_rate
 from tests.archs import ARCHITECTURES
 from tests.planning.invented import GIB, MIB, engine, machine, moe_model
 from tests.planning.rates import RATES, VECTOR
@@ -190,6 +190,18 @@ def test_the_sentence_adds_up() -> None:
         ):
             nbytes = float(size.replace(",", "")) * (GIB if unit == "GiB" else MIB)
             assert nbytes / float(speed) / 1e6 == pytest.approx(float(ms), rel=0.06, abs=0.6)
+
+
+def test_what_a_simulation_multiplies_is_what_a_forecast_adds() -> None:
+    """With the hit rate of the forecast, both figures of ``in_memory_speed`` give its tok/s."""
+    rate, read = in_memory_speed(MODEL, RATES, 8)
+    assert rate == pytest.approx(forecast(MODEL, resident(), RATES).decode.expected)
+    for ram in (4, 5, 6.5, 8):
+        plan = planned(MODEL, machine(ram))
+        told = forecast(MODEL, plan, RATES)
+        hits = expected_hit_rate(None, plan.cache.budget / MODEL.expert_bytes, used_share=8 / 128)
+        missed = (1 - hits) * 24 * 8 * 3 * MIB
+        assert 1 / (1 / rate + missed / read) == pytest.approx(told.decode.expected)
 
 
 def test_a_bus_too_slow_for_experts_is_not_used() -> None:
