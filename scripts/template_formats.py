@@ -16,11 +16,11 @@ from localmoe.chat.template import ChatTemplate
 HEAD = """\
 # Formats found out from chat templates
 
-The chat templates in the source package of the engine (`vendor/llama.cpp/models/templates`), and what
-`localmoe/chat/answer_format.py` finds out from each without knowing its name: the marks of thinking,
-what a model writes before its answer, and what ends it. "from the list": the template shows nothing,
-so the marks in use (`KNOWN`) are looked for. "open": the prompt itself ends inside the thinking.
-Thinking is left as the template does it by itself (`--think auto`).
+The chat templates in the source package of the engine (`vendor/llama.cpp/models/templates`), and
+what `localmoe/chat/answer_format.py` finds out from each without knowing its name: the marks of
+thinking, what a model writes before its answer, and what ends it. "From the list": the template
+shows nothing, so the marks in use (`KNOWN`) are looked for. "Open": the prompt itself ends inside
+the thinking. Thinking is left as the template does it by itself (`--think auto`).
 Made by `python -m scripts.template_formats`.
 
 | template | thinking | prompt | before the answer | after it |

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -109,3 +111,33 @@ def test_events_carry_tokens(tmp_path: Path) -> None:
         assert (first.token, first.text, first.logprob) == (token.token, token.text, token.logprob)
         assert second.logprob < first.logprob <= 0
     assert plain[0].logprob is None
+
+
+def test_a_pipe_gets_the_answer_as_it_is(tmp_path: Path) -> None:
+    """Soft hyphens, marks of direction, form feeds, CR and emoji tags are on stdout, to the byte;
+    so is JSON that a schema asked for. An answer that never came: exit code 1 and a word.
+    """
+    script = [
+        "a\u00adb",
+        "[\u200f]",
+        "[\u200b]\x0c",
+        "\r\n",
+        "\U000e0067",
+        "\x1b[31mred",
+        "\ufeff.",
+    ]
+    path = parrot.write(tmp_path / "m.gguf", script)
+    assert run(path).stdout == "".join([*script, "\n"]).encode()
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": ["a\u00ad\u200fb"]}))
+    path = parrot.write(tmp_path / "n.gguf", ['"a', "\u00ad", "\u200f", 'b"'])
+    assert json.loads(run(path, "--schema", str(schema)).stdout) == "a\u00ad\u200fb"
+    path = parrot.write(tmp_path / "o.gguf", ["Let me", " see"], template=OPENED, specials=THINK)
+    silent = run(path)
+    assert (silent.returncode, silent.stdout) == (1, b"")
+    assert b"no answer came" in silent.stderr
+
+
+def run(path: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "localmoe", "run", "-q", "--no-history", "--temp", "0"]
+    return subprocess.run([*command, *options, "-m", str(path), "hi"], capture_output=True)
