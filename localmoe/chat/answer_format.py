@@ -8,6 +8,7 @@ rendering.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ THOUGHTS = {  # key of a message → the thinking under it
 PART = "30518244"  # thinking as a part of the content
 MOST_MARK = 80  # characters; a longer text that a prompt ends with is no mark
 MOST_LITERALS = 200
+BATCH = 20  # probes at once: each time has the time limit of one prompt
 
 _T = TypeVar("_T")
 _TAG = re.compile(r"<[^<>\s]{1,80}>|\[[^\[\]\s]{1,80}\]")
@@ -274,10 +276,11 @@ def _cut_at(render: Render, arguments: Arguments, literals: Iterable[str]) -> st
     """The mark up to which a template drops the text of earlier answers, or ""."""
     tried = sorted((text for text in literals if len(text) <= MOST_MARK), key=len)[:MOST_LITERALS]
     ask = {"role": "user", "content": QUESTION}
-    answers = [{"role": "assistant", "content": f"{PART}{mark}{ANSWER}"} for mark in tried]
-    for follow in ([], [ask]):
+    for follow, first in itertools.product(([], [ask]), range(0, len(tried), BATCH)):
+        marks = tried[first : first + BATCH]
+        answers = [{"role": "assistant", "content": f"{PART}{mark}{ANSWER}"} for mark in marks]
         probes = [([ask, answer, *follow], arguments, False) for answer in answers]
-        for mark, text in zip(tried, render(probes), strict=True):
+        for mark, text in zip(marks, render(probes), strict=True):
             if text is not None and ANSWER in text and PART not in text:
                 return mark
     return ""
