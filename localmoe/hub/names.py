@@ -29,6 +29,7 @@ from localmoe.facts.parts import PartName, whole_of_piece
 from localmoe.text import FORBIDDEN, clean_line
 
 UNSAFE = "a file with an unsafe name"
+SIDE_FILE = "a side file"  # of a kind that its name alone does not tell
 SHOWN = 12  # choices that a message names
 
 
@@ -178,7 +179,7 @@ def _kind(model: ModelFiles, plain: Sequence[ModelFiles], kinds: Mapping[str, st
         larger = bool(plain) or named_as_projector(path)
     if not larger:
         return ""
-    return PROJECTOR if named_as_projector(path) else "a side file"
+    return PROJECTOR if named_as_projector(path) else SIDE_FILE
 
 
 def _labelled(models: Sequence[ModelFiles]) -> tuple[ModelFiles, ...]:
@@ -282,7 +283,8 @@ def _no_model(path: str, what: str, models: Sequence[ModelFiles], repo: str) -> 
             f"cat {name}?* > {name} && localmoe run ./{name}",
         )
     has = f"it has {_labels(models, path)}" if models else f"localmoe fit {repo} lists its models"
-    return UnknownModelError(f"{shown} is {what}, not a model", hint=has)
+    kind = "" if what == SIDE_FILE else f": {what}"
+    return UnknownModelError(f"{shown} is {SIDE_FILE}, not a model{kind}", hint=has)
 
 
 def _labels(models: Sequence[ModelFiles], wanted: str) -> str:

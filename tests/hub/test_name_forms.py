@@ -56,7 +56,7 @@ def test_fit_offers_what_can_be_had(hub: HubServer, served: Path, localmoe: HubC
     assert sha256(Path(pulled.stdout.strip())) == sha256(served)
     refused = localmoe("pull", f"{REPO}:Q8_0", "--yes")
     assert refused.returncode == 2
-    assert "eagle3-Q8_0.gguf is a draft" in refused.stderr
+    assert "eagle3-Q8_0.gguf is a side file, not a model: a draft" in refused.stderr
     assert localmoe("pull", f"{REPO}:a:b.gguf", "--yes").returncode == 5
 
 

@@ -263,7 +263,9 @@ def test_look_alikes_are_kept_apart() -> None:
 @pytest.mark.parametrize("asked", ["mmproj-M-F16.gguf", "F16"])
 def test_a_side_file_by_name(asked: str) -> None:
     """Asked for by name or quantization, a projector is said to be one, and what there is."""
-    with pytest.raises(UnknownModelError, match=r"mmproj-M-F16\.gguf is an image proj") as caught:
+    with pytest.raises(
+        UnknownModelError, match=r"mmproj-M-F16\.gguf is a side .*projector"
+    ) as caught:
         chosen(f"a/b:{asked}")
     assert "it has Q4_K_M, " in (caught.value.hint or "")
 
