@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterable
 
+MAX_CONTEXT = 10 * 1024 * 1024  # tokens; planning/placement.py asks about no more
 _UNFINISHED_LIMIT = 4096  # characters; what is longer is no control sequence, and its text is kept
 
 # Characters that a terminal acts on, or that make text look like other text:
@@ -132,6 +134,29 @@ def clean_line(text: str) -> str:
 def shortened(text: str, length: int) -> str:
     """``text``, cut to ``length`` characters; "…" is the last one of a text that was cut."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def token_count(text: str) -> int:
+    """``8192`` and ``8k`` as a number of tokens. Raises ValueError, also beyond MAX_CONTEXT."""
+    kilo = text[-1:] in ("k", "K")
+    value = int(text[:-1]) * 1024 if kilo else int(text)
+    if not 1 <= value <= MAX_CONTEXT:
+        raise ValueError(f"{value} tokens")
+    return value
+
+
+def did_you_mean(names: Iterable[str], lead: str = "") -> str:
+    """``" Did you mean a or b?"``, to follow a sentence; "" without names.
+
+    A name that occurs twice is given once. ``lead`` is put before each: "/" of a chat's commands.
+    """
+    near = dict.fromkeys(f"{lead}{clean_line(name)}" for name in names)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """``1 model``, ``2 models``, ``12,000 models``; ``many``: the plural that is not in -s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def format_bytes(count: int | float) -> str:

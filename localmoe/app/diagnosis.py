@@ -19,7 +19,7 @@ from localmoe.errors import LocalmoeError
 from localmoe.facts import catalog, hardware
 from localmoe.facts.bandwidth import Rates
 from localmoe.facts.hardware import Machine
-from localmoe.text import format_bytes
+from localmoe.text import counted, format_bytes
 
 LITTLE_DISK = 20 << 30  # bytes; a 30B-A3B in Q4_K_M takes about 18 GB
 REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall --no-deps ."
@@ -68,7 +68,10 @@ def diagnose(request: PlanRequest, listener: Listener) -> Diagnosis:
 
 def machine_findings(machine: Machine) -> Iterator[Finding]:
     """Processor, memory and disk. Pure."""
-    cores = f"{machine.cores_physical} cores, {machine.cores_logical} threads usable"
+    cores = (
+        f"{counted(machine.cores_physical, 'core')}, "
+        f"{counted(machine.cores_logical, 'thread')} usable"
+    )
     yield Finding("processor", f"{machine.cpu} ({cores}), {machine.os}")
     ram = f"{format_bytes(machine.ram_available)} free of {format_bytes(machine.ram_total)}"
     if machine.ram_limited_by:
@@ -98,7 +101,7 @@ def speed_findings(rates: Rates | None) -> Iterator[Finding]:
     if rates is None:
         return
     threads, speed = rates.ram[-1]
-    text = f"memory {speed / 1e9:.1f} GB/s with {threads:.0f} threads"
+    text = f"memory {speed / 1e9:.1f} GB/s with {counted(round(threads), 'thread')}"
     if (rate := rates.types.get("Q4_K")) is not None:
         text += f", Q4_K weights multiplied at {rate.vector[-1][1] / 1e9:.1f} GB/s"
     if rates.disk:

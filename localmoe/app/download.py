@@ -40,6 +40,15 @@ class Wanted:
         return self.cache.missing(self.listing.commit, self.model.files)
 
     @property
+    def name(self) -> str:
+        """What to type for exactly this model; an alias of the catalog where there is one."""
+        reference = self.reference
+        if reference.revision is not None:
+            return f"{reference.repo}@{reference.revision}:{self.model.label}"
+        base = reference.entry.alias if reference.entry else reference.repo
+        return f"{base}:{self.model.label}"
+
+    @property
     def title(self) -> str:
         """``gpt-oss-120b-mxfp4 · 3 parts · 59.0 GiB``."""
         count = len(self.model.files)

@@ -29,7 +29,7 @@ from localmoe.facts import catalog
 from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Plan, Wishes
-from localmoe.text import clean_line
+from localmoe.text import clean_line, counted
 
 
 def load(
@@ -165,7 +165,7 @@ def _check_recorded_layers(plan: Plan, listener: Listener) -> None:
         )
     if elsewhere:
         listener.warn(
-            f"the experts of {len(elsewhere)} layers are on other devices: their routing is not "
+            f"the experts of {counted(len(elsewhere), 'layer')} are on other devices: their routing is not "
             "recorded (--experts-on ram keeps them here)"
         )
 

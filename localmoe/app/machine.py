@@ -12,6 +12,7 @@ from localmoe.errors import UsageError
 from localmoe.facts import hardware
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.planning.plan import Plan, Wishes
+from localmoe.text import format_bytes
 
 
 def find_machine(request: PlanRequest, *, hypothetical: bool) -> Machine:
@@ -46,12 +47,12 @@ def apply_limits(machine: Machine, wishes: Wishes, *, hypothetical: bool) -> Mac
     if not hypothetical:
         raise UsageError(
             "--vram: this engine build has no GPU to use",
-            hint="`localmoe doctor` says why; `localmoe plan MODEL --vram 8` supposes one",
+            hint="`localmoe doctor` says why; `localmoe plan MODEL --vram 8` plans with one",
         )
     # --vram on a machine without a usable GPU asks what one of that size would change.
     seen = machine.gpus[0] if machine.gpus else None
     supposed = Gpu(
-        name=seen.name if seen else "supposed GPU",
+        name=seen.name if seen else f"GPU with {format_bytes(wishes.vram)}",
         total=wishes.vram,
         free=wishes.vram,
         in_engine=False,

@@ -13,7 +13,8 @@ from localmoe.errors import UsageError
 from localmoe.facts import bandwidth
 from localmoe.facts.bandwidth import Rates
 from localmoe.facts.hardware import Gpu, Machine
-from localmoe.text import shortened
+from localmoe.schema import SCHEMA_VERSION
+from localmoe.text import clean_line, shortened
 
 FILE_LIMIT = 1 << 20  # bytes; a real one has about 2 KB
 MOST = 1 << 60  # the largest number that is accepted, of bytes or of anything else
@@ -58,6 +59,8 @@ def machine_of(document: object, source: str) -> Machine:
 
     A field that is missing gets a neutral value. Raises UsageError, its message naming ``source``.
     """
+    if isinstance(document, Mapping):
+        _require_known_schema(document, source)
     body = document.get("machine", document) if isinstance(document, Mapping) else None
     if not isinstance(body, Mapping) or "ram_total" not in body:
         raise UsageError(
@@ -80,6 +83,23 @@ def machine_of(document: object, source: str) -> Machine:
         gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]"), i) for i, gpu in enumerate(gpus)),
         disk_free=read.whole("disk_free", 0),
         disk_read_bandwidth=read.number_or_none("disk_read_bandwidth"),
+    )
+
+
+def _require_known_schema(document: Mapping[str, object], source: str) -> None:
+    """Raises UsageError for a document of another schema: its fields may mean something else.
+
+    One without a version was written by hand, and counts as ours.
+    """
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if type(version) is int and version == SCHEMA_VERSION:
+        return
+    hint = "write it anew with `localmoe doctor --json > machine.json` of this version"
+    if type(version) is int and version > SCHEMA_VERSION:
+        hint = "a newer localmoe wrote it: update this one"
+    shown = shortened(clean_line(repr(version)), 40)
+    raise UsageError(
+        f"{source}: schema_version is {shown}, and this localmoe reads {SCHEMA_VERSION}", hint=hint
     )
 
 

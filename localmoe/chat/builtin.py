@@ -14,8 +14,10 @@ from localmoe.chat.session import Message
 from localmoe.chat.settings import LEVELS, SETTINGS
 from localmoe.chat.state import Chat
 from localmoe.errors import UsageError
-from localmoe.text import clean_line, format_duration, replaced_note
+from localmoe.text import clean_line, counted, format_duration, replaced_note, token_count
 
+CONTEXT = "ctx"  # /set ctx loads the model again; the other settings hold from the next turn on
+CONTEXT_WANTED = "a number of tokens, 16k for 16,384: loads the model again"
 SHOW_FOLD = ("show", "fold")
 
 
@@ -64,13 +66,13 @@ def _undo(chat: Chat, argument: str) -> str:
     assert last is not None
     first = clean_line(last.question.content)
     shown = first if len(first) <= 40 else first[:39] + "…"
-    turns = "1 turn" if len(taken) == 1 else f"{len(taken)} turns"
+    turns = turns_text(len(taken))
     return f"taken back: {turns}, from “{shown}” on; {turns_text(left - len(taken))} left"
 
 
 def turns_text(count: int) -> str:
     """``1 turn``, ``2 turns``."""
-    return "1 turn" if count == 1 else f"{count} turns"
+    return counted(count, "turn")
 
 
 def _read(chat: Chat, argument: str) -> str:
@@ -90,7 +92,7 @@ def attached(files: Sequence[Attachment], count: Callable[[str], int], context: 
     """What goes with the next message, and how much of the context that takes."""
     sizes = [count(with_files("", [file])) for file in files]
     lines = [
-        f"{file.name} · {tokens:,} tokens of the context's {context:,}"
+        f"{file.name} · {counted(tokens, 'token')} of the context's {context:,}"
         for file, tokens in zip(files, sizes, strict=True)
     ]
     lines += [replaced_note(file.name, file.replaced) for file in files if file.replaced]
@@ -129,13 +131,30 @@ def _set(chat: Chat, argument: str) -> str:
             (f"{name:<{width}}  {settings_module.show(chat.settings, name):<8}", setting.wanted)
             for name, setting in SETTINGS.items()
         ]
+        if chat.resize is not None:
+            rows.insert(0, (f"{CONTEXT:<{width}}  {chat.context:<8}", CONTEXT_WANTED))
         return two_columns(rows, chat.columns())
     name, _, value = argument.replace("=", " ", 1).partition(" ")
+    if name == CONTEXT and chat.resize is not None:
+        return _resized(chat, value.strip(), chat.resize)
     if not value.strip():
         setting = settings_module.find(name)
         return f"{name} {settings_module.show(chat.settings, name)} ({setting.wanted})"
     chat.set(name, value.strip())
     return _now(chat, name)
+
+
+def _resized(chat: Chat, value: str, resize: Callable[[int], str]) -> str:
+    if not value:
+        return f"{CONTEXT} {chat.context} ({CONTEXT_WANTED})"
+    try:
+        tokens = token_count(value)
+    except ValueError:
+        raise UsageError(f'{CONTEXT} is {CONTEXT_WANTED}, not "{value}"') from None
+    if tokens == chat.context:
+        return f"{CONTEXT} {tokens} already"
+    how = resize(tokens)
+    return f"{CONTEXT} {chat.context}" + (f"; {how}" if how else "")
 
 
 def _now(chat: Chat, name: str) -> str:
@@ -147,7 +166,7 @@ def _now(chat: Chat, name: str) -> str:
 def _complete_set(chat: Chat, argument: str) -> Iterable[str]:
     name, space, _ = argument.partition(" ")
     if not space:
-        return SETTINGS
+        return (CONTEXT, *SETTINGS) if chat.resize is not None else SETTINGS
     return [f"{name} {value}" for value in SETTINGS[name].choices] if name in SETTINGS else ()
 
 
@@ -202,9 +221,11 @@ def _stats(chat: Chat, argument: str) -> str:
         )
         return "\n".join(lines)
     usage, timings = done.usage, done.timings
-    lines.append(f"answer   {usage.completion_tokens:,} tokens{_speed(timings.decode_tps)}")
     lines.append(
-        f"prompt   {usage.prompt_tokens:,} tokens{_speed(timings.prefill_tps)}"
+        f"answer   {counted(usage.completion_tokens, 'token')}{_speed(timings.decode_tps)}"
+    )
+    lines.append(
+        f"prompt   {counted(usage.prompt_tokens, 'token')}{_speed(timings.prefill_tps)}"
         f" ({usage.reused_tokens:,} kept from the turn before)"
     )
     lines.append(f"first    token after {format_duration(timings.ttft_s)}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from localmoe.chat.columns import two_columns
 from localmoe.chat.state import Chat
 from localmoe.errors import UsageError
+from localmoe.text import did_you_mean
 
 
 class ExitChat(Exception):  # noqa: N818 - leaving is no error
@@ -96,7 +97,7 @@ class Registry:
         names = {alias: c.name for c in self.commands.values() for alias in (c.name, *c.aliases)}
         starts = [n for n in names if name and n.startswith(name)]
         near = starts or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        meant = f" Did you mean /{names[near[0]]}?" if near else ""
+        meant = did_you_mean((names[word] for word in near[:1]), "/")
         raise UsageError(f"no command /{name}.{meant}", hint="/help lists the commands")
 
     def dispatch(self, chat: Chat, invocation: Invocation) -> Result:

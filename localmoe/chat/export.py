@@ -7,6 +7,7 @@ import re
 
 from localmoe.chat.session import Session, Turn
 from localmoe.chat.store import to_json
+from localmoe.schema import SCHEMA_VERSION
 
 
 def to_markdown(session: Session, title: str) -> str:
@@ -39,7 +40,7 @@ def to_document(session: Session, title: str) -> str:
         for turn in session.turns
     ]
     document = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "title": title,
         "model": session.model.name if session.model else None,
         "system": session.system,

@@ -12,7 +12,9 @@ from typing import Protocol
 from localmoe.chat.context import Overflow, Shortage, answer_room, find_shortage
 from localmoe.chat.conversation import ChatEvent, Conversation
 from localmoe.chat.session import Message
+from localmoe.errors import ContextOverflowError
 
+TOO_LONG_ALONE = "even alone it is too long: shorten it, or use a larger --ctx"
 ROUNDS = 3  # a summary takes room, too, and may have been of a part only
 LEAST_SUMMARY, MOST_SUMMARY = 64, 400  # tokens
 
@@ -46,6 +48,14 @@ def make_room(
         if shortage.drop is None or not _free(conversation, shortage, shortage.drop, host):
             return shortage
     return _shortage(conversation, question, context)
+
+
+def not_sent(shortage: Shortage) -> ContextOverflowError:
+    """The error of a question that cannot be sent, and with which option it could be."""
+    hint = "--overflow drop leaves the oldest turns out, --overflow summarise sums them up"
+    return ContextOverflowError(
+        shortage.message, hint=TOO_LONG_ALONE if shortage.drop is None else hint
+    )
 
 
 def _shortage(conversation: Conversation, question: Message, context: int) -> Shortage | None:

@@ -14,12 +14,15 @@ from localmoe.chat.store import Entry
 from localmoe.errors import StorageError, UsageError
 from localmoe.text import clean, clean_line
 
+OVER = "!"  # behind a file: it may be there, and is replaced
 EXPORTS = {".md": to_markdown, ".json": to_document}
 
 
 def add_session_commands(registry: Registry) -> None:
     registry.add(
-        Command("save", "[NAME|FILE.md|FILE.json]", "name this chat, or export it", _save, files),
+        Command(
+            "save", "[NAME|FILE.md|FILE.json [!]]", "name this chat, or export it", _save, files
+        ),
         Command("load", "NAME", "go on with another conversation", _load, _sessions_named),
         Command("sessions", "[delete NAME]", "the conversations on this machine", _sessions, _del),
     )
@@ -32,13 +35,14 @@ def _save(chat: Chat, argument: str) -> str:
         if not chat.log.begun:
             return f"it will be written as you talk, to {chat.log.path}"
         return f"written as you talk, to {chat.log.path}"
-    path = Path(argument).expanduser()
+    name, over = argument.removesuffix(OVER).rstrip(), argument.endswith(OVER)
+    path = Path(name).expanduser()
     if path.suffix.lower() not in EXPORTS:
         return chat.save_as(argument)
     if not chat.session.turns:
         raise UsageError("nothing was said yet")
-    if path.exists():
-        raise UsageError(f"{path} exists already", hint="give another name, or delete it first")
+    if path.exists() and not over:
+        raise UsageError(f"{path} exists already", hint=f"/save {name} {OVER} replaces it")
     title = chat.name or "Conversation"
     try:
         private = storage.private_dir(path.parent) / path.name
@@ -99,10 +103,12 @@ def _sessions(chat: Chat, argument: str) -> str:
 
 def _listed(entries: list[Entry], here: str) -> list[str]:
     width = max(len(entry.name) for entry in entries)
+    models = max(len(clean_line(entry.model)) for entry in entries)
     lines = []
     for entry in entries:
         mark = "*" if entry.name == here else " "
-        lines.append(f"{mark} {entry.name:<{width}}  {turns_text(entry.turns):>9}  {entry.title}")
+        facts = f"{turns_text(entry.turns):>9}  {clean_line(entry.model):<{models}}"
+        lines.append(f"{mark} {entry.name:<{width}}  {facts}  {entry.title}")
     return lines
 
 

@@ -12,6 +12,7 @@ from localmoe.chat.context import Overflow
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import Sampling
 from localmoe.errors import UsageError
+from localmoe.text import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,5 +123,6 @@ def find(name: str) -> Setting:
     if name in SETTINGS:
         return SETTINGS[name]
     near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(f'no setting "{name}".{meant}', hint="settings: " + ", ".join(SETTINGS))
+    raise UsageError(
+        f'no setting "{name}".{did_you_mean(near)}', hint="settings: " + ", ".join(SETTINGS)
+    )

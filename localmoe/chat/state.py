@@ -41,6 +41,7 @@ class Chat:
     warn: Callable[[str], None] = _nobody
     lost: Callable[[str], None] = _nobody  # told what of the conversation is not kept, if anything
     columns: Callable[[], int] = lambda: 80  # cells of a line, for what is laid out in columns
+    resize: Callable[[int], str] | None = None  # loads the model again with that many tokens
     leaving: Callable[[str], None] = _nobody  # told the name of a session before it is left
     entered: Callable[[str], None] = _nobody  # and after another is opened
 

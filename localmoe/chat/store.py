@@ -35,7 +35,7 @@ from localmoe.chat.session import (
 )
 from localmoe.engine import kv_store
 from localmoe.errors import StorageError, UsageError
-from localmoe.text import clean_line
+from localmoe.text import clean_line, did_you_mean
 
 SUFFIX = ".jsonl"
 READ_LIMIT = 256 << 20  # bytes of one conversation
@@ -147,9 +147,9 @@ class Store:
         import difflib
 
         near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.5)
-        meant = f" Did you mean {near[0]}?" if near else ""
         return UsageError(
-            f'no conversation "{clean_line(name)}".{meant}', hint="/sessions lists them"
+            f'no conversation "{clean_line(name)}".{did_you_mean(near)}',
+            hint="/sessions lists them",
         )
 
 

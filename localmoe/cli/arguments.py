@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localmoe.cli.commands import COMMANDS
+from localmoe.cli.commands import COMMANDS, HELP, SHORT_NAMES
 from localmoe.cli.options import EVERY, FLAGS, OPTIONS
 from localmoe.cli.parser import HINT, option_parser
 from localmoe.errors import UsageError
+from localmoe.text import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,7 @@ def parse(argv: Sequence[str]) -> Options:
     """The command line as ``Options``. Raises ``UsageError`` with a hint for anything wrong."""
     before, after = split_at_dashes(argv)
     given = _given(before)
-    command, *words = given.pop("words", None) or [None]
-    if command is not None and command not in COMMANDS:
-        raise unknown_command(command)
+    command, words = _command_of(given.pop("words", None) or [], given)
     if command is not None and not given.get("help") and not given.get("version"):
         _refuse_what_means_nothing(scope_of(command, words), given, before)
     if given.get("resume") and given.get("session"):
@@ -123,6 +122,22 @@ def option_values(argv: Sequence[str]) -> dict[str, Any]:
     return _fields(given)
 
 
+def _command_of(words: list[str], given: dict[str, Any]) -> tuple[str | None, list[str]]:
+    """The command by its full name, and the words after it; None where no command is typed.
+
+    ``help`` becomes the option ``--help``. Raises ``UsageError`` for a word that is no command.
+    """
+    if words and words[0] == HELP:
+        given["help"] = True
+        words = [word for word in words[1:] if word != HELP]
+    if not words:
+        return None, []
+    command = SHORT_NAMES.get(words[0], words[0])
+    if command not in COMMANDS:
+        raise unknown_command(words[0])
+    return command, words[1:]
+
+
 def scope_of(command: str, words: Sequence[str]) -> str:
     """Who takes the options: the command, or command and action as in "experts record"."""
     scope = f"{command} {words[0]}" if words else command
@@ -134,7 +149,8 @@ def _given(argv: Sequence[str]) -> dict[str, Any]:
     values, extra = option_parser().parse_known_intermixed_args(list(argv))
     given = vars(values)
     if extra:
-        command, *words = given.get("words") or [None]
+        command, *words = given.get("words") or [""]
+        command = SHORT_NAMES.get(command, command)
         scope = scope_of(command, words) if command in COMMANDS else None
         raise _unknown_option(extra[0], scope)
     return given
@@ -229,13 +245,12 @@ def no_words(options: Options) -> None:
 
 def unknown_command(word: str) -> UsageError:
     """The error for a first word that is no command, with the nearest ones."""
-    near = difflib.get_close_matches(word, COMMANDS, n=2, cutoff=0.45)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    near = difflib.get_close_matches(word, (*COMMANDS, HELP), n=2, cutoff=0.45)
     if word.endswith(".gguf") or "/" in word:
         hint = f"localmoe chat {word}, localmoe fit {word}"
     else:
         hint = f"commands: {', '.join(COMMANDS)}; `localmoe --help` explains them"
-    return UsageError(f'no command "{word}".{meant}', hint=hint)
+    return UsageError(f'no command "{word}".{did_you_mean(near)}', hint=hint)
 
 
 _IN_THE_NAME = dict.fromkeys(
@@ -249,7 +264,7 @@ def _unknown_option(word: str, scope: str | None) -> UsageError:
     name = word.split("=")[0]
     flags = [flag for flag, option in FLAGS.items() if scope is None or option.taken_by(scope)]
     near = difflib.get_close_matches(name, flags, n=2, cutoff=0.6)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    meant = did_you_mean(near)
     hint = f"`localmoe {scope} --help` lists the options" if scope else HINT
     if name in _IN_THE_NAME:
         meant, hint = "", _IN_THE_NAME[name]

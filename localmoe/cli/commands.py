@@ -98,14 +98,14 @@ _TABLE = (
     ),
     Command(
         "config",
-        "[set NAME VALUE | unset NAME | explain [NAME] | alias [NAME MODEL] | path]",
+        "[show | set NAME VALUE | unset NAME | explain [NAME] | alias [NAME MODEL] | path]",
         "settings and aliases that need not be typed: show, set, explain",
         (
             "config set ctx 16k",
             "config set temp 0.6 -m qwen3-30b-a3b",
             "config alias coder someone/Qwen3-Coder-GGUF:Q4_K_M",
         ),
-        actions=("set", "unset", "explain", "alias", "path"),
+        actions=("show", "set", "unset", "explain", "alias", "path"),
     ),
     Command(
         "completion",
@@ -138,3 +138,7 @@ _TABLE = (
 )
 
 COMMANDS = {command.name: command for command in _TABLE}
+
+HELP = "help"  # ``localmoe help COMMAND`` is ``localmoe COMMAND --help``
+SHORT_NAMES = {"ls": "list"}
+"""Other names of commands, as people's fingers know them."""

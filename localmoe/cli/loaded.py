@@ -22,7 +22,7 @@ from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.terminal.interrupts import Pressed, interrupts
 from localmoe.terminal.live_line import LiveLine
-from localmoe.text import clean_line, format_duration
+from localmoe.text import clean_line, counted, format_duration
 
 REMOTE_SILENCE = 10.0  # seconds without an answer of another machine until a note says so
 REMOTE_PATIENCE = 2.0  # seconds that other machines have after the note that follows a Ctrl-C
@@ -132,8 +132,7 @@ def about(model: Model, plan: Plan, context: int) -> str:
 
 def figures(done: TurnDone) -> list[str]:
     """A turn's tokens, tokens per second and time to the first token, for its status line."""
-    count = done.usage.completion_tokens
-    parts = [f"{count} token written" if count == 1 else f"{count} tokens written"]
+    parts = [f"{counted(done.usage.completion_tokens, 'token')} written"]
     if done.timings.decode_tps is not None:
         parts.append(f"{done.timings.decode_tps:.1f} tok/s")
     parts.append(f"first after {format_duration(done.timings.ttft_s)}")

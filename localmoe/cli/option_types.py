@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from localmoe.text import MAX_CONTEXT, token_count
+
 GIB = 1 << 30
-MAX_CONTEXT = 10 * 1024 * 1024  # tokens; planning/placement.py asks about no more
 MAX_INT = 2**31 - 1  # llama.cpp's int32
 
 
@@ -54,18 +55,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 def tokens(text: str) -> int:
     """``8192``, ``8k``."""
-    kilo = text[-1:] in ("k", "K")
     try:
-        value = int(text[:-1]) * 1024 if kilo else int(text)
+        return token_count(text)
     except ValueError:
-        value = 0
-    if not 1 <= value <= MAX_CONTEXT:
         raise _bad(
             text,
             "a number of tokens such as 8192 or 8k, "
             f"at most {MAX_CONTEXT:,} (leave it out for the default)",
-        )
-    return value
+        ) from None
 
 
 def token_limit(text: str) -> int | None:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
 from localmoe.errors import LocalmoeError
+from localmoe.schema import SCHEMA_VERSION
 from localmoe.terminal.console import make_console
 from localmoe.text import clean
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from localmoe.hub.download import Progress
-
-SCHEMA_VERSION = 1
 
 
 class Output:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.text import Text
 
 from localmoe.app import documents
@@ -24,6 +26,7 @@ def pull_command(options: Options, output: Output) -> int:
     if catalog.split_name(name)[0].lower() == catalog.BUNDLED:
         output.note(f"{catalog.BUNDLED} comes with localmoe: nothing to download")
         output.print(Text(str(catalog.resolve(name))))
+        _note_next(catalog.BUNDLED, output)
         return 0
     reference = names.parse(name)
     if reference is None:
@@ -51,7 +54,13 @@ def pull_command(options: Options, output: Output) -> int:
     else:
         output.note(outcome(pulled))
         output.print(Text(clean_line(str(pulled.paths[0]))))
+        _note_next(wanted.name, output)
     return 0
+
+
+def _note_next(name: str, output: Output) -> None:
+    """What to type next with the model of that name."""
+    output.note(f"localmoe chat {shlex.quote(clean_line(name))}")
 
 
 def _already_here(name: str, error: TransferError, output: Output) -> int:
@@ -65,6 +74,7 @@ def _already_here(name: str, error: TransferError, output: Output) -> int:
         output.json({"model": catalog.model_name(path), "path": str(path), "transferred": 0})
     else:
         output.print(Text(clean_line(str(path))))
+        _note_next(name, output)
     return 0
 
 

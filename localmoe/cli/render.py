@@ -21,7 +21,7 @@ from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
 from localmoe.terminal.tables import Rows, cell, indented, pairs
-from localmoe.text import clean_line, format_bytes, format_count, shortened
+from localmoe.text import clean_line, counted, format_bytes, format_count, shortened
 
 BAR_FROM_COLUMNS = 60
 
@@ -47,11 +47,11 @@ def experts_text(model: Model) -> str:
         return "no experts (a dense model)"
     count, used = documents.expert_counts(model)
     moe_layers = sum(bool(layer.expert_count) for layer in model.layers)
-    text = f"{count} experts, {used} per token"
+    text = f"{counted(count, 'expert')}, {used} per token"
     if shared := documents.shared_experts(model):
         text += f", +{shared} shared"
     if moe_layers < len(model.layers):
-        text += f", in {moe_layers} of {len(model.layers)} layers"
+        text += f", in {moe_layers} of {counted(len(model.layers), 'layer')}"
     return text
 
 
@@ -146,7 +146,8 @@ def list_table(models: Sequence[LocalModel]) -> RenderableType:
         for entry in models
     ]
     columns = ("model", "architecture", "quant", "size", "experts", "of", "folder")
-    return Rows(columns, rows, right=("size",))
+    spare = ("folder", "architecture", "of", "quant")
+    return Rows(columns, rows, right=("size",), spare=spare)
 
 
 def experts_short(model: Model) -> str:

@@ -37,7 +37,7 @@ from localmoe.facts.local_files import (
 from localmoe.facts.matching import narrowed
 from localmoe.facts.model_names import Name, is_written_as_path, read_name
 from localmoe.facts.parts import PartName
-from localmoe.text import clean_line
+from localmoe.text import clean_line, did_you_mean
 
 __all__ = [
     "BUNDLED",
@@ -202,8 +202,7 @@ def unknown(name: str) -> UnknownModelError:
         repo = clean_line(entry.repo if entry else asked.base)
         also = f" (it is {repo})" if entry and asked.base.lower() != repo.lower() else ""
         return NotHereError(f"{shown} is not on this machine{also}", hint=f"localmoe pull {shown}")
-    close = [clean_line(near) for near in nearest(asked.base)]
-    guess = f" Did you mean {' or '.join(close)}?" if close else ""
+    guess = did_you_mean(nearest(asked.base))
     return UnknownModelError(
         f'no model "{shown}".{guess}', hint=f"{LIST_HINT}; one of the Hub is USER/REPO"
     )

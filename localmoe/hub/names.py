@@ -26,7 +26,7 @@ from localmoe.facts.local_files import DEFAULT_QUANT, is_gguf, model_name, quant
 from localmoe.facts.matching import narrowed
 from localmoe.facts.model_names import read_name
 from localmoe.facts.parts import PartName, whole_of_piece
-from localmoe.text import FORBIDDEN, clean_line
+from localmoe.text import FORBIDDEN, clean_line, did_you_mean
 
 UNSAFE = "a file with an unsafe name"
 SIDE_FILE = "a side file"  # of a kind that its name alone does not tell
@@ -324,8 +324,7 @@ def not_on_hub(reference: Reference) -> UnknownModelError:
             "repository any more. The catalog entry is stale; your name was right",
             hint="search the Hub for another GGUF of it and use its user/repo name; please report",
         )
-    near = catalog.nearest_repos(reference.repo)
-    guess = f" Did you mean {clean_line(' or '.join(near))}?" if near else ""
+    guess = did_you_mean(catalog.nearest_repos(reference.repo))
     path = reference.text.startswith(f"{reference.repo}/")  # it may have been meant as one
     here = f"there is no file {clean_line(reference.text)} here, and " if path else ""
     return UnknownModelError(

@@ -125,7 +125,7 @@ def advise(decision: Decision, alternatives: Alternatives) -> Iterator[str]:
             enough = math.ceil(10 * (decision.wishes.ram + decision.shortfall) / GIB) / 10
             yield f"with --ram {enough:g} nothing would need the disk: so much is free"
         elif decision.shortfall <= min(CLOSE_PROGRAMS, decision.taken):
-            yield f"close {missing} of programs and nothing needs the disk"
+            yield f"close programs that use {missing}, and nothing needs the disk"
         else:
             yield f"with {missing} more RAM nothing would need the disk"
         yield from _smaller_kv(decision, alternatives)

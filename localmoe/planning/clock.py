@@ -19,7 +19,7 @@ from localmoe.planning.memory import CPU
 from localmoe.planning.plan import Plan
 from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
-from localmoe.text import format_bytes
+from localmoe.text import counted, format_bytes
 
 RAM_BOUND = 0.75  # share of the memory's bandwidth; a faster decode is limited by it
 OFFLOADED = 32  # tokens; for larger batches llama.cpp copies experts to a GPU and computes there
@@ -177,12 +177,12 @@ class Clock:
         ``148 ms a token: 95 ms for 997 MiB of weights at 11.0 GB/s (2 threads), …``.
         """
         processor = self._processor(1, context, self._threads) + self._choosing()
-        threads = "1 thread" if self._threads == 1 else f"{self._threads} threads"
+        threads = counted(self._threads, "thread")
         parts = [f"{_ms(processor)} for {_per_second(self._host_bytes(), processor)} ({threads})"]
         on_devices = sum(m.nbytes * m.share for m in self._work.matrices if m.home != CPU)
         if self._devices:
             known = all(self._rates.on_device(name) for name in self._devices)
-            told = "" if known else ", its speed supposed"
+            told = "" if known else ", its speed assumed"
             seconds = self._apart(1, context).expected
             parts.append(f"{_ms(seconds)} for {_per_second(on_devices, seconds)} on the GPU{told}")
         if self._regime in MISS:

@@ -31,7 +31,7 @@ from localmoe.terminal.markdown import (
     Table,
 )
 from localmoe.terminal.wrap import Wrapper, styled
-from localmoe.text import Sanitizer
+from localmoe.text import Sanitizer, counted
 
 CODE_THEME = "ansi_dark"  # the terminal's own colours
 HIGHLIGHT_LINES = 400  # later lines of code have no colours: a line's cost grows with its number
@@ -111,7 +111,7 @@ class AnswerWriter:
         """The unfinished text, as much of it as fits on this line."""
         stream = self._stream
         if stream.table_rows:
-            return styled(f"table · {stream.table_rows} rows", "2")
+            return styled(f"table · {counted(stream.table_rows, 'row')}", "2")
         if stream.in_code:
             return fit_tail(self._code_indent + stream.held.expandtabs(8), self._width())
         if not stream.in_text:

@@ -17,7 +17,8 @@ PIPE_WIDTH = 1000  # columns: one fact stays on one line, for grep
 def make_console(stream: TextIO) -> Console:
     """A console that interprets no markup, and writes no escape code unless a terminal wants it.
 
-    ``NO_COLOR`` (https://no-color.org) drops every escape code, not the colours alone.
+    ``NO_COLOR`` (https://no-color.org) drops every escape code, not the colours alone. Lines are
+    as wide as the terminal all the same.
     """
     from rich.console import Console
 

@@ -14,12 +14,16 @@ from rich.text import Text
 from localmoe.text import clean_line
 
 
+LEAST_FIRST = 24  # cells that the first column is folded to, at least
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Rows of strings under ``columns``; ``right`` names the columns of numbers.
 
     ``spare``: columns that are left out where the screen is too narrow, the first one first. Where
-    that is not enough, each row becomes a short list.
+    that is not enough, the first column is folded; where it would be too narrow for that, each row
+    becomes a short list.
     """
 
     columns: Sequence[str]
@@ -34,6 +38,12 @@ class Rows:
             if wanted <= options.max_width:
                 yield grid
                 return
+        first_column = (self.columns[0], *(row[0] for row in self.rows))
+        room = options.max_width - (wanted - max(cell(text).cell_len for text in first_column))
+        if room >= LEAST_FIRST:
+            grid.columns[0].max_width = room
+            yield grid
+            return
         for row in self.rows:
             first, *rest = (cell(value) for value in row)
             named = zip(self.columns[1:], rest, strict=True)

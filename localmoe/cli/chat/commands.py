@@ -65,9 +65,7 @@ def _edit(chat: Chat, argument: str) -> Result:
     before = last.question.content if last else ""
     text = tty.edit(before)
     if not text.strip() or (last and text == before):
-        return "nothing is sent: " + (
-            "the text is empty" if not text.strip() else "it is as it was"
-        )
+        return "not sent: the text is " + ("unchanged" if text.strip() else "empty")
     return Ask(text, replace=last is not None)
 
 

@@ -61,6 +61,7 @@ class ChatLoop:
         self._notices = notices
         self._draft = ""  # text with which the next input line begins
         self._pressed = NEVER  # when Ctrl-C was pressed last
+        self._code = 0  # what the chat will end with
         self.model = ChatModel(open_model, options, output, notices, grammar)
         self.chat = Chat(
             ready=self.model.ready,
@@ -68,6 +69,7 @@ class ChatLoop:
             warn=output.warn,
             lost=output.lost,
             columns=lambda: output.columns,
+            resize=self.model.resize,
             leaving=self.model.keep,
             entered=self.model.resume,
         )
@@ -114,7 +116,16 @@ class ChatLoop:
             self._read_lines()
         except Quit:
             return INTERRUPTED
-        return 0
+        return self._code
+
+    def _failed(self, error: LocalmoeError) -> None:
+        """Show an error that does not end the chat.
+
+        Nobody may be looking at a pipe's: there the first one is the exit code of the chat as well.
+        """
+        self._output.error(error)
+        if not self._lines.interactive:
+            self._code = self._code or error.exit_code
 
     def _read_lines(self) -> None:
         """Until the end of input or /exit. Raises ``Quit``."""
@@ -138,7 +149,7 @@ class ChatLoop:
             except LocalmoeError as error:
                 if not self.model.loaded_once and self.model.load.error is error:
                     raise  # no model was ever loaded: the chat cannot go on
-                self._output.error(error)
+                self._failed(error)
 
     def _interrupted(self) -> None:
         """Ctrl-C at the input line or in a command. Raises ``Quit`` for the second in a row."""
@@ -224,9 +235,9 @@ class ChatLoop:
             except KeyboardInterrupt:
                 raise Quit from None
             except ContextOverflowError as error:
-                self._output.error(error)
+                self._failed(error)
             except EngineCrashError as error:
-                self._output.error(error)
+                self._failed(error)
                 self._output.note(
                     "the conversation is kept; your next message starts the engine again"
                 )
@@ -264,7 +275,10 @@ class ChatLoop:
         if why:
             self._output.note(why)
         if done.no_answer is not None:
-            self._output.note(done.no_answer.message)
+            if self._lines.interactive:
+                self._output.note(done.no_answer.message)
+            else:
+                self._failed(done.no_answer)
         if self._output.quiet:
             return
         console = self._output.stderr

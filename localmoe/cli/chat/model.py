@@ -151,11 +151,22 @@ class ChatModel:
             line.show(f"planning {clean_line(model.name)}")
             if old is not None:
                 require_fit_after(old.plan, model, request.plan)
+        return self._replace(target, options)
+
+    def resize(self, context: int) -> str:
+        """Load the model again with so many tokens of context; if it fails, with those before.
+
+        Raises DoesNotFitError, and what planning and loading raise.
+        """
+        typed = self._options.typed | {"context"}
+        return self._replace(self._name, replace(self._options, context=context, typed=typed))
+
+    def _replace(self, name: str | None, options: Options) -> str:
         self.keep(self.chat.name)
         before = self._name, self._options
         try:
             self.load.close()
-            self.begin(target, options)
+            self.begin(name, options)
             self.ready()
         except BaseException as error:
             self._back_to(*before)

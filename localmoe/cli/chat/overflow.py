@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from localmoe.chat.context import Overflow, answer_room, surely_fits
 from localmoe.chat.conversation import AnswerDelta, ChatEvent, Conversation
-from localmoe.chat.overflow import make_room
+from localmoe.chat.overflow import TOO_LONG_ALONE, make_room, not_sent
 from localmoe.chat.session import Message
 from localmoe.chat.state import Chat
 from localmoe.cli.output import Output
@@ -14,6 +14,7 @@ from localmoe.terminal.interrupts import interrupts
 from localmoe.terminal.line_sources import Lines
 from localmoe.terminal.live_line import LiveLine
 from localmoe.terminal.tty import hushed
+from localmoe.text import counted
 
 
 class Overflowing:
@@ -27,7 +28,8 @@ class Overflowing:
     def fits(self, conversation: Conversation, question: Message) -> bool:
         """Make room for the question, and whether there is enough now to send it.
 
-        Raises TemplateError, EngineError, and KeyboardInterrupt on Ctrl-C twice.
+        Raises ContextOverflowError in a pipe, where nobody can choose something else;
+        TemplateError, EngineError, and KeyboardInterrupt on Ctrl-C twice.
         """
         chat = self._chat
         answer = answer_room(chat.context, chat.settings.max_tokens)
@@ -36,9 +38,13 @@ class Overflowing:
             return True
         self._engine = conversation.engine
         shortage = make_room(conversation, question, chat.context, self)
-        if shortage is not None and shortage.drop is None:
-            self.note("even alone it is too long: shorten it, or use a larger --ctx")
-        return shortage is None
+        if shortage is None:
+            return True
+        if not self._lines.interactive:
+            raise not_sent(shortage)
+        if shortage.drop is None:
+            self.note(TOO_LONG_ALONE)
+        return False
 
     def choose(self, turns: int) -> Overflow:
         choice = self._chat.settings.overflow
@@ -65,7 +71,7 @@ class Overflowing:
     def play(self, turns: int, summary: Iterator[ChatEvent]) -> None:
         """Show the summary's number of words on a live line; Ctrl-C stops it."""
         engine, words = self._engine, 0
-        what = "1 turn" if turns == 1 else f"{turns} turns"
+        what = counted(turns, "turn")
         with (
             hushed(),
             interrupts(engine.cancel, engine.cancel) as pressed,
@@ -77,4 +83,4 @@ class Overflowing:
                 if isinstance(event, AnswerDelta):
                     words += len(event.text.split())
                 if not self._output.quiet:
-                    line.show(f"summarising · {what} · {words} words")
+                    line.show(f"summarising · {what} · {counted(words, 'word')}")

@@ -13,10 +13,9 @@ from typing import Self
 from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta
 from localmoe.cli.output import Output
 from localmoe.engine.events import PrefillProgress
-from localmoe.terminal.answer_writer import AnswerWriter, ReasoningWriter
+from localmoe.terminal.answers import Writer, answer_writer, reasoning_writer
 from localmoe.terminal.live_line import LiveLine
-from localmoe.terminal.plain_writer import PlainWriter
-from localmoe.text import format_duration
+from localmoe.text import counted, format_duration
 
 
 class Screen:
@@ -25,10 +24,9 @@ class Screen:
     def __init__(self, output: Output, *, show_reasoning: bool = False) -> None:
         self._output = output
         self._line = LiveLine(output.stderr)
-        console = output.stdout
-        self._answer = AnswerWriter(console) if console.is_terminal else PlainWriter(console)
+        self._answer = answer_writer(output.stdout)
         self._show_reasoning = show_reasoning and not output.quiet
-        self._reasoning: ReasoningWriter | None = None
+        self._reasoning: Writer | None = None
         self._words = 0
         self._began = time.monotonic()
         self._thinking_since: float | None = None
@@ -75,14 +73,14 @@ class Screen:
             self._thinking_since = time.monotonic()
             if self._show_reasoning:
                 self._line.clear()
-                self._reasoning = ReasoningWriter(self._output.stderr)
+                self._reasoning = reasoning_writer(self._output.stderr)
         self._words += len(text.split())
         if self._reasoning is not None:
             with contextlib.suppress(OSError):  # the answer can still be written
                 self._reasoning.feed(text)
             return
         seconds = time.monotonic() - self._thinking_since
-        self._live(f"thinking · {self._words:,} words · {seconds:.0f} s")
+        self._live(f"thinking · {counted(self._words, 'word')} · {seconds:.0f} s")
 
     def _end_thinking(self) -> None:
         self._line.clear()
@@ -94,5 +92,5 @@ class Screen:
             self._reasoning = None
         seconds = time.monotonic() - self._thinking_since
         self._thinking_since = None
-        words = "1 word" if self._words == 1 else f"{self._words:,} words"
+        words = counted(self._words, "word")
         self._output.note(f"thought {words} in {format_duration(seconds)}")

@@ -14,7 +14,7 @@ from localmoe.cli.render import experts_short
 from localmoe.cli.tiers import TIER_NAME, TIER_STYLE, experts_place, joined, layers_by_tier
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
-from localmoe.text import clean_line, format_bytes, format_duration
+from localmoe.text import clean_line, counted, format_bytes, format_duration
 
 BAR_CELLS = 10
 NEARLY_FULL, FILLING = 0.9, 0.75  # fractions of the context from which the meter warns
@@ -51,7 +51,7 @@ def used_memory(plan: Plan) -> list[Text]:
         if not count:
             continue
         layers = sum(layer.dense == tier for layer in plan.layers)
-        what = f" ({layers} layers)" if tier == "gpu" else ""
+        what = f" ({counted(layers, 'layer')})" if tier == "gpu" else ""
         text = Text(f"{TIER_NAME[tier]} ", style=TIER_STYLE[tier])
         found.append(text.append(f"{format_bytes(count)}{what}", "default"))
     return found

@@ -30,7 +30,7 @@ def config_command(options: Options, output: Output) -> int:
     """Without words: what is configured. Exit code 0."""
     verb, *words = (*options.words, *(options.after_dashes or ())) or ("",)
     match verb, words:
-        case "", []:
+        case "" | "show", []:
             _show(config.read(), output)
         case "path", []:
             if output.as_json:
@@ -52,7 +52,7 @@ def config_command(options: Options, output: Output) -> int:
         case _:
             raise UsageError(
                 f"config does not understand: {' '.join((verb, *words))}",
-                hint="config [set NAME VALUE | unset NAME | explain [NAME] | alias [NAME MODEL] "
+                hint="config [show | set NAME VALUE | unset NAME | explain [NAME] | alias [NAME MODEL] "
                 "| path], with -m MODEL for the settings of one model",
             )
     if output.as_json and words and verb in ("set", "unset", "alias"):

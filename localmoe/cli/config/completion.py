@@ -13,13 +13,13 @@ from importlib.resources import files
 
 from localmoe import config
 from localmoe.cli.arguments import Options, scope_of
-from localmoe.cli.commands import COMMANDS
+from localmoe.cli.commands import COMMANDS, HELP, SHORT_NAMES
 from localmoe.cli.config.defaults import SETTINGS
 from localmoe.cli.options import FILES, FLAGS, MODELS, OPTIONS, SESSIONS, Option
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.facts import catalog
-from localmoe.facts.installed import Installed
+from localmoe.facts.installed import HUB_CACHE, LOCALMOE, Installed
 from localmoe.text import clean_line
 
 SHELLS = ("bash", "zsh", "fish")
@@ -64,12 +64,25 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
     if last is not None and not last.is_switch:
         return list(_starting(partial, _values(last)))
     command, *typed = _positional(before) or [""]
+    helped = command == HELP
+    if helped:
+        command, *typed = typed or [""]
+    command = SHORT_NAMES.get(command, command)
     known = command in COMMANDS
     if partial.startswith("-"):
         return list(_starting(partial, _flags(scope_of(command, typed) if known else None)))
     if not known:
-        return list(_starting(partial, (Candidate(c.name, c.summary) for c in COMMANDS.values())))
+        return list(_starting(partial, _commands(helped)))
+    if helped:
+        return list(_starting(partial, map(Candidate, COMMANDS[command].actions)))
     return list(_starting(partial, _words(command, typed, partial)))
+
+
+def _commands(helped: bool) -> Iterator[Candidate]:
+    """The commands; ``help`` is one only as long as it is not typed."""
+    yield from (Candidate(c.name, c.summary) for c in COMMANDS.values())
+    if not helped:
+        yield Candidate(HELP, "the help of a command")
 
 
 def _positional(before: Sequence[str]) -> list[str]:
@@ -117,6 +130,8 @@ def _words(command: str, typed: Sequence[str], partial: str) -> Iterable[Candida
         return _experts_words(typed, partial)
     if command == "engine":
         return _engine_words(typed)
+    if command == "rm":
+        return _removable(partial) if not typed else []
     if COMMANDS[command].takes_model and not typed:
         return _models(partial)
     return []
@@ -166,6 +181,21 @@ def _models(partial: str) -> Iterator[Candidate]:
         names = _quietly(source) | names
     yield from (Candidate(clean_line(name), about) for name, about in names.items())
     yield Candidate(FILES)
+
+
+def _removable(partial: str) -> Iterator[Candidate]:
+    """What ``rm`` can delete: the models that localmoe or the Hub's client has put here."""
+    if partial.startswith(("/", ".", "~")):
+        yield Candidate(FILES)
+        return
+    names = _quietly(
+        lambda: {
+            _typed(model, partial): f"here ({model.program})"
+            for model in catalog.installed_models()
+            if model.program in (LOCALMOE, HUB_CACHE)
+        }
+    )
+    yield from (Candidate(clean_line(name), about) for name, about in names.items())
 
 
 def _typed(model: Installed, partial: str) -> str:

@@ -20,7 +20,7 @@ from localmoe.cli.options import OPTIONS, Option
 from localmoe.config import Config, Value
 from localmoe.errors import UsageError
 from localmoe.facts import catalog
-from localmoe.text import clean_line
+from localmoe.text import clean_line, did_you_mean
 
 ON, OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 ENVIRONMENT = "LOCALMOE_"
@@ -97,7 +97,7 @@ def setting(name: str, source: str) -> Option:
     if name in SETTINGS:
         return SETTINGS[name]
     near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]}?" if near else ""
+    meant = did_you_mean(near)
     raise UsageError(f"{source}: no setting {clean_line(name)!r}.{meant}", hint=config.HINT)
 
 

@@ -23,7 +23,7 @@ from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
 from localmoe.routing.token_texts import token_texts
 from localmoe.routing.trace import Trace, read_trace
 from localmoe.terminal.live_line import LiveLine
-from localmoe.text import clean_line, format_bytes
+from localmoe.text import clean_line, counted, format_bytes
 
 WRITTEN = 32  # tokens per prompt, unless -n says otherwise
 
@@ -104,7 +104,8 @@ def _tell(out: Path, trace: Trace, done: int, asked: int, output: Output) -> Non
     decoded = int(trace.decode.sum())
     of = "" if done == asked else f" of {asked}"
     output.note(
-        f"{out}: {done}{of} prompts, {len(trace) - decoded:,} tokens read, {decoded:,} written, "
+        f"{out}: {done}{of} {'prompt' if asked == 1 else 'prompts'}, "
+        f"{counted(len(trace) - decoded, 'token')} read, {decoded:,} written, "
         f"{format_bytes(size)}"
     )
     output.note(f"`localmoe experts show {out}` shows the load")

@@ -12,7 +12,7 @@ from localmoe.app import speeds
 from localmoe.app.planned_model import LINE, LINE_SPEED, CatalogGuess, PlannedModel
 from localmoe.cli.render import fit_screen, tiers_needed, verdict_text
 from localmoe.terminal.tables import Rows, pairs
-from localmoe.text import clean_line, format_bytes, format_duration
+from localmoe.text import clean_line, counted, format_bytes, format_duration
 
 
 def detail(found: PlannedModel) -> RenderableType:
@@ -42,7 +42,7 @@ def quantizations(
     columns = ["quant", "size", f"at {LINE}", "runs from", *_speed_column(found), *tiers, "context"]
     columns += ["with a GPU build"] if build else []
     rows = [_row(f, columns, f is best) for f in found]
-    head = Text.assemble((clean_line(repo), "bold"), f" · {len(found)} models")
+    head = Text.assemble((clean_line(repo), "bold"), f" · {counted(len(found), 'model')}")
     numbers, spare = ("size", "tok/s", *tiers, "context"), ("context", *tiers[:-1])
     lines: list[RenderableType] = [head, Text(), Rows(columns, rows, numbers, spare)]
     full = next((f.offer for f in found if f.offer and not f.offer.fits_disk), None)
@@ -87,7 +87,7 @@ def local(found: Sequence[PlannedModel]) -> RenderableType:
 def cost(transferred: int, requests: int, seconds: float) -> str:
     """Bytes, requests and seconds of the answer, for a note."""
     return (
-        f"from {format_bytes(transferred)} of headers in {requests} requests, "
+        f"from {format_bytes(transferred)} of headers in {counted(requests, 'request')}, "
         f"{format_duration(seconds)}"
     )
 

@@ -13,7 +13,7 @@ from localmoe.app.sessions import KeptSession, kept_session
 from localmoe.chat.attachments import read_attachment
 from localmoe.chat.context import Overflow
 from localmoe.chat.conversation import ChatEvent, Conversation, TurnDone
-from localmoe.chat.overflow import make_room
+from localmoe.chat.overflow import make_room, not_sent
 from localmoe.chat.session import Message, ModelUsed
 from localmoe.cli import loaded as models
 from localmoe.cli.arguments import Options, model_and_prompt
@@ -21,10 +21,10 @@ from localmoe.cli.output import Output
 from localmoe.cli.requests import session_request
 from localmoe.cli.run.printers import Printer, parsed, printer_for
 from localmoe.cli.schema_file import grammar_of
-from localmoe.errors import INTERRUPTED, ContextOverflowError, EngineError, UsageError
+from localmoe.errors import INTERRUPTED, EngineError, LocalmoeError, UsageError
 from localmoe.facts import catalog
 from localmoe.terminal.piped_input import SILENT_STDIN, PipedInput
-from localmoe.text import replaced_note
+from localmoe.text import counted, replaced_note
 
 
 def run_command(options: Options, output: Output) -> int:
@@ -57,8 +57,13 @@ def run_command(options: Options, output: Output) -> int:
             output.error(done.no_answer)
         return done.no_answer.exit_code
     if grammar is not None and parsed(done) is None:
-        output.warn("the answer is not whole: it ends before its JSON does")
-        return 1
+        cut_off = LocalmoeError(
+            "the answer is not whole: it ends before its JSON does",
+            hint="a larger --max-tokens or --ctx leaves room for all of it",
+        )
+        if not output.as_json:  # else ``data`` is null in its document
+            output.error(cut_off)
+        return cut_off.exit_code
     return 0
 
 
@@ -99,16 +104,13 @@ def answered(
 ) -> TurnDone:
     """The question asked in the session that it belongs to, its answer shown as it comes."""
     assert model.loaded is not None
-    attached = [
-        {"name": f.name, "tokens": model.count_tokens(f.text), "replaced": f.replaced}
-        for f in question.files
-    ]
-    for entry in attached:
-        output.note(f"{entry['name']} · {entry['tokens']:,} tokens")
-    for file in question.files:
+    attached = [(file, model.count_tokens(file.text)) for file in question.files]
+    for file, tokens in attached:
+        output.note(f"{file.name} · {counted(tokens, 'token')}")
         if file.replaced:
             output.warn(replaced_note(file.name, file.replaced))
-    more: Json = {"files": attached, "session": kept.name}
+    files = [{"name": f.name, "tokens": n, "replaced": f.replaced} for f, n in attached]
+    more: Json = {"files": files, "session": kept.name}
     printer = printer_for(output)(model, model.loaded, output, more, grammar is not None)
     conversation = models.conversation(model, options, output, kept.session)
     conversation.settings = dataclasses.replace(conversation.settings, grammar=grammar)
@@ -168,12 +170,8 @@ def fit_in(conversation: Conversation, question: Message, host: FixedChoice) -> 
     """Make room for the question as ``--overflow`` says. Raises ContextOverflowError."""
     assert host.model.loaded is not None
     shortage = make_room(conversation, question, host.model.loaded.context, host)
-    if shortage is None:
-        return
-    hint = "--overflow drop leaves the oldest turns out, --overflow summarise sums them up"
-    if shortage.drop is None:
-        hint = "even alone it is too long: shorten it, or use a larger --ctx"
-    raise ContextOverflowError(shortage.message, hint=hint)
+    if shortage is not None:
+        raise not_sent(shortage)
 
 
 def _is_terminal(stream: object) -> bool:

@@ -13,9 +13,10 @@ from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta, T
 from localmoe.cli.loaded import figures
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress
+from localmoe.terminal.answers import answer_writer, reasoning_writer
 from localmoe.terminal.live_line import LiveLine
 from localmoe.terminal.plain_writer import PlainWriter
-from localmoe.text import Sanitizer
+from localmoe.text import counted
 
 
 @dataclass
@@ -48,9 +49,10 @@ class TextPrinter(Printer):
     """For people and pipes: the answer as it arrives."""
 
     def __post_init__(self) -> None:
-        self._answer = PlainWriter(self.output.stdout)
-        self._reasoning = Sanitizer()
-        self._thinking = False
+        out = self.output.stdout
+        # JSON is read by programs, and has no markdown in it.
+        self._answer = PlainWriter(out) if self.structured else answer_writer(out)
+        self._reasoning = reasoning_writer(self.output.stderr)
         self._line = LiveLine(self.output.stderr)
 
     def show(self, event: ChatEvent) -> None:
@@ -62,8 +64,8 @@ class TextPrinter(Printer):
         self._line.clear()
         if isinstance(event, ReasoningDelta):
             if not self.output.quiet:
-                self._thinking = True
-                self._whisper(self._reasoning.feed(event.text))
+                with contextlib.suppress(OSError):  # the answer can still be written
+                    self._reasoning.feed(event.text)
             return
         self._end_thinking()
         if isinstance(event, AnswerDelta):
@@ -74,24 +76,19 @@ class TextPrinter(Printer):
 
     def __exit__(self, *_: object) -> None:
         self._line.clear()
+        self._end_thinking()
         with contextlib.suppress(OSError):  # a broken pipe: ``show`` raised it already
             self._answer.finish()
 
     def _end_thinking(self) -> None:
-        if self._thinking:
-            self._thinking = False
-            self._whisper(self._reasoning.flush() + "\n")
-
-    def _whisper(self, text: str) -> None:
-        """Dimmed, on stderr."""
-        with contextlib.suppress(OSError):  # the answer can still be written
-            self.output.stderr.out(text, style="dim", end="", highlight=False)
+        with contextlib.suppress(OSError):
+            self._reasoning.finish()
 
     def _note_figures(self, done: TurnDone) -> None:
         why = done.why_it_ended(self.loaded.context)
         if why:
             self.output.note(why)
-        read = f"{done.usage.prompt_tokens} tokens read"
+        read = f"{counted(done.usage.prompt_tokens, 'token')} read"
         self.output.note(" · ".join([read, *figures(done)]))
 
 
