@@ -15,11 +15,14 @@ from localmoe.text import (
     Sanitizer,
     clean,
     clean_line,
+    counted,
     decoded,
+    did_you_mean,
     format_bytes,
     format_count,
     format_duration,
     replaced_note,
+    token_count,
 )
 
 # Pieces that make sequences likely when they are put together in any order.
@@ -208,3 +211,38 @@ def test_what_is_no_text_is_counted_or_refused() -> None:
     assert replaced_note("a.txt", 2).startswith("a.txt is not UTF-8 throughout: 2 characters")
     with pytest.raises(ValueError, match="NUL"):
         decoded("text".encode("utf-16-le"))
+
+
+@pytest.mark.parametrize(
+    ("names", "lead", "text"),
+    [
+        ([], "", ""),
+        (["nano"], "", " Did you mean nano?"),
+        (["b", "a"], "", " Did you mean b or a?"),
+        (["x", "x"], "", " Did you mean x?"),
+        (["x\x1b[31m", "x"], "", " Did you mean x?"),
+        (["stats"], "/", " Did you mean /stats?"),
+    ],
+)
+def test_did_you_mean(names: list[str], lead: str, text: str) -> None:
+    """Each name once, best first; nothing where nothing is like what was typed."""
+    assert did_you_mean(names, lead) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 models"), (1, "1 model"), (2, "2 models"), (12000, "12,000 models")]
+)
+def test_counted(number: int, text: str) -> None:
+    """One of a thing is not many of it."""
+    assert counted(number, "model") == text
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("8192", 8192), ("16k", 16384), ("1K", 1024)])
+def test_token_count(text: str, tokens: int) -> None:
+    assert token_count(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "k", "0", "-4k", "1.5k", "16m", "99999999999"])
+def test_what_is_no_token_count(text: str) -> None:
+    with pytest.raises(ValueError, match=r"tokens|invalid literal"):
+        token_count(text)

@@ -165,8 +165,8 @@ def _check_recorded_layers(plan: Plan, listener: Listener) -> None:
         )
     if elsewhere:
         listener.warn(
-            f"the experts of {counted(len(elsewhere), 'layer')} are on other devices: their routing is not "
-            "recorded (--experts-on ram keeps them here)"
+            f"the experts of {counted(len(elsewhere), 'layer')} are on other devices: their "
+            "routing is not recorded (--experts-on ram keeps them here)"
         )
 
 

@@ -102,13 +102,14 @@ def _sessions(chat: Chat, argument: str) -> str:
 
 
 def _listed(entries: list[Entry], here: str) -> list[str]:
-    width = max(len(entry.name) for entry in entries)
-    models = max(len(clean_line(entry.model)) for entry in entries)
+    """A line for each conversation: name, turns, model, the beginning of its first question."""
+    rows = [(e.name, f"{turns_text(e.turns):>9}", clean_line(e.model)) for e in entries]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for entry in entries:
+    for entry, row in zip(entries, rows, strict=True):
         mark = "*" if entry.name == here else " "
-        facts = f"{turns_text(entry.turns):>9}  {clean_line(entry.model):<{models}}"
-        lines.append(f"{mark} {entry.name:<{width}}  {facts}  {entry.title}")
+        cells = [f"{text:<{width}}" for text, width in zip(row, widths, strict=True) if width]
+        lines.append(f"{mark} {'  '.join([*cells, entry.title])}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""An answer as plain text, without an escape code: for pipes, and for terminals under ``NO_COLOR``."""
+"""An answer as plain text, without an escape code: for pipes, and under ``NO_COLOR``."""
 
 from __future__ import annotations
 

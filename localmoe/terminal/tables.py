@@ -13,7 +13,6 @@ from rich.text import Text
 
 from localmoe.text import clean_line
 
-
 LEAST_FIRST = 24  # cells that the first column is folded to, at least
 
 

@@ -46,3 +46,9 @@ def test_a_run_supposes_nothing() -> None:
         apply_limits(machine(16), Wishes(vram=8 * GIB), hypothetical=False)
     assert caught.value.hint
     assert apply_limits(machine(16), Wishes(vram=0), hypothetical=False) == machine(16)
+
+
+def test_a_gpu_that_is_only_asked_about_is_called_by_its_size() -> None:
+    """There is no card to name."""
+    (asked_about,) = apply_limits(machine(16), Wishes(vram=8 * GIB), hypothetical=True).gpus
+    assert asked_about.name == "GPU with 8.0 GiB"

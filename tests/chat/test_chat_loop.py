@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyte
 import pytest
 
 from localmoe.app import documents
@@ -100,27 +101,31 @@ def test_commands_work_in_a_pipe() -> None:
 
 
 def test_a_wrong_command_is_an_error_line_and_no_turn() -> None:
-    """The nearest command is named; the chat goes on."""
+    """The nearest command is named; the chat goes on, and ends with the code of a wrong usage."""
     done = chat("/exti\nhi\n", ["x"])
+    assert done.code == 2
     assert "error: no command /exti. Did you mean /exit?" in done.err
     assert done.out == "x\n"
 
 
 def test_a_prompt_that_does_not_fit_changes_nothing() -> None:
-    """The counts are shown and the next, shorter message is answered."""
+    """The counts are shown and the next, shorter message is answered; the exit code tells it."""
     error = ContextOverflowError("the prompt has 700 tokens, the context 100", hint="shorten")
     done = chat("long\nshort\n", [error], ["ok"])
-    assert done.code == 0
+    assert done.code == 1
     assert "error: the prompt has 700 tokens, the context 100" in done.err
     assert done.out == "ok\n"
     assert "long" not in done.engine.requests[1].prompt
 
 
 def test_a_crash_keeps_the_chat() -> None:
-    """The cause is told, what was said stays, and the next message starts the engine again."""
+    """The cause is told, what was said stays, and the next message starts the engine again.
+
+    A pipe ends with 1 all the same: one of its turns has failed.
+    """
     crash = EngineCrashError("the engine process died: killed, most likely because memory ran out")
     done = chat("a\nb\nc\n", ["one"], ["tw", crash], ["three"])
-    assert done.code == 0
+    assert done.code == 1
     assert done.out == "one\ntw\nthree\n"
     assert "error: the engine process died: killed" in done.err
     assert done.engine.loads == 2
@@ -229,6 +234,29 @@ def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
     assert done.err.count("once more") == 2
 
 
+def test_the_context_is_changed_in_the_chat() -> None:
+    """``/set ctx``: the model is loaded again with so many tokens, and the conversation goes on."""
+    asked_for: list[int | None] = []
+    engine = ScriptedEngine([["one"], ["two"]])
+    err = io.StringIO()
+    output, notices = Output(out=io.StringIO(), err=err), Notices()
+
+    @contextmanager
+    def open_model(name: str | None, options: Options) -> Iterator[LoadedModel]:
+        asked_for.append(options.context)
+        with scripted_model(engine) as model:
+            yield model
+
+    loop = ChatLoop(open_model, Options(command="chat", context=4096), output, notices)
+    code = loop.run("tiny", Keys("hi", "/set ctx 16k", "/set ctx", "/set ctx 0", "more"))
+    assert code == 0
+    assert asked_for == [4096, 16384]
+    assert "the conversation goes on, 1 turn so far" in err.getvalue()
+    assert "error: ctx is a number of tokens" in err.getvalue()
+    assert "assistant\none" in engine.requests[1].prompt
+    assert ("/set ctx", 3) in [(f"/set {word}", size) for word, size in loop.propose("/set ctx")]
+
+
 def test_regen_replaces_and_undo_takes_back() -> None:
     """Both change what the next prompt has."""
     keys = Keys("count", "/regen", "more", "/undo", "else")
@@ -263,7 +291,10 @@ def test_edit_asks_the_changed_question(tmp_path: Path, monkeypatch: pytest.Monk
     assert "hello, edited<|im_end|>" in prompts[1] and "assistant\n1" not in prompts[1]
     assert "user\n, edited<|im_end|>" in prompts[2]
     monkeypatch.setenv("VISUAL", "true")
-    assert "nothing is sent" in type_in(ScriptedEngine([["1"]]), Keys("hello", "/edit")).err
+    assert (
+        "not sent: the text is unchanged"
+        in type_in(ScriptedEngine([["1"]]), Keys("hello", "/edit")).err
+    )
     monkeypatch.setenv("VISUAL", "false")
     assert "ended with 1" in type_in(ScriptedEngine([["1"]]), Keys("hello", "/edit")).err
 
@@ -359,10 +390,20 @@ class TestFull:
             assert len(done.engine.requests) == 3
 
     def test_a_pipe_stops(self) -> None:
-        """Nobody can be asked: refused with the numbers, and the next line is answered."""
+        """Nobody can be asked: refused with the numbers, the next line is answered, exit code 1."""
         done = chat(f"{LONG}\n{LONG}\n{'next ' * 30}\n/clear\nhi\n", ["a"], ["b"], ["c"])
-        assert "does not fit" in done.err and "not sent" in done.err
-        assert done.out == "a\nb\nc\n"
+        assert "error: the next turn does not fit: " in done.err and "not sent" in done.err
+        assert "hint: --overflow drop" in done.err
+        assert (done.out, done.code) == ("a\nb\nc\n", 1)
+
+    @pytest.mark.parametrize("typed", [f"{LONG}\n{LONG}\n{'next ' * 30}\n", "next " * 200])
+    def test_quiet_says_what_failed(self, typed: str) -> None:
+        """With ``-q`` and exit code 1 there is one line: the error, and its hint."""
+        done = chat(typed, ["a"], ["b"], quiet=True)
+        assert done.code == 1
+        assert done.err.startswith("error: the next turn does not fit: ")
+        assert done.err.count("error: ") == done.err.count("hint: ") == 1
+        assert len(done.err.splitlines()) == 2
 
     def test_too_long_by_itself(self) -> None:
         """No turn is given up for a message that would not fit anyway."""
@@ -487,12 +528,19 @@ class Broken(io.StringIO):
 
 
 def test_an_unwritable_stderr_costs_no_answer() -> None:
-    """Notes and figures are lost, the answer and the exit code are not."""
+    """Notes and figures are lost, the answer is not, and the exit code still tells of an error."""
     out = io.StringIO()
     engine = ScriptedEngine([["<think>hm</think>", "fine"]])
     lines = PipedLines(io.StringIO("hi\n/stats\n/nonsense\n"))
-    assert run_chat(engine, lines, Output(out=out, err=Broken())) == 0
+    assert run_chat(engine, lines, Output(out=out, err=Broken())) == 2
     assert out.getvalue() == "fine\n"
+
+
+class Window(io.StringIO):
+    """What a terminal is sent."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class TestRun:
@@ -511,6 +559,7 @@ class TestRun:
             "text": "a\x1b[0m",
             "reasoning": "hm",
             "finish_reason": "stop",
+            "no_answer": None,
             "model": "tiny",
             "usage": {"prompt_tokens": 3, "completion_tokens": 2, "reused_tokens": 0},
             "timings": {"load_s": 0.01, "ttft_s": 0.1, "prefill_tps": 50.0, "decode_tps": 10.0},
@@ -537,6 +586,27 @@ class TestRun:
         assert out.getvalue() == "ab\n"
         assert err.getvalue().startswith("hm\n")
         assert "tok/s" in err.getvalue()
+
+    def test_text_in_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Markdown, no word broken at the edge; what was thought stands behind a bar."""
+        monkeypatch.setenv("COLUMNS", "40")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        out, err = Window(), Window()
+        output = Output(out=out, err=err)
+        answer = "**bold** and then " + "several words " * 8
+        with scripted_model(ScriptedEngine([["<think>hm", "</think>", *answer]])) as model:
+            asked = conversation(model, Options(), output)
+            assert model.loaded
+            with printers.TextPrinter(model, model.loaded, output) as printer:
+                for event in asked.ask("hi"):
+                    printer.show(event)
+        screen = pyte.Screen(40, 20)
+        pyte.Stream(screen).feed(out.getvalue().replace("\n", "\r\n"))
+        lines = [line.rstrip() for line in screen.display if line.strip()]
+        assert " ".join(lines) == answer.replace("**", "").strip()
+        assert screen.buffer[0][0].bold and not screen.buffer[0][5].bold
+        assert "│ " in err.getvalue() and "hm" in err.getvalue()
 
     def test_events(self) -> None:
         """``--jsonl``: one document per event, the last the same as ``--json``."""

@@ -19,7 +19,7 @@ from localmoe.chat.commands import (
 )
 from localmoe.chat.context import Overflow
 from localmoe.chat.conversation import Conversation, TurnDone
-from localmoe.chat.session import Session
+from localmoe.chat.session import ModelUsed, Session
 from localmoe.chat.session_commands import add_session_commands
 from localmoe.chat.settings import SETTINGS, Settings, change, show
 from localmoe.chat.state import Chat
@@ -279,6 +279,9 @@ class TestSessions:
         assert Store(tmp_path).exists("owls")
         assert "* more-owls  " in text_of(chat, "/sessions")
         assert "1 turn  about owls" in text_of(chat, "/sessions")
+        model = ModelUsed("qwen3-30b-a3b", "/models/qwen3.gguf")
+        chat.session.use(model)
+        assert "* more-owls     1 turn  qwen3-30b-a3b  about owls" in text_of(chat, "/sessions")
         assert "> about owls" in text_of(chat, "/load owls")
         ask(chat, "and more")
         assert len(chat.session.turns) == 2
@@ -325,8 +328,8 @@ class TestSessions:
             run(chat, "/save good")
 
     def test_export(self, tmp_path: Path) -> None:
-        """Markdown for people, JSON for programs; private; nothing is overwritten."""
-        chat = make_chat(["an ", "owl"], store=Store(tmp_path / "s"))
+        """Markdown for people, JSON for programs; private; a file is replaced with ``!`` only."""
+        chat = make_chat(["an ", "owl"], ["a mouse"], store=Store(tmp_path / "s"))
         ask(chat, "who?")
         run(chat, f"/save {tmp_path}/talk.md")
         written = (tmp_path / "talk.md").read_text()
@@ -335,8 +338,14 @@ class TestSessions:
         document = json.loads((tmp_path / "talk.json").read_text())
         assert document["turns"][0]["answer"] == "an owl"
         assert (tmp_path / "talk.json").stat().st_mode & 0o777 == 0o600
-        with pytest.raises(UsageError, match="exists already"):
+        with pytest.raises(UsageError, match="exists already") as refused:
             run(chat, f"/save {tmp_path}/talk.md")
+        assert refused.value.hint == f"/save {tmp_path}/talk.md ! replaces it"
+        ask(chat, "and who else?")
+        for replaced in ("talk.md !", "talk.md!", "talk.json !"):
+            assert "2 turns exported" in text_of(chat, f"/save {tmp_path}/{replaced}")
+        assert "> and who else?" in (tmp_path / "talk.md").read_text()
+        assert len(json.loads((tmp_path / "talk.json").read_text())["turns"]) == 2
         with pytest.raises(StorageError):
             run(chat, "/save /proc/nowhere/talk.md")
 

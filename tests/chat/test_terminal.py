@@ -351,10 +351,11 @@ def test_a_dumb_terminal_gets_plain_lines(start: Start) -> None:
 
 
 def test_no_color(start: Start) -> None:
-    """``NO_COLOR``: the answer is plain text, without escape codes."""
-    terminal = start(["**b**\n\n", "`c`"], NO_COLOR="1")
+    """``NO_COLOR``: the answer is plain text without escape codes, its words wrapped as ever."""
+    terminal = start(["**b**\n\n", "`c`\n", "words of " * 6], columns=30, NO_COLOR="1")
     terminal.type("hi\r")
-    assert "**b**\n\n`c`\n" in terminal.turns(1)
+    text = terminal.turns(1)
+    assert "**b**\n\n`c`\nwords of words of words of\nwords of words of words of\n" in text
 
 
 @pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"NO_COLOR": "1"}, {"TERM": ""}, {}], ids=str)

@@ -352,3 +352,39 @@ def test_the_overview_says_who_takes_what() -> None:
     assert "memory and placement: fit, pull, plan, run, chat, show, bench, experts record" in text
     assert "the answer: run, chat, experts record" in text
     assert "is refused" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "command", "words"),
+    [
+        (["help"], None, ()),
+        (["help", "help"], None, ()),
+        (["help", "run"], "run", ()),
+        (["help", "ls"], "list", ()),
+        (["help", "experts", "record"], "experts", ("record",)),
+        (["help", "run", "--temp", "0"], "run", ()),
+    ],
+)
+def test_help_is_a_command_too(
+    argv: list[str], command: str | None, words: tuple[str, ...]
+) -> None:
+    """``help COMMAND`` is ``COMMAND --help``."""
+    options = parse(argv)
+    assert (options.help, options.command, options.words) == (True, command, words)
+
+
+def test_help_for_what_is_no_command() -> None:
+    """The nearest command is named, as for the command itself."""
+    with pytest.raises(UsageError, match=r'no command "rum"\. Did you mean rm or run'):
+        parse(["help", "rum"])
+    with pytest.raises(UsageError, match=r'no command "hlep"\. Did you mean help'):
+        parse(["hlep"])
+
+
+def test_ls_is_list() -> None:
+    """With its options, and with its errors for those of others."""
+    assert parse(["ls", "--json"]).command == "list"
+    with pytest.raises(UsageError, match="list takes no --temp"):
+        parse(["ls", "--temp", "0"])
+    with pytest.raises(UsageError, match=r'no option "--jsno"\. Did you mean --json'):
+        parse(["ls", "--jsno"])

@@ -39,7 +39,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_commands_come_first() -> None:
-    assert texts("") == list(COMMANDS)
+    assert texts("") == [*COMMANDS, "help"]
+    assert texts("help", "") == list(COMMANDS)
+    assert texts("help", "experts", "si") == ["simulate"]
+    assert texts("ls", "--jso") == ["--json", "--jsonl"]
     assert texts("-q", "do") == ["doctor"]
 
 
@@ -88,6 +91,17 @@ def test_models(home: Path) -> None:
     assert texts("run", "nano", "wor") == []
 
 
+def test_rm_proposes_what_can_be_removed(home: Path) -> None:
+    """Models of localmoe's folder and the Hub cache: no catalog, no alias, no other file."""
+    own = home / ".local/share/localmoe/models"
+    own.mkdir(parents=True)
+    (own / "mine-Q4_K_M.gguf").write_bytes(b"")
+    assert sorted(texts("rm", "")) == ["Tiny-Q8_0", "mine-Q4_K_M"]
+    assert texts("rm", "someone/") == ["someone/Tiny-GGUF:Q8_0"]
+    assert texts("rm", "no") == texts("rm", "Tiny-Q8_0", "") == []
+    assert texts("rm", "./") == [FILES]
+
+
 def test_sessions_are_proposed_by_name(home: Path) -> None:
     folder = home / ".local/share/localmoe/sessions"
     folder.mkdir(parents=True)
@@ -96,7 +110,7 @@ def test_sessions_are_proposed_by_name(home: Path) -> None:
 
 
 def test_words_of_config(home: Path) -> None:
-    assert texts("config", "s") == ["set"]
+    assert texts("config", "s") == ["show", "set"]
     assert texts("config", "set", "top") == ["top-k", "top-p"]
     assert texts("config", "set", "think", "h") == ["high"]
     assert texts("config", "set", "plain", "") == ["true", "false"]

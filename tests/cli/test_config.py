@@ -173,6 +173,8 @@ def test_set_show_unset(localmoe: Localmoe) -> None:
     assert (found.aliases, found.models) == ({"mine": "nano"}, {"mine": {"temp": 0.6}})
     document = localmoe.document("config", LOCALMOE_CTX="8k")
     assert document["model"] == {"name": "nano", "why": "the configured one", "configured": "mine"}
+    assert localmoe.document("config", "show", LOCALMOE_CTX="8k") == document
+    assert localmoe("config", "show").stdout == localmoe("config").stdout
     said = [(s["name"], s["source"], s["model"]) for s in document["settings"]]
     assert said == [("ctx", "environment", None), ("stop", "file", None), ("temp", "file", "mine")]
     assert "mine" in localmoe("config").stdout

@@ -66,3 +66,18 @@ def test_other_documents_are_refused(document: object) -> None:
     """A usage error that names the file, whatever the JSON was."""
     with pytest.raises(UsageError, match=r"m\.json"):
         machine_of(document, "m.json")
+
+
+@pytest.mark.parametrize("version", [0, 2, 99, -1, "1", 1.0, True, None, [1]])
+def test_a_machine_of_another_schema_is_refused(version: object) -> None:
+    """Its fields may mean something else; the version that is read is named, and what to do."""
+    document = {"schema_version": version, "machine": machine_document(GAMING_PC)}
+    with pytest.raises(
+        UsageError, match=r"m\.json: schema_version is .*localmoe reads 1"
+    ) as caught:
+        machine_of(document, "m.json")
+    assert ("update" in str(caught.value.hint)) == (version in (2, 99))
+
+
+def test_a_machine_written_by_hand_needs_no_version() -> None:
+    assert machine_of({"ram_total": GIB}, "m.json").ram_total == GIB

@@ -70,7 +70,7 @@ PLAN = Plan(
     ram_reserve=1 * GIB,
     vram_budget=int(7.5 * GIB),
     reason="4.0 GiB of experts do not fit in the 8.0 GiB of RAM: read from disk",
-    advice=("close 3.0 GiB of programs and nothing needs the disk",),
+    advice=("close programs that use 3.0 GiB, and nothing needs the disk",),
 )
 FINDINGS = [
     ("gpu", "GPU idle: some card is not in this engine build", "pip install something-long")
@@ -119,9 +119,24 @@ def test_fit_says_everything_at_every_width(width: int) -> None:
         "RAM 8.0 GiB of 8.0 GiB",
         "disk 4.0 GiB",
         "32,768 tokens",
-        "→ close 3.0 GiB",
+        "→ close programs that use 3.0 GiB",
     ):
         assert fact in text, (fact, text)
+
+
+def test_list_is_a_table_at_80_columns() -> None:
+    """Of a long name and folder: every row is one line or a folded name, under one heading."""
+    long = replace(MODEL, name="someone/Qwen3-Coder-30B-A3B-Instruct-1M-GGUF:UD-Q4_K_XL")
+    short = replace(MODEL, name="tiny-Q8_0")
+    for models in ([short], [long], [short, long, MODEL]):
+        entries = [LocalModel(model, "Hub cache") for model in models]
+        lines = drawn(render.list_table(entries), 80).splitlines()
+        assert lines[0].split()[:1] == ["model"] and {"size", "experts"} <= set(lines[0].split())
+        assert all(len(line) <= 80 for line in lines)
+        assert len([line for line in lines if "19.0 GiB" in line]) == len(models)
+        assert "architecture qwen3moe" not in "".join(lines)
+        if models == [short]:
+            assert "Hub cache" in lines[1]
 
 
 def test_wide_tables_become_lists_on_narrow_screens() -> None:

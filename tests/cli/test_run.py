@@ -71,7 +71,10 @@ def test_json_that_is_cut_off_is_a_failure(localmoe: Localmoe, model: Path, sche
     """What there is is shown, the exit code is 1 and it is said."""
     done = localmoe("run", "-t", "1", "-m", model, "-n", "3", "--schema", schema, "Who?")
     assert (done.returncode, bool(done.stdout)) == (1, True)
-    assert "the answer is not whole" in done.stderr
+    assert "error: the answer is not whole" in done.stderr
+    quiet = localmoe("run", "-q", "-t", "1", "-m", model, "-n", "3", "--schema", schema, "Who?")
+    assert quiet.returncode == 1
+    assert quiet.stderr.startswith("error: the answer is not whole") and "hint: " in quiet.stderr
     assert (
         localmoe.document(
             "run", "-t", "1", "-m", model, "-n", "3", "--schema", schema, "Who?", code=1

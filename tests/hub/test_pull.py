@@ -53,6 +53,20 @@ def test_a_model_that_runs_here_is_not_asked_about(
     assert "sha256 checked" in done.stderr
 
 
+def test_the_last_line_is_what_to_type_next(
+    hub: HubServer, real: Path, localmoe: HubCommand
+) -> None:
+    """A name for exactly this model, which works; also for what is here already. Not with -q."""
+    for _ in range(2):
+        done = localmoe("pull", REPO)
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith(f"localmoe chat {REPO}:")
+    name = line.removeprefix("localmoe chat ")
+    assert localmoe("show", name, HF_HUB_OFFLINE="1").returncode == 0
+    assert localmoe("pull", "-q", REPO).stderr == ""
+    assert localmoe("pull", "nano").stderr.splitlines()[-1] == "localmoe chat nano"
+
+
 def test_nobody_to_ask_is_a_no(hub: HubServer, real: Path, localmoe: HubCommand) -> None:
     """A model that does not fit is refused when nobody can answer: exit 3, the reason, the way."""
     done = localmoe("pull", REPO, "--ram", "0.001")

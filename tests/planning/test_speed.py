@@ -109,11 +109,11 @@ def test_a_gpu_takes_what_is_on_it() -> None:
 def test_a_gpu_that_nobody_measured_makes_the_range_wide() -> None:
     """The same plan without the GPU's rates: still an answer, marked, at least twice as wide."""
     plan = planned(MODEL, machine(64, 24))
-    known, supposed = (
+    known, assumed = (
         forecast(MODEL, plan, rates) for rates in (RATES, dataclasses.replace(RATES, devices=()))
     )
-    assert "supposed" in supposed.why and "supposed" not in known.why
-    wide = supposed.decode.high / supposed.decode.low
+    assert "its speed assumed" in assumed.why and "assumed" not in known.why
+    wide = assumed.decode.high / assumed.decode.low
     assert wide > 1.5 * known.decode.high / known.decode.low
 
 

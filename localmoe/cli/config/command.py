@@ -52,8 +52,8 @@ def config_command(options: Options, output: Output) -> int:
         case _:
             raise UsageError(
                 f"config does not understand: {' '.join((verb, *words))}",
-                hint="config [show | set NAME VALUE | unset NAME | explain [NAME] | alias [NAME MODEL] "
-                "| path], with -m MODEL for the settings of one model",
+                hint="config [show | set NAME VALUE | unset NAME | explain [NAME] | "
+                "alias [NAME MODEL] | path], with -m MODEL for the settings of one model",
             )
     if output.as_json and words and verb in ("set", "unset", "alias"):
         _show(config.read(), output)

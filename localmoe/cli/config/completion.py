@@ -192,7 +192,7 @@ def _removable(partial: str) -> Iterator[Candidate]:
         lambda: {
             _typed(model, partial): f"here ({model.program})"
             for model in catalog.installed_models()
-            if model.program in (LOCALMOE, HUB_CACHE)
+            if model.program in (LOCALMOE, HUB_CACHE) and model.name != catalog.BUNDLED
         }
     )
     yield from (Candidate(clean_line(name), about) for name, about in names.items())
