@@ -12,6 +12,7 @@ from localmoe.planning import estimate
 from localmoe.planning.budget import Budget
 from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU, EngineSettings, Measure, MemoryReport
+from localmoe.planning.work_buffer import work_buffer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,26 @@ class Candidates:
         self._tiers = tiers
         self._cache_ram = cache_ram
         self._in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
+        self._work_buffer = work_buffer_of(model)
         self.remotes = tuple(gpu.remote for gpu in machine.gpus if gpu.remote is not None)
 
     def measure(self, settings: EngineSettings) -> MemoryReport:
-        """The engine's figures; an estimate where the engine build lacks one of the devices."""
+        """The engine's figures, an estimate where its build lacks one of the devices.
+
+        The processor's work buffer, which the engine does not report, is added to them.
+        """
+        report = self._report(settings)
+        experts_on_host = any(expert_bytes_on_host(self.model, settings).values())
+        more = self._work_buffer.size(settings.ubatch, experts_on_host=experts_on_host)
+        devices = tuple(
+            dataclasses.replace(entry, compute=entry.compute + more)
+            if entry.device == CPU
+            else entry
+            for entry in report.devices
+        )
+        return dataclasses.replace(report, devices=devices)
+
+    def _report(self, settings: EngineSettings) -> MemoryReport:
         if all(device in self._in_engine for device in settings.devices):
             report = self._measure_engine(settings)
             if report.exact or not settings.devices:
