@@ -46,7 +46,7 @@ tests=(tests/engine/test_cache_fuzz.py tests/engine/test_cache_memory.py tests/e
 preload=${runtime// /:}
 echo "$kind: $(git -C "$root" rev-parse --short HEAD), ${tests[*]}"
 PYTHONPATH="$work" LD_PRELOAD="$preload" LOCALMOE_SANITIZED=1 \
-    "$python" -m pytest -q -p no:cacheprovider "${@:-${tests[@]}}" 2>&1 | tee "$work/out"
+    "$python" -m pytest -q -p no:cacheprovider -o timeout=3000 "${@:-${tests[@]}}" 2>&1 | tee "$work/out"
 if grep -E "ERROR: (Address|Thread)Sanitizer|runtime error:|WARNING: ThreadSanitizer" "$work/out"; then
     echo "$kind: reports above"
     exit 1

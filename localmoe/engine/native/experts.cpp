@@ -14,8 +14,9 @@
 // private  The tensor's data is redirected to address space of our own with the same rows, and a
 //          larger stride between experts. An expert that is not there has inaccessible pages, and
 //          what is there never exceeds a budget. It is anonymous memory, so that no other program's
-//          need takes it away, read directly (O_DIRECT; file offset and address agree modulo the page
-//          size). While there is room, what the system has in its page cache is copied from there. At
+//          need takes it away, read directly (O_DIRECT; file offset and address agree modulo BLOCK,
+//          the disk's unit, which is not the system's page), and what a direct read does not bring is
+//          read once more through the page cache. While there is room, what the system has in its page cache is copied from there. At
 //          the budget, memory moves from the least valuable expert to the next one by mremap: no fresh
 //          page, no copy, nothing for the page cache to do.
 //
