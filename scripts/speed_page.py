@@ -37,10 +37,10 @@ did not reckon with.
 
 The figures below are older than the present forecast and are to be measured again. Since then
 attention is timed with the kernel that prompts run on, first reads overlap with computing
-(`FIRST_HIDDEN`), reads of a conversation are taken to be predicted (`MISS`), and a prompt's tokens to
-share experts as those of the recorded trace do (`TOGETHER`). The first two constants were chosen on
-the four lines with experts on the disk, which so are no test of them any more; imposed routings, which
-nothing predicts, are now forecast too fast.
+(`FIRST_HIDDEN`), reads of a conversation are taken to be predicted (`MISS`), and a prompt's tokens
+to share experts as those of the recorded trace do (`TOGETHER`). The first two constants were chosen
+on the four lines with experts on the disk, which so are no test of them any more; imposed routings,
+which nothing predicts, are now forecast too fast.
 
 """
 
