@@ -221,10 +221,13 @@ class Clock:
         What is kept is what is chosen most, so a single token finds more there than ``kept``; a
         batch that uses every expert finds just that.
         """
-        touched, one = self._touched(tokens), self._touched(1)
-        favourites = max(0.0, self._hit_rate - self._kept) * (1 - touched) / max(1e-9, 1 - one)
-        found = min(1.0, kept + favourites * (kept / self._kept if self._kept else 0.0))
-        return sum(m.nbytes for m in self._routed) * touched * (1 - found)
+        filled = kept / self._kept if self._kept else 0.0  # of the memory for experts
+        size = 0.0
+        for m in self._routed:
+            touched = m.touched(tokens**TOGETHER)
+            favourites = (self._hit_rate - self._kept) * (1 - touched) / max(1e-9, 1 - m.share)
+            size += m.nbytes * touched * (1 - min(1.0, kept + max(0.0, favourites) * filled))
+        return size
 
     def _choosing(self) -> float:
         """Seconds to sample a token and to hand it on."""
