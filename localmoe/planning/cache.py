@@ -215,14 +215,15 @@ def plan_cache(
     )
 
 
-def left_over(free: int, mapped_most: int, mapped: int, swapped: int) -> int:
+def left_over(free: int, unfilled: int, mapped_most: int, mapped: int, swapped: int) -> int:
     """Bytes that are really left when the system calls ``free`` left beside our mapped files.
 
-    What was pushed out is still needed: pages of the mapped weights (``mapped`` bytes of the
-    ``mapped_most`` that were in memory once), and memory that was ``swapped`` out. Negative where
-    more was pushed out than is free.
+    The part of the cache's budget that is still ``unfilled`` is as good as taken. What was pushed
+    out is still needed: pages of the mapped weights (``mapped`` bytes of the ``mapped_most`` that
+    were in memory once), and memory that was ``swapped`` out. Negative where that is more than is
+    free.
     """
-    return free - max(0, mapped_most - mapped) - swapped
+    return free - unfilled - max(0, mapped_most - mapped) - swapped
 
 
 def budget_under_pressure(budget: int, most: int, left: int, low: int, least: int) -> int:

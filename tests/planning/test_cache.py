@@ -188,10 +188,11 @@ def test_pressure_shrinks_and_grows_the_budget() -> None:
 def test_what_was_pushed_out_is_not_left_over() -> None:
     """The system calls 900 bytes free: weights of 300 were in memory once and 200 are, 50 bytes of
     our own memory are swapped. More than that was never free."""
-    assert left_over(900, 300, 200, 50) == 750
-    assert left_over(900, 300, 300, 0) == 900
-    assert left_over(900, 200, 300, 0) == 900, "more of the mapping than ever before"
-    assert left_over(50, 500, 200, 50) == -300
+    assert left_over(900, 0, 300, 200, 50) == 750
+    assert left_over(900, 0, 300, 300, 0) == 900
+    assert left_over(900, 0, 200, 300, 0) == 900, "more of the mapping than ever before"
+    assert left_over(900, 400, 300, 300, 0) == 500, "the budget's unfilled part is as good as taken"
+    assert left_over(50, 0, 500, 200, 50) == -300
     assert budget_under_pressure(800, 1000, -300, 100, 200) == 300, "what is missing to 200"
 
 

@@ -45,7 +45,8 @@ class MemoryWatch:
             own = own_memory()
             self._mapped_most = max(self._mapped_most, own.mapped)
             free, low = free_memory(mapped=own.mapped)
-            left = left_over(free, self._mapped_most, own.mapped, own.swapped)
+            unfilled = max(0, self.budget - self._cache.counters().resident_bytes)
+            left = left_over(free, unfilled, self._mapped_most, own.mapped, own.swapped)
             budget = budget_under_pressure(self.budget, self._most, left, low, self._least)
             if budget != self.budget:
                 self.budget = budget
