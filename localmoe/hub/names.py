@@ -120,13 +120,16 @@ def contents(
 ) -> Contents:
     """The models in a repository, and its other GGUF files.
 
-    ``kinds``: what headers have told of some files (``file_kind``), by path. A file with a name
-    that could lead out of a folder is no model.
+    ``kinds``: what headers have told of some files (``file_kind``), by path. A file with an odd
+    name is no model. Raises TransferError for a name that leads out of a folder: whoever made it
+    up is not to be trusted with the other files.
     """
     others: dict[str, str] = {}
     sets: dict[tuple[str, str, int], dict[int, RepoFile]] = {}
     found: list[ModelFiles] = []
     for file in listing:
+        if leads_out(file.path):
+            check_path(file.path)
         path = PurePosixPath(file.path)
         if not is_gguf(path.name):
             if whole := whole_of_piece(path.name):
@@ -205,12 +208,16 @@ def is_safe(path: str) -> bool:
     or another system would take for something else.
     """
     return not (
-        not path
-        or any(part in ("", ".", "..") for part in path.split("/"))
-        or any(c in path for c in "\\:\0")
+        leads_out(path)
+        or any(c in path for c in "\\:")
         or FORBIDDEN.search(path)
         or len(path) > 1024
     )
+
+
+def leads_out(path: str) -> bool:
+    """Whether a name is one that no repository has, made to lead out of a folder."""
+    return "\0" in path or any(part in ("", ".", "..") for part in path.split("/"))
 
 
 def check_path(path: str) -> None:

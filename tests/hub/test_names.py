@@ -327,20 +327,33 @@ def test_no_model_at_all() -> None:
     ],
 )
 def test_unsafe_file_names(path: str) -> None:
-    """A name that could lead out of the folder, or fool a terminal, is that of no model.
+    """A name that would fool a terminal or another system is that of no model.
 
-    The other models of its repository can be had; it cannot, whatever it is asked for by.
+    The other models of its repository can be had; it cannot, whatever it is asked for by. A name
+    made to lead out of the folder refuses the whole repository.
     """
-    contents = names.contents(files("M-Q4_K_M.gguf", path))
-    assert [model.name for model in contents.models] == ["M-Q4_K_M"]
-    assert path not in [model.files[0].path for model in contents.models]
     with pytest.raises(TransferError, match="unsafe name") as caught:
         names.check_path(path)
     assert caught.value.message.isprintable()
+    if names.leads_out(path):
+        with pytest.raises(TransferError, match="unsafe name"):
+            names.contents(files("M-Q4_K_M.gguf", path))
+        return
+    contents = names.contents(files("M-Q4_K_M.gguf", path))
+    assert [model.name for model in contents.models] == ["M-Q4_K_M"]
     if path.endswith(".gguf"):
-        with pytest.raises(TransferError, match="unsafe name") as refused:
+        with pytest.raises(TransferError, match="unsafe name"):
             names.choose(contents.models, Reference("x", "a/b", path), contents.others)
-        assert refused.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("path", "hostile"),
+    [("../x.gguf", True), ("a/../../x", True), ("/x.gguf", True), ("a//x", True), ("", True),
+     ("x\0.gguf", True), ("C:\\x.gguf", False), ("a:b.gguf", False), ("x\u202e.gguf", False)],
+)  # fmt: skip
+def test_which_names_condemn_a_repository(path: str, hostile: bool) -> None:
+    """Those that lead out of a folder, which git has none of; an odd one is only left out."""
+    assert names.leads_out(path) is hostile
 
 
 def test_a_stale_entry_is_ours() -> None:
