@@ -21,9 +21,12 @@ def with_kernels(figure: float) -> Rates:
     return dataclasses.replace(RATES, types=dict.fromkeys(RATES.types, kind))
 
 
-def seed(home: Path) -> None:
-    """Invented speeds, the disk's too, for commands whose home folder that is."""
-    file = home / ".cache" / "localmoe" / "rates.json"
+def seed(home: Path, cache: Path | None = None) -> None:
+    """Invented speeds, the disk's too, for commands whose home folder that is.
+
+    ``cache``: where the cache folder is, if not below ``home`` as usual.
+    """
+    file = (cache or home / ".cache" / "localmoe") / "rates.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         rates = with_kernels(QUICK)

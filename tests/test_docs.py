@@ -66,6 +66,7 @@ def test_files_that_the_pages_name_are_there() -> None:
             assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
+@pytest.mark.process
 def test_the_version_stands_in_one_place() -> None:
     """Nothing but ``localmoe/__init__.py`` says which version this is."""
     from localmoe import __version__

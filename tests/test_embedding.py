@@ -14,6 +14,8 @@ import pytest
 import localmoe
 from localmoe.errors import ContextOverflowError, EngineBusyError, EngineError, UsageError
 
+pytestmark = pytest.mark.process
+
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from localmoe import ledger, storage
+from tests.waiting import PATIENCE
 
 MIB = 1 << 20
 
@@ -72,7 +73,7 @@ def other_process(
         yield process
     finally:
         _pipe(process.stdin).close()
-        process.wait(30)
+        process.wait(PATIENCE)
         _pipe(process.stdout).close()
 
 
@@ -85,6 +86,7 @@ def entries(home: Path) -> list[Path]:
     return list((home / "state" / "promises").glob("*"))
 
 
+@pytest.mark.process
 def test_a_promise_is_seen_by_others_while_it_lasts(home: Path) -> None:
     """Another process sees bytes of RAM; at the end the ledger is empty."""
     with other_process(1000 * MIB) as process:
@@ -105,6 +107,7 @@ def test_own_promises_count_too(home: Path) -> None:
     assert entries(home) == []
 
 
+@pytest.mark.process
 def test_memory_already_taken_is_not_outstanding() -> None:
     """What process and worker hold is gone from the kernel's figure already: counted once."""
     with other_process(1000 * MIB, own=200 * MIB, child=300 * MIB):
@@ -115,6 +118,7 @@ def test_memory_already_taken_is_not_outstanding() -> None:
         assert promise.outstanding_ram == 0
 
 
+@pytest.mark.process
 def test_mapped_weights_stay_outstanding(tmp_path: Path) -> None:
     """Pages of a mapped file can be dropped, so the kernel calls them available: not taken."""
     file = tmp_path / "weights"
@@ -125,11 +129,12 @@ def test_mapped_weights_stay_outstanding(tmp_path: Path) -> None:
         assert promise.outstanding_ram > 900 * MIB
 
 
+@pytest.mark.process
 def test_a_killed_process_promises_nothing(home: Path) -> None:
     """Its file is still there and is removed by the next one to look."""
     with other_process(MIB) as process:
         process.kill()
-        process.wait(30)
+        process.wait(PATIENCE)
         assert len(entries(home)) == 1
         assert ledger.promises() == []
         assert entries(home) == []
@@ -143,6 +148,7 @@ def test_a_reused_process_id_is_another_process(home: Path) -> None:
     assert entries(home) == []
 
 
+@pytest.mark.process
 def test_two_promises_of_one_process_share_what_it_holds(home: Path) -> None:
     """Memory held is taken off once, not off each promise."""
     with other_process(1000 * MIB, own=200 * MIB) as process:
@@ -191,6 +197,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.process
 def test_plans_made_at_the_same_instant_see_each_other() -> None:
     """Of four that start at once one finds nothing promised, one a promise, one two, one three."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -209,13 +216,17 @@ def test_plans_made_at_the_same_instant_see_each_other() -> None:
             other.communicate()
 
 
-def test_a_plan_waits_for_no_process_that_stopped(home: Path) -> None:
-    """Patience ends, the dead hold nothing, and no file is left behind by the lock."""
+def test_a_plan_waits_for_no_process_that_stopped(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patience ends, a free ledger is not waited for, and no file is left behind by the lock."""
+    pauses: list[float] = []
+    clock = time.monotonic()
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "monotonic", lambda: clock + sum(pauses))
+    with ledger.planning(), ledger.planning(patience=0.2):
+        assert sum(pauses) == pytest.approx(0.2, abs=0.03)
+    pauses.clear()
     with ledger.planning():
-        before = time.monotonic()
-        with ledger.planning(patience=0.2):
-            assert 0.2 <= time.monotonic() - before < 5
-    before = time.monotonic()
-    with ledger.planning():
-        assert time.monotonic() - before < 0.15
+        assert pauses == []
     assert [path for path in home.rglob("*") if path.is_file()] == []

@@ -86,6 +86,7 @@ def test_atomic_write(home: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.process
 def test_a_failed_write_changes_nothing(home: Path) -> None:
     """On a disk without room the old content stays, and nothing half-written."""
     path = home / "file"

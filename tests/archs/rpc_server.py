@@ -6,12 +6,12 @@ import contextlib
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 from localmoe.engine.rpc import greet
 from localmoe.engine.rpc_serving import Server
 from localmoe.errors import EngineError
+from tests.waiting import wait_until
 
 HOST = "127.0.0.1"
 _SERVE = """
@@ -44,15 +44,19 @@ def invented_cards(size: int, devices: int = 1) -> Iterator[str]:
         stdin=quiet,
     )
     try:
-        for _ in range(200):
-            with contextlib.suppress(EngineError):
-                greet(endpoint)
-                break
-            time.sleep(0.05)
+        wait_until(lambda: _answers(endpoint), "the invented cards are not served")
         yield endpoint
     finally:
         process.kill()
         process.wait()
+
+
+def _answers(endpoint: str) -> bool:
+    try:
+        greet(endpoint)
+    except EngineError:
+        return False
+    return True
 
 
 def free_port() -> int:

@@ -18,6 +18,7 @@ PROMPT = "The first question is"
 OTHER_PROMPT = "<|im_start|>user\nWhat is 42? Größe, 你好!<|im_end|>\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a not in UNSUPPORTED])
 def test_engine_generates(architecture: str, arch_file: ArchFile) -> None:
     """Each file loads; 16 greedy tokens have finite logits and depend on the prompt."""
@@ -49,6 +50,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.process
 def test_split_parts_generate_as_one_file(arch_file: ArchFile) -> None:
     """Three parts carry split metadata and give the same tokens as the single file."""
     first = arch_file("qwen3moe", split=3)
@@ -59,6 +61,7 @@ def test_split_parts_generate_as_one_file(arch_file: ArchFile) -> None:
     assert (split.tokens, split.digest) == (whole.tokens, whole.digest)
 
 
+@pytest.mark.process
 def test_prefill_splits_are_honoured(arch_file: ArchFile) -> None:
     """Batches begin where asked: the default cuts at n_batch, and one too large is refused."""
     path = arch_file("qwen3moe")
@@ -93,6 +96,7 @@ def test_bad_files_are_all_there(bad: dict[str, Path]) -> None:
     assert set(BAD) == set(bad)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", BAD)
 def test_engine_refuses_bad_files(name: str, bad: dict[str, Path]) -> None:
     """The engine itself cannot run any of them, so a typed error is the only good answer."""

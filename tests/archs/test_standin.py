@@ -28,6 +28,7 @@ TINY = Family(qwen.qwen3moe, Dims(layers=6, experts=16, used=4, vocab=900), Q4_K
 TINY_POOL = 40_000  # bytes: less than one expert, so that every tensor goes round many times
 
 
+@pytest.mark.process
 def test_tiny_standin_generates(tmp_path: Path) -> None:
     """Two of six layers and a synthetic vocabulary: loads, finite, depends on the prompt."""
     path = make_standin(TINY, tmp_path / "tiny.gguf", layers=2, pool_bytes=TINY_POOL)

@@ -15,6 +15,7 @@ from localmoe.bench import cold_start, limits
 from localmoe.bench.cold_start import cached_share, forget
 from localmoe.bench.limits import Group, memory_box
 from localmoe.facts.cgroup import own_groups
+from tests.needs import missing, no_control_group
 
 MIB = 1 << 20
 TAKE = """
@@ -41,11 +42,12 @@ def our_group() -> Group | None:
     return limits._own_group(128 * MIB)
 
 
+@pytest.mark.process
 def test_a_group_limits_what_is_in_it() -> None:
     """What fits runs; what does not is killed, and counted as killed."""
     group = our_group()
     if group is None:
-        pytest.skip("no control group can be made here")
+        no_control_group()
     group.close()
     with memory_box(128 * MIB) as box:
         assert box.kind.startswith("cgroup")
@@ -62,6 +64,7 @@ def test_a_group_limits_what_is_in_it() -> None:
         assert box.kills() == 1
 
 
+@pytest.mark.process
 def test_a_group_is_removed() -> None:
     """After the run there is no group of ours any more."""
     with memory_box(128 * MIB):
@@ -71,6 +74,7 @@ def test_a_group_is_removed() -> None:
     assert not [folder for folder in folders if (folder / ours).exists()]
 
 
+@pytest.mark.process
 def test_the_substitute_holds_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without groups another process takes what shall be missing, and ends with the run."""
     monkeypatch.setattr(limits, "_own_group", lambda limit: None)
@@ -117,5 +121,5 @@ def test_files_are_forgotten(tmp_path: Path) -> None:
     os.sync()
     path.read_bytes()
     if not cached_share([path]):
-        pytest.skip("this file system has no page cache")
+        missing("this file system has no page cache")
     assert forget([path]) == 0 == cached_share([path])

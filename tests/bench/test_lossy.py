@@ -29,6 +29,7 @@ def settings(model: Model) -> EngineSettings:
     return dataclasses.replace(settings_for(model, threads=1), cache_bytes=model.expert_bytes // 2)
 
 
+@pytest.mark.process
 def test_exact_is_what_plain_llama_cpp_takes(model: Model, settings: EngineSettings) -> None:
     """Fed with a greedy answer, the likeliest tokens are that answer."""
     plain = plain_greedy(model.paths[0], "The first question", 24, n_ctx=1024)

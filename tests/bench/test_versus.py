@@ -63,6 +63,7 @@ def test_a_command_may_have_options(tmp_path: Path) -> None:
     assert program_of(f"'{path}' -fa on") == Program(SERVER, (str(path), "-fa", "on"))
 
 
+@pytest.mark.process
 def test_llama_bench_gets_the_same_settings(model: Model, tmp_path: Path) -> None:
     """The program is asked for the same lengths and settings; its two speeds are what it says."""
     said = tmp_path / "said"
@@ -87,6 +88,7 @@ def test_a_program_that_tells_its_speed_alone(model: Model) -> None:
     assert summary.bytes_per_token is None and summary.own_bound is None
 
 
+@pytest.mark.process
 def test_a_program_that_fails_is_told(model: Model, tmp_path: Path) -> None:
     """With its last words."""
     for name in (BENCH, SERVER):

@@ -13,6 +13,7 @@ import pexpect
 import pyte
 
 from tests.cli.command import environment
+from tests.waiting import PATIENCE
 
 ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB = "\x1b\r", "\x03", "\x04", "\x12", "\t"
 STATUS = re.compile(r"\bcontext (?:[━╌]+ )?(?:[\d,]+/[\d,]+|\d+ %)")  # of the lines after a turn
@@ -52,18 +53,18 @@ class Terminal:
         ]
         return "\n".join(line.rstrip() for line in [*gone, *self._screen.display]).rstrip()
 
-    def wait(self, found: Callable[[str], bool] | str, seconds: float = 20) -> str:
+    def wait(self, found: Callable[[str], bool] | str) -> str:
         """The screen, once it shows this."""
         check = found if callable(found) else lambda text: found in text
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not check(self.text):
             assert time.monotonic() < end, f"waited for {found!r}, got:\n{self.text}"
             self._read()
         return self.text
 
-    def prompt(self, seconds: float = 20) -> str:
+    def prompt(self) -> str:
         """Wait for an empty input line at the end of the screen."""
-        return self.wait(lambda text: text.endswith("\n>") or text == ">", seconds)
+        return self.wait(lambda text: text.endswith("\n>") or text == ">")
 
     def turns(self, count: int) -> str:
         """Wait until that many turns have ended, and for the prompt after them."""
@@ -78,9 +79,20 @@ class Terminal:
         self.prompt()
         self.child.send(f"{text}\r")
 
-    def exit_code(self) -> int:
+    def exit_code(self, again: str = "") -> int:
+        """Of the program, once it has ended; ``again`` is typed now and after a second of silence.
+
+        Two signals that come before the first is heeded are one to the system, and two presses
+        count only within some seconds: on a busy machine one press more may be needed.
+        """
+        self.child.send(again)
+        read, pressed = len(self.raw), time.monotonic()
         while self.child.isalive() and self._read():
-            pass
+            if len(self.raw) > read:
+                read, pressed = len(self.raw), time.monotonic()
+            elif again and time.monotonic() > pressed + 1:
+                self.child.send(again)
+                pressed = time.monotonic()
         self.child.wait() if self.child.isalive() else None
         self.child.close()
         assert self.child.exitstatus is not None

@@ -18,6 +18,8 @@ from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
 from tests.chat import templates
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[Renderer]:

@@ -40,6 +40,9 @@ from localmoe.terminal.line_sources import Notices, PipedLines, TerminalLines
 from localmoe.text import format_duration
 from tests.chat.scripted import Reply, ScriptedEngine
 from tests.chat.scripted_model import MODEL, plan, run_chat, scripted_model
+from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.process
 
 
 @dataclass
@@ -473,7 +476,7 @@ class StoppedInLoad(ScriptedEngine):
     def load(self) -> Iterator[LoadProgress | Loaded]:
         yield LoadProgress(0.1)
         os.kill(os.getpid(), signal.SIGINT)
-        assert self.cancelled.wait(10)
+        assert self.cancelled.wait(PATIENCE)
         raise InterruptedLoadError("loading was interrupted")
 
 

@@ -56,7 +56,7 @@ class TerminalChat:
         def done(text: str) -> bool:
             return below(text).endswith("\n>") and all(words in below(text) for words in shown)
 
-        return below(self.terminal.wait(done, 30))
+        return below(self.terminal.wait(done))
 
     def asks(self, text: str) -> str:
         return self.does(text, "TTFT")

@@ -25,6 +25,8 @@ from localmoe.facts.model import Value
 from tests.chat import templates
 from tests.chat.scripted import Reply, ScriptedEngine, collect
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[Renderer]:

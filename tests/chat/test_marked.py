@@ -15,6 +15,8 @@ from localmoe.chat.session import Message
 from localmoe.chat.template import ChatTemplate
 from tests.chat import templates
 
+pytestmark = pytest.mark.process
+
 TEXT = "  Say <|end|> or ß, \n then </think>. "
 
 

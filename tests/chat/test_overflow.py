@@ -17,6 +17,8 @@ from localmoe.chat.template import ChatTemplate
 from tests.chat import templates
 from tests.chat.scripted import ScriptedEngine
 
+pytestmark = pytest.mark.process
+
 
 @dataclass
 class Decided:

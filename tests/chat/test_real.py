@@ -15,6 +15,9 @@ import pytest
 
 from tests.chat import templates
 from tests.cli.command import COMMAND, Localmoe, assert_clear_error, environment
+from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.process
 
 GREEDY = ("--temp", "0", "-n", "12")
 
@@ -179,7 +182,7 @@ class Running:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, out.decode(), err.decode()
 
 
@@ -212,7 +215,7 @@ def test_ctrl_c_in_an_answer_of_run(running: Callable[..., Running], model: Path
     assert out.endswith("\n")
     assert "interrupted" in err
     assert "Traceback" not in err
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=PATIENCE)[1]
 
 
 def test_ctrl_c_in_an_answer_of_chat(running: Callable[..., Running], model: Path) -> None:
@@ -240,7 +243,7 @@ def test_sigterm_leaves_nothing_behind(running: Callable[..., Running], model: P
     code, _, err = command.end()
     assert code == 143
     assert "Traceback" not in err
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=PATIENCE)[1]
 
 
 def test_a_killed_engine_does_not_end_the_chat(
@@ -275,4 +278,4 @@ def test_killed_while_waiting_leaves_nothing_behind(
     time.sleep(0.2)
     children = command.children()
     command.process.kill()
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=PATIENCE)[1]

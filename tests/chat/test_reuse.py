@@ -17,6 +17,8 @@ from localmoe import AnswerDelta, Conversation, PrefillProgress, ReasoningDelta,
 from localmoe.engine.worker.kv import CHECKPOINT_TOKENS, least_useful
 from tests.chat import templates
 
+pytestmark = pytest.mark.process
+
 ARCHITECTURES = (
     "qwen3moe", "gpt-oss", "gemma4", "qwen3next", "qwen35moe", "nemotron_h_moe", "granitehybrid",
     "lfm2moe", "deepseek4",

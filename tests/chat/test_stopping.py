@@ -18,6 +18,8 @@ from localmoe.chat.template import ChatTemplate
 from tests.chat import templates
 from tests.chat.scripted import Reply, ScriptedEngine
 
+pytestmark = pytest.mark.process
+
 
 def answered(chunks: list[str], *stops: str) -> tuple[str, bool]:
     """The answer that passes, and whether a text ended it."""

@@ -292,6 +292,7 @@ def run_quietly(home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_two_processes_begin_the_same_session(tmp_path: Path) -> None:
     """The second one ends with an error before it loads anything, however quiet; then it may."""
     store = Store(tmp_path / "data" / "sessions")
@@ -304,6 +305,7 @@ def test_two_processes_begin_the_same_session(tmp_path: Path) -> None:
     assert len(store.open("work").session.turns) == 1
 
 
+@pytest.mark.process
 def test_what_is_not_kept_is_told_however_quiet(tmp_path: Path) -> None:
     """Where no conversation can be written, the answer comes, with a line that says so."""
     (tmp_path / "data").mkdir()

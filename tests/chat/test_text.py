@@ -19,6 +19,8 @@ from tests.archs import parrot
 from tests.archs.parrot import Word, control, user_defined
 from tests.archs.vocabulary import CHATML
 
+pytestmark = pytest.mark.process
+
 OPENED = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
 THINK = (control("<think>"), control("</think>"))
 TAGS = (user_defined("<think>"), user_defined("</think>"))

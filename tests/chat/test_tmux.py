@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import environment
+from tests.waiting import PATIENCE
 
 TMUX = shutil.which("tmux")
-pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(TMUX is None, reason="tmux is not installed"),
+]
 
 
 class Window:
@@ -30,7 +34,7 @@ class Window:
         command = shlex.join([sys.executable, *script])
         size = ("-x", str(columns), "-y", str(rows))
         self.tmux(
-            "-f", "/dev/null", "new-session", "-d", *size, f"stty -g; {command}; stty -g; sleep 60"
+            "-f", "/dev/null", "new-session", "-d", *size, f"stty -g; {command}; stty -g; sleep 600"
         )
         self.tmux("set", "-g", "history-limit", "9000")
 
@@ -49,9 +53,9 @@ class Window:
     def type(self, *keys: str) -> None:
         self.tmux("send-keys", *keys)
 
-    def wait(self, found: Callable[[str], object] | str, seconds: float = 20) -> str:
+    def wait(self, found: Callable[[str], object] | str) -> str:
         check = found if callable(found) else lambda text: found in text
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not check(text := self.text):
             assert time.monotonic() < end, f"waited for {found!r}, got:\n{text}"
             time.sleep(0.05)
@@ -114,6 +118,6 @@ def test_leaving(window: Open) -> None:
     left = window(["fine"])
     left.type("C-d")
     modes = re.compile(r"^[0-9a-f]+(?::[0-9a-f]+){10,}:?$", re.MULTILINE)
-    text = left.wait(lambda text: len(modes.findall(text)) == 2, 5)
+    text = left.wait(lambda text: len(modes.findall(text)) == 2)
     before, after = modes.findall(text)
     assert before == after

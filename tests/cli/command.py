@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import localmoe
 from tests import rates
+from tests.cli.forked import forker
+from tests.waiting import PATIENCE
 
 COMMAND = [sys.executable, "-m", "localmoe"]
+AT_START = ("LD_", "LC_", "LANG", "PYTHONUTF8", "PYTHONIOENCODING", "GLIBC_", "MALLOC_")
 SOURCE = Path(localmoe.__file__).parents[1]
 
 
@@ -30,6 +35,60 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     return env | {"HOME": str(home), "PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1"} | extra
 
 
+def run(
+    args: Sequence[str | Path],
+    env: Mapping[str, str],
+    folder: Path,
+    stdin: str | int | IO[Any] = subprocess.DEVNULL,
+    timeout: float = PATIENCE,
+) -> subprocess.CompletedProcess[str]:
+    """What ``subprocess.run`` returns for the command.
+
+    It is forked (see ``tests.cli.forked``), unless ``env`` has something that counts when a program
+    starts.
+    """
+    words = [str(arg) for arg in args]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+        _readable(stdin) as file,
+    ):
+        if any(key.startswith(AT_START) and env[key] != os.environ.get(key) for key in env):
+            code = subprocess.run(
+                [*COMMAND, *words],
+                stdin=file,
+                stdout=out,
+                stderr=err,
+                env=env,
+                cwd=folder,
+                timeout=timeout,
+                check=False,
+            ).returncode
+        else:
+            descriptors = (file.fileno(), out.fileno(), err.fileno())
+            code = forker().run(words, env, folder, descriptors, timeout)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(args, code, out.read(), err.read())
+
+
+@contextlib.contextmanager
+def _readable(stdin: str | int | IO[Any]) -> Iterator[IO[Any]]:
+    """An open file from which a command can read that."""
+    if isinstance(stdin, str):
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as file:
+            with os.fdopen(writer, "wb") as other:
+                other.write(stdin.encode())  # fits into the pipe
+            yield file
+    elif stdin == subprocess.DEVNULL:
+        with Path(os.devnull).open("rb") as file:
+            yield file
+    else:
+        assert not isinstance(stdin, int)
+        yield stdin
+
+
 class Localmoe:
     """Runs commands in one folder; every run has a time limit."""
 
@@ -41,27 +100,25 @@ class Localmoe:
         self,
         *args: str | Path,
         stdin: str | int | IO[Any] = subprocess.DEVNULL,
-        timeout: float = 120,
-        program: Sequence[str] = COMMAND,
+        timeout: float = PATIENCE,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        text = {"input": stdin} if isinstance(stdin, str) else {"stdin": stdin}
-        return subprocess.run(
-            [*program, *map(str, args)],
-            **text,
-            capture_output=True,
-            encoding="utf-8",
-            cwd=self.home,
-            env=environment(self.home, **env),
-            timeout=timeout,
-            check=False,
-        )
+        return run(args, environment(self.home, **env), self.home, stdin, timeout)
 
     def script(self, name: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
         """One of our scripts, in the same home."""
-        return self(*args, program=(sys.executable, str(SOURCE / "scripts" / name)))
+        return subprocess.run(
+            [sys.executable, str(SOURCE / "scripts" / name), *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            cwd=self.home,
+            env=environment(self.home),
+            timeout=PATIENCE,
+            check=False,
+        )
 
-    def shell(self, script: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def shell(self, script: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """A bash line in which ``localmoe`` is the command under test."""
         function = 'localmoe() { "$PYTHON_UNDER_TEST" -m localmoe "$@"; }\n'
         return subprocess.run(

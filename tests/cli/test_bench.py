@@ -15,6 +15,8 @@ from localmoe.routing.trace import DECODE, PREFILL, TraceHeader, TraceWriter
 from tests.chat.terminal import Terminal
 from tests.cli.command import Localmoe
 
+pytestmark = pytest.mark.process
+
 FAST = ("-n", "6", "--prompt-tokens", "12", "--runs", "1", "-t", "1")
 
 

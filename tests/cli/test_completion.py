@@ -17,6 +17,7 @@ from localmoe.cli.config.completion import candidates
 from localmoe.cli.config.defaults import SETTINGS
 from localmoe.cli.options import FILES, FLAGS, OPTIONS
 from tests.cli.command import Localmoe, assert_clear_error, environment
+from tests.waiting import PATIENCE
 
 
 def texts(*words: str) -> list[str]:
@@ -162,7 +163,7 @@ def test_in_the_real_shell(shell: str, home: Path) -> None:
     arguments, setup = SHELLS[shell]
     env = environment(home, PATH=f"{binaries}:{os.environ['PATH']}", TERM="vt100", PS1="> ")
     child = pexpect.spawn(
-        program, arguments[1:], env=env, cwd=str(home), encoding="utf-8", timeout=30,
+        program, arguments[1:], env=env, cwd=str(home), encoding="utf-8", timeout=PATIENCE,
         dimensions=(24, 200),
     )  # fmt: skip
     try:

@@ -27,6 +27,7 @@ from localmoe.terminal.heat_map import HeatMap, folded, shade
 from tests.cli.command import Localmoe, assert_clear_error
 from tests.cli.test_streams import in_terminal
 from tests.routing import traces
+from tests.waiting import PATIENCE
 
 QWEN3 = traces.QWEN3_TRACE
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -207,7 +208,7 @@ def test_the_report_in_a_real_browser(localmoe: Localmoe, domains: Path) -> None
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     plots = (localmoe.home / "r.html").read_text().count("<svg")
     assert done.stdout.count("<figure><svg") == plots >= 8

@@ -6,7 +6,12 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.cli.command import COMMAND, Localmoe, environment
+from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.process
 
 
 def test_a_machine_is_measured_once_even_by_two_at_a_time(tmp_path: Path) -> None:
@@ -29,7 +34,7 @@ def test_a_machine_is_measured_once_even_by_two_at_a_time(tmp_path: Path) -> Non
         )
         for _ in range(2)
     ]
-    ended = [process.communicate(timeout=120) for process in started]
+    ended = [process.communicate(timeout=PATIENCE) for process in started]
     assert "".join(err for _, err in ended).count("measuring this machine") == 1
     told = [json.loads(out)["files"][0]["decode_tps"] for out, _ in ended]
     assert all(figures["expected"] > 1 for figures in told)

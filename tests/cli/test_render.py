@@ -185,8 +185,9 @@ def test_strings_from_files_are_harmless(name: str) -> None:
     assert "x[/bold]" in text and "[red]" in text
 
 
-def test_pipes_get_whole_lines_without_padding() -> None:
+def test_pipes_get_whole_lines_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pipe one fact stays on one line, without trailing blanks or escape codes."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     stream = io.StringIO()
     Output(out=stream).print(*(screen() for screen in SCREENS.values()))
     text = stream.getvalue()

@@ -12,6 +12,7 @@ import pyte
 import pytest
 
 from tests.cli.command import Localmoe, environment
+from tests.waiting import PATIENCE
 
 ArchFile = Callable[..., Path]
 
@@ -25,7 +26,7 @@ def in_terminal(home: Path, *args: str | Path, columns: int, **env: str) -> tupl
         cwd=str(home),
         dimensions=(60, columns),
         encoding="utf-8",
-        timeout=60,
+        timeout=PATIENCE,
     )
     child.expect(pexpect.EOF)
     child.close()

@@ -7,10 +7,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -26,6 +26,7 @@ from localmoe.cli.bench.tuning_screen import screen
 from localmoe.cli.config.defaults import configured
 from localmoe.cli.output import Output
 from tests.cli.command import COMMAND, Localmoe, assert_clear_error, environment
+from tests.waiting import PATIENCE, wait_until
 
 THREADS, KV = Variant("threads", 1, 2), Variant("kv-type", "f16", "q8_0")
 SLOW, QUICK, BOTH = Sample(50.0, 5.0), Sample(90.0, 9.0), Sample(95.0, 9.5)
@@ -127,7 +128,7 @@ def model(arch_file: Callable[..., Path]) -> Path:
 
 def test_bench_looks_for_faster_settings(localmoe: Localmoe, model: Path) -> None:
     """Real trials, and a document that says what was tried. (In what time: tests/bench.)"""
-    done = localmoe("bench", model, *FAST, "-b", "64", "--tune", "6", "--json")
+    done = localmoe("bench", model, *FAST, "-b", "64", "--tune", "2", "--json")
     assert done.returncode == 0, done.stderr
     advice = json.loads(done.stdout)["advice"]
     assert advice["seconds"] > 0 and advice["trials"] >= 1
@@ -135,7 +136,7 @@ def test_bench_looks_for_faster_settings(localmoe: Localmoe, model: Path) -> Non
     assert "kv-type" in settings and "batch" not in settings  # a batch was chosen
     for each in advice["faster"]:
         assert each["command"].startswith(f"localmoe config set {each['setting']}")
-    assert "looking for faster settings, for 6 s at most" in done.stderr
+    assert "looking for faster settings, for 2 s at most" in done.stderr
 
 
 def test_bench_without_a_search(localmoe: Localmoe, model: Path) -> None:
@@ -182,9 +183,9 @@ def test_ctrl_c_ends_the_search_alone(localmoe: Localmoe, model: Path) -> None:
         assert child.stderr is not None
         while "looking for faster settings" not in child.stderr.readline():
             pass
-        time.sleep(1.0)
+        wait_until(psutil.Process(child.pid).children)  # the engine of a trial
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=30)
+        out, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130
     assert "regime" in out and "no faster setting found" in out
     assert "Traceback" not in err

@@ -18,7 +18,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from localmoe.errors import LocalmoeError
 from localmoe.facts.model import read_model
 from localmoe.planning.cache import plan_cache
 from localmoe.planning.memory import EngineSettings
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from localmoe.engine.worker.expert_cache import Counters
@@ -221,12 +221,6 @@ class Conversation:
     def _cancel(self) -> None:
         self.flag.value = 1
 
-    def wait_until(self, done: Callable[[], bool], seconds: float = 10.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not done():
-            assert time.monotonic() < deadline, "it did not come about"
-            time.sleep(0.002)
-
 
 def _witness(model: Any, ctx: Any, flag: ctypes.c_int32, experts: Any) -> Any:
     from localmoe.engine.worker.binding import llama
@@ -278,7 +272,7 @@ def run(path: Path, case: Case) -> Ran:
     with Conversation(path, case.settings, case.hot) as conversation:
         experts, said = conversation.experts, []
         if case.warm:
-            conversation.wait_until(lambda: conversation.counters().prefetched >= case.warm)
+            wait_until(lambda: conversation.counters().prefetched >= case.warm)
         with shaking(conversation, case.shaken):
             for turn in case.turns:
                 if turn.resize is not None:

@@ -14,6 +14,8 @@ from localmoe.engine import builds
 from localmoe.engine.builds import BACKENDS, plan_build
 from localmoe.errors import EngineError
 
+pytestmark = pytest.mark.process
+
 GIB = 1 << 30
 
 

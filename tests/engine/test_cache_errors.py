@@ -24,8 +24,12 @@ from localmoe.planning.cache import routed_tensors
 from localmoe.planning.memory import EngineSettings
 from tests.engine.cache_matrix import BASE, FIRST, variants
 from tests.engine.cached import Case, Conversation, Turn, in_child, planned, run_cases
+from tests.needs import no_mount
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 REGIMES = ("page", "private, least", "private, half")
 OTHER = "Something else, so that other experts are needed: zebra, 1234, code. "
 
@@ -160,7 +164,7 @@ def failing_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], check=True)
         subprocess.run(["mount", "-o", "loop", image, folder], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system of our own can be mounted: {error}")
+        no_mount(error)
     try:
         yield folder
     finally:

@@ -11,12 +11,15 @@ import pytest
 from tests.engine.cache_fuzz import play
 from tests.systems.shims import shim
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_use(seed: int, arch_file: Callable[[str], Path]) -> None:
-    """Whole answers are those without a cache, whatever happened before. More: fuzz_cache.py."""
+    """Whole answers are those without a cache, whatever happened before. More: tests/soak."""
     played = play(random.Random(seed), arch_file)
     assert played.wrong == (), played.title
 

@@ -13,7 +13,10 @@ from tests.archs import ARCHITECTURES
 from tests.engine.cache_matrix import BASE, TURNS, WARMED, Matrix, compare, groups_of
 from tests.engine.cached import Case, Turn, planned, run_cases
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 WITH_EXPERTS = [name for name in ARCHITECTURES if name not in ("llama-dense", "qwen3")]
 
 

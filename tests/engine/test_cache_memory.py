@@ -23,8 +23,12 @@ from tests.archs.families import Q8_0, Family
 from tests.archs.recipe import Dims
 from tests.engine.cache_matrix import BASE, FIRST, groups_of, variants, whole_budget
 from tests.engine.cached import Case, Conversation, Turn, in_child, planned, run_cases
+from tests.waiting import wait_until
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 MIB = 1 << 20
 
 
@@ -88,7 +92,7 @@ def check_places(conversation: Conversation, path: Path) -> tuple[int, int]:
             if there:
                 with path.open("rb") as file:
                     file.seek(tensor.offset + expert * size)
-                    conversation.wait_until(functools.partial(holds, start, file.read(size)))
+                    wait_until(functools.partial(holds, start, file.read(size)))
             if there not in looked:
                 looked.add(there)
                 assert survives_a_look(start) == survives_a_look(start + size - 1) == there

@@ -19,7 +19,10 @@ from tests.archs.recipe import Dims
 from tests.engine.cache_matrix import BASE, FIRST, variants
 from tests.engine.cached import Case, Ran, Turn, run_cases
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 STEPS = 48
 MANY_STEPS = 160
 

@@ -13,7 +13,10 @@ from localmoe.facts.model import read_model
 from tests.engine.cache_matrix import BASE, FIRST, whole_budget
 from tests.engine.cached import Case, Ran, Turn, planned, run_cases
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 SHARES = ((0, 1.0), (1, 0.3125), (2, 0.3125), (3, 0.375))  # of 16 experts each; half of all
 
 

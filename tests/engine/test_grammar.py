@@ -23,6 +23,8 @@ from localmoe.errors import EngineError, UsageError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 
+pytestmark = pytest.mark.process
+
 PERSON = {
     "type": "object",
     "properties": {

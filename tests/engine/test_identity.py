@@ -19,6 +19,8 @@ from localmoe.planning.memory import EngineSettings
 from tests.archs import ARCHITECTURES
 from tests.archs.plain import plain_greedy
 
+pytestmark = pytest.mark.process
+
 SETTINGS = EngineSettings(context=512, batch=48, ubatch=48, threads=1, threads_batch=1)
 GREEDY = Sampling(temperature=0)
 FIRST = "A mixture of experts has many small networks and a router. " * 3

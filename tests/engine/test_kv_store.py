@@ -20,6 +20,8 @@ from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests.archs import ARCHITECTURES
 
+pytestmark = pytest.mark.process
+
 SETTINGS = EngineSettings(context=512, batch=48, ubatch=48, threads=1, threads_batch=1)
 FIRST = "A mixture of experts has many small networks and a router. " * 5
 NEXT = "And what does it cost?"

@@ -19,6 +19,8 @@ from localmoe.routing import profile
 from localmoe.routing.trace import read_trace
 from tests.routing.traces import profile_of
 
+pytestmark = pytest.mark.process
+
 BASE = EngineSettings(context=512, batch=64, ubatch=64, threads=1, threads_batch=1)
 PROMPT = "What is a mixture of experts? "
 

@@ -23,6 +23,8 @@ from localmoe.planning.layout import home_of, layer_homes
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 from tests.archs import ARCHITECTURES
 
+pytestmark = pytest.mark.process
+
 CONTEXTS = (512, 2048, 4096)
 KV_TYPES = ("f16", "q8_0")
 

@@ -17,6 +17,8 @@ from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests import rates
 
+pytestmark = pytest.mark.process
+
 BASE = EngineSettings(context=256, batch=16, ubatch=16, threads=1, threads_batch=1)
 PROMPT = "A mixture of experts has many small networks and a router. "
 

@@ -29,6 +29,9 @@ from localmoe.engine.process import WorkerProcess, cause_of_death
 from localmoe.errors import EngineCrashError, LocalmoeError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
+from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.process
 
 SETTINGS = EngineSettings(context=512, batch=64, ubatch=64, threads=1, threads_batch=1)
 GREEDY = Sampling(temperature=0)
@@ -173,9 +176,9 @@ def test_a_worker_does_not_outlive_its_parent_for_a_fork(tmp_path: Path) -> None
         parent.stdout.close()
 
 
-def gone(pid: int, seconds: float = 20.0) -> bool:
-    """Whether a process that is not ours ends within ``seconds``."""
-    deadline = time.monotonic() + seconds
+def gone(pid: int) -> bool:
+    """Whether a process that is not ours ends."""
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

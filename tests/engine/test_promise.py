@@ -16,6 +16,8 @@ from localmoe.engine.client import Engine
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.memory import EngineSettings
 
+pytestmark = pytest.mark.process
+
 GIB = 1 << 30
 ASK = "from localmoe import ledger; print(sum(p.outstanding_ram for p in ledger.promises()))"
 SETTINGS = EngineSettings(context=512, threads=1)

@@ -10,6 +10,8 @@ from localmoe.engine.timing import device_rates, processor_rates
 from localmoe.facts.bandwidth import Curve, Rates, value_at
 from localmoe.facts.ggml_types import TENSOR_TYPES
 
+pytestmark = pytest.mark.process
+
 WEIGHTS_PER_BYTE = {kind.name: kind.block_size / kind.block_bytes for kind in TENSOR_TYPES.values()}
 
 

@@ -36,6 +36,9 @@ from localmoe.planning.memory import CPU, EngineSettings
 from tests.archs.rpc_server import HOST, free_port, invented_cards, rpc_server
 from tests.chat import templates
 from tests.engine.cached import planned
+from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.process
 
 GIB = 1 << 30
 GREEDY = Sampling(temperature=0.0)
@@ -241,7 +244,7 @@ def test_the_worker_command(rpc_lib: Path, tmp_path: Path) -> None:
         assert document["devices"][0]["total"] == GIB
         greet(document["endpoint"])
         command.process.send_signal(signal.SIGINT)
-        assert command.process.wait(timeout=20) == 0
+        assert command.process.wait(timeout=PATIENCE) == 0
     finally:
         command.process.kill()
         command.process.communicate()

@@ -13,6 +13,8 @@ from localmoe.engine.events import Request, Sampling, Token
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 
+pytestmark = pytest.mark.process
+
 PROMPT = "Tell me about experts and routers."
 GREEDY = Sampling(temperature=0)
 

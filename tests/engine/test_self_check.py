@@ -23,7 +23,10 @@ from localmoe.planning.memory import EngineSettings
 from tests.engine.cache_matrix import BASE, FIRST
 from tests.engine.cached import Conversation, Turn, in_child, planned
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 
 
 def private(path: Path) -> EngineSettings:

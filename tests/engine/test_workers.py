@@ -34,6 +34,8 @@ from tests.chat import scripted_model
 from tests.chat.test_real import Running
 from tests.cli.command import Localmoe, assert_clear_error
 
+pytestmark = pytest.mark.process
+
 MIB, GIB = 1 << 20, 1 << 30
 
 

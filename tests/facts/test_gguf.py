@@ -19,6 +19,7 @@ from localmoe.facts import cursor
 from localmoe.facts.ggml_types import FILE_TYPES, REMOVED_TYPES, TENSOR_TYPES
 from localmoe.facts.gguf import Header, LongArray, decode_array, read_header
 from localmoe.facts.source import FileSource
+from tests.effort import yards
 from tests.facts.files import (
     ARRAY,
     BOOL,
@@ -145,19 +146,15 @@ def test_type_tables_agree_with_the_gguf_package() -> None:
         assert FILE_TYPES[int(file_type)] == name
 
 
-def test_large_vocabulary_is_left_in_the_file(
-    large_vocabulary: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_large_vocabulary_is_left_in_the_file(large_vocabulary: Path) -> None:
     """150,000 tokens cost a walk, not 150,000 objects; any element can be had afterwards."""
     with FileSource(large_vocabulary) as source:
         times = []
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.thread_time()
             found = read_header(source)
-            times.append(time.perf_counter() - started)
-        with capsys.disabled():
-            print(f"\n150k-token vocabulary and merges: {min(times):.3f} s")
-        assert min(times) < 2
+            times.append(time.thread_time() - started)
+        assert yards(min(times)) < 60
         tokens = found.metadata["tokenizer.ggml.tokens"]
         assert isinstance(tokens, LongArray)
         assert (len(tokens), tokens.element) == (VOCABULARY, "string")
@@ -287,10 +284,8 @@ HOSTILE = {
 def test_hostile_headers_are_refused(name: str) -> None:
     """One clear line that names the file and the fault, and what to do; never anything else."""
     data, fragment = HOSTILE[name]
-    started = time.perf_counter()
     with pytest.raises(ModelFileError) as caught:
         header(data)
-    assert time.perf_counter() - started < 1
     assert fragment in caught.value.message
     assert caught.value.message.startswith("test.gguf: ")
     assert "\n" not in caught.value.message

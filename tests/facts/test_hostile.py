@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,62 +15,24 @@ from hypothesis import strategies as st
 
 from localmoe.errors import ModelFileError
 from localmoe.facts.gguf import read_header
-from localmoe.facts.model import Model, read_model
+from localmoe.facts.model import read_model
 from tests.archs.bad import bad_files
+from tests.effort import yards
+from tests.facts.damage import Damage, check
 from tests.facts.files import ARRAY, STRING, UINT8, UINT64, array, gguf, key, string, tensor
 from tests.facts.test_gguf import Bytes
 
-FLIPS = 10_000
-
-
-def check(model: Model) -> None:
-    """What a plan relies on, whatever the file was."""
-    assert model.tensors
-    assert all(t.nbytes > 0 and t.offset + t.nbytes <= model.size for t in model.tensors)
-    assert sum(t.nbytes for t in model.tensors) <= model.size
-    assert [layer.index for layer in model.layers] == list(range(len(model.layers)))
-    assert all(0 <= layer.expert_used <= layer.expert_count for layer in model.layers)
-    assert 0 <= model.active_parameters <= model.parameters
+ROOT = Path(__file__).parents[2]
+FLIPS = 2_000  # tests/soak goes on for minutes
 
 
 def test_random_byte_flips(arch_file: Callable[..., Path], tmp_path: Path) -> None:
-    """10,000 damaged headers: a typed error or a sound model each time, none takes a second."""
-    source = arch_file("qwen3moe")
-    good = read_model(source)
-    original = source.read_bytes()[: good.header_bytes]
-    path = tmp_path / "damaged.gguf"
-    path.write_bytes(original)
-    rng = random.Random(20_240)
-    # Most of the file is vocabulary; the fields that matter lie at both ends.
-    table = len(original) - 60 * len(good.tensors)
-    slowest, refused, read = 0.0, 0, 0
-    with path.open("r+b", buffering=0) as file:
-        file.truncate(good.size)  # tensor data is never read: a hole will do
-        for number in range(FLIPS):
-            places = {
-                rng.choice((rng.randrange(24), rng.randrange(1500), rng.randrange(len(original)),
-                            rng.randrange(table, len(original))))
-                for _ in range(1 + number % 3)
-            }  # fmt: skip
-            for place in places:
-                flip = 1 << rng.randrange(8) if number % 2 else rng.randrange(1, 256)
-                file.seek(place)
-                file.write(bytes([original[place] ^ flip]))
-            started = time.perf_counter()
-            try:
-                check(read_model(path))
-                read += 1
-            except ModelFileError as error:
-                assert error.message.isprintable()
-                refused += 1
-            slowest = max(slowest, time.perf_counter() - started)
-            for place in places:
-                file.seek(place)
-                file.write(original[place : place + 1])
-    assert read_model(path).tensors == good.tensors
-    assert refused > FLIPS // 10
-    assert read > FLIPS // 10
-    assert slowest < 1
+    """2,000 damaged headers: a typed error or a sound model each time, none takes long."""
+    damage = Damage(arch_file("qwen3moe"), tmp_path / "damaged.gguf", seed=20_240)
+    damage.go(FLIPS)
+    assert damage.refused > FLIPS // 10
+    assert damage.read > FLIPS // 10
+    assert yards(damage.slowest) < 30
 
 
 @given(data=st.binary(max_size=200), counts=st.tuples(*[st.integers(0, 3)] * 2))
@@ -108,15 +68,14 @@ def test_files_a_user_may_have(tmp_path: Path) -> None:
         assert caught.value.hint, name
 
 
+@pytest.mark.timeout(60)
 def test_reader_that_hangs_others(tmp_path: Path) -> None:
     """49 bytes that promise an array of 2**60 empty arrays keep some readers busy for ever."""
     inner = struct.pack("<IQ", ARRAY, 2**60)
     path = tmp_path / "49.gguf"
     path.write_bytes(gguf([key("a", ARRAY, inner)], alignment=1)[:49])
-    started = time.perf_counter()
     with pytest.raises(ModelFileError):
         read_model(path)
-    assert time.perf_counter() - started < 1
 
 
 def _empty_strings() -> bytes:
@@ -167,6 +126,7 @@ _MEASURE = """
 import json, pathlib, re, sys, time
 from localmoe.errors import ModelFileError
 from localmoe.facts.model import read_model
+from tests.effort import yards
 started = time.process_time()
 try:
     read_model(sys.argv[1])
@@ -177,19 +137,23 @@ seconds = time.process_time() - started
 # Not getrusage: its peak includes the parent's, from before the program was replaced.
 status = pathlib.Path("/proc/self/status").read_text()
 peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
-print(json.dumps([result, seconds, peak]))
+print(json.dumps([result, yards(seconds), peak]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", BOMBS)
 def test_time_and_memory_are_bounded(name: str, tmp_path: Path) -> None:
-    """As much as the limits let through: below 200 MB for the whole process, about a second."""
+    """As much as the limits let through: below 200 MB for the whole process, 2 s of its time."""
     path = tmp_path / "bomb.gguf"
     path.write_bytes(BOMBS[name]())
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _MEASURE, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
-    result, seconds, peak = json.loads(done.stdout)
-    print(f"{name}: {seconds:.2f} s, {peak / 1e6:.0f} MB: {result}")
+    result, effort, peak = json.loads(done.stdout)
     assert peak < 200e6, (name, result)
-    assert seconds < 2, (name, result)  # twice what is promised: the machine may be busy
+    assert effort < 60, (name, result)

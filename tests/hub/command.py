@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.command import environment
+from tests.cli.command import environment, run
 from tests.hub.server import HubServer
 
 COMMAND = [sys.executable, "-m", "localmoe"]
@@ -40,6 +40,4 @@ class HubCommand:
 
     def __call__(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        with self.start(*args, **env) as child:
-            out, err = child.communicate(timeout=60)
-        return subprocess.CompletedProcess(args, child.returncode, out, err)
+        return run(args, self.environment(**env), self.home)

@@ -27,6 +27,7 @@ from typing import Any, Self
 from tests.hub.handlers import Handler, HttpServer, HubHandler, StorageHandler
 from tests.hub.records import Fault, Request, Stage
 from tests.hub.repository import Repository, Servable
+from tests.waiting import wait_until
 
 __all__ = ["Fault", "HubServer", "Request"]
 
@@ -121,17 +122,13 @@ class HubServer:
         with self._lock:
             return [r for r in self.requests if part in r.path and host in (None, r.host)]
 
-    def wait_for_request(self, part: str, host: str = "storage", seconds: float = 20) -> Request:
-        """The first request whose path contains ``part``, once it has ended.
-
-        Raises TimeoutError.
-        """
-        limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            if ended := [request for request in self.seen(part, host) if request.ended]:
-                return ended[0]
-            time.sleep(0.005)
-        raise TimeoutError(f"{part}: no request to the {host} ended within {seconds} s")
+    def wait_for_request(self, part: str, host: str = "storage") -> Request:
+        """The first request whose path contains ``part``, once it has ended."""
+        wait_until(
+            lambda: any(request.ended for request in self.seen(part, host)),
+            f"{part}: no request to the {host} has ended",
+        )
+        return next(request for request in self.seen(part, host) if request.ended)
 
     def arrived(self, request: Request) -> Request:
         """Remember a request."""

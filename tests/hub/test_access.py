@@ -104,6 +104,7 @@ def test_nothing_but_the_version_is_told(hub: HubServer, hf: Path, gated: Genera
     assert ";" not in request.headers["user-agent"]
 
 
+@pytest.mark.process
 def test_the_network_library_is_imported_when_it_is_needed() -> None:
     """Commands that ask the Hub nothing do not wait for huggingface_hub and its HTTP client."""
     code = "import sys, localmoe.cli.pull, localmoe.cli.rm; print(*sys.modules)"

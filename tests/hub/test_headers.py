@@ -161,6 +161,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_engines_answer_is_the_same(architecture: str, hub: HubServer, tmp_path: Path) -> None:
     """To the byte, per architecture, context, KV type and load mode, without the vocabulary."""
@@ -319,25 +320,26 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("stage", ["resolve", "content"])
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("content", name) for name in FAULTS]
+    + [("resolve", name) for name, fault in FAULTS.items() if fault.status],  # without content
+)
 def test_faults_are_typed_errors(
-    fault: Fault, stage: str, hub: HubServer, twenty: list[list[Path]]
+    stage: str, name: str, hub: HubServer, twenty: list[list[Path]]
 ) -> None:
     """Exit code 5, a hint, few bytes and few requests; nothing of it is remembered."""
     (path,) = twenty[0]
     hub.add(REPO, standins.served([path]))
     key = f"{REPO}/{path.name}"
-    hub.fault(stage, key, fault)  # type: ignore[arg-type]
-    if stage == "resolve" and fault.status is None:
-        pytest.skip("the Hub sends no content")
+    hub.fault(stage, key, FAULTS[name])  # type: ignore[arg-type]
     with pytest.raises(TransferError) as caught:
         Fetched()
     assert caught.value.exit_code == 5
     assert caught.value.hint
     assert TOKEN not in caught.value.message + caught.value.hint
     assert hub.count() <= 30
-    received = hub.sent() if not fault.endless else 0  # sent into the void does not count
+    received = hub.sent() if not FAULTS[name].endless else 0  # sent into the void does not count
     assert received < 20 * MIB
     hub.heal()
     with Fetched().skeletons() as (remote,):
@@ -437,10 +439,8 @@ def test_a_slow_header_has_one_deadline(
     (path,) = twenty[0]
     hub.add(REPO, standins.served([path]))
     hub.fault("content", f"{REPO}/{path.name}", Fault(rate=4000))
-    started = time.monotonic()
     with pytest.raises(TransferError, match="too slow"):
-        Fetched()
-    assert time.monotonic() - started < 30  # a header of 6 MB would take 25 minutes
+        Fetched()  # all of a header of 6 MB would take 25 minutes
     assert hub.count("sig=") == 1
 
 

@@ -24,6 +24,8 @@ from tests.hub.content import Generated
 from tests.hub.pulling import FILE, REPO, SIZE, pull, sha256, snapshots
 from tests.hub.server import HubServer
 
+pytestmark = pytest.mark.process
+
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 

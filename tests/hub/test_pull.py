@@ -20,6 +20,7 @@ from tests.hub.command import COMMAND, HubCommand
 from tests.hub.content import Generated
 from tests.hub.pulling import FILE, KEY, REPO, SIZE, blobs, sha256, snapshots
 from tests.hub.server import Fault, HubServer
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def ask(localmoe: HubCommand, *args: str) -> pexpect.spawn[str]:
         env=localmoe.environment(TERM="xterm", COLUMNS="200"),
         cwd=str(localmoe.home),
         encoding="utf-8",
-        timeout=30,
+        timeout=PATIENCE,
     )
 
 
@@ -109,7 +110,7 @@ def test_ctrl_c_at_the_question(hub: HubServer, real: Path, localmoe: HubCommand
 def test_the_display_in_a_terminal(hub: HubServer, localmoe: HubCommand) -> None:
     """Percent, rate and time left while it runs; Ctrl-C leaves the cursor and says what is kept."""
     hub.add(REPO, {FILE: Generated(SIZE)})
-    hub.fault("content", KEY, Fault(rate=1_000_000))
+    hub.fault("content", KEY, Fault(rate=100_000))  # half a minute
     child = ask(localmoe, "pull", REPO, "--yes")
     child.expect(r"\d+ % · .* of 2.9 MiB · .*/s · .* left")
     child.sendintr()

@@ -42,6 +42,7 @@ def case(
     return make
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", MOE)
 def test_the_reference_agrees_with_the_engine(case: Callable[[str], Case], name: str) -> None:
     """From the router's logits NumPy finds the same experts and the same weights (to 1e-4)."""
@@ -62,6 +63,7 @@ def test_the_reference_agrees_with_the_engine(case: Callable[[str], Case], name:
         assert gating.describe(it.model) == EXPECTED[name]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", MOE)
 def test_a_trace_holds_what_the_engine_computed(case: Callable[[str], Case], name: str) -> None:
     """Ids, weights and logits of the trace are the witness's, to the rounding of 16 bits; so the
@@ -94,6 +96,7 @@ def test_every_way_in_use_is_among_the_models(arch_file: Callable[..., Path]) ->
     assert any(way.groups > 1 for way in known) and any(way.scale != 1 for way in known)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [

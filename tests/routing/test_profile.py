@@ -214,6 +214,7 @@ def test_quantizations_share_a_profile(arch_file: Callable[..., Path]) -> None:
     assert set(profile.key_of(nasty)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
+@pytest.mark.process
 def test_asking_needs_no_numpy() -> None:
     """The planner can ask while ``fit`` starts: NumPy alone would take a tenth of a second."""
     code = (

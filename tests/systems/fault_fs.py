@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.needs import no_mount
 
 LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE = 1, 2, 3, 14, 15, 17, 18
 FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, DESTROY, BATCH_FORGET = (
@@ -117,7 +117,7 @@ def mounted(folder: Path, point: Path, *options: str) -> Iterator[Path]:
         assert server.stdout is not None
         if server.stdout.readline() != b"mounted\n":
             server.wait()
-            pytest.skip("FUSE cannot be mounted here")
+            no_mount("no FUSE")
         try:
             yield point
         finally:

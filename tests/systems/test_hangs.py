@@ -20,7 +20,10 @@ from tests.cli.command import COMMAND, environment
 from tests.engine.test_process import gone
 from tests.systems.fault_fs import mounted
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="FUSE is mounted by hand")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="FUSE is mounted by hand"),
+]
 # Memory for a few experts only, so that each token reads.
 FEW = [
     "--cache",
@@ -165,14 +168,14 @@ def test_in_a_chat(ends: str, disk: Disk, tmp_path: Path) -> None:
     terminal = Terminal(home, "-m", "localmoe", "chat", str(disk.path), *FEW)
     try:
         terminal.say("Go on")
-        terminal.wait(lambda text: len(text.partition("> Go on")[2]) > 40, 60)
+        terminal.wait(lambda text: len(text.partition("> Go on")[2]) > 40)
         disk.hang()
         time.sleep(1.5)  # what the system knows of the file is old then
         if ends == "SIGTERM":
             terminal.child.kill(signal.SIGTERM)
         else:
             terminal.type(CTRL_C)
-            terminal.wait("waiting for the disk; Ctrl-C again leaves", 60)
+            terminal.wait("waiting for the disk; Ctrl-C again leaves")
             terminal.type(CTRL_C)
         terminal.child.expect(pexpect.EOF, timeout=GRACE)
         terminal.child.wait()

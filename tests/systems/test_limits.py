@@ -16,11 +16,15 @@ from tests.archs import qwen
 from tests.archs.families import Q8_0, Family
 from tests.archs.recipe import Dims
 from tests.cli.command import COMMAND, Localmoe, environment
+from tests.needs import no_mount
 from tests.systems.fault_fs import mounted
 from tests.systems.shims import shim
 from tests.systems.test_reads_and_pages import OFF, PAGE, PROMPT, TIGHT, System
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 
 
 # ---- mappings --------------------------------------------------------------------------------
@@ -68,7 +72,7 @@ def test_a_low_limit_of_mappings_is_planned_for(tmp_path: Path) -> None:
             timeout=240,
         )
         if "unshare" in done.stderr or "mount:" in done.stderr:
-            pytest.skip(f"no mounts of our own: {done.stderr.strip()}")
+            no_mount(done.stderr.strip())
         document: dict[str, dict[str, str]] = json.loads(done.stdout)
         return document
 

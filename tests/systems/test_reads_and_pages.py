@@ -23,7 +23,10 @@ from localmoe.planning.cache import routed_tensors
 from tests.cli.command import Localmoe
 from tests.systems.shims import shim
 
-pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
 PROMPT = "A mixture of experts has many small networks and a router. " * 2
 TIGHT = ("--cache", "private", "--cache-ram", "0.002")
 PAGE = ("--cache", "page", "-b", "8")

@@ -10,7 +10,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.needs import missing
 
 HERE = Path(__file__).parent
 
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def shim(name: str, folder: Path) -> Path:
     """The compiled ``name``.c in ``folder``; the test is skipped where there is no C compiler."""
     if shutil.which("cc") is None:
-        pytest.skip("no C compiler")
+        missing("no C compiler")
     return compiled(name, folder)
 
 

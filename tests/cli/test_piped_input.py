@@ -44,9 +44,7 @@ def test_empty(pipe: Pipe) -> None:
 
 def test_an_open_silent_pipe_is_not_waited_for(pipe: Pipe) -> None:
     """A pipe that nobody writes to, and nobody closes, does not hang a prompt."""
-    began = time.monotonic()
     assert PipedInput(pipe[0]).text(patience=0.1) is None
-    assert time.monotonic() - began < 5
 
 
 def test_a_slow_writer_is_waited_for_once_it_has_begun(pipe: Pipe) -> None:
