@@ -18,6 +18,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,9 @@ def mounted(folder: Path, point: Path, *options: str) -> Iterator[Path]:
     """The folder's files on such a file system; the test is skipped where it cannot be mounted."""
     point.mkdir()
     command = [sys.executable, "-m", "tests.systems.fault_fs", str(folder), str(point), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+    command.append("--attended")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as server:
         assert server.stdout is not None
         if server.stdout.readline() != b"mounted\n":
             server.wait()
@@ -128,6 +131,11 @@ def mounted(folder: Path, point: Path, *options: str) -> Iterator[Path]:
                 server.kill()
 
 
+def _unmount_at_end(point: Path) -> None:
+    sys.stdin.buffer.read()
+    subprocess.run(["umount", "-l", point], stderr=subprocess.DEVNULL)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -136,9 +144,12 @@ def main() -> None:
     parser.add_argument("--direct", default="")
     parser.add_argument("--cached", default="")
     parser.add_argument("--stall", type=Path)
+    parser.add_argument("--attended", action="store_true", help="unmount when stdin is closed")
     options = parser.parse_args()
     system = FaultFs(options.folder, options)
     system.mount(options.point)
+    if options.attended:  # a test run that is killed leaves no mount behind
+        threading.Thread(target=_unmount_at_end, args=(options.point,), daemon=True).start()
     print("mounted", flush=True)
     system.serve()
 
