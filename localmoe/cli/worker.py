@@ -32,14 +32,7 @@ def worker_command(options: Options, output: Output) -> int:
         Server(host, port, threads, options.ram) as server,
     ):
         if output.as_json:
-            output.json(
-                {
-                    "endpoint": server.endpoint,
-                    "pid": server.pid,
-                    "devices": [asdict(device) for device in server.devices],
-                    "warning": warning,
-                }
-            )
+            output.json(document(server, warning))
         else:
             for device in server.devices:
                 memory = f"{format_bytes(device.free)} free of {format_bytes(device.total)}"
@@ -54,6 +47,16 @@ def worker_command(options: Options, output: Output) -> int:
                     output.warn(f"the server ended and was started again: {server.last_words}")
                 line.show("in use" if event == "connected" else "waiting")
     return 0
+
+
+def document(server: Server, warning: str | None) -> dict[str, object]:
+    """``worker --json``, written when the server listens."""
+    return {
+        "endpoint": server.endpoint,
+        "pid": server.pid,
+        "devices": [asdict(device) for device in server.devices],
+        "warning": warning,
+    }
 
 
 def warning_for(host: str, port: int) -> str | None:

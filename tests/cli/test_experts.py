@@ -35,6 +35,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture
 def domains(tmp_path: Path) -> Path:
+    return two_domains(tmp_path / "domains.trace")
+
+
+def two_domains(path: Path) -> Path:
     """A trace of two domains with eight prompts each, and a specialist (layer 1, expert 5)."""
     rng = np.random.default_rng(1)
     prompt = np.repeat(np.arange(16), 40)
@@ -52,8 +56,8 @@ def domains(tmp_path: Path) -> Path:
         tokens=rng.integers(0, 50, 640).tolist(),
         expert_bytes=1 << 20,
     )
-    write_trace(tmp_path / "domains.trace", trace)
-    return tmp_path / "domains.trace"
+    write_trace(path, trace)
+    return path
 
 
 def test_show_says_what_the_trace_says(localmoe: Localmoe) -> None:
