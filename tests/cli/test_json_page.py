@@ -40,6 +40,8 @@ from tests.hub.command import HubCommand
 from tests.hub.pulling import FILE, REPO
 from tests.hub.server import HubServer
 
+pytestmark = pytest.mark.process  # of the commands that write the documents
+
 PAGE = SOURCE / "docs" / "json.md"
 Documents = dict[str, list[Any]]
 """Section of the page → documents of that kind."""
