@@ -27,6 +27,7 @@ from typing import Any
 
 from localmoe import storage
 from localmoe.errors import StorageError, UsageError
+from localmoe.text import reason_of
 
 SIZE_LIMIT = 1 << 20  # bytes
 HINT = "`localmoe config explain` lists what can be set"
@@ -137,7 +138,7 @@ def text() -> str:
     except FileNotFoundError:
         return "# localmoe: see `localmoe config`\n"
     except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"cannot read {path()}: {error}") from error
+        raise StorageError(f"cannot read {path()}: {reason_of(error)}") from error
 
 
 def assign(section: tuple[str, ...], name: str, value: Value | None) -> None:

@@ -136,6 +136,19 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def reason_of(error: BaseException) -> str:
+    """What the system says is wrong: ``connection refused``, without ``[Errno 111]``.
+
+    A library's error is looked through for that of the system that caused it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return clean_line(cause.strerror).lower()
+        cause = cause.__cause__ or cause.__context__
+    return clean_line(str(error)) or type(error).__name__
+
+
 def token_count(text: str) -> int:
     """``8192`` and ``8k`` as a number of tokens. Raises ValueError, also beyond MAX_CONTEXT."""
     kilo = text[-1:] in ("k", "K")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import unicodedata
 
 import pyte
@@ -21,6 +22,7 @@ from localmoe.text import (
     format_bytes,
     format_count,
     format_duration,
+    reason_of,
     replaced_note,
     token_count,
 )
@@ -235,6 +237,18 @@ def test_did_you_mean(names: list[str], lead: str, text: str) -> None:
 def test_counted(number: int, text: str) -> None:
     """One of a thing is not many of it."""
     assert counted(number, "model") == text
+
+
+def test_the_reason_of_an_error() -> None:
+    """The system's words without its number, also below errors of libraries; else their own."""
+    refused = OSError(111, "Connection refused", "/some/file")
+    wrapped = ValueError("[Errno 111] Connection refused")
+    wrapped.__cause__ = ValueError("between")
+    wrapped.__cause__.__cause__ = refused
+    assert reason_of(refused) == reason_of(wrapped) == "connection refused"
+    assert reason_of(socket.gaierror(-2, "Name or service not known")).startswith("name or")
+    assert reason_of(ValueError("it is odd")) == "it is odd"
+    assert reason_of(ValueError()) == "ValueError"
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("8192", 8192), ("16k", 16384), ("1K", 1024)])

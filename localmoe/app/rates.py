@@ -21,6 +21,7 @@ from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
+from localmoe.text import reason_of
 
 PATIENCE = 60.0  # seconds to wait for another process that measures
 AGAIN = datetime.timedelta(minutes=20)  # how long rates measured on a busy machine are used
@@ -179,4 +180,4 @@ def _is_whole(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return error.message if isinstance(error, LocalmoeError) else str(error)
+    return error.message if isinstance(error, LocalmoeError) else reason_of(error)

@@ -12,6 +12,7 @@ from typing import Any
 
 from localmoe import kept
 from localmoe.errors import StorageError, UsageError
+from localmoe.text import reason_of
 
 RESIDENT = "resident"  # everything in RAM, no limit: what computing alone takes
 
@@ -113,7 +114,7 @@ def read_runs(path: Path) -> Iterator[Run]:
     try:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+        raise StorageError(f"cannot read {path}: {reason_of(error)}") from error
     for number, line in enumerate(lines, start=1):
         if not line:
             continue

@@ -34,7 +34,7 @@ from localmoe.hub.refusals import (
     refusal,
     refused_by,
 )
-from localmoe.text import clean_line, format_duration
+from localmoe.text import clean_line, format_duration, reason_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -303,7 +303,7 @@ def unreachable(error: httpx2.TransportError) -> TryAgainError:
 
     request = getattr(error, "_request", None)
     host = request.url.host if request is not None else _host()
-    reason = clean_line(str(error))[:200] or type(error).__name__
+    reason = reason_of(error)[:200]
     if isinstance(error, httpx2.ProxyError):
         return TryAgainError(
             TransferError(

@@ -181,7 +181,7 @@ def test_a_host_that_is_not_there(localmoe: HubCommand) -> None:
     """A wrong ``HF_ENDPOINT``: exit 5, and the address that was tried."""
     done = localmoe("pull", REPO, "--yes", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 5
-    assert "cannot reach 127.0.0.1" in done.stderr
+    assert "cannot reach 127.0.0.1: connection refused\n" in done.stderr
     assert "HF_ENDPOINT" in done.stderr
 
 

@@ -22,7 +22,7 @@ from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.cache import dense_ranges
 from localmoe.planning.memory import EngineSettings
-from localmoe.text import format_bytes
+from localmoe.text import format_bytes, reason_of
 
 
 class LoadedModel:
@@ -134,4 +134,5 @@ def _read_ahead(model: Model, settings: EngineSettings, progress: loader.Progres
         if not read_ahead([str(path) for path in model.paths], progress, ranges):
             raise InterruptedLoadError("loading was interrupted")
     except OSError as error:
-        raise ModelFileError(f"cannot read {error.filename or model.paths[0]}: {error}") from error
+        name = error.filename or model.paths[0]
+        raise ModelFileError(f"cannot read {name}: {reason_of(error)}") from error
