@@ -18,6 +18,8 @@ from localmoe.errors import DoesNotFitError, ModelFileError, UnknownModelError, 
 from tests.chat import templates
 from tests.cli.command import Localmoe
 
+pytestmark = pytest.mark.process
+
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}}
 WISHES = localmoe.Wishes(threads=1)
 
@@ -33,7 +35,6 @@ def model(path: Path) -> Iterator[localmoe.LoadedModel]:
         yield loaded
 
 
-@pytest.mark.process
 def test_importing_costs_nothing() -> None:
     """No submodule is imported before a name is used; all names of ``__all__`` can be."""
     script = (
@@ -50,7 +51,6 @@ def test_importing_costs_nothing() -> None:
         localmoe.no_such_name  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.process
 def test_an_answer_in_events(model: localmoe.LoadedModel) -> None:
     """Prefill, pieces of the answer, the end; the pieces are the answer."""
     events = list(model.chat("Hello there", temperature=0, max_tokens=12))
@@ -62,7 +62,6 @@ def test_an_answer_in_events(model: localmoe.LoadedModel) -> None:
     assert (done.finish_reason, done.usage.completion_tokens) == ("length", 12)
 
 
-@pytest.mark.process
 def test_the_command_line_says_the_same(
     model: localmoe.LoadedModel, path: Path, tmp_path: Path
 ) -> None:
@@ -90,7 +89,6 @@ def test_the_command_line_says_the_same(
     assert Localmoe(tmp_path).document(*arguments, "--stop", word)["text"] == stopped.answer
 
 
-@pytest.mark.process
 def test_messages_and_conversations_are_the_same_talk(model: localmoe.LoadedModel) -> None:
     """Messages handed over give the answer of the conversation that they were said in."""
     conversation = model.begin(system="Be brief.", temperature=0, max_tokens=8)
@@ -151,7 +149,6 @@ def test_unknown_options_are_type_errors(model: localmoe.LoadedModel) -> None:
         model.chat("Hello", think="much")
 
 
-@pytest.mark.process
 def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     """The errors of the command line; and no process is left behind."""
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
@@ -165,7 +162,6 @@ def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(psutil.Process().children(recursive=True)) == before
 
 
-@pytest.mark.process
 def test_a_name_may_be_an_alias(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from localmoe.cli import arguments, loaded
 from localmoe.cli.output import Output
 from scripts.nano import intents, judge
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "models" / "nano.gguf"
 KNOWN = intents.load()
@@ -77,14 +79,12 @@ def say(conversation: Conversation, text: str) -> str:
     return done.answer.strip()
 
 
-@pytest.mark.process
 def test_the_headline_question(model: LoadedModel) -> None:
     """`localmoe run "What is a mixture of experts?"` gives the written answer."""
     answer = say(loaded.conversation(model, OPTIONS, OUTPUT), "What is a mixture of experts?")
     assert answer == KNOWN["moe"].answer
 
 
-@pytest.mark.process
 def test_held_out_questions(model: LoadedModel) -> None:
     """At least 80 % of a sample of 75 from all domains is right, by the rule in the file."""
     items = judge.read(ROOT / "tests" / "nano" / "held_out.txt")
@@ -124,7 +124,6 @@ def test_the_tokenizer_is_the_one_it_was_trained_with(model: LoadedModel) -> Non
         assert engine.count_tokens(text) == count, text
 
 
-@pytest.mark.process
 def test_the_data_needs_no_training_library() -> None:
     """Reading the data and scoring answers imports neither PyTorch nor a tokenizer library."""
     code = (
