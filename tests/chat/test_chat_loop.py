@@ -293,6 +293,7 @@ def test_edit_asks_the_changed_question(tmp_path: Path, monkeypatch: pytest.Monk
     prompts = [request.prompt for request in done.engine.requests]
     assert "hello, edited<|im_end|>" in prompts[1] and "assistant\n1" not in prompts[1]
     assert "user\n, edited<|im_end|>" in prompts[2]
+    assert "> hello, edited\n" in done.err and "> , edited\n" in done.err
     monkeypatch.setenv("VISUAL", "true")
     assert (
         "not sent: the text is unchanged"

@@ -142,7 +142,7 @@ def test_plan_document(localmoe: Localmoe, arch_file: ArchFile) -> None:
 def test_run_document(localmoe: Localmoe, arch_file: ArchFile) -> None:
     """``run --json``: the contract's keys, the plan of ``plan --json``, files and session."""
     document = localmoe.document("run", arch_file("qwen3moe"), "hello", "-n", "3", "--temp", "0")
-    assert set(document) == RUN | {"files", "session"}
+    assert set(document) == RUN | {"files", "session", "no_answer"}
     assert document["finish_reason"] in ("stop", "length")
     assert document["usage"]["completion_tokens"] <= 3
     assert {"prompt_tokens", "completion_tokens"} <= set(document["usage"])

@@ -25,7 +25,7 @@ from localmoe.errors import (
     LocalmoeError,
 )
 from localmoe.terminal.interrupts import PressedTwice
-from localmoe.terminal.line_sources import Lines, Notices
+from localmoe.terminal.line_sources import MORE, PROMPT, Lines, Notices
 from localmoe.terminal.tty import hushed
 from localmoe.text import clean
 
@@ -174,6 +174,8 @@ class ChatLoop:
         if isinstance(result, Again):
             self._again()
         elif isinstance(result, Ask):
+            # It was written in another program: here it is among what was said, as if typed.
+            self._show(PROMPT + result.text.rstrip("\n").replace("\n", f"\n{MORE}"))
             self._ask(result.text, replace=result.replace)
         elif result:
             self._show(result)
