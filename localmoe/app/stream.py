@@ -98,7 +98,13 @@ class Stream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self.close)
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        """Stop the answer, and wait until whoever reads it has noticed: then the model is free."""
+        self.close()
+        with self._reading:
+            self._events.close()
 
 
 def result(events: Iterable[ChatEvent]) -> TurnDone:

@@ -12,19 +12,23 @@ TAB = 4  # blanks, at the beginning of a line
 
 
 class PlainWriter:
-    """Text of a model in any pieces → ``console``, cleaned and otherwise untouched."""
+    """Text of a model in any pieces → ``console``: made safe for a terminal.
+
+    A pipe or a file gets every character as it is, since no terminal acts on them there.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._sanitizer = Sanitizer()
+        self._sanitizer = Sanitizer() if console.file.isatty() else None
         self._last = "\n"
 
     def feed(self, text: str) -> None:
-        self._write(self._sanitizer.feed(text))
+        self._write(self._sanitizer.feed(text) if self._sanitizer else text)
 
     def finish(self) -> None:
         """The rest, and a newline if it has none. May be called again, and then does nothing."""
-        self._write(self._sanitizer.flush())
+        if self._sanitizer:
+            self._write(self._sanitizer.flush())
         if self._last != "\n":
             self._write("\n")
 

@@ -1,4 +1,4 @@
-"""An answer as plain text: cleaned, complete, ended by one newline."""
+"""An answer as plain text: complete, safe for a terminal, ended by one newline."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from localmoe.text import clean
 CHUNKS = st.lists(st.text(st.sampled_from("ab \n\x1b[]1m;é"), max_size=6), max_size=8)
 
 
-@given(CHUNKS)
-def test_chunks_make_no_difference(chunks: list[str]) -> None:
-    """However it is cut, the text arrives cleaned, and with a newline at its end."""
-    stream = io.StringIO()
+class Terminal(io.StringIO):
+    """Where control characters would act."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@given(CHUNKS, st.booleans())
+def test_chunks_make_no_difference(chunks: list[str], terminal: bool) -> None:
+    """However it is cut, the text arrives, cleaned for a terminal, with a newline at its end."""
+    stream = Terminal() if terminal else io.StringIO()
     writer = PlainWriter(make_console(stream))
     for chunk in chunks:
         writer.feed(chunk)
     writer.finish()
-    text = clean("".join(chunks))
+    text = clean("".join(chunks)) if terminal else "".join(chunks)
     assert stream.getvalue() == (text if not text or text.endswith("\n") else f"{text}\n")
     writer.finish()
     assert stream.getvalue().count("\n") == text.count("\n") + bool(text and text[-1] != "\n")

@@ -85,8 +85,12 @@ def _readable(stdin: str | int | IO[Any]) -> Iterator[IO[Any]]:
         with Path(os.devnull).open("rb") as file:
             yield file
     else:
-        assert not isinstance(stdin, int)
-        yield stdin
+        with (
+            os.fdopen(os.dup(stdin), "rb")
+            if isinstance(stdin, int)
+            else contextlib.nullcontext(stdin) as file
+        ):
+            yield file
 
 
 class Localmoe:

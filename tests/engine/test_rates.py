@@ -34,7 +34,7 @@ def test_types_are_timed_and_the_figures_fit_together(rates: Rates) -> None:
         read = value_at(rate.vector, threads)
         assert 1e8 < read < 4 * memory, kind
         for batch in (rate.dense, rate.experts):
-            assert value_at(batch, threads) > 0.5 * read * WEIGHTS_PER_BYTE[kind], kind
+            assert value_at(batch, threads) > 0.2 * read * WEIGHTS_PER_BYTE[kind], kind
     assert 1e-8 < value_at(rates.node_s, threads) < 1e-3
     figures: tuple[Curve, ...] = (rates.attention, rates.attention_batch, rates.scan, rates.delta)
     assert all(1e7 < value_at(curve, threads) < 1e14 for curve in figures)

@@ -105,7 +105,7 @@ def test_what_list_prints_works_everywhere(
     assert localmoe("fit", name, "--json", **offline).returncode == 0
     assert localmoe("pull", name).stdout.strip() == entry["path"]
     words = localmoe("completion", "candidates", "--", "rm", name[:6]).stdout
-    assert [line.split("\t")[0] for line in words.splitlines()] == [name, ":files"]
+    assert [line.split("\t")[0] for line in words.splitlines()] == [name]
     removed = localmoe("rm", name.upper())
     assert removed.returncode == 0, removed.stderr
     assert not Path(entry["path"]).exists()

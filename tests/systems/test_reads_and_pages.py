@@ -104,7 +104,7 @@ def test_larger_pages(
         ("EIO", "30"),
         ("short", "100"),
         ("torn", "30"),
-        ("slow", "30"),
+        ("slow", "5"),
     ],
 )
 def test_direct_reads_that_fail(

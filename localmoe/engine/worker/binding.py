@@ -275,9 +275,17 @@ LOG_WARN, LOG_ERROR, LOG_CONTINUE = 3, 4, 5  # enum ggml_log_level in ggml.h
 
 
 def set_log(sink: Callable[[int, str], None]) -> Any:
-    """Send llama.cpp's log lines to ``sink(level, text)``. Keep the returned object alive."""
+    """Send llama.cpp's log lines to ``sink(level, text)``.
+
+    The callback is returned, and kept: llama.cpp goes on calling it after its maker is gone.
+    """
+    global _log_callback
     callback = llama.llama_log_callback(
         lambda level, text, _: sink(level, text.decode(errors="replace"))
     )
     llama.llama_log_set(callback, None)
+    _log_callback = callback
     return callback
+
+
+_log_callback: Any = None
