@@ -80,10 +80,10 @@ def test_empty_input_ends_at_once() -> None:
     assert (done.code, done.out) == (0, "")
 
 
-def test_markup_and_control_characters_are_only_text() -> None:
-    """Nothing in an answer acts on the terminal, however it is cut."""
-    done = chat("x\n", ["[/bold] \x1b", "]52;c;eA==\x07ok\x9b31m", " **b**"])
-    assert done.out == "[/bold] ok **b**\n"
+def test_a_pipe_gets_an_answer_as_it_is() -> None:
+    """To the character, markup and control characters too: `test_terminal` is about terminals."""
+    pieces: list[str | BaseException] = ["[/bold] \x1b", "]52;c;eA==\x07ok\x9b31m", " **b**"]
+    assert chat("x\n", pieces).out == "".join(map(str, pieces)) + "\n"
 
 
 def test_thinking_is_folded() -> None:
@@ -587,7 +587,7 @@ class TestRun:
             with printers.TextPrinter(model, model.loaded, output) as printer:
                 for event in asked.ask("hi"):
                     printer.show(event)
-        assert out.getvalue() == "ab\n"
+        assert out.getvalue() == "a\x1b[31mb\n"
         assert err.getvalue().startswith("hm\n")
         assert "tok/s" in err.getvalue()
 
