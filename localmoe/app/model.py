@@ -165,7 +165,8 @@ class LoadedModel:
     def count_tokens(self, text: str) -> int:
         """Number of tokens in ``text``, without a beginning token.
 
-        Raises UsageError; EngineError, with the code ``busy`` while an answer is being written.
+        From any thread, at once, while an answer is being written too. Raises UsageError,
+        EngineError.
         """
         self._check_loaded()
         return self.engine.count_tokens(checks.text("text", text))

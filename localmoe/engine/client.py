@@ -133,18 +133,34 @@ class Engine:
             yield event
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of ``text`` in the loaded model's vocabulary: as text, whatever it spells."""
+        """Tokens of ``text`` in the loaded model's vocabulary: as text, whatever it spells.
+
+        This and the four below may be called from any thread, while an answer is written too.
+        """
         data = [(0, len(text))]
-        return int(self._worker.ask("count", text=text, data=data, whole=False)["tokens"])
+        return int(self._worker.consult("count", text=text, data=data, whole=False)["tokens"])
 
     def count_prompt(self, prompt: str, data: Sequence[Span] = ()) -> int:
         """Tokens that ``generate`` would read for that prompt; ``data`` as in ``Request``."""
-        message = self._worker.ask("count", text=prompt, data=list(data), whole=True)
+        message = self._worker.consult("count", text=prompt, data=list(data), whole=True)
         return int(message["tokens"])
+
+    def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]:
+        """The numbers of its tokens. ``special``: special tokens that it spells become such.
+
+        ``whole``: as a prompt, with its beginning-of-sequence token where the model wants one.
+        """
+        message = self._worker.consult("tokenize", text=text, special=special, whole=whole)
+        return list(message["tokens"])
+
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; none for a number that is no token."""
+        texts = self._worker.consult("spell", tokens=list(tokens))["texts"]
+        return [text.encode("latin-1") for text in texts]
 
     def split_specials(self, texts: Sequence[str]) -> list[list[Part]]:
         """Each text cut at the special tokens that it spells."""
-        found = self._worker.ask("split", texts=list(texts))["parts"]
+        found = self._worker.consult("split", texts=list(texts))["parts"]
         return [[Part(*fields) for fields in parts] for parts in found]
 
     def keep(self, slot: str) -> int:

@@ -1,26 +1,22 @@
-"""The parent's end of a worker: start it, send requests, receive events, say why it died."""
+"""A worker process of ours: start it, end it, say why it died."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import os
-import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import IO, Any
 
-from localmoe.engine import protocol
+from localmoe.engine.connection import LAST_PATIENCE, Connection
 from localmoe.engine.preload import open_helper, worker_environment
-from localmoe.engine.protocol import Message
-from localmoe.errors import EngineBusyError, EngineCrashError, EngineError, ModelFileError
+from localmoe.errors import EngineCrashError, EngineError, ModelFileError
 
 REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
     "Remote RPC server crashed",
@@ -28,14 +24,6 @@ REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
     "RPC handshake failed",
 )
 LINKER = "ERROR: ld.so:"  # begins its complaints about what is preloaded, ours or the user's
-PATIENCE = 3.0  # seconds that a cancelled request may take to end
-LAST_PATIENCE = 1.0  # the same when the program is ending, and that a killed process may take
-LAST_EVENTS = frozenset(
-    {
-        *("info", "measured", "loaded", "finished", "counted", "parts", "kept", "resumed", "rates"),
-        "error",
-    }
-)
 _CHECK = "`localmoe doctor` checks the engine"
 
 _workers: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
@@ -62,14 +50,11 @@ def end(process: subprocess.Popen[Any]) -> None:
             process.wait(timeout=LAST_PATIENCE)
 
 
-class WorkerProcess:
-    """One worker. Not for use from several threads, except ``cancel`` and ``close``.
-
-    It belongs to the process that made it: in one that was forked off from that, a request is an
-    EngineError, and nothing else has an effect.
-    """
+class WorkerProcess(Connection):
+    """A worker of ours: it ends with us, or when it is closed."""
 
     def __init__(self) -> None:
+        super().__init__()
         with open_helper() as helper:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "localmoe.engine.worker"],  # -P: no code from the cwd
@@ -82,15 +67,6 @@ class WorkerProcess:
                 env=worker_environment(helper),
                 pass_fds=() if helper is None else (helper,),
             )
-        self._owner = os.getpid()
-        self._ended = ""  # why we ended it
-        self._ids = itertools.count(1)
-        self._running = 0
-        self._heard = 0.0  # when the last event came
-        self._writing = threading.Lock()
-        self._starting = threading.Lock()
-        self._cancel_later = False
-        self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._stderr: collections.deque[str] = collections.deque(maxlen=40)
         # The pipes are unbuffered for writing's sake; reading wants lines.
         events, errors = (
@@ -110,92 +86,9 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can answer, as far as the process that made it knows."""
         return not self._ended and (self._is_foreign or self._process.poll() is None)
 
-    def request(
-        self, op: str, *, silence: float | None = None, awaited: str = "", **fields: object
-    ) -> Iterator[Message]:
-        """Send one request; yield its events up to the last one.
-
-        ``silence``: seconds without an event after which the worker is given up, since ``awaited``
-        ("the worker at box:50052") does not answer; None: as long as it takes.
-        Raises the typed error the worker reports, or EngineCrashError when it dies.
-        An iterator that is dropped early cancels the request and reads it to its end.
-        """
-        if self._is_foreign:
-            raise EngineError(
-                f"this model was loaded by process {self._owner}, and can be used there only",
-                hint="load it again in this process",
-            )
-        with self._starting:
-            if self._running:
-                raise EngineBusyError(
-                    "the model is busy with another request", hint="wait for its end, or stop it"
-                )
-            number = next(self._ids)
-            self._running, self._heard = number, time.monotonic()
-        try:
-            self._write({"op": op, "id": number, **fields})
-        except BaseException:
-            self._running = 0
-            raise
-        patience = PATIENCE if op in ("load", "generate") else 0.0
-        try:
-            while True:
-                try:
-                    message = self._next_event(number, silence)
-                except queue.Empty:
-                    raise self._given_up(awaited, silence or 0.0) from None
-                if message is None:
-                    raise self._obituary(reading=op in ("measure", "load"))
-                if message["event"] == "error":
-                    raise protocol.message_to_error(message)
-                yield message
-                if not self._running:
-                    return
-        except SystemExit:  # of a signal's handler: the program is to end
-            patience = min(patience, LAST_PATIENCE)
-            raise
-        finally:
-            if self._running:  # the consumer went away in the middle
-                self._abandon(number, patience)
-
-    def ask(
-        self, op: str, *, silence: float | None = None, awaited: str = "", **fields: object
-    ) -> Message:
-        """A request with a single event as its answer."""
-        (answer,) = self.request(op, silence=silence, awaited=awaited, **fields)
-        return answer
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the request under way was sent, or had its last event; 0 without one."""
-        return time.monotonic() - self._heard if self._running else 0.0
-
-    def _given_up(self, awaited: str, seconds: float) -> EngineCrashError:
-        self._running = 0
-        self._end(f"{awaited} did not answer")
-        return EngineCrashError(
-            f"{awaited} has not answered for {seconds:.0f} s",
-            hint="is that machine awake, and its network up? `localmoe worker` runs there",
-        )
-
-    def cancel(self) -> None:
-        """Interrupt the running request, if there is one. Safe from threads and signal handlers."""
-        if not self._running or self._is_foreign:
-            return
-        if not self._writing.acquire(blocking=False):
-            self._cancel_later = True  # a message is half written, perhaps by the code we interrupt
-            return
-        try:
-            with contextlib.suppress(EngineCrashError):
-                self._put({"op": "cancel", "id": self._running})
-        finally:
-            self._writing.release()
-
     def close(self) -> None:
-        """End the worker; a computation under way is not waited for."""
         if self._is_foreign:
             return
         self._end("the model was closed")
@@ -208,14 +101,10 @@ class WorkerProcess:
         """In a forked child: leave the worker to the process that made it."""
         self._close_pipes()
 
-    @property
-    def _is_foreign(self) -> bool:
-        return self._owner != os.getpid()
-
     def _end(self, why: str) -> None:
         if not self._ended and self._process.poll() is None:
             self._ended = why
-            self._events.put(None)  # whoever waits for an answer need not wait for the death
+            self._hang_up()  # whoever waits for an answer need not wait for the death
             end(self._process)
 
     def _close_pipes(self) -> None:
@@ -224,55 +113,11 @@ class WorkerProcess:
                 with contextlib.suppress(OSError):
                     stream.close()
 
-    def _write(self, message: Message) -> None:
-        self._cancel_later = False
-        with self._writing:
-            self._put(message)
-        if self._cancel_later:
-            self.cancel()
-
-    def _put(self, message: Message) -> None:
+    def _put_bytes(self, data: bytes) -> None:
         assert self._process.stdin is not None
-        data = memoryview(protocol.encode(message))
-        try:
-            while data:
-                data = data[self._process.stdin.write(data) :]
-        except (ValueError, OSError):
-            raise self._obituary(reading=False) from None
-
-    def _next_event(self, number: int, timeout: float | None = None) -> Message | None:
-        """The next event of request ``number``; None when the worker is gone.
-
-        What is left of an earlier request is dropped. Raises queue.Empty after ``timeout`` seconds.
-        """
-        while True:
-            message = self._events.get(timeout=timeout)
-            if message is None:
-                self._events.put(None)  # there is no more for whoever asks next either
-                self._running = 0
-                return None
-            if message.get("id") == number:
-                self._heard = time.monotonic()
-                if message["event"] in LAST_EVENTS:
-                    self._running = 0
-                return message
-
-    def _abandon(self, number: int, patience: float) -> None:
-        """Cancel a request nobody waits for any more; a worker that does not stop is ended."""
-        deadline = time.monotonic() + patience
-        self.cancel()
-        while self._running:
-            try:
-                self._next_event(number, max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                self._running = 0
-                self._end("it did not stop when it was interrupted")
-
-    def _read_events(self, stream: IO[bytes]) -> None:
-        with contextlib.suppress(ValueError, OSError), stream:
-            for line in stream:
-                self._events.put(protocol.decode(line))
-        self._events.put(None)
+        left = memoryview(data)
+        while left:
+            left = left[self._process.stdin.write(left) :]
 
     def _read_stderr(self, stream: IO[bytes]) -> None:
         with contextlib.suppress(ValueError, OSError), stream:

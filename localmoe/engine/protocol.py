@@ -10,6 +10,9 @@ measure  paths, settings, architecture, vocabulary       measured
 load     paths, settings, hot                            progress*, loaded
 generate request                                         prefill*, token*, finished
 count    text, data, whole (a prompt with its beginning) counted
+tokenize text, special (those that it spells are         tokenized (their numbers)
+         recognised), whole
+spell    tokens                                          spelled (their bytes, as Latin-1)
 split    texts                                           parts: each text cut at its special
                                                          tokens, as fields of ``Part``
 keep     path                                            kept (bytes written to ``path``)
@@ -24,8 +27,9 @@ Every request carries an ``id``, a number that grows; ``cancel`` carries that of
 every event that of the request it belongs to.
 
 Any request can end with ``{"event": "error", "kind", "message", "hint"}``; ``kind`` is the ``code``
-of an error in ``localmoe.errors``, or ``interrupted``. Requests are answered in order; ``cancel``
-overtakes. End of input ends the worker. ``paths`` are all parts of the model in order;
+of an error in ``localmoe.errors``, or ``interrupted``. Requests are answered in order; those that
+ask about the vocabulary (``CONSULTING``) have an order of their own and wait for no computation;
+``cancel`` overtakes. End of input ends the worker. ``paths`` are all parts of the model in order;
 ``vocabulary`` is the number of tokens, or 0 to read their texts (``loader.DryRun``). ``hot`` is
 the file in which the experts in use are noted for the next start, or "".
 """
@@ -70,6 +74,17 @@ _EVENTS: dict[str, type[Any]] = {
     "token": Token,
     "finished": Finished,
 }
+CONSULTING = frozenset({"count", "tokenize", "spell", "split"})
+"""What is answered beside a computation: questions about the vocabulary of the loaded model."""
+
+LAST_EVENTS = frozenset(
+    {
+        *("info", "measured", "loaded", "finished", "kept", "resumed", "rates"),
+        *("counted", "tokenized", "spelled", "parts", "error"),
+    }
+)
+"""Each ends its request."""
+
 _NAMES = {cls: name for name, cls in _EVENTS.items()}
 _ERRORS: dict[str, type[LocalmoeError]] = {
     cls.code: cls

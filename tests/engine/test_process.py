@@ -198,7 +198,7 @@ def test_events_of_another_request_are_dropped(engine: Engine) -> None:
         {"event": "text", "text": "of nobody", "tokens": 1},
         {"event": "error", "kind": "engine", "message": "of before", "hint": None, "id": 2},
     ):
-        worker._events.put(strange)
+        worker._deliver(strange)
     assert ask(engine, "Words.") == expected
 
 

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import dataclasses
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,9 @@ from localmoe.engine.events import Finished, Loaded, LoadProgress
 from localmoe.engine.protocol import Message
 from localmoe.engine.worker import binding, loader
 from localmoe.engine.worker.binding import llama
+from localmoe.engine.worker.inbox import Inbox
 from localmoe.engine.worker.loading import LoadedModel
+from localmoe.engine.worker.questions import Questions
 from localmoe.engine.worker.rpc_devices import Servers
 from localmoe.errors import EngineError, LocalmoeError
 from localmoe.planning.memory import EngineSettings
@@ -32,8 +33,9 @@ PROGRESS_INTERVAL = 0.05  # seconds between load progress events
 class Worker:
     """At most one loaded model, and the last dry-run model, kept for more questions."""
 
-    def __init__(self, send: Callable[[Message], None]) -> None:
+    def __init__(self, send: Callable[[Message], None], questions: Questions) -> None:
         self._write = send
+        self._questions = questions
         self._request = 0  # the id of the one that is being answered
         self.interrupt = ctypes.c_int32(0)
         self._log = loader.EngineLog()
@@ -46,8 +48,6 @@ class Worker:
             "measure": self._do_measure,
             "load": self._do_load,
             "generate": self._do_generate,
-            "count": self._do_count,
-            "split": self._do_split,
             "keep": self._do_keep,
             "resume": self._do_resume,
             "rates": self._do_rates,
@@ -126,6 +126,7 @@ class Worker:
         self._loaded = loaded
         self._identity = loaded.identity(message["settings"])
         vocabulary = loaded.generator.vocabulary
+        self._questions.use(vocabulary)
         event = Loaded(
             context=loaded.generator.context,
             memory=loaded.memory,
@@ -153,6 +154,7 @@ class Worker:
 
     def _unload(self) -> None:
         if self._loaded is not None:
+            self._questions.use(None)
             self._loaded.close()
             self._loaded = None
 
@@ -168,17 +170,6 @@ class Worker:
             if isinstance(event, Finished):
                 model.experts.remember()  # whoever hears the end may end this process
             self._send(protocol.event_to_message(event))
-
-    def _do_count(self, message: Message) -> None:
-        vocabulary = self._model.generator.vocabulary
-        read = vocabulary.prompt if message["whole"] else vocabulary.parse
-        tokens = read(message["text"], [(start, end) for start, end in message["data"]])
-        self._send({"event": "counted", "tokens": len(tokens)})
-
-    def _do_split(self, message: Message) -> None:
-        vocabulary = self._model.generator.vocabulary
-        parts = [list(map(dataclasses.astuple, vocabulary.split(t))) for t in message["texts"]]
-        self._send({"event": "parts", "parts": parts})
 
     def _do_keep(self, message: Message) -> None:
         kv = self._model.generator.kv
@@ -207,43 +198,6 @@ class Worker:
         )
 
 
-class Inbox:
-    """Requests from the client, read on a thread of their own.
-
-    ``cancel`` names the request it is meant for, so one that comes late cannot stop the next.
-    """
-
-    def __init__(self, source: int, interrupt: ctypes.c_int32) -> None:
-        self._source = source
-        self._interrupt = interrupt
-        self._lock = threading.Lock()
-        self._current = self._cancelled = 0
-        self._pending: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def next(self) -> Message:
-        """The next request; the interrupt flag then says whether it is cancelled already."""
-        message = self._pending.get()
-        with self._lock:
-            self._current = message["id"]
-            self._interrupt.value = int(self._current <= self._cancelled)
-        return message
-
-    def _read(self) -> None:
-        """Until the end of input, or a line that is no request: both end the worker."""
-        with contextlib.suppress(ValueError, KeyError), os.fdopen(self._source, "rb") as stream:
-            for line in stream:
-                message = protocol.decode(line)
-                if message["op"] != "cancel":
-                    self._pending.put(message)
-                    continue
-                with self._lock:
-                    self._cancelled = message["id"]
-                    if self._current == self._cancelled:
-                        self._interrupt.value = 1
-        os._exit(0)  # nobody is listening any more
-
-
 def _leave_preloading_to_the_worker() -> None:
     """What this process starts must not look for the helper in a descriptor that it has not."""
     ours, _, others = os.environ.get("LD_PRELOAD", "").partition(":")
@@ -263,13 +217,17 @@ def main() -> None:
     with contextlib.suppress(OSError):  # let the kernel choose us, not the terminal, if RAM ends
         Path("/proc/self/oom_score_adj").write_text("500")
 
+    writing = threading.Lock()
+
     def send(message: Message) -> None:
         data = protocol.encode(message)
-        while data:
-            data = data[os.write(events, data) :]
+        with writing:
+            while data:
+                data = data[os.write(events, data) :]
 
-    worker = Worker(send)
-    inbox = Inbox(requests, worker.interrupt)
+    questions = Questions(send)
+    worker = Worker(send, questions)
+    inbox = Inbox(requests, worker.interrupt, questions)
     with contextlib.suppress(BrokenPipeError):
         while True:
             worker.handle(inbox.next())
