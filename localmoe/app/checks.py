@@ -7,6 +7,7 @@ the same by a value and use the same words.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,7 +30,26 @@ def sampling_values(given: Mapping[str, object]) -> dict[str, Any]:
             near = difflib.get_close_matches(name, Sampling.__dataclass_fields__, n=1, cutoff=0.5)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise TypeError(f"there is no option {name}{meant}")
-    return {name: checked(name, value) for name, value in given.items()}
+    return {
+        name: logit_bias(value) if name == "logit_bias" else checked(name, value)
+        for name, value in given.items()
+    }
+
+
+def logit_bias(value: object) -> tuple[tuple[int, float], ...]:
+    """(token, bias) pairs of an object whose keys are tokens' numbers. Raises UsageError."""
+    wanted = "numbers from -100 to 100 by the numbers of tokens"
+    if not isinstance(value, Mapping):
+        raise UsageError(f"logit_bias is {wanted}, not {_shown(value)}", hint='{"1234": -100}')
+    found = []
+    for key, bias in value.items():
+        number = int(key) if isinstance(key, str) and re.fullmatch("[0-9]{1,10}", key) else key
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
+            raise UsageError(f"logit_bias is {wanted}; no token has the number {_shown(key)}")
+        if not isinstance(bias, int | float) or isinstance(bias, bool) or not -100 <= bias <= 100:
+            raise UsageError(f"logit_bias of {number} is from -100 to 100, not {_shown(bias)}")
+        found.append((number, float(bias)))
+    return tuple(found)
 
 
 def checked(name: str, value: object) -> Any:

@@ -59,6 +59,7 @@ class SamplingOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     seed: int | None
+    logit_bias: Mapping[int, float]  # -100 to 100, by the numbers of tokens
 
 
 @dataclass(slots=True, repr=False)

@@ -20,6 +20,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None  # None: a fresh one each time
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
 
 
 Span = tuple[int, int]
@@ -67,6 +68,7 @@ class PrefillProgress:
     done: int  # tokens of the prompt that are in the KV cache, reused ones counted
     total: int
     reused: int
+    tps: float | None = None  # tokens per second so far; None before the first batch
 
 
 @dataclass(frozen=True, slots=True)

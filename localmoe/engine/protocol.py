@@ -171,7 +171,9 @@ def settings_from_json(data: Message) -> EngineSettings:
 
 def request_from_json(data: Message) -> Request:
     spans = tuple((start, end) for start, end in data["data"])
-    return Request(**{**data, "sampling": Sampling(**data["sampling"]), "data": spans})
+    biases = tuple((token, bias) for token, bias in data["sampling"]["logit_bias"])
+    sampling = Sampling(**{**data["sampling"], "logit_bias": biases})
+    return Request(**{**data, "sampling": sampling, "data": spans})
 
 
 def report_from_json(data: Message) -> MemoryReport:

@@ -68,3 +68,31 @@ def test_repeat_penalty_repeats_less(engine: Engine) -> None:
     narrow = Sampling(temperature=0.3, top_k=5, seed=2)
     strict = Sampling(temperature=0.3, top_k=5, seed=2, repeat_penalty=3.0)
     assert commonest(strict) < commonest(narrow)
+
+
+def tokens_of(engine: Engine, request: Request) -> list[int]:
+    return [e.token for e in engine.generate(request) if isinstance(e, Token)]
+
+
+@pytest.mark.parametrize("grammar", [None, "root ::= [a-z ]+"])
+def test_a_bias_bans_and_forces(engine: Engine, grammar: str | None) -> None:
+    """-100 keeps a token out, 100 brings it; with a grammar, of the tokens that it allows."""
+
+    def write(*biases: tuple[int, float]) -> list[int]:
+        sampling = Sampling(temperature=0, logit_bias=biases)
+        request = Request(PROMPT, max_tokens=12, sampling=sampling, grammar=grammar)
+        return tokens_of(engine, request)
+
+    plain = write()
+    banned = write((plain[0], -100.0))
+    assert plain[0] not in banned
+    (letter,) = engine.tokenize("q")
+    assert write((letter, 100.0)) == [letter] * 12
+    (digit,) = engine.tokenize("7")
+    assert (digit in write((digit, 100.0))) == (grammar is None)
+
+
+def test_a_bias_of_no_token_changes_nothing(engine: Engine) -> None:
+    """Numbers beyond the vocabulary are ignored."""
+    odd = Sampling(temperature=0, logit_bias=((2**31 - 1, 100.0), (10**9, -100.0)))
+    assert write(engine, odd) == write(engine, GREEDY)

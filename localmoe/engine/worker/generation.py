@@ -48,6 +48,10 @@ class Clock:
         end = self.first_token or self.prompt_read or time.perf_counter()
         return end - self.started
 
+    def tps_so_far(self, tokens: int) -> float | None:
+        """Tokens per second while the first ``tokens`` were read; None for none."""
+        return tokens / max(time.perf_counter() - self.started, 1e-9) if tokens > 0 else None
+
     def prefill_tps(self, tokens: int) -> float | None:
         """Tokens per second while ``tokens`` of the prompt were read; None: not to their end."""
         if self.prompt_read is None:
@@ -122,7 +126,7 @@ class Generator:
         sampler = Sampler(request.sampling, self.vocabulary, prompt, request.grammar)
         with contextlib.closing(sampler), contextlib.suppress(DecodeInterruptedError):
             for done in self._prefill(prompt, self._stable_tokens(request, prompt)):
-                yield PrefillProgress(done, len(prompt), reused)
+                yield PrefillProgress(done, len(prompt), reused, clock.tps_so_far(done - reused))
             clock.prompt_read = time.perf_counter()
             with self._abort_callback_of_decoding():
                 for token in self._tokens(sampler, limit, ignore_end=request.ignore_end):

@@ -86,7 +86,7 @@ class Sampler:
 
 
 def build_chain(sampling: Sampling, n_vocab: int, history: Sequence[int]) -> Any:
-    """Penalties → top-k → top-p → min-p → temperature → draw; greedy at temperature 0.
+    """Biases → penalties → top-k → top-p → min-p → temperature → draw; greedy at temperature 0.
 
     Returns a ``llama_sampler *``; the caller frees it.
     """
@@ -95,6 +95,9 @@ def build_chain(sampling: Sampling, n_vocab: int, history: Sequence[int]) -> Any
     def add(sampler: Any) -> None:
         llama.llama_sampler_chain_add(chain, sampler)
 
+    if sampling.logit_bias:
+        biases = (llama.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+        add(llama.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
     penalties = (
         sampling.repeat_penalty,
         sampling.frequency_penalty,
