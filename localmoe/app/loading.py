@@ -112,7 +112,7 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
         model.plan, model.forecast = settle(error, before, after), None
         changes = moved(before, model.plan)
         listener.note(f"{error.message}; planned anew with what is free now: {changes}")
-        return settings(model.plan), model.plan.tiers.ram
+        return settings(model.plan), model.plan.promised_ram
 
     with Renderer() as renderer:
         renderer.start()
@@ -131,7 +131,7 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
             engine = Engine(
                 facts,
                 settings(plan),
-                plan.tiers.ram,
+                plan.promised_ram,
                 remember=request.remember,
                 replan=replan,
             )

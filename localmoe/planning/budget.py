@@ -78,7 +78,7 @@ def budget_of(model: Model, machine: Machine, wishes: Wishes, promised_ram: int 
 
     ``promised_ram``: bytes that other localmoe processes will still take.
     """
-    own = PROCESS_BYTES + checkpoint_bytes(model)
+    own = PROCESS_BYTES + checkpoint_bytes(model) + wishes.prompt_cache
     return budget_beside(own, machine, wishes, promised_ram)
 
 

@@ -47,6 +47,7 @@ class EngineSettings:
     cache_bytes: int = 0  # private: memory for experts
     cache_most: int = 0  # bytes to which that may grow while memory is left over; 0: not at all
     cache_shares: tuple[tuple[int, float], ...] = ()  # (layer, share of its experts); () = even
+    prompt_cache: int = 0  # bytes of RAM for what was read in other conversations; 0: none is kept
     experts_used: int = 0  # lossy: experts per token; 0 = the model's own
     prefer_cached: float = 0.0  # lossy: how much less probable a resident expert may be (0…1)
     record: str = ""  # a file for the routing of every token

@@ -157,6 +157,7 @@ class _Placement:
         settings = dataclasses.replace(
             candidate.settings,
             read_ahead=candidate.disk == 0,
+            prompt_cache=wishes.prompt_cache,
             experts_used=wishes.experts or 0,
             prefer_cached=wishes.prefer_cached or 0.0,
         )

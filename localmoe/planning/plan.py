@@ -52,6 +52,7 @@ class Wishes:
     overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device); before all rules
     cache: str = "auto"  # experts that do not fit: "auto" | "off" | "page" | "private"
     cache_ram: int | None = None  # bytes that experts in RAM may take at most
+    prompt_cache: int = 0  # bytes of RAM for what was read in other conversations
     experts: int | None = None  # lossy: experts per token
     prefer_cached: float | None = None  # lossy: how much less probable a resident one may be
 
@@ -108,3 +109,8 @@ class Plan:
     missing_ram: int = (
         0  # bytes of RAM that would keep everything off the disk; 0: nothing is there
     )
+
+    @property
+    def promised_ram(self) -> int:
+        """Bytes of RAM that the model will take in the end, what it has read included."""
+        return self.tiers.ram + self.settings.prompt_cache

@@ -352,3 +352,13 @@ def test_the_cache_may_grow_unless_a_bound_is_named() -> None:
     for wish in (Wishes(ram=5 * GIB), Wishes(cache_ram=2 * GIB)):
         bound = make_plan(model, machine(6), wish, engine(model))
         assert (bound.settings.cache, bound.settings.cache_most) == ("private", 0)
+
+
+def test_ram_for_other_conversations_is_set_aside() -> None:
+    """Experts get what is left beside it, the engine its size, and whoever plans next its bytes."""
+    model = moe_model()
+    without, beside = plan(model, 6), plan(model, 6, prompt_cache=GIB)
+    assert beside.ram_budget == without.ram_budget - GIB
+    assert beside.settings.cache_bytes < without.settings.cache_bytes
+    assert beside.settings.prompt_cache == GIB
+    assert beside.promised_ram == beside.tiers.ram + GIB

@@ -17,6 +17,7 @@ from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.kv import KvState
 from localmoe.engine.worker.logprobs import Logprobs
+from localmoe.engine.worker.prompt_cache import PromptCache
 from localmoe.engine.worker.residency import Residency
 from localmoe.engine.worker.sampling import Sampler
 from localmoe.engine.worker.vocabulary import Utf8, Vocabulary
@@ -95,7 +96,14 @@ class TokenStream:
 class Generator:
     """Generates on one context. ``flag`` is set to 1, from any thread, to interrupt."""
 
-    def __init__(self, model: Any, ctx: Any, flag: ctypes.c_int32, experts: Residency) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ctx: Any,
+        flag: ctypes.c_int32,
+        experts: Residency,
+        prompts: PromptCache,
+    ) -> None:
         self.vocabulary = Vocabulary(model)
         self.context = int(llama.llama_n_ctx(ctx))
         self._ctx = ctx
@@ -104,6 +112,7 @@ class Generator:
         self._n_batch = int(llama.llama_n_batch(ctx))
         self._batch = llama.llama_batch_init(self._n_batch, 0, 1)
         self.kv = KvState(ctx)
+        self._prompts = prompts
         callback, data, self._abort_is_cheap = binding.abort_callback(flag)
         self._abort = (callback, data)
         self._no_abort = (llama.ggml_abort_callback(), 0)
@@ -120,7 +129,7 @@ class Generator:
         clock, note = Clock(), self._experts.note
         prompt = self._prompt_tokens(request)
         limit = self._most_tokens(request, prompt)
-        reused = self.kv.reuse(prompt)
+        reused = self._prompts.turn_to(self.kv, prompt)
         stream, produced, reason = TokenStream(self.vocabulary), 0, "interrupted"
         logprobs = Logprobs(self._ctx, self.vocabulary, request.top_logprobs)
         sampler = Sampler(request.sampling, self.vocabulary, prompt, request.grammar)

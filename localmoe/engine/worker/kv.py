@@ -26,6 +26,7 @@ from localmoe.planning.budget import CHECKPOINT_BYTES
 CHECKPOINT_TOKENS = 128
 CHECKPOINT_BYTES_PER_TOKEN = 128 << 10
 """Between those of a long prompt: tokens enough that copying the state is little beside them."""
+COPIED_CHECKPOINTS = 3  # that go along with a copy of a state: the last ones are wanted next
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,22 @@ class Checkpoint:
 
     length: int
     data: ctypes.Array[ctypes.c_uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """All that the engine's memory holds after these tokens; without ``data``, where it is now."""
+
+    tokens: list[int]
+    checkpoints: list[Checkpoint]
+    first: int  # the lowest position that is still cached
+    data: ctypes.Array[ctypes.c_uint8] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        data = (self.data,) if self.data is not None else ()
+        return sum(len(part) for part in (*data, *(c.data for c in self.checkpoints)))
 
 
 @dataclass
@@ -61,12 +78,49 @@ class KvState:
 
         One token is always left to decode: its logits choose the first token of the answer.
         """
-        common = 0
-        for mine, theirs in zip(self.tokens, prompt, strict=False):
-            if mine != theirs:
-                break
-            common += 1
-        return self.rewind(min(common, len(prompt) - 1))
+        return self.rewind(common_prefix(self.tokens, prompt[:-1]))
+
+    def reach(self, state: State, wanted: Sequence[int]) -> int:
+        """How many of the ``wanted`` tokens would be held after going back in ``state``."""
+        length = common_prefix(state.tokens, wanted)
+        if length == len(state.tokens) or self._can_cut(length, state.first):
+            return length
+        return max((c.length for c in state.checkpoints if c.length <= length), default=0)
+
+    def now(self) -> State:
+        """The present state, not copied."""
+        return State(self.tokens, self.checkpoints, self._first())
+
+    @property
+    def nbytes(self) -> int:
+        """Of a copy of the present state."""
+        checkpoints = sum(len(c.data) for c in self._latest())
+        return int(llama.llama_state_seq_get_size_ext(self.ctx, 0, 0)) + checkpoints
+
+    def copy(self) -> State | None:
+        """The present state, to be taken up again with ``take``; None if the engine refuses."""
+        size = int(llama.llama_state_seq_get_size_ext(self.ctx, 0, 0))
+        data = (ctypes.c_uint8 * size)()
+        if llama.llama_state_seq_get_data_ext(self.ctx, data, size, 0, 0) != size:
+            return None
+        return State(list(self.tokens), self._latest(), self._first(), data)
+
+    def take(self, state: State) -> None:
+        """Hold what ``copy`` copied from this context; nothing, if the engine refuses it."""
+        self.clear()
+        assert state.data is not None
+        size = len(state.data)
+        if llama.llama_state_seq_set_data_ext(self.ctx, state.data, size, 0, 0) != size:
+            self.clear()
+            return
+        self.tokens, self.checkpoints = list(state.tokens), list(state.checkpoints)
+
+    def _latest(self) -> list[Checkpoint]:
+        """The checkpoints that the next turn may want."""
+        return sorted(self.checkpoints, key=lambda c: c.length)[-COPIED_CHECKPOINTS:]
+
+    def _first(self) -> int:
+        return int(llama.llama_memory_seq_pos_min(self._memory, 0))
 
     def rewind(self, length: int, *, dirty: bool = False) -> int:
         """Go back to the first ``length`` tokens, or to the nearest reachable point before.
@@ -76,7 +130,9 @@ class KvState:
         """
         if length == len(self.tokens) and not dirty:
             return length
-        if self._can_cut(length) and llama.llama_memory_seq_rm(self._memory, 0, length, -1):
+        if self._can_cut(length, self._first()) and llama.llama_memory_seq_rm(
+            self._memory, 0, length, -1
+        ):
             return self._holds(length)
         for checkpoint in sorted(self.checkpoints, key=lambda c: -c.length):
             if checkpoint.length <= length and self._restore(checkpoint):
@@ -84,14 +140,13 @@ class KvState:
         llama.llama_memory_clear(self._memory, False)
         return self._holds(0)
 
-    def _can_cut(self, length: int) -> bool:
+    def _can_cut(self, length: int, first: int) -> bool:
         if self._recurrent:
             return False
         if length == 0 or self._window == 0:
             return True
         # A window layer needs the `window` positions before the next token still cached.
-        first = llama.llama_memory_seq_pos_min(self._memory, 0)
-        return bool(0 <= first <= max(0, length - self._window))
+        return 0 <= first <= max(0, length - self._window)
 
     def checkpoint(self) -> None:
         """Remember the state here; where checkpoints take too much, the least useful ones go."""
@@ -194,6 +249,18 @@ def least_useful(lengths: Sequence[int], now: int) -> int:
         return (lengths[i] - before) * chance
 
     return min(range(len(lengths)), key=saves)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices are compared without Python, so this beats a loop
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _bytes_at(address: int) -> Any:

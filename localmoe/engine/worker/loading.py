@@ -15,6 +15,7 @@ from localmoe.engine.worker import loader
 from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.generation import Generator
 from localmoe.engine.worker.page_reader import PageReader
+from localmoe.engine.worker.prompt_cache import PromptCache
 from localmoe.engine.worker.readahead import read_ahead
 from localmoe.engine.worker.residency import Residency, needs_pages
 from localmoe.errors import EngineMemoryError, InterruptedLoadError, ModelFileError
@@ -59,13 +60,16 @@ class LoadedModel:
             on_node = pages.callback if pages is not None else None
             context = loader.open_context(weights, settings, log, on_node)
             stack.callback(llama.llama_free, context)
-            self.experts = Residency(weights, self.file, settings, interrupt, hot, pages)
+            prompts = PromptCache(settings.prompt_cache)
+            self.experts = Residency(
+                weights, self.file, settings, interrupt, hot, pages, lambda: prompts.unfilled
+            )
             stack.callback(self.experts.close)
             self.note = self.note or self.experts.note
             if interrupt.value:  # set too late for the progress callback to see it
                 raise InterruptedLoadError("loading was interrupted")
             self.memory = loader.memory_report(context, log)
-            self.generator = Generator(weights, context, interrupt, self.experts)
+            self.generator = Generator(weights, context, interrupt, self.experts, prompts)
             stack.callback(self.generator.close)
             self.close = stack.pop_all().close
 

@@ -8,6 +8,7 @@ counted as needed, and what was swapped out too.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from localmoe.engine.worker.expert_cache import ExpertCache
 from localmoe.facts.hardware import free_memory, own_memory
@@ -21,12 +22,20 @@ LOOK = 0.5  # seconds between two looks at the machine's free memory
 class MemoryWatch:
     """Looks at the machine's memory on a thread of its own, until ``close``.
 
-    ``budget``: the bytes that the experts may take now.
+    ``budget``: the bytes that the experts may take now. ``unfilled``: bytes that something else in
+    this process will take.
     """
 
-    def __init__(self, cache: ExpertCache, model: Model, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        cache: ExpertCache,
+        model: Model,
+        settings: EngineSettings,
+        unfilled: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.budget = settings.cache_bytes
         self._cache = cache
+        self._unfilled = unfilled
         self._most = max(settings.cache_bytes, settings.cache_most)
         self._mapped_most = 0
         layers = range(len(model.layers))
@@ -46,6 +55,7 @@ class MemoryWatch:
             self._mapped_most = max(self._mapped_most, own.mapped)
             free, low = free_memory(mapped=own.mapped)
             unfilled = max(0, self.budget - self._cache.counters().resident_bytes)
+            unfilled += self._unfilled()
             left = left_over(free, unfilled, self._mapped_most, own.mapped, own.swapped)
             budget = budget_under_pressure(self.budget, self._most, left, low, self._least)
             if budget != self.budget:

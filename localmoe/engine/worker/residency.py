@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ class Residency:
 
     ``regime``: what serves the experts, "off", "page" or "private"; ``note``: why it is not what
     the settings ask for. ``hot``: where the experts in use are noted for the next start, None to
-    leave no trace. ``pages``: what reads them where the cache itself cannot be used.
+    leave no trace. ``pages``: what reads them where the cache itself cannot be used. ``unfilled``:
+    bytes that something else in this process will take.
 
     Raises EngineError, ModelFileError, and TraceFileError for a routing that cannot be imposed.
     """
@@ -54,12 +55,14 @@ class Residency:
         interrupt: ctypes.c_int32,
         hot: Path | None = None,
         pages: PageReader | None = None,
+        unfilled: Callable[[], int] = lambda: 0,
     ) -> None:
         self.regime = settings.cache
         self.note = ""
         self._settings = settings
         self._interrupt = interrupt
         self._pages = pages
+        self._unfilled = unfilled
         self._hot = hot if settings.cache == "private" else None
         self._cache: ExpertCache | None = None
         self._groups: list[int] = []
@@ -103,7 +106,7 @@ class Residency:
             found = _read_hot(self._hot, len(self._groups)) or self._learning.favourites()
             cache.warm(found[:HOT_LIMIT])
         if self.regime == "private":
-            self._watch = MemoryWatch(cache, model, settings)
+            self._watch = MemoryWatch(cache, model, settings, self._unfilled)
 
     def _open_cache(self, paths: list[str], tensors: Sequence[ExpertTensor]) -> ExpertCache | None:
         """As the settings ask, or the one that needs no address space; None: it goes without."""

@@ -1,0 +1,131 @@
+"""Several conversations take turns on one model, and none is read twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localmoe.engine.client import Engine
+from localmoe.engine.events import Finished, Loaded, PrefillProgress, Request, Sampling, Token
+from localmoe.facts.model import read_model
+from localmoe.planning.memory import EngineSettings
+from tests.archs import ARCHITECTURES
+
+pytestmark = pytest.mark.process
+
+MIB = 1 << 20
+SETTINGS = EngineSettings(
+    context=1024, batch=48, ubatch=48, threads=1, threads_batch=1, prompt_cache=64 * MIB
+)
+MAIN = "A mixture of experts has many small networks and a router. " * 8
+MORE = "And what does it cost? "
+TITLE = "Write a title of three words. " * 6
+AGENT = MAIN[: len(MAIN) // 2] + "Look for files whose names begin with a dot. " * 6
+KINDS = ("qwen3moe", "gpt-oss", "deepseek2", "qwen3next")  # plain, window, latent, hybrid
+LOST = 64  # tokens of a conversation that may be read again
+
+
+def started(path: Path, **changes: object) -> Engine:
+    engine = Engine(read_model(path), dataclasses.replace(SETTINGS, **changes))  # type: ignore[arg-type]
+    list(engine.load())
+    return engine
+
+
+def ask(engine: Engine, prompt: str, stable: int = 0) -> tuple[str, Finished]:
+    request = Request(prompt, stable, max_tokens=12, sampling=Sampling(temperature=0))
+    text = ""
+    for event in engine.generate(request):
+        if isinstance(event, Token):
+            text += event.text
+    assert isinstance(event, Finished)
+    return text, event
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [*KINDS, *(pytest.param(a, marks=pytest.mark.soak) for a in ARCHITECTURES if a not in KINDS)],
+)
+def test_words_are_those_of_a_conversation_alone(
+    architecture: str, arch_file: Callable[[str], Path]
+) -> None:
+    """With a title and a sub-agent between its turns; as much of it is reused as without them.
+
+    But for a few tokens of a window's cells, which are not kept.
+    """
+    path = arch_file(architecture)
+    with started(path, prompt_cache=0) as engine:
+        first, _ = ask(engine, MAIN, len(MAIN))
+        second, alone = ask(engine, MAIN + first + MORE, len(MAIN + first + MORE))
+        third, alone_then = ask(engine, MAIN + first + MORE + second + MORE)
+    with started(path, prompt_cache=0) as engine:
+        title, _ = ask(engine, TITLE, len(TITLE))
+        title_more, title_alone = ask(engine, TITLE + title + MORE)
+    with started(path) as engine:
+        assert ask(engine, MAIN, len(MAIN))[0] == first
+        assert ask(engine, TITLE, len(TITLE))[0] == title
+        again, done = ask(engine, MAIN + first + MORE, len(MAIN + first + MORE))
+        assert (again, done.reused_tokens) == (second, alone.reused_tokens)
+        ask(engine, AGENT)
+        again, done = ask(engine, TITLE + title + MORE)
+        assert (again, done.reused_tokens) == (title_more, title_alone.reused_tokens)
+        again, done = ask(engine, MAIN + first + MORE + second + MORE)
+        assert again == third
+        assert done.reused_tokens >= alone_then.reused_tokens - 16
+
+
+def test_without_a_budget_nothing_is_kept(arch_file: Callable[[str], Path]) -> None:
+    """The counterpart: what another prompt overwrote is read again."""
+    with started(arch_file("qwen3moe"), prompt_cache=0) as engine:
+        ask(engine, MAIN)
+        ask(engine, TITLE)
+        assert ask(engine, MAIN + MORE)[1].reused_tokens < 8
+
+
+def test_the_budget_is_kept(arch_file: Callable[[str], Path]) -> None:
+    """A state that just fits is kept; with one byte in ten less it is not."""
+    path = arch_file("qwen3moe")
+    with Engine(read_model(path), SETTINGS) as engine:
+        loaded = list(engine.load())[-1]
+        assert isinstance(loaded, Loaded)
+        tokens = engine.count_prompt(MAIN) + 12
+    state = tokens * loaded.memory.kv // loaded.context
+    for budget, kept in ((state * 9 // 10, False), (state * 11 // 10, True)):
+        with started(path, prompt_cache=budget) as engine:
+            ask(engine, MAIN)
+            ask(engine, TITLE)
+            reused = ask(engine, MAIN + MORE)[1].reused_tokens
+            assert (reused > tokens - LOST) == kept
+
+
+def test_a_tail_that_changes_is_not_worth_a_copy(arch_file: Callable[[str], Path]) -> None:
+    """Thinking that is stripped, an answer asked for again: the conversation is kept once.
+
+    With room for a title and little more, a copy of the conversation would push the title out.
+    """
+    with started(arch_file("qwen3moe")) as engine:
+        ask(engine, TITLE)
+        ask(engine, MAIN)
+        for _ in range(3):
+            assert ask(engine, MAIN + "Again. ")[1].reused_tokens >= engine.count_prompt(MAIN) - 2
+        assert ask(engine, TITLE + MORE)[1].reused_tokens >= engine.count_prompt(TITLE) - 2
+
+
+def test_a_prefill_that_was_interrupted_is_gone_on_with(arch_file: Callable[[str], Path]) -> None:
+    """Stopped in the middle, after another prompt too: what was read is not read again."""
+    for architecture in ("qwen3moe", "qwen3next"):
+        with started(arch_file(architecture), prompt_cache=0) as engine:
+            expected = ask(engine, MAIN + MORE)[0]
+        with started(arch_file(architecture)) as engine:
+            read = 0
+            for event in engine.generate(Request(MAIN + MORE, sampling=Sampling(temperature=0))):
+                if isinstance(event, PrefillProgress) and not read and event.done > event.total / 2:
+                    read = event.done
+                    engine.cancel()
+            assert isinstance(event, Finished) and event.reason == "interrupted"
+            ask(engine, TITLE)
+            again, done = ask(engine, MAIN + MORE)
+            assert done.reused_tokens > read - 2 * LOST
+            assert again == expected
