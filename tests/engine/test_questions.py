@@ -82,20 +82,20 @@ def test_a_model_that_is_replaced_meanwhile(arch_file: Callable[[str], Path]) ->
     def ask() -> None:
         while not stop.is_set():
             try:
-                found.add(engine.count_tokens(TEXT))
+                found.add(own.count_tokens(TEXT))
             except EngineError as error:
                 found.add(error.message)
 
-    with Engine(read_model(arch_file("qwen3moe")), SETTINGS) as engine:
+    with Engine(read_model(arch_file("qwen3moe")), SETTINGS) as own:
         with pytest.raises(EngineError, match="no model is loaded"):
-            engine.count_tokens(TEXT)
-        list(engine.load())
-        expected = engine.count_tokens(TEXT)
+            own.count_tokens(TEXT)
+        list(own.load())
+        expected = own.count_tokens(TEXT)
         threads = [threading.Thread(target=ask) for _ in range(2)]
         for thread in threads:
             thread.start()
         for _ in range(3):
-            list(engine.load())
+            list(own.load())
         stop.set()
         for thread in threads:
             thread.join()
@@ -104,20 +104,20 @@ def test_a_model_that_is_replaced_meanwhile(arch_file: Callable[[str], Path]) ->
 
 def test_a_worker_that_dies(arch_file: Callable[[str], Path]) -> None:
     """Whoever waits gets the reason, and so does whoever asks after that."""
-    with Engine(read_model(arch_file("qwen3moe")), SETTINGS) as engine:
-        list(engine.load())
-        os.kill(engine.pid, signal.SIGSTOP)
+    with Engine(read_model(arch_file("qwen3moe")), SETTINGS) as own:
+        list(own.load())
+        os.kill(own.pid, signal.SIGSTOP)
         found: list[EngineError] = []
 
         def ask() -> None:
             try:
-                engine.count_tokens(TEXT)
+                own.count_tokens(TEXT)
             except EngineError as error:
                 found.append(error)
 
         thread = threading.Thread(target=ask)
         thread.start()
-        os.kill(engine.pid, signal.SIGKILL)
+        os.kill(own.pid, signal.SIGKILL)
         thread.join()
         ask()
     assert [type(error) for error in found] == [EngineCrashError] * 2

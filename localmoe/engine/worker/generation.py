@@ -102,7 +102,7 @@ class Generator:
         ctx: Any,
         flag: ctypes.c_int32,
         experts: Residency,
-        prompts: PromptCache,
+        prompts: PromptCache | None = None,
     ) -> None:
         self.vocabulary = Vocabulary(model)
         self.context = int(llama.llama_n_ctx(ctx))
@@ -112,7 +112,7 @@ class Generator:
         self._n_batch = int(llama.llama_n_batch(ctx))
         self._batch = llama.llama_batch_init(self._n_batch, 0, 1)
         self.kv = KvState(ctx)
-        self._prompts = prompts
+        self._prompts = prompts or PromptCache(0)
         callback, data, self._abort_is_cheap = binding.abort_callback(flag)
         self._abort = (callback, data)
         self._no_abort = (llama.ggml_abort_callback(), 0)

@@ -75,5 +75,6 @@ class PromptCache:
                 break
             if state is not instead_of:
                 self._states.remove(state)
-        if size <= self.free() and (state := kv.copy()) is not None:
-            self._states.append(state)
+        copied = kv.copy() if size <= self.free() else None
+        if copied is not None:
+            self._states.append(copied)
