@@ -77,7 +77,8 @@ def test_tokens_and_their_bytes(engine: Engine) -> None:
 
 def test_a_model_that_is_replaced_meanwhile(arch_file: Callable[[str], Path]) -> None:
     """Whoever asks during a second load gets an answer or an error, and nothing crashes."""
-    stop, found = threading.Event(), set()
+    stop = threading.Event()
+    found: set[int | str] = set()
 
     def ask() -> None:
         while not stop.is_set():
