@@ -45,6 +45,13 @@ class Options:
     remotes: tuple[str, ...] = ()  # "host:port"
     host: str | None = None
     port: int | None = None
+    api_key: str | None = None
+    api_key_file: str | None = None  # path
+    alias: tuple[tuple[str, str], ...] = ()  # name in a request, model
+    idle: float | None = None  # seconds
+    cors: tuple[str, ...] = ()  # origins
+    allow_host: tuple[str, ...] = ()
+    allow_pull: bool = False
     dry_run: bool = False
     seed: int | None = None
     temperature: float | None = None

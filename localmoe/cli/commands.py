@@ -61,6 +61,13 @@ _TABLE = (
         ("chat big.gguf", "chat big.gguf --think low --ctx 16k", "chat --continue"),
         takes_model=True,
     ),
+    Command(
+        "serve",
+        "[MODEL] [options]",
+        "the model for editors, agents and web pages: OpenAI's and Anthropic's API",
+        ("serve big.gguf", "serve --port 0 --idle 10m", "serve big.gguf --host 0.0.0.0"),
+        takes_model=True,
+    ),
     Command("list", "[options]", "the models found here", ("list --json",)),
     Command(
         "show",

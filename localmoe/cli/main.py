@@ -34,6 +34,7 @@ HANDLERS = {
     "rm": ("localmoe.cli.rm", "rm_command"),
     "run": ("localmoe.cli.run.command", "run_command"),
     "chat": ("localmoe.cli.chat.command", "chat_command"),
+    "serve": ("localmoe.cli.serve", "serve_command"),
     "list": ("localmoe.cli.models", "list_command"),
     "show": ("localmoe.cli.models", "show_command"),
     "bench": ("localmoe.cli.bench.command", "bench_command"),

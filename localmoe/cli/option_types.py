@@ -123,3 +123,31 @@ def limits(text: str) -> tuple[float | int, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Words between commas, each once."""
     return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def duration(text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``1.5h``, in seconds."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    try:
+        value = float(number) * _UNITS[unit]
+    except ValueError:
+        value = math.nan
+    if not 1 <= value <= 1e9:
+        raise _bad(text, "a time such as 90s, 10m or 1h")
+    return value
+
+
+def alias(text: str) -> tuple[str, str]:
+    """``NAME=MODEL``."""
+    name, equals, model = text.partition("=")
+    if not equals or not name.strip() or not model.strip():
+        raise _bad(text, "NAME=MODEL, such as gpt-4o=qwen3-30b-a3b")
+    return name.strip(), model.strip()
+
+
+def overflow(text: str) -> str:
+    """A server's word for ``stop`` is ``error``."""
+    return "stop" if text == "error" else text

@@ -16,12 +16,15 @@ from localmoe.cli import placement_options
 from localmoe.cli.commands import COMMANDS
 from localmoe.cli.option_types import (
     MAX_INT,
+    alias,
+    duration,
     each,
     gib,
     layers,
     limits,
     names,
     number,
+    overflow,
     ram,
     seed,
     token_limit,
@@ -36,9 +39,10 @@ OVERFLOWS = ("ask", "drop", "summarise", "stop")  # chat/context.py
 
 FILES, MODELS, SESSIONS = ":files", ":models", ":sessions"  # what Tab proposes
 
-PLANS = ("fit", "pull", "plan", "run", "chat", "show", "bench", "experts record")
-LOADS = ("run", "chat", "bench", "experts record")
+PLANS = ("fit", "pull", "plan", "run", "chat", "serve", "show", "bench", "experts record")
+LOADS = ("run", "chat", "serve", "bench", "experts record")
 WRITES = ("run", "chat", "experts record")
+SAMPLES = (*WRITES, "serve")
 TALKS = ("run", "chat")
 REPLAYS = ("experts simulate", "experts report")
 EVERY = (*COMMANDS, *(f"{c.name} {action}" for c in COMMANDS.values() for action in c.actions))
@@ -190,18 +194,49 @@ GROUPS = (
         settings=True,
     ),
     _group(
-        "the worker",
-        ("worker",),
-        _option("--host ADDRESS", "where to listen (127.0.0.1: this machine only)"),
+        "the network",
+        ("serve",),
         _option(
-            "--port N", f"and at which port ({placement_options.DEFAULT_PORT})", whole(1, 65535)
+            "--host ADDRESS",
+            "where to listen (127.0.0.1: this machine only)",
+            commands=("worker", "serve"),
         ),
+        _option(
+            "--port N",
+            f"and at which port (worker: {placement_options.DEFAULT_PORT}; serve: 8080, 0: any)",
+            whole(0, 65535),
+            commands=("worker", "serve"),
+        ),
+        _option("--api-key KEY", "clients have to know it"),
+        _option(
+            "--api-key-file FILE", "the same, one key a line (not seen by `ps`)", proposes=FILES
+        ),
+        _option(
+            "--allow-host NAME",
+            "a name by which clients call this machine, beside its own; repeatable",
+            each(str),
+            repeatable=True,
+        ),
+        _option(
+            "--cors ORIGIN",
+            "pages of this origin may use the server (https://chat.example); repeatable",
+            each(str),
+            repeatable=True,
+        ),
+        _option(
+            "--alias NAME=MODEL",
+            "requests for NAME are answered by MODEL; repeatable",
+            each(alias),
+            repeatable=True,
+        ),
+        _option("--idle TIME", "unload the model after so long without a request", duration),
+        _option("--allow-pull", "a request may download the model that it names"),
     ),
     _group(
         "the answer",
-        WRITES,
-        _option("--system TEXT", "system prompt"),
-        _option("--plain", "no chat template: the model continues the text"),
+        SAMPLES,
+        _option("--system TEXT", "system prompt", commands=WRITES),
+        _option("--plain", "no chat template: the model continues the text", commands=WRITES),
         _option(
             "-v --verbose",
             "say first where the model lives, and how fast it should be",
@@ -268,10 +303,15 @@ GROUPS = (
             proposes=SESSIONS,
             setting=False,
         ),
-        _option("--no-history", "leave no trace: no session, no typed lines", commands=WRITES),
+        _option("--no-history", "leave no trace: no session, no typed lines", commands=SAMPLES),
         _option(
             "--overflow CHOICE",
-            "when the next turn does not fit the context: " + ", ".join(OVERFLOWS),
+            "when the next turn does not fit the context: "
+            + ", ".join(OVERFLOWS)
+            + " (serve: drop, "
+            "error)",
+            overflow,
+            commands=(*TALKS, "serve"),
             choices=OVERFLOWS,
         ),
         settings=True,

@@ -146,6 +146,10 @@ class Output:
         """One line about something of the user's that is not kept; ``--quiet`` does not hide it."""
         self._say(text, label="warning: ", style="yellow")
 
+    def announce(self, text: str) -> None:
+        """One line on stderr that others wait for; ``--quiet`` does not hide it."""
+        self._say(text)
+
     def error(self, error: LocalmoeError) -> None:
         """The error and its hint: a document on stdout in JSON mode, else lines on stderr."""
         if self.as_json:

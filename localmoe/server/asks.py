@@ -1,0 +1,51 @@
+"""What a client asks for, whatever dialect it speaks; and what it hears until it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from localmoe.chat.conversation import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.engine.events import PrefillProgress
+
+Message = Mapping[str, object]  # "role", "content", of assistants perhaps "reasoning"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer to be generated: of a chat (``messages``), or text that goes on (``prompt``)."""
+
+    model: str | None = None  # None: the default one
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of ``Sampling`` by name
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    schema: object = None  # a JSON schema that the answer follows
+    think: str | None = None  # a level; None: the server's default
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Other requests are answered first."""
+
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The model is on its way into memory."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The prompt fits: from here on the answer is on its way."""
+
+    model: str  # the name of the model that answers
+    context: int  # tokens
+
+
+Event = Waiting | Loading | Accepted | PrefillProgress | ReasoningDelta | AnswerDelta | TurnDone

@@ -1,0 +1,47 @@
+"""Usage and timings of an answer, as each dialect counts them. Pure."""
+
+from __future__ import annotations
+
+from localmoe.chat.conversation import TurnDone
+from localmoe.server.problems import Document
+
+
+def openai_usage(done: TurnDone) -> Document:
+    """``usage`` of chat completions and completions."""
+    usage = done.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total,
+        "prompt_tokens_details": {"cached_tokens": usage.reused_tokens},
+    }
+
+
+def timings(done: TurnDone) -> Document:
+    """``timings`` with llama-server's names, and what only localmoe has: the expert cache."""
+    usage, times = done.usage, done.timings
+    read = usage.prompt_tokens - usage.reused_tokens
+    document: dict[str, object] = {
+        "cache_n": usage.reused_tokens,
+        "prompt_n": read,
+        "prompt_ms": round(1000 * read / times.prefill_tps, 3) if times.prefill_tps else 0.0,
+        "prompt_per_second": times.prefill_tps,
+        "predicted_n": usage.completion_tokens,
+        "predicted_ms": (
+            round(1000 * (usage.completion_tokens - 1) / times.decode_tps, 3)
+            if times.decode_tps
+            else 0.0
+        ),
+        "predicted_per_second": times.decode_tps,
+        "ttft_ms": round(1000 * times.ttft_s, 3),
+    }
+    cache = done.finished.cache if done.finished is not None else None
+    if cache is not None:
+        document["experts"] = {
+            "regime": cache.regime,
+            "hits": cache.hits,
+            "misses": cache.misses,
+            "hit_rate": cache.hit_rate,
+            "bytes_read": cache.bytes_read,
+        }
+    return document

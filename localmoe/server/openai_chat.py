@@ -1,0 +1,183 @@
+"""OpenAI's chat completions: ``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from localmoe.chat.conversation import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.engine.events import PrefillProgress
+from localmoe.server.asks import Accepted, Ask, Event, Message
+from localmoe.server.fields import Fields
+from localmoe.server.figures import openai_usage, timings
+from localmoe.server.problems import Document, Problem, for_openai
+from localmoe.server.replies import encoded
+from localmoe.server.sampling import (
+    most_tokens,
+    sampling_of,
+    schema_of,
+    stop_texts,
+    think_level,
+)
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+DONE = b"data: [DONE]\n\n"
+FINISH = {"stop": "stop", "length": "length", "interrupted": "stop"}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One request, checked. ``shown``: the name of the model as the client knows it."""
+
+    ask: Ask
+    shown: str | None
+    stream: bool
+    usage: bool  # a streaming client wants the usage too
+    progress: bool  # … and how far the prompt is read, as llama-server says it
+
+
+def read(fields: Fields) -> ChatRequest:
+    """The request in a body. Raises Problem."""
+    model = fields.text("model")
+    options = fields.object("stream_options")
+    _refuse_what_is_not_here(fields)
+    ask = Ask(
+        model=model,
+        messages=messages_of(fields),
+        sampling=sampling_of(fields),
+        max_tokens=most_tokens(fields, "max_completion_tokens", "max_tokens"),
+        stop=stop_texts(fields),
+        schema=schema_of(fields),
+        think=think_level(fields),
+    )
+    return ChatRequest(
+        ask,
+        model,
+        stream=fields.flag("stream") or False,
+        usage=(options is not None and options.flag("include_usage")) or False,
+        progress=fields.flag("return_progress") or False,
+    )
+
+
+def messages_of(fields: Fields) -> tuple[Message, ...]:
+    """The messages of a conversation. Raises Problem."""
+    messages = fields.objects("messages")
+    if messages is None:
+        fields.missing("messages")
+    if not messages:
+        fields.wrong("messages", "a list with at least one message")
+    return tuple(map(_message, messages))
+
+
+def _message(fields: Fields) -> Message:
+    role = fields.choice("role", ROLES) or fields.missing("role")
+    message: dict[str, object] = {"role": "system" if role == "developer" else role}
+    message["content"] = text_of(fields, "content") or ""
+    reasoning = fields.text("reasoning_content") or fields.text("reasoning")
+    if reasoning:
+        message["reasoning"] = reasoning
+    return message
+
+
+def text_of(fields: Fields, name: str, kinds: tuple[str, ...] = ("text", "refusal")) -> str | None:
+    """A text, or the texts of a list of parts. Raises Problem for parts that are none."""
+    if not isinstance(fields.raw(name), list):
+        return fields.text(name)
+    texts = []
+    for part in fields.objects(name) or ():
+        kind = part.required_text("type")
+        if kind not in kinds:
+            raise Problem(
+                400,
+                f"{part.path('type')}: the models here read text, no {kind}",
+                param=part.path("type"),
+            )
+        texts.append(part.required_text("refusal" if kind == "refusal" else "text"))
+    return "".join(texts)
+
+
+def _refuse_what_is_not_here(fields: Fields) -> None:
+    for name in ("tools", "functions"):
+        if fields.list(name):
+            raise Problem(400, f"{name}: not here yet", param=name)
+    if (fields.whole("n", 1, 128) or 1) > 1:
+        raise Problem(400, "n: one answer at a time is given", param="n")
+    modalities = fields.list("modalities")
+    if modalities and modalities != ["text"]:
+        raise Problem(400, "modalities: the models here write text alone", param="modalities")
+
+
+class ChatWriter:
+    """One answer as ``chat.completion`` or as ``chat.completion.chunk`` events."""
+
+    def __init__(self, request: ChatRequest) -> None:
+        self._request = request
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._model = request.shown or ""
+
+    def begin(self, accepted: Accepted) -> bytes:
+        self._model = self._model or accepted.model
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def event(self, event: Event) -> bytes:
+        match event:
+            case AnswerDelta(text):
+                return self._chunk({"content": text})
+            case ReasoningDelta(text):
+                return self._chunk({"reasoning_content": text})
+            case PrefillProgress() if self._request.progress:
+                progress = {
+                    "total": event.total,
+                    "cache": event.reused,
+                    "processed": event.done,
+                }
+                return self._chunk({"content": None}, prompt_progress=progress)
+            case TurnDone():
+                return self._end(event)
+        return b""
+
+    def sign_of_life(self, words: str) -> bytes:
+        return f": {words}\n\n".encode()
+
+    def problem(self, problem: Problem) -> bytes:
+        return b"data: " + encoded(for_openai(problem)) + b"\n\n"
+
+    def document(self, done: TurnDone) -> Document:
+        message: dict[str, object] = {"role": "assistant", "content": done.answer}
+        if done.reasoning:
+            message["reasoning_content"] = done.reasoning
+        finish = FINISH[done.finish_reason]
+        choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
+        return {
+            **self._head("chat.completion"),
+            "choices": [choice],
+            "usage": openai_usage(done),
+            "timings": timings(done),
+        }
+
+    def _end(self, done: TurnDone) -> bytes:
+        data = self._chunk({}, FINISH[done.finish_reason], timings=timings(done))
+        if self._request.usage:
+            head = self._head("chat.completion.chunk")
+            usage = {**head, "choices": [], "usage": openai_usage(done)}
+            data += b"data: " + encoded(usage) + b"\n\n"
+        return data + DONE
+
+    def _chunk(
+        self, delta: Mapping[str, object], finish: str | None = None, **more: object
+    ) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        head = self._head("chat.completion.chunk")
+        return b"data: " + encoded({**head, "choices": [choice], **more}) + b"\n\n"
+
+    def _head(self, kind: str) -> dict[str, object]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": "localmoe",
+        }

@@ -1,0 +1,112 @@
+"""Errors as HTTP statuses, and in the form that each dialect's clients read. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from localmoe.errors import (
+    ContextOverflowError,
+    DoesNotFitError,
+    EngineError,
+    LocalmoeError,
+    ModelFileError,
+    TemplateError,
+    TransferError,
+    UnknownModelError,
+    UsageError,
+)
+from localmoe.text import clean
+
+Document = Mapping[str, object]
+
+_KINDS = {  # status → OpenAI's and Anthropic's word for it
+    400: ("invalid_request_error", "invalid_request_error"),
+    401: ("authentication_error", "authentication_error"),
+    403: ("permission_error", "permission_error"),
+    404: ("not_found_error", "not_found_error"),
+    405: ("invalid_request_error", "invalid_request_error"),
+    408: ("invalid_request_error", "invalid_request_error"),
+    413: ("invalid_request_error", "request_too_large"),
+    429: ("rate_limit_error", "rate_limit_error"),
+    431: ("invalid_request_error", "invalid_request_error"),
+    503: ("server_error", "overloaded_error"),
+}
+_INTERNAL = ("server_error", "api_error")
+
+
+class Problem(Exception):  # noqa: N818
+    """Why a request is not answered. ``param``: the field of the request that is to blame."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    error: type[LocalmoeError]
+    status: int
+    code: str | None = None
+
+
+_OF_ERRORS = (  # the first that matches
+    _Kind(UnknownModelError, 404, "model_not_found"),
+    _Kind(ContextOverflowError, 400, "context_length_exceeded"),
+    _Kind(DoesNotFitError, 400, "does_not_fit"),
+    _Kind(UsageError, 400),
+    _Kind(TemplateError, 400, "template"),
+    _Kind(ModelFileError, 400, "bad_model"),
+    _Kind(TransferError, 503, "transfer"),
+    _Kind(EngineError, 503, "engine"),
+)
+
+
+def problem_of(error: BaseException) -> Problem:
+    """The problem that an error is for the client whose request met it."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, LocalmoeError):
+        for kind in _OF_ERRORS:
+            if isinstance(error, kind.error):
+                message = f"{error.message} ({error.hint})" if error.hint else error.message
+                code = kind.code if kind.code != "engine" else error.code
+                return Problem(kind.status, clean(message), code=code)
+    return Problem(500, f"internal error: {type(error).__name__}", code="internal")
+
+
+def for_openai(problem: Problem) -> Document:
+    """``{"error": …}`` as OpenAI's libraries read it."""
+    kind = _KINDS.get(problem.status, _INTERNAL)[0]
+    return {
+        "error": {
+            "message": problem.message,
+            "type": kind,
+            "param": problem.param,
+            "code": problem.code,
+        }
+    }
+
+
+def for_anthropic(problem: Problem) -> Document:
+    """``{"type": "error", …}`` as Anthropic's libraries read it."""
+    kind = _KINDS.get(problem.status, _INTERNAL)[1]
+    message = problem.message
+    if problem.code == "context_length_exceeded":  # agents look for these words
+        counts = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", message)]
+        if len(counts) >= 2:
+            message = f"prompt is too long: {counts[0]} tokens > {counts[1]} maximum"
+    return {"type": "error", "error": {"type": kind, "message": message}}

@@ -1,0 +1,193 @@
+"""Answers on their way to the client: as they come, or whole; with signs of life in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from localmoe.chat.conversation import TurnDone
+from localmoe.engine.events import PrefillProgress
+from localmoe.server import limits
+from localmoe.server.asks import Accepted, Event, Loading, Waiting
+from localmoe.server.problems import Document, Problem, problem_of
+
+STREAM = "text/event-stream; charset=utf-8"
+JSON = "application/json"
+
+
+class Writer(Protocol):
+    """One answer in the words of a dialect: as server-sent events, or whole."""
+
+    def begin(self, accepted: Accepted) -> bytes:
+        """The answer begins: what a streaming client is sent first."""
+        ...
+
+    def event(self, event: Event) -> bytes:
+        """What a streaming client is sent for an event; b"" for nothing."""
+        ...
+
+    def sign_of_life(self, words: str) -> bytes:
+        """What a streaming client is sent after some seconds of silence. ``words``: one line."""
+        ...
+
+    def problem(self, problem: Problem) -> bytes:
+        """What a streaming client is sent when the answer breaks off."""
+        ...
+
+    def document(self, done: TurnDone) -> Document:
+        """The whole answer, for a client that does not stream."""
+        ...
+
+
+Problems = Callable[[Problem], Document]
+Note = Callable[[int, TurnDone | None], None]
+
+
+class Reply(Response):
+    """The answer to one request; whoever goes away cancels it."""
+
+    def __init__(
+        self,
+        events: AsyncGenerator[Event, None],
+        writer: Writer,
+        problems: Problems,
+        note: Note,
+        *,
+        stream: bool,
+    ) -> None:
+        """``problems`` words an error before the status is sent; ``note`` is told how it ended."""
+        super().__init__()
+        self._events = events
+        self._writer = writer
+        self._problems = problems
+        self._note = note
+        self._stream = stream
+        self._words = "on its way"
+        self._sent = 0.0  # when the client last heard something
+        self._begun = False  # the status was sent
+        self._done: TurnDone | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = asyncio.create_task(self._answer(scope, receive, send))
+        heart = asyncio.create_task(self._beat(send))
+        gone = asyncio.create_task(_left(receive))
+        status = 499  # the client went away
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                status = answer.result()
+        finally:
+            for task in (gone, heart, answer):
+                task.cancel()
+            await asyncio.gather(gone, heart, answer, return_exceptions=True)
+            self._note(status, self._done)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """Send the answer, or why there is none; returns the status."""
+        try:
+            async with contextlib.aclosing(self._events) as events:
+                async for event in events:
+                    self._words = in_words(event) or self._words
+                    if isinstance(event, TurnDone):
+                        self._done = event
+                    data = b""
+                    if isinstance(event, Accepted):
+                        await self._begin(send)
+                        data = self._writer.begin(event)
+                    elif self._stream:
+                        data = self._writer.event(event)
+                    if data and self._stream:
+                        await self._send(send, data)
+        except Exception as error:
+            return await self._break_off(scope, receive, send, problem_of(error))
+        if not self._stream:
+            assert self._done is not None
+            await self._send(send, encoded(self._writer.document(self._done)))
+        await send({"type": "http.response.body", "body": b""})
+        return 200
+
+    async def _break_off(self, scope: Scope, receive: Receive, send: Send, problem: Problem) -> int:
+        if not self._begun:
+            self._begun = True
+            await refusal(problem, self._problems)(scope, receive, send)
+        elif self._stream:
+            await self._send(send, self._writer.problem(problem))
+            await send({"type": "http.response.body", "body": b""})
+        else:  # a whole document can no more be had: the connection breaks, which is an error too
+            raise Broken(problem)
+        return problem.status
+
+    async def _beat(self, send: Send) -> None:
+        """Signs of life, by the wall clock."""
+        await asyncio.sleep(limits.UNDECIDED)
+        await self._begin(send)
+        while True:
+            silent = time.monotonic() - self._sent
+            if silent >= limits.SIGN_OF_LIFE:
+                sign = self._writer.sign_of_life(self._words) if self._stream else b" "
+                await self._send(send, sign)
+                silent = 0.0
+            await asyncio.sleep(limits.SIGN_OF_LIFE - silent)
+
+    async def _begin(self, send: Send) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        kind = STREAM if self._stream else JSON
+        headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
+        if self._stream:
+            headers.append((b"x-accel-buffering", b"no"))  # a proxy must not collect it
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        await self._begin(send)
+        self._sent = time.monotonic()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+class Broken(Exception):  # noqa: N818
+    """An answer that broke off when its status was sent already."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def refusal(problem: Problem, problems: Problems) -> Response:
+    """The response that says why a request is not answered."""
+    headers = {"cache-control": "no-store"}
+    if problem.retry_after is not None:
+        headers["retry-after"] = str(problem.retry_after)
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    body = encoded(problems(problem))
+    return Response(body, problem.status, headers, media_type=JSON)
+
+
+def in_words(event: Event) -> str | None:
+    """An event that happens before the first word, in one line; None for others."""
+    match event:
+        case Waiting(ahead):
+            return f"waiting: {ahead} before this one"
+        case Loading(fraction):
+            return f"loading the model: {100 * fraction:.0f} %"
+        case PrefillProgress(done, total):
+            return f"reading the prompt: {done} of {total} tokens"
+    return None
+
+
+def encoded(document: Document) -> bytes:
+    """A document as JSON; ASCII, so that it is one line whatever is in it."""
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
