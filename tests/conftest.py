@@ -30,7 +30,15 @@ settings.register_profile(
 )
 settings.load_profile("localmoe")
 
-STARTERS = {"localmoe", "nano", "rpc_lib", "serve", "shell", "spawn", "start"}  # fixtures that start processes
+STARTERS = {
+    "localmoe",
+    "nano",
+    "rpc_lib",
+    "serve",
+    "shell",
+    "spawn",
+    "start",
+}  # fixtures that start processes
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 _running: list[str] = []  # the unit test under way
 

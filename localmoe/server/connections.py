@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -43,7 +42,7 @@ class BoundedConnection(H11Protocol):
             self._stop_waiting()
 
     def _is_between_requests(self) -> bool:
-        return self.cycle is None or cast(Any, self.cycle).response_complete
+        return self.cycle is None or bool(self.cycle.response_complete)
 
     def _wait_for_headers(self) -> None:
         if self._patience is None:

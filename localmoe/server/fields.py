@@ -89,7 +89,7 @@ class Fields:
             self.wrong(name, f"a whole number from {low} to {high}")
         return value
 
-    def object(self, name: str) -> Fields | None:
+    def inner(self, name: str) -> Fields | None:
         value = self.raw(name)
         if value is None:
             return None
@@ -97,7 +97,7 @@ class Fields:
             self.wrong(name, "an object")
         return Fields(value, self.path(name))
 
-    def list(self, name: str) -> Sequence[Any] | None:
+    def items(self, name: str) -> Sequence[Any] | None:
         value = self.raw(name)
         if value is not None and not isinstance(value, list):
             self.wrong(name, "a list")
@@ -105,7 +105,7 @@ class Fields:
 
     def objects(self, name: str) -> list[Fields] | None:
         """A list of objects."""
-        values = self.list(name)
+        values = self.items(name)
         if values is None:
             return None
         found = []

@@ -41,7 +41,7 @@ class ChatRequest:
 def read(fields: Fields) -> ChatRequest:
     """The request in a body. Raises Problem."""
     model = fields.text("model")
-    options = fields.object("stream_options")
+    options = fields.inner("stream_options")
     _refuse_what_is_not_here(fields)
     ask = Ask(
         model=model,
@@ -100,11 +100,11 @@ def text_of(fields: Fields, name: str, kinds: tuple[str, ...] = ("text", "refusa
 
 def _refuse_what_is_not_here(fields: Fields) -> None:
     for name in ("tools", "functions"):
-        if fields.list(name):
+        if fields.items(name):
             raise Problem(400, f"{name}: not here yet", param=name)
     if (fields.whole("n", 1, 128) or 1) > 1:
         raise Problem(400, "n: one answer at a time is given", param="n")
-    modalities = fields.list("modalities")
+    modalities = fields.items("modalities")
     if modalities and modalities != ["text"]:
         raise Problem(400, "modalities: the models here write text alone", param="modalities")
 

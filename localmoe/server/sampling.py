@@ -58,12 +58,12 @@ def most_tokens(fields: Fields, *names: str) -> int | None:
 
 def schema_of(fields: Fields) -> object:
     """The JSON schema that ``response_format`` asks for; None for plain text. Raises Problem."""
-    wanted = fields.object("response_format")
+    wanted = fields.inner("response_format")
     if wanted is None:
         return None
     match wanted.choice("type", ("text", "json_object", "json_schema")):
         case "json_schema":
-            inner = wanted.object("json_schema")
+            inner = wanted.inner("json_schema")
             schema = (inner or wanted).raw("schema")
             return checked_schema(ANY_OBJECT if schema is None else schema, "response_format")
         case "json_object":
@@ -87,7 +87,7 @@ def checked_schema(schema: object, param: str) -> object:
 def think_level(fields: Fields) -> str | None:
     """How much the model should reason, from ``reasoning_effort`` or the template's own names."""
     effort = fields.choice("reasoning_effort", tuple(EFFORTS))
-    arguments = fields.object("chat_template_kwargs")
+    arguments = fields.inner("chat_template_kwargs")
     if effort is None and arguments is not None:
         effort = arguments.choice("reasoning_effort", tuple(EFFORTS))
         for name in ("enable_thinking", "thinking"):

@@ -122,7 +122,7 @@ class _Server:
                 h11_max_incomplete_event_size=limits.HEADER_BYTES,
             )
         )
-        self._http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+        self._http.capture_signals = contextlib.nullcontext  # type: ignore
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()

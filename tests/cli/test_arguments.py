@@ -124,6 +124,12 @@ def test_which_word_is_the_model(
         ("bench", ["--prompt-tokens", "16"], "prompt_tokens", 16),
         ("bench", ["--tokens", "32"], "max_tokens", 32),
         ("bench", ["--replay", "a.trace"], "replay", "a.trace"),
+        ("serve", ["--port", "0"], "port", 0),
+        ("serve", ["--temp", "0"], "temperature", 0.0),
+        ("serve", ["--idle", "10m"], "idle", 600.0),
+        ("serve", ["--alias", "a=b:Q8"], "alias", (("a", "b:Q8"),)),
+        ("serve", ["--cors", "https://x", "--cors", "*"], "cors", ("https://x", "*")),
+        ("serve", ["--overflow", "error"], "overflow", "stop"),
         ("fit", ["--json"], "json", True),
         ("run", ["--json"], "json", True),
         ("fit", ["--jsonl"], "jsonl", True),
@@ -146,6 +152,10 @@ def test_options_before_and_after_the_command(
         ["--ctx", "0"],
         ["--ctx", "-5"],
         ["--ctx", "many"],
+        ["--idle", "soon"],
+        ["--idle", "0s"],
+        ["--alias", "name"],
+        ["--port", "65536"],
         ["--ctx", "1e400"],
         ["-t", "0"],
         ["--kv-type", "q9"],
@@ -324,7 +334,7 @@ def test_all_that_is_refused_is_named_at_once_as_it_was_typed() -> None:
         parse(["plan", "x", "-n", "20", "--temp=0", "-c", "8k", "-v"])
     assert caught.value.message == "plan takes no -v, -n and --temp"
     assert caught.value.hint is not None
-    assert "--temp is for run, chat and experts record" in caught.value.hint
+    assert "--temp is for run, chat, experts record and serve" in caught.value.hint
 
 
 def test_who_asks_for_help_is_helped() -> None:
@@ -349,7 +359,8 @@ def test_every_field_has_an_option() -> None:
 
 def test_the_overview_says_who_takes_what() -> None:
     text = " ".join(help_text(None).split())
-    assert "memory and placement: fit, pull, plan, run, chat, show, bench, experts record" in text
+    plans = "fit, pull, plan, run, chat, serve, show, bench, experts record"
+    assert f"memory and placement: {plans}" in text
     assert "the answer: run, chat, experts record" in text
     assert "is refused" in text
 
