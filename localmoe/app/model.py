@@ -20,7 +20,14 @@ from localmoe.chat.session import Session, Turn
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
-from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.engine.events import (
+    Finished,
+    Loaded,
+    LoadProgress,
+    PrefillProgress,
+    Request,
+    Token,
+)
 from localmoe.engine.grammar import schema_to_gbnf
 from localmoe.errors import EngineError, UsageError
 from localmoe.facts.hardware import Machine
@@ -31,6 +38,16 @@ from localmoe.planning.speed import Forecast
 
 class LoadableEngine(TextEngine, Protocol):
     """The part of ``localmoe.engine.client.Engine`` that a loaded model needs."""
+
+    def generate(
+        self, request: Request
+    ) -> Generator[PrefillProgress | Token | Finished, None, None]: ...
+
+    def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]: ...
+
+    def spell(self, tokens: Sequence[int]) -> list[bytes]: ...
+
+    def pause(self) -> None: ...
 
     @property
     def alive(self) -> bool: ...
@@ -171,6 +188,20 @@ class LoadedModel:
         """
         self._check_loaded()
         return self.engine.count_tokens(checks.text("text", text))
+
+    def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]:
+        """The numbers of its tokens, as ``count_tokens`` counts them, and as freely.
+
+        ``special``: special tokens that the text spells become such. ``whole``: as a prompt, with
+        its beginning-of-sequence token where the model wants one.
+        """
+        self._check_loaded()
+        return self.engine.tokenize(checks.text("text", text), special=special, whole=whole)
+
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; none for a number that is no token."""
+        self._check_loaded()
+        return self.engine.spell(tokens)
 
     def bring_in(self) -> Iterator[LoadProgress | Loaded]:
         """Load the weights, or load them again after a crash; the last event is ``Loaded``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -119,7 +119,9 @@ class Engine:
             assert isinstance(event, LoadProgress | Loaded)
             yield event
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
+    def generate(
+        self, request: Request
+    ) -> Generator[PrefillProgress | Token | Finished, None, None]:
         """Answer one request; the last event is ``Finished``. Dropping the iterator cancels.
 
         Raises ContextOverflowError when the prompt is longer than the context, EngineError, or
@@ -188,6 +190,14 @@ class Engine:
         reason ``interrupted``.
         """
         self._worker.cancel()
+
+    def pause(self) -> None:
+        """Stop reading the prompt under way where its next batch begins, from any thread.
+
+        ``generate`` then ends with ``Finished`` and the reason ``paused``; what was read is kept
+        for whoever asks the same again. An answer that has begun goes on.
+        """
+        self._worker.pause()
 
     def close(self) -> None:
         """End the worker and give back the promised memory."""

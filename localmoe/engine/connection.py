@@ -145,6 +145,13 @@ class Connection(ABC):
         self._cancel_wanted = self._running
         self._send_cancel()
 
+    def pause(self) -> None:
+        """Let the running request end where the next batch of its prompt would begin."""
+        if not self._running or self._is_foreign:
+            return
+        with contextlib.suppress(LocalmoeError):  # whoever waits for the request is told
+            self._write({"op": "pause", "id": self._running})
+
     @property
     def _is_foreign(self) -> bool:
         return self._owner != os.getpid()

@@ -147,7 +147,7 @@ class LayerLoad:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    reason: str  # "stop" | "length" | "interrupted"
+    reason: str  # "stop" | "length" | "interrupted" | "paused"
     prompt_tokens: int
     reused_tokens: int
     completion_tokens: int

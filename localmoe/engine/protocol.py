@@ -21,17 +21,20 @@ rates    threads (0: none), devices, remotes             rates (processor, devic
 cancel   –                                               none of its own: the load it names ends
                                                          with an error of kind ``interrupted``,
                                                          the generate with ``finished``
+pause    –                                               none of its own: the generate it names
+                                                         ends before the next batch of its prompt
 ======== =============================================== =======================================
 
-Every request carries an ``id``, a number that grows; ``cancel`` carries that of its target, and
-every event that of the request it belongs to.
+Every request carries an ``id``, a number that grows; ``cancel`` and ``pause`` carry that of their
+target, and every event that of the request it belongs to.
 
 Any request can end with ``{"event": "error", "kind", "message", "hint"}``; ``kind`` is the ``code``
 of an error in ``localmoe.errors``, or ``interrupted``. Requests are answered in order; those that
 ask about the vocabulary (``CONSULTING``) have an order of their own and wait for no computation;
-``cancel`` overtakes. End of input ends the worker. ``paths`` are all parts of the model in order;
-``vocabulary`` is the number of tokens, or 0 to read their texts (``loader.DryRun``). ``hot`` is
-the file in which the experts in use are noted for the next start, or "".
+``cancel`` and ``pause`` overtake. End of input ends the worker. ``paths`` are all parts of the
+model in order; ``vocabulary`` is the number of tokens, or 0 to read their texts
+(``loader.DryRun``). ``hot`` is the file in which the experts in use are noted for the next start,
+or "".
 """
 
 from __future__ import annotations

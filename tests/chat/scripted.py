@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from localmoe.chat.conversation import AnswerDelta, ReasoningDelta
@@ -52,7 +52,9 @@ class ScriptedEngine:
         yield LoadProgress(0.5)
         yield Loaded(CONTEXT, MemoryReport((), exact=True), 0.01, "<s>", "</s>")
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
+    def generate(
+        self, request: Request
+    ) -> Generator[PrefillProgress | Token | Finished, None, None]:
         self.requests.append(request)
         self.cancelled.clear()
         prompt_tokens = len(request.prompt.split())
@@ -76,6 +78,15 @@ class ScriptedEngine:
             special = chunk in self.specials
             yield Token(tokens, chunk, tokens, special, special)
         yield Finished(reason, prompt_tokens, 0, tokens, 0.1, 50.0, 10.0 if tokens > 1 else None)
+
+    def pause(self) -> None:
+        """A prompt is read at once here."""
+
+    def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        return [bytes([token]) for token in tokens]
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

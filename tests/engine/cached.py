@@ -260,8 +260,8 @@ def _witness(model: Any, ctx: Any, flag: ctypes.c_int32, experts: Any) -> Any:
                 self.answer.update(self._row)
             self._row = row
 
-        def generate(self, request: Any) -> Any:
-            yield from super().generate(request)
+        def generate(self, *request: Any) -> Any:
+            yield from super().generate(*request)
             self.answer.update(self._row)
 
     return Witness(model, ctx, flag, experts)

@@ -144,7 +144,7 @@ def test_a_fork_in_the_middle_of_an_answer(engine: Engine) -> None:
                 child = os.fork()
                 if child == 0:
                     with contextlib.suppress(BaseException):
-                        events.close()  # type: ignore[attr-defined]
+                        events.close()
                     os._exit(0)
     os.waitpid(child, 0)
     assert text == expected
@@ -218,7 +218,7 @@ def test_dropping_an_answer_of_a_worker_that_hangs(engine: Engine) -> None:
     events = engine.generate(Request("Go on.", sampling=GREEDY, ignore_end=True))
     next(events)
     with stopped(engine):
-        events.close()  # type: ignore[attr-defined]
+        events.close()
         assert not engine.alive
         with pytest.raises(EngineCrashError) as caught:
             engine.count_tokens("words")

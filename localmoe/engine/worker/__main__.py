@@ -38,6 +38,7 @@ class Worker:
         self._questions = questions
         self._request = 0  # the id of the one that is being answered
         self.interrupt = ctypes.c_int32(0)
+        self.pause = threading.Event()
         self._log = loader.EngineLog()
         self._log_callback = binding.set_log(self._log.write)
         self._loaded: LoadedModel | None = None
@@ -166,7 +167,7 @@ class Worker:
 
     def _do_generate(self, message: Message) -> None:
         request, model = protocol.request_from_json(message["request"]), self._model
-        for event in model.generator.generate(request):
+        for event in model.generator.generate(request, self.pause.is_set):
             if isinstance(event, Finished):
                 model.experts.remember()  # whoever hears the end may end this process
             self._send(protocol.event_to_message(event))
@@ -227,7 +228,7 @@ def main() -> None:
 
     questions = Questions(send)
     worker = Worker(send, questions)
-    inbox = Inbox(requests, worker.interrupt, questions)
+    inbox = Inbox(requests, worker.interrupt, worker.pause, questions)
     with contextlib.suppress(BrokenPipeError):
         while True:
             worker.handle(inbox.next())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,8 +121,12 @@ class Generator:
     def close(self) -> None:
         llama.llama_batch_free(self._batch)
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
+    def generate(
+        self, request: Request, pausing: Callable[[], bool] = lambda: False
+    ) -> Iterator[PrefillProgress | Token | Finished]:
         """Events of one answer, ``Finished`` last. An interrupt ends it with that reason.
+
+        ``pausing``: asked before each batch of the prompt; True ends it there, as ``paused``.
 
         Raises ContextOverflowError when the prompt leaves no room for an answer.
         """
@@ -136,6 +140,9 @@ class Generator:
         with contextlib.closing(sampler), contextlib.suppress(DecodeInterruptedError):
             for done in self._prefill(prompt, self._stable_tokens(request, prompt)):
                 yield PrefillProgress(done, len(prompt), reused, clock.tps_so_far(done - reused))
+                if pausing():
+                    reason = "paused"
+                    raise DecodeInterruptedError
             clock.prompt_read = time.perf_counter()
             with self._abort_callback_of_decoding():
                 for token in self._tokens(sampler, limit, ignore_end=request.ignore_end):

@@ -16,12 +16,20 @@ from localmoe.engine.worker.questions import Questions
 class Inbox:
     """Requests from the client, read on a thread of their own.
 
-    ``cancel`` names the request it is meant for, so one that comes late cannot stop the next.
+    ``cancel`` and ``pause`` name the request they are meant for, so one that comes late cannot stop
+    the next: ``interrupt`` and ``pause`` are set for the current one.
     """
 
-    def __init__(self, source: int, interrupt: ctypes.c_int32, questions: Questions) -> None:
+    def __init__(
+        self,
+        source: int,
+        interrupt: ctypes.c_int32,
+        pause: threading.Event,
+        questions: Questions,
+    ) -> None:
         self._source = source
         self._interrupt = interrupt
+        self._pause = pause
         self._questions = questions
         self._lock = threading.Lock()
         self._current = self._cancelled = 0
@@ -34,6 +42,7 @@ class Inbox:
         with self._lock:
             self._current = message["id"]
             self._interrupt.value = int(self._current <= self._cancelled)
+            self._pause.clear()
         return message
 
     def _read(self) -> None:
@@ -43,12 +52,17 @@ class Inbox:
                 message = protocol.decode(line)
                 if message["op"] in protocol.CONSULTING:
                     self._questions.put(message)
-                    continue
-                if message["op"] != "cancel":
+                elif message["op"] in ("cancel", "pause"):
+                    self._stop(message)
+                else:
                     self._pending.put(message)
-                    continue
-                with self._lock:
-                    self._cancelled = message["id"]
-                    if self._current == self._cancelled:
-                        self._interrupt.value = 1
         os._exit(0)  # nobody is listening any more
+
+    def _stop(self, message: Message) -> None:
+        with self._lock:
+            is_current = self._current == message["id"]
+            if message["op"] == "cancel":
+                self._cancelled = message["id"]
+                self._interrupt.value = int(is_current or self._interrupt.value)
+            elif is_current:
+                self._pause.set()

@@ -1,0 +1,158 @@
+"""Many threads on one model: turns, short prompts that overtake, and each stops only its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import localmoe
+from localmoe.app.shared import OVERTAKEN, SharedModel
+from localmoe.errors import EngineCrashError, LocalmoeError
+from tests.chat import templates
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.process
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
+LONG = "A mixture of experts has many small networks and a router. " * 50
+SHORT = "Write a title."
+
+
+@pytest.fixture(scope="module")
+def path(arch_file: Callable[..., Path]) -> Path:
+    return arch_file("qwen3moe", template=templates.CHATML)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Iterator[localmoe.LoadedModel]:
+    wishes = localmoe.Wishes(threads=1, batch=32, prompt_cache=64 << 20)
+    with localmoe.load(str(path), context=2048, wishes=wishes) as loaded:
+        yield loaded
+
+
+@dataclass
+class Asking:
+    """A question on a thread of its own; ``ended`` gets its name when it has its answer."""
+
+    shared: SharedModel
+    prompt: str
+    ended: list[str] = field(default_factory=list)
+    done: localmoe.TurnDone | None = None
+    error: LocalmoeError | None = None
+
+    def __post_init__(self) -> None:
+        self.events: list[object] = []
+        self.stream = self.shared.caller().chat(self.prompt, **GREEDY)
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            for event in self.stream:
+                self.events.append(event)
+                if isinstance(event, localmoe.TurnDone):
+                    self.done = event
+                    self.ended.append(self.prompt)
+        except LocalmoeError as error:
+            self.error = error
+
+    @property
+    def answer(self) -> str:
+        self.thread.join()
+        assert self.done is not None
+        return self.done.answer
+
+    @property
+    def answered(self) -> bool:
+        return self.done is not None and self.done.finish_reason != "interrupted"
+
+    def begun(self, batches: int = 1) -> Asking:
+        wait_until(lambda: len(self.events) >= batches)
+        return self
+
+
+def alone(model: localmoe.LoadedModel, *prompts: str) -> list[str]:
+    return [model.chat(prompt, **GREEDY).result().answer for prompt in prompts]
+
+
+def test_each_gets_its_own_answer(model: localmoe.LoadedModel) -> None:
+    """Twelve at once, from twelve threads: every answer is that of its question alone."""
+    prompts = [f"Question {number}: what is a router?" for number in range(12)]
+    expected = alone(model, *prompts)
+    shared = SharedModel(model)
+    askings = [Asking(shared, prompt) for prompt in prompts]
+    assert [asking.answer for asking in askings] == expected
+    assert shared.waiting == 0
+
+
+def test_a_short_prompt_overtakes_a_long_one(model: localmoe.LoadedModel) -> None:
+    """It has its answer first; the long one is read on from where it was, to the same words."""
+    expected = alone(model, LONG, SHORT)
+    list(model.bring_in())  # loaded anew: it has read nothing
+    shared, ended = SharedModel(model), list[str]()
+    long = Asking(shared, LONG, ended).begun(batches=5)
+    short = Asking(shared, SHORT, ended)
+    assert [long.answer, short.answer] == expected
+    assert ended == [SHORT, LONG]
+    read = [e.done for e in long.events if isinstance(e, localmoe.PrefillProgress)]
+    assert read == sorted(read)
+    assert long.done is not None and long.done.usage.reused_tokens == 0
+
+
+def test_it_is_overtaken_a_few_times_at_most(model: localmoe.LoadedModel) -> None:
+    """However many short ones come, the long one has its turn."""
+    shared, ended = SharedModel(model), list[str]()
+    long = Asking(shared, "Once more. " + LONG, ended).begun()
+    shorts = [Asking(shared, f"{SHORT} {number}", ended) for number in range(2 * OVERTAKEN)]
+    for asking in (long, *shorts):
+        asking.thread.join()
+    assert ended.index(long.prompt) <= OVERTAKEN
+
+
+def test_where_nothing_can_be_put_away_nobody_overtakes(path: Path) -> None:
+    """Without RAM for it the long prompt would have to be read anew."""
+    wishes = localmoe.Wishes(threads=1, batch=32)
+    with localmoe.load(str(path), context=2048, wishes=wishes) as model:
+        shared, ended = SharedModel(model), list[str]()
+        long = Asking(shared, LONG, ended).begun()
+        short = Asking(shared, SHORT, ended)
+        assert short.answer and long.answer
+    assert ended == [LONG, SHORT]
+
+
+def test_stopping_stops_that_one_alone(model: localmoe.LoadedModel) -> None:
+    """One that waits ends without its turn; one that runs makes room for the next."""
+    shared = SharedModel(model)
+    expected = alone(model, "What is a router?")
+    first = Asking(shared, "First. " + LONG).begun()
+    waiting, third = Asking(shared, "Second. " + LONG), Asking(shared, "What is a router?")
+    wait_until(lambda: shared.waiting)
+    waiting.stream.close()
+    waiting.thread.join()
+    assert waiting.error is None and not waiting.answered
+    first.stream.close()
+    first.thread.join()
+    assert not first.answered
+    assert third.answer == expected[0]
+
+
+def test_a_crash_is_told_to_one_and_the_next_has_a_fresh_engine(path: Path) -> None:
+    """The one under way gets the error; whoever waits gets an answer."""
+    wishes = localmoe.Wishes(threads=1, batch=32)
+    with localmoe.load(str(path), context=2048, wishes=wishes) as model:
+        (expected,) = alone(model, SHORT)
+        shared = SharedModel(model)
+        first = Asking(shared, LONG).begun()
+        second = Asking(shared, SHORT)
+        wait_until(lambda: shared.waiting or second.done)
+        os.kill(model.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        first.thread.join()
+        assert isinstance(first.error, EngineCrashError) or first.done
+        assert second.answer == expected
