@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.output import Output
 from localmoe.cli.requests import load_request, sample_request
@@ -42,8 +44,10 @@ def serve_request(options: Options) -> ServeRequest:
         origins=options.cors,
         hosts=options.allow_host,
     )
+    load = load_request(options, only_model(options))
+    wishes = dataclasses.replace(load.plan.wishes, prompt_cache=None)  # many clients, one context
     return ServeRequest(
-        load=load_request(options, only_model(options)),
+        load=dataclasses.replace(load, plan=dataclasses.replace(load.plan, wishes=wishes)),
         sample=sample_request(options),
         door=door,
         aliases=dict(options.alias),

@@ -30,6 +30,17 @@ def checkpoint_bytes(model: Model) -> int:
     )
 
 
+PROMPT_CACHE_MOST = 4 * GIB
+
+
+def prompt_cache_bytes(machine: Machine, wishes: Wishes) -> int:
+    """RAM for what was read in other conversations: as wished, or an eighth of what is free."""
+    if wishes.prompt_cache is not None:
+        return wishes.prompt_cache
+    free = machine.ram_available if wishes.ram is None else min(wishes.ram, machine.ram_available)
+    return min(free // 8, PROMPT_CACHE_MOST)
+
+
 def ram_reserve(machine: Machine) -> int:
     """RAM left to everything else: a sixteenth of the machine, at least 0.5 and at most 2 GiB.
 
@@ -78,7 +89,7 @@ def budget_of(model: Model, machine: Machine, wishes: Wishes, promised_ram: int 
 
     ``promised_ram``: bytes that other localmoe processes will still take.
     """
-    own = PROCESS_BYTES + checkpoint_bytes(model) + wishes.prompt_cache
+    own = PROCESS_BYTES + checkpoint_bytes(model) + prompt_cache_bytes(machine, wishes)
     return budget_beside(own, machine, wishes, promised_ram)
 
 

@@ -13,7 +13,7 @@ from localmoe.errors import UsageError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.advice import Decision, advise, explain
-from localmoe.planning.budget import Budget, budget_of
+from localmoe.planning.budget import Budget, budget_of, prompt_cache_bytes
 from localmoe.planning.cache import most_bytes, plan_cache
 from localmoe.planning.cache_shares import trusted
 from localmoe.planning.candidates import Candidate, Candidates
@@ -54,6 +54,9 @@ def make_plan(
     )
     candidate = placement.search.find()
     verdict = placement.verdict(candidate)
+    if not verdict.fits and wishes.prompt_cache is None:  # better without than not at all
+        without = dataclasses.replace(wishes, prompt_cache=0)
+        return make_plan(model, machine, without, measure, promised_ram, profile)
     decision = Decision(
         model,
         placement.wishes,
@@ -157,7 +160,7 @@ class _Placement:
         settings = dataclasses.replace(
             candidate.settings,
             read_ahead=candidate.disk == 0,
-            prompt_cache=wishes.prompt_cache,
+            prompt_cache=prompt_cache_bytes(self._machine, wishes),
             experts_used=wishes.experts or 0,
             prefer_cached=wishes.prefer_cached or 0.0,
         )

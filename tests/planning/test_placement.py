@@ -362,3 +362,14 @@ def test_ram_for_other_conversations_is_set_aside() -> None:
     assert beside.settings.cache_bytes < without.settings.cache_bytes
     assert beside.settings.prompt_cache == GIB
     assert beside.promised_ram == beside.tiers.ram + GIB
+
+
+def test_an_eighth_of_the_ram_for_other_conversations_if_the_model_runs_with_it() -> None:
+    """Left to the planner it is an eighth; a model that then does not fit is planned without."""
+    model = moe_model()
+    some = plan(model, 6, prompt_cache=None)
+    assert some.settings.prompt_cache == 6 * GIB // 8
+    assert some.verdict.fits
+    least = next(mib for mib in range(256, 8192, 64) if plan(model, mib / 1024).verdict.fits)
+    assert plan(model, least / 1024, prompt_cache=None).settings.prompt_cache == 0
+    assert plan(model, least / 1024, prompt_cache=GIB).verdict is Verdict.NO
