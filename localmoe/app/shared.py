@@ -54,7 +54,7 @@ class SharedModel:
 
     def __init__(self, model: LoadedModel) -> None:
         """``model`` is loaded, and used by nobody else."""
-        self._model = model
+        self.model = model
         self._engine = model.engine
         self._changed = threading.Condition()
         self._waiting: list[Turn] = []
@@ -62,6 +62,11 @@ class SharedModel:
         assert model.loaded is not None
         per_token = max(1, model.loaded.memory.kv // model.loaded.context)
         self._movable = model.plan.settings.prompt_cache // per_token  # tokens
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is being answered."""
+        return self._running is not None
 
     @property
     def waiting(self) -> int:
@@ -74,7 +79,7 @@ class SharedModel:
         It is used as if nobody else were there: its answers wait for their turn, and stopping one
         stops that one alone. After a crash the next turn begins with a fresh engine.
         """
-        model = self._model
+        model = self.model
         view = LoadedModel(
             model.facts, model.machine, model.plan, Caller(self, model), model.renderer,
             model.forecast,

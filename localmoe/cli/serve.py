@@ -47,7 +47,9 @@ def serve_request(options: Options) -> ServeRequest:
     load = load_request(options, only_model(options))
     wishes = dataclasses.replace(load.plan.wishes, prompt_cache=None)  # many clients, one context
     return ServeRequest(
-        load=dataclasses.replace(load, plan=dataclasses.replace(load.plan, wishes=wishes)),
+        load=dataclasses.replace(
+            load, plan=dataclasses.replace(load.plan, wishes=wishes), attach=False
+        ),
         sample=sample_request(options),
         door=door,
         aliases=dict(options.alias),

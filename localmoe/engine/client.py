@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,16 +13,11 @@ from types import TracebackType
 from localmoe import ledger, storage
 from localmoe.engine import kv_store, protocol, rpc
 from localmoe.engine.events import (
-    Finished,
     Loaded,
     LoadProgress,
-    Part,
-    PrefillProgress,
-    Request,
-    Span,
-    Token,
 )
 from localmoe.engine.process import WorkerProcess
+from localmoe.engine.text_client import TextClient
 from localmoe.errors import EngineMemoryError
 from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings
@@ -31,7 +26,7 @@ Replan = Callable[[EngineMemoryError], tuple[EngineSettings, int]]
 """What to load instead, and the RAM that it will take, when memory was taken since the plan."""
 
 
-class Engine:
+class Engine(TextClient):
     """A worker process with one model in it.
 
     ``promised_ram``: bytes of RAM that a plan foresees; from ``promise`` until ``close``, whoever
@@ -55,7 +50,8 @@ class Engine:
         self._remember = remember
         self._replan = replan
         self._promise: ExitStack | None = None
-        self._worker = WorkerProcess()
+        self._worker: WorkerProcess = WorkerProcess()
+        self._limits = rpc.limits(settings.remotes, rpc.WORK_LIMIT)
 
     def __enter__(self) -> Engine:
         return self
@@ -72,16 +68,6 @@ class Engine:
     def pid(self) -> int:
         """The worker's process id."""
         return self._worker.pid
-
-    @property
-    def alive(self) -> bool:
-        """False when the worker has died; ``load`` brings a new one."""
-        return self._worker.alive
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the worker last said something of what it is asked for; 0 if of nothing."""
-        return self._worker.silent_s
 
     def promise(self) -> None:
         """Tell whoever plans of the RAM that the model will take; ``load`` does, if need be."""
@@ -112,58 +98,12 @@ class Engine:
         self.promise()
         settings = dataclasses.asdict(self._settings)
         hot = str(hot_set_path(Path(self._paths[0]))) if self._remember else ""
-        limits = rpc.limits(self._settings.remotes, rpc.WORK_LIMIT)
+        self._limits = limits = rpc.limits(self._settings.remotes, rpc.WORK_LIMIT)
         fields = {"paths": self._paths, "settings": settings, "hot": hot}
         for message in self._worker.request("load", **limits, **fields):
             event = protocol.message_to_event(message)
             assert isinstance(event, LoadProgress | Loaded)
             yield event
-
-    def generate(
-        self, request: Request
-    ) -> Generator[PrefillProgress | Token | Finished, None, None]:
-        """Answer one request; the last event is ``Finished``. Dropping the iterator cancels.
-
-        Raises ContextOverflowError when the prompt is longer than the context, EngineError, or
-        EngineCrashError.
-        """
-        limits = rpc.limits(self._settings.remotes, rpc.WORK_LIMIT)
-        fields = {"request": dataclasses.asdict(request)}
-        for message in self._worker.request("generate", **limits, **fields):
-            event = protocol.message_to_event(message)
-            assert isinstance(event, PrefillProgress | Token | Finished)
-            yield event
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of ``text`` in the loaded model's vocabulary: as text, whatever it spells.
-
-        This and the four below may be called from any thread, while an answer is written too.
-        """
-        data = [(0, len(text))]
-        return int(self._worker.consult("count", text=text, data=data, whole=False)["tokens"])
-
-    def count_prompt(self, prompt: str, data: Sequence[Span] = ()) -> int:
-        """Tokens that ``generate`` would read for that prompt; ``data`` as in ``Request``."""
-        message = self._worker.consult("count", text=prompt, data=list(data), whole=True)
-        return int(message["tokens"])
-
-    def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]:
-        """The numbers of its tokens. ``special``: special tokens that it spells become such.
-
-        ``whole``: as a prompt, with its beginning-of-sequence token where the model wants one.
-        """
-        message = self._worker.consult("tokenize", text=text, special=special, whole=whole)
-        return list(message["tokens"])
-
-    def spell(self, tokens: Sequence[int]) -> list[bytes]:
-        """The bytes of each token; none for a number that is no token."""
-        texts = self._worker.consult("spell", tokens=list(tokens))["texts"]
-        return [text.encode("latin-1") for text in texts]
-
-    def split_specials(self, texts: Sequence[str]) -> list[list[Part]]:
-        """Each text cut at the special tokens that it spells."""
-        found = self._worker.consult("split", texts=list(texts))["parts"]
-        return [[Part(*fields) for fields in parts] for parts in found]
 
     def keep(self, slot: str) -> int:
         """Keep on disk what the model has read in the conversation ``slot``; return the bytes.
@@ -182,22 +122,6 @@ class Engine:
         if not path.exists():
             return 0
         return int(self._worker.ask("resume", path=str(path))["tokens"])
-
-    def cancel(self) -> None:
-        """Interrupt the load or answer under way, from any thread or signal handler.
-
-        The iterator then ends: ``load`` with an error, ``generate`` with ``Finished`` and the
-        reason ``interrupted``.
-        """
-        self._worker.cancel()
-
-    def pause(self) -> None:
-        """Stop reading the prompt under way where its next batch begins, from any thread.
-
-        ``generate`` then ends with ``Finished`` and the reason ``paused``; what was read is kept
-        for whoever asks the same again. An answer that has begun goes on.
-        """
-        self._worker.pause()
 
     def close(self) -> None:
         """End the worker and give back the promised memory."""

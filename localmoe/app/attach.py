@@ -1,0 +1,153 @@
+"""Whether a server of this user has the model loaded, and how one is connected to it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from localmoe import kept, storage
+from localmoe.app.model import LoadedModel
+from localmoe.app.records import decoded
+from localmoe.app.requests import PlanRequest
+from localmoe.chat.renderer import Renderer
+from localmoe.engine.attached import AttachedEngine
+from localmoe.engine.events import Loaded
+from localmoe.errors import StorageError
+from localmoe.facts.hardware import Machine
+from localmoe.facts.model import Model
+from localmoe.planning.plan import Plan, Wishes
+
+GREETING_LIMIT = 4 << 20  # bytes
+PATIENCE = 2.0  # seconds in which a server says what it has loaded
+CHANGES_ANSWERS = ("experts", "prefer_cached")  # wishes that have to be the same on both sides
+
+Signature = tuple[tuple[str, int, int], ...]
+"""Path, bytes and time of change (ns) of each of a model's files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a server says first: what is loaded, from which files, and as what it was asked for."""
+
+    files: Signature
+    wishes: Wishes
+    remotes: tuple[str, ...]
+    plan: Plan
+    machine: Machine
+    loaded: Loaded
+    address: str  # of its HTTP, for people
+
+
+def served(model: Model, request: PlanRequest) -> tuple[socket.socket, Greeting] | None:
+    """A connection to a server that has this model loaded as the request wants it; None: none."""
+    if request.machine is not None:
+        return None
+    files = signature(model)
+    with contextlib.suppress(OSError, StorageError), socket_folder() as folder:
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a str
+            found = _greeted(f"{folder}/{name}")
+            if found is None:
+                continue
+            if found[1].files == files and agree(request, found[1]):
+                return found
+            found[0].close()
+    return None
+
+
+@contextlib.contextmanager
+def attached(
+    model: Model, connected: socket.socket, greeting: Greeting, renderer: Renderer
+) -> Iterator[LoadedModel]:
+    """The model as its server has it loaded; at the end of the block the server keeps it."""
+    engine = AttachedEngine(connected, greeting.loaded)
+    try:
+        yield LoadedModel(model, greeting.machine, greeting.plan, engine, renderer)
+    finally:
+        engine.close()
+
+
+def agree(request: PlanRequest, greeting: Greeting) -> bool:
+    """Whether what was asked for is what is loaded. Pure.
+
+    An option that was not given agrees with anything, unless it changes answers.
+    """
+    settings = greeting.plan.settings
+    there = dataclasses.asdict(greeting.wishes) | {
+        "context": greeting.loaded.context,
+        "type_k": settings.type_k,
+        "type_v": settings.type_v,
+        "threads": settings.threads,
+        "batch": settings.batch,
+    }
+    here, usual = dataclasses.asdict(request.wishes), dataclasses.asdict(Wishes())
+    return set(request.remotes) <= set(greeting.remotes) and all(
+        here[name] == there[name] or (here[name] == usual[name] and name not in CHANGES_ANSWERS)
+        for name in here
+    )
+
+
+def signature(model: Model) -> Signature:
+    """Of the model's files; no two are equal where one cannot be looked at."""
+    found = []
+    for path in model.paths:
+        try:
+            status = path.stat()
+            found.append((os.path.realpath(path), status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append((os.urandom(16).hex(), 0, 0))
+    return tuple(found)
+
+
+def is_ours(connected: socket.socket) -> bool:
+    """Whether the process at the other end is one of this user's."""
+    three = struct.Struct("3i")  # process, user, group
+    found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, three.size)
+    return bool(three.unpack(found)[1] == os.getuid())
+
+
+@contextlib.contextmanager
+def socket_folder() -> Iterator[str]:
+    """Where servers have their sockets, by a short name: an address has 107 bytes at most.
+
+    Raises StorageError, OSError.
+    """
+    number = os.open(storage.private_dir(storage.state_dir() / "served"), os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)
+
+
+def _greeted(path: str) -> tuple[socket.socket, Greeting] | None:
+    """A connection and what its server says first; None, and no trace, of one that is gone."""
+    connected = socket.socket(socket.AF_UNIX)
+    try:
+        connected.settimeout(PATIENCE)
+        connected.connect(path)
+        if not is_ours(connected):
+            raise ValueError("of another user")
+        greeting = decoded(Greeting, kept.parse(_line(connected)))
+        connected.settimeout(None)
+        return connected, greeting
+    except (OSError, *kept.DAMAGED) as error:
+        connected.close()
+        if isinstance(error, ConnectionRefusedError):  # its server was killed
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108 - a str
+        return None
+
+
+def _line(connected: socket.socket) -> bytes:
+    """The first line; what follows it comes only when something was asked."""
+    data = b""
+    while not data.endswith(b"\n"):
+        part = connected.recv(1 << 16)
+        data += part
+        if not part or len(data) > GREETING_LIMIT:
+            raise ValueError("no greeting")
+    return data

@@ -1,0 +1,163 @@
+"""A loaded model for this user's other programs: the worker's protocol on a private Unix socket.
+
+Its folder is private (0700), and both ends look at the other's user. ``app/attach.py`` connects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import struct
+import threading
+import uuid
+from typing import IO, Any
+
+from localmoe.app.attach import Greeting, is_ours, signature, socket_folder
+from localmoe.app.model import LoadableEngine, LoadedModel
+from localmoe.app.records import encoded
+from localmoe.app.requests import PlanRequest
+from localmoe.app.shared import SharedModel
+from localmoe.engine import protocol
+from localmoe.engine.protocol import Message
+from localmoe.errors import EngineError, LocalmoeError, StorageError
+
+CONNECTIONS = 32
+LINE_LIMIT = 64 << 20  # bytes of a request: a prompt and where its messages are
+STUCK = 30  # seconds in which a client takes an event
+
+
+class ModelSocket:
+    """Open until ``close``. Where no socket can be made there is none, and nobody attaches."""
+
+    def __init__(self, shared: SharedModel, request: PlanRequest, address: str = "") -> None:
+        """``request``: as what the model was planned; ``address``: of the HTTP, for people."""
+        self._shared = shared
+        self._greeting = _greeting(shared.model, request, address)
+        self._free = threading.Semaphore(CONNECTIONS)
+        self._connected: set[socket.socket] = set()
+        self._path = ""
+        self._listening = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError, StorageError), socket_folder() as folder:
+            name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            self._listening.bind(f"{folder}/{name}")
+            self._listening.listen()
+            self._path = os.path.join(os.readlink(folder), name)  # noqa: PTH115, PTH118
+            threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Nobody attaches any more; who is attached is told that the server is gone."""
+        if self._path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)  # noqa: PTH108
+        for connected in (self._listening, *self._connected):
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits there
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._free.acquire()
+                connected, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(connected,), daemon=True).start()
+
+    def _serve(self, connected: socket.socket) -> None:
+        self._connected.add(connected)
+        try:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", STUCK, 0))
+            if is_ours(connected):
+                connected.sendall(self._greeting)
+                with connected.makefile("rb") as lines:
+                    _Client(self._shared, connected).read(lines)
+        except OSError:
+            pass
+        finally:
+            self._connected.discard(connected)
+            connected.close()
+            self._free.release()
+
+
+class _Client:
+    """One attached program: what it asks for, one computation at a time."""
+
+    def __init__(self, shared: SharedModel, connected: socket.socket) -> None:
+        self._shared = shared
+        self._socket = connected
+        self._sending = threading.Lock()
+        self._running: tuple[int, LoadableEngine] | None = None
+        self._view = shared.caller()
+
+    def read(self, lines: IO[bytes]) -> None:
+        """Until the program leaves, or sends what is no request."""
+        try:
+            while line := lines.readline(LINE_LIMIT):
+                message = protocol.decode(line)
+                number, op = int(message["id"]), message["op"]
+                if op == "generate":
+                    request = protocol.request_from_json(message["request"])
+                    engine = self._shared.caller().engine
+                    self._running = (number, engine)
+                    work = (number, engine.generate(request))
+                    threading.Thread(target=self._answer, args=work, daemon=True).start()
+                elif op == "cancel" and self._running and self._running[0] == number:
+                    self._running[1].cancel()
+                elif op in protocol.CONSULTING:
+                    self._send(number, self._reply(op, message))
+        except (ValueError, KeyError, TypeError):
+            pass
+        finally:
+            if self._running is not None:
+                self._running[1].cancel()
+
+    def _answer(self, number: int, events: Any) -> None:
+        with contextlib.closing(events), contextlib.suppress(OSError):
+            try:
+                for event in events:
+                    self._send(number, protocol.event_to_message(event))
+            except LocalmoeError as error:
+                self._send(number, protocol.error_to_message(error))
+
+    def _reply(self, op: str, message: Message) -> Message:
+        try:
+            return _consulted(self._view.engine, op, message)
+        except LocalmoeError as error:
+            return protocol.error_to_message(error)
+
+    def _send(self, number: int, message: Message) -> None:
+        with self._sending:
+            self._socket.sendall(protocol.encode({"id": number, **message}))
+
+
+def _consulted(engine: LoadableEngine, op: str, message: Message) -> Message:
+    if op == "count":
+        data = [(start, end) for start, end in message["data"]]
+        text = message["text"]
+        tokens = engine.count_prompt(text, data) if message["whole"] else engine.count_tokens(text)
+        return {"event": "counted", "tokens": tokens}
+    if op == "tokenize":
+        special, whole = message["special"], message["whole"]
+        found = engine.tokenize(message["text"], special=special, whole=whole)
+        return {"event": "tokenized", "tokens": found}
+    if op == "spell":
+        texts = [data.decode("latin-1") for data in engine.spell(message["tokens"])]
+        return {"event": "spelled", "texts": texts}
+    parts = engine.split_specials(message["texts"])
+    return {"event": "parts", "parts": [list(map(dataclasses.astuple, part)) for part in parts]}
+
+
+def _greeting(model: LoadedModel, request: PlanRequest, address: str) -> bytes:
+    if model.loaded is None:
+        raise EngineError("the model is not loaded")
+    greeting = Greeting(
+        signature(model.facts),
+        request.wishes,
+        request.remotes,
+        model.plan,
+        model.machine,
+        model.loaded,
+        address,
+    )
+    return json.dumps(encoded(greeting)).encode() + b"\n"
