@@ -17,12 +17,16 @@ LocalmoeError                 code            exit
 ├── TraceFileError            bad_trace       1     not a routing trace, damaged, too large
 └── StorageError              storage         1     a file of localmoe's cannot be read or written
 
-A message says what happened and why; the hint says what to type next.
+A message says what happened and why; the hint says what to type next. Both are written once, with
+``wording.option`` for the settings that they name, and read in the words of the Python API or, with
+``typed``, in those of the command line.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from localmoe.wording import in_python, typed
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of shells: 128 + SIGINT
 
@@ -34,13 +38,38 @@ class LocalmoeError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        """Settings in ``message`` and ``hint`` are named with ``wording.option``."""
+        super().__init__(message, hint)
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def marked(self) -> tuple[str, str | None]:
+        """Message and hint as they were written, for an error that passes them on."""
+        message, hint = self.args
+        return message, hint
+
+    @property
+    def message(self) -> str:
+        """What happened and why, in the words of the Python API."""
+        return in_python(self.marked[0])
+
+    @property
+    def hint(self) -> str | None:
+        """What to do next, in the words of the Python API."""
+        hint = self.marked[1]
+        return None if hint is None else in_python(hint)
+
+    def typed(self) -> tuple[str, str | None]:
+        """Message and hint in the words of the command line."""
+        message, hint = self.marked
+        return typed(message), None if hint is None else typed(hint)
 
     def to_json(self) -> dict[str, object]:
         """The ``{"error": …}`` document of the command line contract."""
-        return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+        message, hint = self.typed()
+        return {"error": {"code": self.code, "message": message, "hint": hint}}
 
 
 class UsageError(LocalmoeError):

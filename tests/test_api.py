@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -149,6 +150,13 @@ def test_unknown_options_are_type_errors(model: localmoe.LoadedModel) -> None:
         model.chat("Hello", think="much")
 
 
+def test_hints_name_arguments(model: localmoe.LoadedModel) -> None:
+    """What the engine's process says of options, a program reads as arguments."""
+    with pytest.raises(localmoe.ContextOverflowError) as caught:
+        model.chat("Hello " * 2000).result()
+    assert re.fullmatch(r"shorten the prompt, or use context=\d+", caught.value.hint or "")
+
+
 def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     """The errors of the command line; and no process is left behind."""
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
@@ -159,6 +167,8 @@ def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         localmoe.load(str(tmp_path / "none.gguf"))
     with pytest.raises(DoesNotFitError):
         localmoe.load(str(path), wishes=localmoe.Wishes(ram=1 << 20))
+    with pytest.raises(UsageError, match=r"wishes=Wishes\(experts=99\): its layers have"):
+        localmoe.load(str(path), wishes=localmoe.Wishes(experts=99))
     assert len(psutil.Process().children(recursive=True)) == before
 
 

@@ -31,6 +31,7 @@ from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Plan, Wishes
 from localmoe.text import clean_line, counted
+from localmoe.wording import marked, option
 
 
 def load(
@@ -167,7 +168,7 @@ def _check_recorded_layers(plan: Plan, listener: Listener) -> None:
     if len(elsewhere) == len(layers):
         raise UsageError(
             "all experts are on other devices, where their routing cannot be recorded",
-            hint="--experts-on ram keeps them here",
+            hint=f"{option('experts-on', 'ram')} keeps them here",
         )
     if elsewhere:
         listener.warn(
@@ -186,5 +187,5 @@ def require_fit_after(old: Plan, model: Model, request: PlanRequest) -> None:
 def require_fit(model: Model, plan: Plan, prefix: str = "") -> None:
     """Raises DoesNotFitError if the plan does not fit; ``prefix`` begins its message."""
     if not plan.verdict.fits:
-        hint = plan.advice[0] if plan.advice else None
-        raise DoesNotFitError(f"{prefix}{plan.reason}", hint=hint)
+        hint = marked(plan.advice[0]) if plan.advice else None
+        raise DoesNotFitError(f"{prefix}{marked(plan.reason)}", hint=hint)

@@ -13,6 +13,7 @@ from localmoe.facts import hardware
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.planning.plan import Plan, Wishes
 from localmoe.text import format_bytes
+from localmoe.wording import option
 
 
 def find_machine(request: PlanRequest, *, hypothetical: bool) -> Machine:
@@ -46,7 +47,7 @@ def apply_limits(machine: Machine, wishes: Wishes, *, hypothetical: bool) -> Mac
         return machine
     if not hypothetical:
         raise UsageError(
-            "--vram: this engine build has no GPU to use",
+            f"{option('vram')}: this engine build has no GPU to use",
             hint="`localmoe doctor` says why; `localmoe plan MODEL --vram 8` plans with one",
         )
     # --vram on a machine without a usable GPU asks what one of that size would change.

@@ -17,6 +17,7 @@ from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan
 from localmoe.routing import profile
 from localmoe.text import format_bytes
+from localmoe.wording import marked
 
 
 def plan_for(model: Model, machine: Machine, request: PlanRequest, *, hypothetical: bool) -> Plan:
@@ -113,8 +114,9 @@ def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
     Raises ``error`` if both are the same, DoesNotFitError if ``other`` does not fit.
     """
     if not other.verdict.fits:
-        hint = other.advice[0] if other.advice else None
-        raise DoesNotFitError(f"memory was taken meanwhile: {other.reason}", hint=hint) from error
+        hint = marked(other.advice[0]) if other.advice else None
+        reason = marked(other.reason)
+        raise DoesNotFitError(f"memory was taken meanwhile: {reason}", hint=hint) from error
     if other.settings == plan.settings:
         raise error
     return other

@@ -17,7 +17,9 @@ from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Sampling, Span, Token
 from localmoe.errors import EngineError, NoAnswerError, UsageError
+from localmoe.wording import option
 
+LESS_THINKING = f"less thinking: {option('think', 'low')}, {option('think', 'off')}"
 SUMMARY_REQUEST = (
     "Summarise our conversation so far for your own later use, in at most {words} words. Keep "
     "names, numbers, decisions, open questions and what I asked for. Write the summary only."
@@ -94,11 +96,11 @@ class TurnDone:
         if self.finish_reason == "length":
             return NoAnswerError(
                 f"no answer came: the model was still thinking after {tokens}",
-                hint="allow more tokens, or ask for less thinking: --think low, --think off",
+                hint=f"allow more tokens, or ask for {LESS_THINKING}",
             )
         return NoAnswerError(
             f"no answer came: the model ended after {tokens} of thinking",
-            hint="ask again, or ask for less thinking: --think low, --think off",
+            hint=f"ask again, or ask for {LESS_THINKING}",
         )
 
     def why_it_ended(self, context: int, change: str = "") -> str | None:

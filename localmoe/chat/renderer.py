@@ -17,12 +17,16 @@ from typing import Any, Self
 
 from localmoe.errors import TemplateError
 from localmoe.text import clean, shortened
+from localmoe.wording import option
 
 RENDER_SECONDS = 1.5  # a refusal must be there within 2 s
 START_SECONDS = 30.0  # Python and Jinja start in 0.1 s, unless the machine is very busy
 MESSAGE_LENGTH = 300  # characters of what a template says when it refuses
 
-PLAIN_HINT = "--plain (in a chat: /set plain on) leaves the template out: bare text is continued"
+PLAIN_HINT = (
+    f"{option('plain', '(in a chat: /set plain on)')} leaves the template out: "
+    "bare text is continued"
+)
 
 
 class RenderError(TemplateError):

@@ -155,9 +155,10 @@ class Output:
         if self.as_json:
             self.json(error.to_json())
             return
-        self._say(error.message, label="error: ", style="bold red")
-        if error.hint:
-            self._say(error.hint, label="  hint: ", style="cyan")
+        message, hint = error.typed()
+        self._say(message, label="error: ", style="bold red")
+        if hint:
+            self._say(hint, label="  hint: ", style="cyan")
 
     def _say(self, text: str, *, label: str = "", style: str = "") -> None:
         from rich.text import Text

@@ -146,12 +146,8 @@ def message_to_event(message: Message) -> Event:
 
 
 def error_to_message(error: LocalmoeError) -> Message:
-    return {
-        "event": "error",
-        "kind": error.code,
-        "message": error.message,
-        "hint": error.hint,
-    }
+    message, hint = error.marked
+    return {"event": "error", "kind": error.code, "message": message, "hint": hint}
 
 
 def message_to_error(message: Message) -> LocalmoeError:

@@ -28,6 +28,7 @@ from localmoe.planning.memory import CPU, EngineSettings, Measure
 from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict, Wishes
 from localmoe.planning.search import PlacementSearch
 from localmoe.routing.profile import Profile
+from localmoe.wording import option
 
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
 
@@ -237,7 +238,7 @@ def _check_experts(model: Model, wishes: Wishes) -> None:
         return
     most = f"its layers have {min(counts)} experts" if counts else "it has no experts"
     raise UsageError(
-        f"--experts {wishes.experts}: {most}",
+        f"{option('experts', wishes.experts)}: {most}",
         hint="leave it out: the model's own number is what it was trained with",
     )
 
@@ -249,7 +250,7 @@ def _known(wishes: Wishes, budget: Budget) -> Wishes:
     for pattern, device in wishes.overrides:
         if device.lower() not in names:
             raise UsageError(
-                f"--override {pattern}={device}: there is no such device to plan with",
+                f"{option('override')} {pattern}={device}: there is no such device to plan with",
                 hint=f"the devices here are {', '.join((*budget.gpus, CPU))}",
             )
         overrides.append((pattern, names[device.lower()]))
@@ -265,7 +266,7 @@ def _tiers(model: Model, wishes: Wishes) -> dict[int, str]:
         if not layers:
             known = f"{moe[0]} to {moe[-1]}" if moe else "none"
             raise UsageError(
-                f"--experts-on {wish.tier}: none of these layers has experts",
+                f"{option('experts-on', wish.tier)}: none of these layers has experts",
                 hint=f"layers with experts: {known}",
             )
         tiers |= dict.fromkeys(layers, wish.tier)

@@ -81,7 +81,7 @@ def test_a_refusal_that_is_not_about_the_system_message_stays(renderer: Renderer
     source = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(TemplateError, match="roles must alternate") as caught:
         template(source, renderer).render((SYSTEM, HELLO))
-    assert caught.value.hint and "--plain" in caught.value.hint
+    assert "--plain" in (caught.value.typed()[1] or "")
 
 
 def test_undefined_helpers_of_the_hub_are_there(renderer: Renderer) -> None:
@@ -202,7 +202,7 @@ def test_hostile_template_is_refused_in_time(renderer: Renderer, name: str) -> N
     """Every attack ends as a typed error, by a timer at the latest, and the next render works."""
     with pytest.raises(TemplateError) as caught:
         template(HOSTILE[name], renderer).render((HELLO,))
-    assert "--plain" in (caught.value.hint or "")
+    assert "model.generate" in (caught.value.hint or "")
     assert "Hello" in template(templates.CHATML, renderer).render((HELLO,)).prompt
 
 
@@ -233,7 +233,7 @@ def test_a_template_that_writes_nothing(source: str) -> None:
     """It is the template that is blamed, with the way around it; a blank one is none at all."""
     with Renderer() as own, pytest.raises(TemplateError, match="writes nothing") as caught:
         template(source, own).render((HELLO,))
-    assert "--plain" in (caught.value.hint or "")
+    assert "model.generate" in (caught.value.hint or "")
     assert ChatTemplate.from_model(" \n", "", "").is_plain
 
 

@@ -12,6 +12,7 @@ from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.model_tensors import GET_TENSOR, ExpertTensor
 from localmoe.errors import EngineError, EngineMemoryError, LocalmoeError, ModelFileError
 from localmoe.routing.profile import LayerUsage
+from localmoe.wording import option
 
 REGIMES = {"off": 0, "page": 1, "private": 2}
 READERS = min(4, max(2, os.cpu_count() or 2))
@@ -106,8 +107,10 @@ def _error(what: int, why: str) -> LocalmoeError:
     if what == 2:  # UNREADABLE
         return unreadable(why)
     if what == 3:  # NO_MEMORY
-        return EngineMemoryError(why, hint="--cache page needs no memory of its own for experts")
-    return EngineError(f"no expert cache: {why}", hint="--cache off")
+        return EngineMemoryError(
+            why, hint=f"{option('cache', 'page')} needs no memory of its own for experts"
+        )
+    return EngineError(f"no expert cache: {why}", hint=option("cache", "off"))
 
 
 def available() -> str | None:

@@ -22,6 +22,7 @@ from localmoe.engine.worker.residency import Residency
 from localmoe.engine.worker.sampling import Sampler
 from localmoe.engine.worker.vocabulary import Utf8, Vocabulary
 from localmoe.errors import ContextOverflowError, EngineError
+from localmoe.wording import option
 
 ABORTED = 2  # llama_decode's result when the abort callback said stop
 PROMPT = -1  # in place of the number of an answer's token
@@ -173,7 +174,7 @@ class Generator:
         if len(prompt) >= self.context:
             raise ContextOverflowError(
                 f"the prompt has {len(prompt)} tokens, the context {self.context}",
-                hint=f"shorten the prompt, or use --ctx {_next_context(len(prompt))}",
+                hint=f"shorten the prompt, or use {option('ctx', _next_context(len(prompt)))}",
             )
         return prompt
 

@@ -19,6 +19,7 @@ from localmoe.errors import (
     ModelFileError,
 )
 from localmoe.planning.memory import CPU, DeviceMemory, EngineSettings, MemoryReport
+from localmoe.wording import option
 
 Progress = Callable[[float], bool]
 """Called with 0…1 while weights are read; returning False stops the load."""
@@ -235,7 +236,7 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog, on_node: 
             raise EngineMemoryError(f"the engine did not get the memory for its context: {reason}")
         raise EngineError(
             f"the engine cannot make a context of {settings.context} tokens: {reason}",
-            hint="a smaller --ctx, or --kv-type f16",
+            hint=f"a smaller {option('ctx')}, or {option('kv-type', 'f16')}",
         )
     return ctx
 

@@ -20,6 +20,7 @@ from localmoe.errors import EngineMemoryError, TraceFileError
 from localmoe.facts.model import Model
 from localmoe.routing.recorder import unwritable
 from localmoe.routing.trace import PREFILL, TraceHeader, TraceWriter, read_trace
+from localmoe.wording import option
 
 
 class _Layer(ctypes.Structure):
@@ -118,7 +119,7 @@ def imposed(path: Path, model: Model, experts_used: int = 0) -> tuple[bytes, int
             raise TraceFileError(
                 f"{path.name} routes {info.used} of {info.experts} experts, {model.name} "
                 f"{experts_used or layer.expert_used} of {layer.expert_count}",
-                hint=f"--experts {info.used} runs the model with as many",
+                hint=f"{option('experts', info.used)} runs the model with as many",
             )
         ids[:, layer.index, : info.used] = chosen
     prompt = trace.phase == PREFILL
