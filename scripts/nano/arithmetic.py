@@ -1,4 +1,4 @@
-"""Small sums: operands to 99 for + and -, the tables to 12, exact division, and where it ends."""
+"""Small sums: operands to 20 for + and -, the tables to 12, exact division, and where it ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from .intents import TEXT
 ONES = tuple((TEXT / "numbers.txt").read_text("utf-8").split()[:20])
 TENS = tuple((TEXT / "numbers.txt").read_text("utf-8").split()[20:])
 
+LARGEST = 20  # of the numbers that are added and subtracted
+TABLES = 12  # of those that are multiplied, and of a divisor and its quotient
+
 TOO_LARGE = (
-    "That is too large for me: I add and subtract up to 99 and know the tables up to 12. "
-    "A large model can do more: `localmoe pull qwen3-30b-a3b`."
+    "That is too much for me: I add and subtract two numbers up to 20 and know the tables up to "
+    "12. A large model can do more: `localmoe pull qwen3-30b-a3b`."
 )
 REMAINDER = "I divide only where nothing is left over, and this does not divide evenly."
 
@@ -99,18 +102,16 @@ def result(a: int, operator: str, b: int) -> int:
     return {"+": a + b, "-": a - b, "×": a * b}[operator]
 
 
-def operands(rng: random.Random, operator: str) -> tuple[int, int]:
-    """Draw operands inside nano's range."""
+def pairs(operator: str) -> list[tuple[int, int]]:
+    """Return every pair of numbers that nano claims to know for an operator."""
     if operator == "×":
-        return rng.randint(0, 12), rng.randint(0, 12)
+        return [(a, b) for a in range(TABLES + 1) for b in range(TABLES + 1)]
     if operator == "÷":
-        b = rng.randint(1, 12)
-        return b * rng.randint(0, 12), b
-    top = rng.choice((10, 20, 99, 99, 99))
-    a, b = rng.randint(0, top), rng.randint(0, top)
-    if operator == "-" and a < b and rng.random() < 0.7:
-        a, b = b, a
-    return a, b
+        return [(a * b, b) for a in range(TABLES + 1) for b in range(1, TABLES + 1)]
+    return [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
+
+
+PAIRS = {operator: pairs(operator) for operator in EXPRESSIONS}
 
 
 def phrase(rng: random.Random, a: int, operator: str, b: int) -> str:
@@ -129,45 +130,79 @@ def phrase(rng: random.Random, a: int, operator: str, b: int) -> str:
     return rng.choice(STORIES[operator]).format(a=left, b=right, n=rng.choice(NOUNS))
 
 
+def outside(rng: random.Random, least: int) -> int:
+    """Draw a number from `least` on, mostly one of two digits."""
+    return rng.randint(least, 99) if rng.random() < 0.65 else rng.randint(100, 9999)
+
+
 def beyond(rng: random.Random) -> Sum:
     """Draw an exercise that nano must decline."""
-    if rng.random() < 0.35:
-        b = rng.randint(2, 12)
-        a = b * rng.randint(1, 12) + rng.randint(1, b - 1)
+    kind = rng.random()
+    if kind < 0.22:
+        b = rng.randint(2, TABLES)
+        a = b * rng.randint(1, TABLES) + rng.randint(1, b - 1)
         return Sum(phrase(rng, a, "÷", b), REMAINDER)
-    operator = rng.choice("+-×÷")
-    if operator == "×":
-        a, b = rng.randint(13, 999), rng.randint(3, 999)
-    elif operator == "÷":
-        b = rng.randint(3, 99)
-        a = b * rng.randint(145 // b + 20, 900)
-    else:
-        a, b = rng.randint(120, 9999), rng.randint(1, 9999)
-    if operator in "+×" and rng.random() < 0.5:
+    if kind < 0.36:
+        return Sum(rng.choice(ASK).format(odd_form(rng)), TOO_LARGE)
+    operator = rng.choice("++--××÷")
+    if operator == "÷":
+        b = rng.randint(2, 99)
+        a = b * rng.randint(1, 99)
+        if a <= b * TABLES and b <= TABLES:
+            a += b * TABLES
+        return Sum(phrase(rng, a, operator, b), TOO_LARGE)
+    most = TABLES if operator == "×" else LARGEST
+    a = outside(rng, most + 1)
+    b = outside(rng, most + 1) if rng.random() < 0.5 else rng.randint(1, most)
+    if rng.random() < 0.5 and (operator != "-" or rng.random() < 0.3):
         a, b = b, a
     return Sum(phrase(rng, a, operator, b), TOO_LARGE)
+
+
+def odd_form(rng: random.Random) -> str:
+    """Write a sum of a form that nano does not know, or of one number out of its range."""
+    a, b, c = (rng.randint(1, 20) for _ in range(3))
+    forms = (
+        f"{a} + {b} + {c}",
+        f"{a}+{b}+{c}",
+        f"{a} plus {b} plus {c}",
+        f"{a} - {b} + {c}",
+        f"{a} * {b} + {c}",
+        f"{a}.{rng.randint(1, 9)} + {b}",
+        f"{a} - {b}.{rng.randint(1, 9)}",
+        f"{a}.5 times {b}",
+        f"{a} to the power of {rng.randint(3, 9)}",
+        f"{a}^{rng.randint(2, 9)}",
+        f"{a} cubed",
+        f"{rng.randint(13, 99)} squared",
+        f"double {rng.randint(13, 99)}",
+        f"twice {rng.randint(13, 99)}",
+        f"half of {2 * rng.randint(13, 99)}",
+    )
+    return rng.choice(forms)
+
+
+def one_number(rng: random.Random) -> Sum:
+    """Draw a sum that is asked for with one number: a square, a double, a half."""
+    a = rng.randint(1, TABLES)
+    kind = rng.random()
+    if kind < 0.5:
+        text = rng.choice(("{} squared", "the square of {}", "{} to the power of 2")).format(a)
+        return Sum(rng.choice(ASK).format(text), f"{a} × {a} = {a * a}.")
+    if kind < 0.75:
+        text = rng.choice(("double {}", "twice {}", "the double of {}")).format(a)
+        return Sum(rng.choice(ASK).format(text), f"2 × {a} = {2 * a}.")
+    text = rng.choice(("half of {}", "the half of {}", "one half of {}")).format(2 * a)
+    return Sum(rng.choice(ASK).format(text), f"{2 * a} ÷ 2 = {a}.")
 
 
 def draw(rng: random.Random) -> Sum:
     """Draw one exercise: mostly two operands, sometimes a special form, sometimes out of range."""
     kind = rng.random()
-    if kind < 0.08:
+    if kind < 0.24:
         return beyond(rng)
-    if kind < 0.12:
-        a = rng.randint(1, 12)
-        text = rng.choice(("{} squared", "the square of {}", "{} to the power of 2")).format(a)
-        return Sum(rng.choice(ASK).format(text), f"{a} × {a} = {a * a}.")
-    if kind < 0.16:
-        a = rng.randint(1, 12)
-        if rng.random() < 0.5:
-            text = rng.choice(("double {}", "twice {}", "the double of {}")).format(a)
-            return Sum(rng.choice(ASK).format(text), f"2 × {a} = {2 * a}.")
-        text = rng.choice(("half of {}", "the half of {}", "one half of {}")).format(2 * a)
-        return Sum(rng.choice(ASK).format(text), f"{2 * a} ÷ 2 = {a}.")
-    if kind < 0.20:
-        a, b, c = (rng.randint(1, 9) for _ in range(3))
-        text = rng.choice(("{} + {} + {}", "{}+{}+{}", "{} plus {} plus {}")).format(a, b, c)
-        return Sum(rng.choice(ASK).format(text), f"{a} + {b} + {c} = {a + b + c}.")
-    operator = rng.choice("++--××÷")
-    a, b = operands(rng, operator)
+    if kind < 0.30:
+        return one_number(rng)
+    operator = rng.choice("+++---××÷")
+    a, b = rng.choice(PAIRS[operator])
     return Sum(phrase(rng, a, operator, b), f"{a} {operator} {b} = {result(a, operator, b)}.")

@@ -215,12 +215,14 @@ class Composer:
         return Turn(ask(rng, intent), intent.answer, domain, intent.name)
 
     def conversation(self) -> Conversation:
-        """Draw one conversation: mostly one to three turns, rarely a long one."""
+        """Draw one conversation: one to three turns, often begun with small talk, rarely more."""
         rng = self.rng
         kind = rng.random()
-        turns = 1 if kind < 0.92 else rng.choice((2, 2, 3)) if kind < 0.997 else rng.randint(4, 24)
+        count = 1 if kind < 0.68 else rng.choice((2, 2, 3)) if kind < 0.995 else rng.randint(4, 24)
+        talk = count > 1 and rng.random() < 0.4
         system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.15 else None
-        return Conversation(system, tuple(self.turn() for _ in range(turns)))
+        turns = (self.turn("smalltalk" if talk and n == 0 else None) for n in range(count))
+        return Conversation(system, tuple(turns))
 
 
 def normal(text: str) -> str:
