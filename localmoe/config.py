@@ -99,7 +99,10 @@ def parse(data: bytes, file: Path) -> Config:
     """The configuration in the bytes of ``file``. Raises UsageError."""
     try:
         body = tomllib.loads(data.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{file} is not UTF-8, in line {line}", hint="save it in UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{file} is not TOML: {error}", hint="correct it, or delete it") from None
     aliases, models = body.pop("aliases", {}), body.pop("models", {})
     model = body.pop("model", None)

@@ -103,12 +103,12 @@ def pack(pool: list[tuple[list[int], list[bool]]], length: int) -> Batch:
     )
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(step: int, steps: int, peak: float) -> float:
     """Warm up, hold, then fall to zero along a half cosine over the last four fifths."""
     if step < WARM_UP:
-        return PEAK_RATE * (step + 1) / WARM_UP
+        return peak * (step + 1) / WARM_UP
     fall = max(0.0, (step - steps / 5) / (steps - steps / 5))
-    return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * fall))
+    return peak * 0.5 * (1 + math.cos(math.pi * fall))
 
 
 def optimizer(model: Nano) -> torch.optim.Optimizer:
@@ -124,13 +124,25 @@ def optimizer(model: Nano) -> torch.optim.Optimizer:
 
 def losses(model: Nano, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return answer, balance and z loss, and the load i64[layers, experts]."""
-    with torch.autocast("cpu", torch.bfloat16):
-        states, reports = model.hidden(batch.inputs, PADDING)
-        logits = model.logits(states.flatten(0, 1).index_select(0, batch.places))
-    answer = functional.cross_entropy(logits.float(), batch.targets, ignore_index=IGNORED)
+    states, reports = model.hidden(batch.inputs, PADDING)
+    logits = model.logits(states.flatten(0, 1).index_select(0, batch.places))
+    answer = functional.cross_entropy(logits, batch.targets, ignore_index=IGNORED)
     balance = torch.stack([report.balance_loss for report in reports]).mean()
     z_loss = torch.stack([report.z_loss for report in reports]).mean()
     return answer, balance, z_loss, torch.stack([report.load for report in reports])
+
+
+def beginning(
+    config: NanoConfig, known: dict[str, intents.Intent], seed: int
+) -> tuple[Nano, Tokenizer]:
+    """A network that has learned nothing yet, and a vocabulary for the training text."""
+    sample = Composer(known, random.Random(seed + 1))
+    texts = (text for _ in range(40_000) for text, _ in vocabulary.render(sample.conversation()))
+    tokenizer = vocabulary.learn(texts, config.vocab_size)
+    model = Nano(config)
+    first = start.embedding(tokenizer, known, config.vocab_size, config.width, seed + 3)
+    model.embedding.weight.data.copy_(torch.from_numpy(first))
+    return model, tokenizer
 
 
 def train(args: argparse.Namespace) -> None:
@@ -139,13 +151,11 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     known = intents.load()
-    sample = Composer(known, random.Random(args.seed + 1))
-    texts = (text for _ in range(40_000) for text, _ in vocabulary.render(sample.conversation()))
     config = NanoConfig()
-    tokenizer = vocabulary.learn(texts, config.vocab_size)
-    model = Nano(config)
-    first = start.embedding(tokenizer, known, config.vocab_size, config.width, args.seed + 3)
-    model.embedding.weight.data.copy_(torch.from_numpy(first))
+    if args.start:
+        model, tokenizer = export.read(args.start, config)
+    else:
+        model, tokenizer = beginning(config, known, args.seed)
     optimize = optimizer(model)
     rng = random.Random(args.seed)
     stream = batches(rows(Composer(known, rng), tokenizer, rng))
@@ -153,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
     curve, tokens_seen, questions = [], 0, 0
     for step in range(args.steps):
         for group in optimize.param_groups:
-            group["lr"] = learning_rate(step, args.steps)
+            group["lr"] = learning_rate(step, args.steps, args.rate)
         batch = next(stream)
         answer, balance, z_loss, load = losses(model, batch)
         (answer + BALANCE_WEIGHT * balance + Z_WEIGHT * z_loss).backward()
@@ -201,6 +211,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/nano.gguf"))
     parser.add_argument("--report", type=Path, help="write curve and load per expert as JSON")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="the highest learning rate")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="go on from this nano.gguf")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=0, metavar="STEPS")

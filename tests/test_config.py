@@ -66,6 +66,14 @@ def test_what_is_wrong_is_told_with_the_file(text: str) -> None:
         config.parse(text.encode("latin-1"), FILE)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_told_with_its_line(encoding: str) -> None:
+    """Not as a mistake of TOML, and not as the error of a decoder."""
+    with pytest.raises(UsageError, match=r"config\.toml is not UTF-8, in line (2|1)$") as caught:
+        config.parse('model = "a"\nsystem = "café"\n'.encode(encoding), FILE)
+    assert caught.value.message.endswith("2" if encoding == "latin-1" else "1")
+
+
 def test_no_file_is_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
     assert config.read().settings == {}

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from localmoe.errors import UsageError
-from localmoe.text import clean_line
+from localmoe.text import clean_line, decoded
 
 MAX_FILE = 8 << 20  # bytes of a text
 
@@ -36,14 +36,16 @@ def questions_of(prompt: str, files: Sequence[str], domains: bool) -> list[Quest
                     f"{clean_line(name)} is longer than {MAX_FILE >> 20} MiB",
                     hint="a part of it will do: a few thousand words show the load",
                 )
-            text = path.read_text(encoding="utf-8-sig", errors="strict")
+            text, replaced = decoded(path.read_bytes())
+            if replaced:  # another text would be recorded than the one in the file
+                raise ValueError
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else "not text"
             raise UsageError(
                 f"cannot read {clean_line(name)}: {why.lower()}",
                 hint="-f takes text files in UTF-8",
             ) from error
-        paragraphs = [part.strip() for part in text.replace("\r\n", "\n").split("\n\n")]
+        paragraphs = [part.strip() for part in text.split("\n\n")]
         questions += [Question(path.stem, part) for part in paragraphs if part]
     if domains:
         questions += bundled()

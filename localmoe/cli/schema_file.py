@@ -21,7 +21,10 @@ def grammar_of(path: str) -> str:
 def read_schema(path: str) -> Any:
     """The JSON of a schema file. Raises UsageError."""
     shown = clean_line(path)
-    text = read_attachment(path).text
+    file = read_attachment(path)
+    if file.replaced:  # it would be enforced with the replacement in it
+        raise UsageError(f"--schema {shown} is not UTF-8", hint="save it in UTF-8")
+    text = file.text
 
     def no_number(name: str) -> None:
         raise ValueError(f"{name} is no number of JSON")

@@ -218,7 +218,7 @@ class Composer:
         """Draw one conversation: one to three turns, often begun with small talk, rarely more."""
         rng = self.rng
         kind = rng.random()
-        count = 1 if kind < 0.68 else rng.choice((2, 2, 3)) if kind < 0.995 else rng.randint(4, 24)
+        count = 1 if kind < 0.68 else rng.choice((2, 2, 3)) if kind < 0.998 else rng.randint(4, 24)
         talk = count > 1 and rng.random() < 0.4
         system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.15 else None
         turns = (self.turn("smalltalk" if talk and n == 0 else None) for n in range(count))

@@ -1,4 +1,4 @@
-"""Write the trained network as a GGUF file of architecture `qwen3moe`, quantized to Q8_0.
+"""Write the network as a GGUF file of architecture `qwen3moe`, quantized to Q8_0, and read it.
 
 Matrices are Q8_0 (blocks of 32 weights with an f16 scale); norms and routers stay f32, as
 llama.cpp's own converter keeps them. The output matrix is left out: it is the embedding.
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf.quants import quantize
+import torch
+from gguf.quants import dequantize, quantize
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from .model import Nano, NanoConfig
-from .vocabulary import CHAT_TEMPLATE, CONTROL, END, STOP
+from .vocabulary import CHAT_TEMPLATE, CONTROL, END, STOP, rebuild
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 DESCRIPTION = (
@@ -24,8 +26,8 @@ DESCRIPTION = (
 )
 
 
-def tensors(model: Nano) -> dict[str, np.ndarray]:
-    """Return every tensor under its llama.cpp name, f32, rows last as GGUF stores them."""
+def weights(model: Nano) -> dict[str, Tensor]:
+    """Return every weight under its llama.cpp name, rows last as GGUF stores them."""
     c = model.config
     inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     found = {"token_embd": model.embedding.weight, "output_norm": model.norm.weight}
@@ -46,10 +48,7 @@ def tensors(model: Nano) -> dict[str, np.ndarray]:
             "ffn_down_exps": block.experts.down,
         }
         found |= {f"blk.{index}.{name}": weight for name, weight in parts.items()}
-    return {
-        f"{name}.weight": weight.detach().float().contiguous().numpy()
-        for name, weight in found.items()
-    }
+    return {f"{name}.weight": weight.detach() for name, weight in found.items()}
 
 
 def add_shape(writer: gguf.GGUFWriter, c: NanoConfig) -> None:
@@ -102,7 +101,8 @@ def write(path: Path, model: Nano, tokenizer: Tokenizer) -> None:
     writer.add_sampling_temp(0.0)
     add_shape(writer, model.config)
     add_vocabulary(writer, tokenizer)
-    for name, values in tensors(model).items():
+    for name, weight in weights(model).items():
+        values = weight.float().contiguous().numpy()
         if values.ndim > 1 and not name.endswith("ffn_gate_inp.weight"):
             writer.add_tensor(name, quantize(values, Q8_0), raw_dtype=Q8_0)
         else:
@@ -111,3 +111,17 @@ def write(path: Path, model: Nano, tokenizer: Tokenizer) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read(path: Path, config: NanoConfig) -> tuple[Nano, Tokenizer]:
+    """Return the network and the tokenizer of a file that `write` wrote."""
+    reader = gguf.GGUFReader(path)
+    model = Nano(config)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    for name, weight in weights(model).items():
+        values: np.ndarray = dequantize(stored[name].data, stored[name].tensor_type)
+        weight.copy_(torch.from_numpy(values.astype(np.float32)))
+    tokens, merges = (
+        reader.fields[f"tokenizer.ggml.{kind}"].contents() for kind in ("tokens", "merges")
+    )
+    return model, rebuild(tokens, merges)

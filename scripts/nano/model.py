@@ -136,7 +136,7 @@ class Experts(nn.Module):
         x = x.reshape(-1, shape[-1])
         weights, chosen, report = self.route(x, real)
         slots, token, expert = self.pack(chosen)
-        grouped = x.to(torch.bfloat16).index_select(0, token).view(-1, BLOCK, shape[-1])
+        grouped = x.index_select(0, token).view(-1, BLOCK, shape[-1])
         # Each block's weights, picked by a product: its backward pass is a product too, and quick.
         pick = functional.one_hot(expert, self.config.experts).to(grouped.dtype)
         gate, up, down = (

@@ -231,3 +231,10 @@ def test_a_run_uses_all_of_it(localmoe: Localmoe, arch_file: Callable[..., Path]
 def test_no_history_notes_no_model(localmoe: Localmoe, arch_file: Callable[..., Path]) -> None:
     localmoe("run", "--no-history", "-n", "1", "-m", arch_file("qwen3moe"), "hello there")
     assert not (localmoe.home / ".local/state/localmoe/last-model.json").exists()
+
+
+def test_a_schema_in_another_encoding_is_not_enforced_damaged(localmoe: Localmoe) -> None:
+    """A value of the schema would come out with a replacement character in it."""
+    (localmoe.home / "s.json").write_bytes('{"enum": ["café"]}'.encode("latin-1"))
+    done = localmoe("run", "--schema", "s.json", "hi")
+    assert_clear_error(done, 2, "s.json is not UTF-8")
