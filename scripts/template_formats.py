@@ -1,17 +1,14 @@
 """The table of docs/templates.md: what is found out from each template of the engine's package.
 
-python -m scripts.template_formats llama_cpp_python-VERSION.tar.gz > docs/templates.md
+python -m scripts.template_formats > docs/templates.md
 """
 
 from __future__ import annotations
 
-import sys
-import tarfile
-from pathlib import Path
-
 from localmoe.chat.answer_format import AnswerFormat
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
+from scripts import engine_source
 
 HEAD = """\
 # Formats found out from chat templates
@@ -28,16 +25,12 @@ Made by `python -m scripts.template_formats`.
 """
 
 
-def main(archive: str) -> None:
+def main() -> None:
     rows = []
-    with tarfile.open(archive) as files, Renderer() as renderer:
-        for member in files:
-            path = Path(member.name)
-            stream = files.extractfile(member) if path.suffix == ".jinja" else None
-            if stream is None or path.parent.name != "templates":
-                continue
-            template = ChatTemplate(stream.read().decode(), "<s>", "</s>", renderer=renderer)
-            rows.append(row(path.stem, template.format_of({})))
+    with Renderer() as renderer:
+        for name, text in engine_source.templates().items():
+            template = ChatTemplate(text, "<s>", "</s>", renderer=renderer)
+            rows.append(row(name, template.format_of({})))
     print(HEAD + "\n".join(sorted(rows, key=str.lower)))
 
 
@@ -55,4 +48,4 @@ def code(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

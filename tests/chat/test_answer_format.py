@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -16,7 +12,10 @@ from localmoe.chat.answer_format import KNOWN, AnswerFormat, Marks
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
+from localmoe.errors import EngineError
+from scripts import engine_source
 from tests.chat import templates
+from tests.needs import missing
 
 pytestmark = pytest.mark.process
 
@@ -150,27 +149,13 @@ EXPECTED = {  # of templates in the engine's source package: start, end, does th
 }  # fmt: skip
 
 
-def engine_templates() -> dict[str, str]:
-    """Templates of the engine's source package, where LOCALMOE_LLAMA_SDIST names one."""
-    path = os.environ.get("LOCALMOE_LLAMA_SDIST")
-    version = importlib.metadata.version("llama-cpp-python")
-    archive = Path(path or f"llama_cpp_python-{version}.tar.gz")
-    if not archive.is_file():
-        return {}
-    with tarfile.open(archive) as files:
-        return {
-            Path(member.name).stem: stream.read().decode()
-            for member in files
-            if "/models/templates/" in member.name and member.name.endswith(".jinja")
-            if (stream := files.extractfile(member)) is not None
-        }
-
-
 def test_templates_of_the_engine(renderer: Renderer) -> None:
     """Each of them is read without an error, and these give the marks that are written here."""
-    found = {name: format_of(text, renderer) for name, text in engine_templates().items()}
-    if not found:
-        pytest.skip("LOCALMOE_LLAMA_SDIST names no source package of llama-cpp-python")
+    try:
+        texts = engine_source.templates()
+    except (EngineError, OSError) as error:
+        missing(f"the engine's source package cannot be had: {error}", expected=False)
+    found = {name: format_of(text, renderer) for name, text in texts.items()}
     assert len(found) >= 60
     for name, (start, end, is_open) in EXPECTED.items():
         marks = found[name].thinking[0]

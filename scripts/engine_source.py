@@ -1,0 +1,49 @@
+"""The source package of the engine that is installed: its path, after a download if need be.
+
+    python -m scripts.engine_source
+
+Kept in the user's cache folder, some 75 MB for each version. LOCALMOE_LLAMA_SDIST names another
+file instead.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from localmoe.engine.rpc_build import PACKAGE, download
+
+TEMPLATES = "/models/templates/"
+
+
+def archive(version: str = "") -> Path:
+    """The package of a version, or of the installed one. Raises EngineError if there is none."""
+    if named := os.environ.get("LOCALMOE_LLAMA_SDIST"):
+        return Path(named)
+    version = version or importlib.metadata.version(PACKAGE)
+    kept = platformdirs.user_cache_path("localmoe-dev") / f"{PACKAGE}-{version}.tar.gz"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            download(version, Path(folder)).rename(kept)
+    return kept
+
+
+def templates() -> dict[str, str]:
+    """Name → text of each chat template that the package has. Raises EngineError, OSError."""
+    with tarfile.open(archive()) as files:
+        return {
+            Path(member.name).stem: stream.read().decode()
+            for member in files
+            if TEMPLATES in member.name and member.name.endswith(".jinja")
+            if (stream := files.extractfile(member)) is not None
+        }
+
+
+if __name__ == "__main__":
+    print(archive())
