@@ -5,11 +5,11 @@ from localmoe.api import load as load
 from localmoe.api import result as result
 from localmoe.chat.attachments import Attachment as Attachment
 from localmoe.chat.attachments import read_attachment as read_attachment
-from localmoe.chat.conversation import AnswerDelta as AnswerDelta
-from localmoe.chat.conversation import ChatEvent as ChatEvent
 from localmoe.chat.conversation import Conversation as Conversation
-from localmoe.chat.conversation import ReasoningDelta as ReasoningDelta
-from localmoe.chat.conversation import TurnDone as TurnDone
+from localmoe.chat.events import AnswerDelta as AnswerDelta
+from localmoe.chat.events import ChatEvent as ChatEvent
+from localmoe.chat.events import ReasoningDelta as ReasoningDelta
+from localmoe.chat.events import TurnDone as TurnDone
 from localmoe.engine.events import PrefillProgress as PrefillProgress
 from localmoe.errors import ContextOverflowError as ContextOverflowError
 from localmoe.errors import DoesNotFitError as DoesNotFitError

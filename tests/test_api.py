@@ -105,10 +105,26 @@ def test_messages_and_conversations_are_the_same_talk(model: localmoe.LoadedMode
     assert second.usage.reused_tokens > first.usage.prompt_tokens
 
 
-@pytest.mark.parametrize("roles", [(), ("assistant",), ("user", "user"), ("user", "assistant")])
-def test_messages_out_of_order(model: localmoe.LoadedModel, roles: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match="in turn"):
-        model.chat([{"role": role, "content": "x"} for role in roles])
+def test_a_history_of_any_roles(model: localmoe.LoadedModel) -> None:
+    """Each role is read, and what was read is kept: the next turn only adds to it."""
+    call = {"id": "call_1", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+    messages: list[dict[str, object]] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Is it blue?"}]},
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "blue as ever"},
+    ]
+    first = model.chat(messages, temperature=0, max_tokens=4).result()
+    messages += [{"role": "assistant", "content": first.answer}, {"role": "user", "content": "Ok"}]
+    second = model.chat(messages, temperature=0, max_tokens=4).result()
+    assert second.usage.reused_tokens >= first.usage.prompt_tokens
+
+
+def test_a_history_that_nobody_can_mean(model: localmoe.LoadedModel) -> None:
+    """An error before anything is read, which names the message."""
+    with pytest.raises(UsageError, match=r"messages\[1\]: role is one of"):
+        model.chat([{"role": "user", "content": "x"}, {"role": "owner", "content": "x"}])
 
 
 def test_text_goes_on_without_a_template(model: localmoe.LoadedModel) -> None:

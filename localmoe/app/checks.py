@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from localmoe.chat.attachments import Attachment
-from localmoe.chat.session import Message
 from localmoe.chat.settings import SETTINGS, Setting
 from localmoe.engine.events import Sampling
 from localmoe.errors import UsageError
@@ -98,36 +97,6 @@ def attachments(value: object) -> tuple[Attachment, ...]:
         f"files is a list of attachments, not {_shown(value)}",
         hint='files=[localmoe.read_attachment("notes.txt")]',
     )
-
-
-def messages(value: object) -> list[Message]:
-    """Messages from objects with ``role`` and ``content``. Raises UsageError.
-
-    Content in parts, as other programs write it, is the text of its parts.
-    """
-    if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) for m in value):
-        raise UsageError(f"prompt is a text, or a list of messages, not {_shown(value)}")
-    return [_message(number, message) for number, message in enumerate(value, 1)]
-
-
-def _message(number: int, message: Mapping[str, object]) -> Message:
-    for key in ("role", "content"):
-        if key not in message:
-            raise UsageError(
-                f"message {number} has no {key}", hint='{"role": "user", "content": "Hello"}'
-            )
-    role = text(f"role of message {number}", message["role"])
-    reasoning = text(f"reasoning of message {number}", message.get("reasoning") or "")
-    content = message["content"]
-    if isinstance(content, list | tuple):
-        content = "".join(_part(number, part) for part in content)
-    return Message(role, text(f"content of message {number}", content), reasoning)
-
-
-def _part(number: int, part: object) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text":
-        return text(f"a part of message {number}", part.get("text"))
-    raise UsageError(f"message {number} has a part that is no text: {_shown(part)}")
 
 
 def _shown(value: object) -> str:

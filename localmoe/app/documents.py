@@ -15,7 +15,7 @@ from localmoe.app.fit import Fit
 from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import LINE_SPEED, CatalogGuess, PlannedModel
 from localmoe.app.recommend import best_first
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.engine.events import Loaded
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import LongArray, Model, Role, Value

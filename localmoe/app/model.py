@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,11 +12,14 @@ from typing import Protocol, Self, TypedDict, Unpack
 from localmoe.app import checks
 from localmoe.app.requests import SampleRequest
 from localmoe.app.stream import Stream
+from localmoe.chat import answering
+from localmoe.chat.answering import TextEngine
 from localmoe.chat.attachments import Attachment
-from localmoe.chat.conversation import ChatEvent, Conversation, TextEngine
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.history import read_messages
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.sampling import default_sampling
-from localmoe.chat.session import Session, Turn
+from localmoe.chat.session import Message, Session
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
@@ -92,6 +95,7 @@ class LoadedModel:
     loaded: Loaded | None = field(default=None, init=False)
     owned: ExitStack = field(default_factory=ExitStack, init=False)  # for ``close``
     closed: bool = field(default=False, init=False)
+    _template: ChatTemplate | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "loaded" if self.loaded else "not loaded"
@@ -111,16 +115,16 @@ class LoadedModel:
     ) -> Stream:
         """One answer, through the model's chat template.
 
-        ``prompt`` is a question, or the messages so far, each with ``role`` and ``content``, the
-        last one the user's. ``schema`` is a parsed JSON schema that the answer then follows.
-        Raises UsageError, TemplateError, ContextOverflowError, EngineError.
+        ``prompt`` is a question, or the messages so far: of system, developer, user, assistant
+        (with ``tool_calls``) and tool (with ``tool_call_id``), as OpenAI's chat completions have
+        them. ``schema`` is a parsed JSON schema that the answer then follows. Raises UsageError,
+        which names the message, TemplateError, ContextOverflowError, EngineError.
         """
-        session, question = _session(prompt, system)
+        messages = _messages(prompt, system, files)
         settings = self.settings(
             schema=schema, think=think, max_tokens=max_tokens, stop=stop, **sampling
         )
-        asked = self.conversation_of(session, settings).ask(question, checks.attachments(files))
-        return self._stream(asked)
+        return self._answer(messages, settings)
 
     def generate(
         self,
@@ -135,8 +139,7 @@ class LoadedModel:
         settings = self.settings(
             schema=schema, plain=True, max_tokens=max_tokens, stop=stop, **sampling
         )
-        asked = self.conversation_of(Session(), settings).ask(checks.text("prompt", prompt))
-        return self._stream(asked)
+        return self._answer((Message("user", checks.text("prompt", prompt)),), settings)
 
     def begin(
         self,
@@ -174,11 +177,17 @@ class LoadedModel:
     def conversation_of(self, session: Session, settings: Settings) -> Conversation:
         """A conversation that continues ``session``. Raises EngineError if nothing is loaded."""
         self._check_loaded()
-        assert self.loaded is not None
-        template = ChatTemplate.from_model(
-            self.facts.chat_template, self.loaded.bos, self.loaded.eos, renderer=self.renderer
-        )
-        return Conversation(self.engine, template, session, settings)
+        return Conversation(self.engine, self.template, session, settings)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template, and what was found out about it; its model is loaded."""
+        if self._template is None:
+            assert self.loaded is not None
+            self._template = ChatTemplate.from_model(
+                self.facts.chat_template, self.loaded.bos, self.loaded.eos, renderer=self.renderer
+            )
+        return self._template
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens in ``text``, without a beginning token.
@@ -224,7 +233,9 @@ class LoadedModel:
         if self.loaded is None:
             raise EngineError("the model is not loaded")
 
-    def _stream(self, events: Generator[ChatEvent, None, None]) -> Stream:
+    def _answer(self, messages: Sequence[Message], settings: Settings) -> Stream:
+        self._check_loaded()
+        events = answering.events(self.engine, self.template, messages, settings)
         return Stream(events, self.engine.cancel)
 
     def __enter__(self) -> Self:
@@ -261,15 +272,23 @@ def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Setti
     )
 
 
-def _session(prompt: str | Sequence[Mapping[str, object]], system: str) -> tuple[Session, str]:
-    """The earlier turns, and the question. Raises UsageError for messages out of order."""
-    if isinstance(prompt, str):
-        return Session(checks.text("system", system)), prompt
-    messages = checks.messages(prompt)
-    if messages and messages[0].role == "system":
-        system = "\n\n".join(filter(None, (system, messages.pop(0).content)))
-    roles = [message.role for message in messages]
-    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise UsageError("messages are user and assistant in turn, the last one is the user's")
-    turns = (Turn(q, a) for q, a in zip(messages[0:-1:2], messages[1::2], strict=True))
-    return Session(system, turns), messages[-1].content
+def _messages(
+    prompt: str | Sequence[Mapping[str, object]], system: str, files: Sequence[Attachment]
+) -> tuple[Message, ...]:
+    """What is said to the model: the messages of a conversation, or one question.
+
+    Files go with the last message of the user's. Raises UsageError.
+    """
+    system = checks.text("system", system)
+    messages: tuple[Message, ...] = (
+        (Message("user", prompt),) if isinstance(prompt, str) else read_messages(prompt)
+    )
+    if system:
+        if messages[0].role == "system":
+            system, messages = f"{system}\n\n{messages[0].content}", messages[1:]
+        messages = (Message("system", system), *messages)
+    if not files:
+        return messages
+    last = max(i for i, message in enumerate(messages) if message.role == "user")
+    asked = dataclasses.replace(messages[last], files=checks.attachments(files))
+    return (*messages[:last], asked.for_prompt(), *messages[last + 1 :])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import Self
 
-from localmoe.chat.conversation import ChatEvent, TurnDone
+from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.errors import EngineError
 
 

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Protocol
 
 from localmoe.chat.context import Overflow, Shortage, answer_room, find_shortage
-from localmoe.chat.conversation import ChatEvent, Conversation
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import ChatEvent
 from localmoe.chat.session import Message
 from localmoe.errors import ContextOverflowError
 

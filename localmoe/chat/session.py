@@ -6,6 +6,7 @@ Every change is a plain record. A session is what they add up to, so a log of th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,18 +16,30 @@ EARLIER = "Summary of the conversation so far:\n"  # before the summary, in the 
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One message. ``reasoning`` and ``interrupted`` belong to assistant messages."""
+class ToolCall:
+    """A call that a model makes; ``arguments`` is the JSON text of an object."""
 
-    role: str  # "system" | "user" | "assistant"
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. ``reasoning``, ``interrupted`` and ``calls`` belong to assistant messages."""
+
+    role: str  # "system" | "user" | "assistant" | "tool"
     content: str
     reasoning: str = ""
     interrupted: bool = False  # the answer was stopped by the user or by a crash
     files: tuple[Attachment, ...] = ()  # of user messages
+    calls: tuple[ToolCall, ...] = ()
+    result_of: ToolCall | None = None  # of tool messages
 
     def for_prompt(self) -> Message:
         """The message as it is sent: the text of its files is put before its own."""
-        return Message(self.role, with_files(self.content, self.files), self.reasoning)
+        content = with_files(self.content, self.files)
+        return dataclasses.replace(self, content=content, interrupted=False, files=())
 
     @property
     def unsaid(self) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from localmoe.chat import settings as settings_module
 from localmoe.chat.attachments import Attachment
 from localmoe.chat.context import Meter
-from localmoe.chat.conversation import Conversation, TurnDone
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import TurnDone
 from localmoe.chat.session import Change, Session, Turn
 from localmoe.chat.settings import Settings
 from localmoe.chat.store import AUTOMATIC, Log, Store

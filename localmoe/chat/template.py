@@ -14,12 +14,19 @@ from typing import Any
 from localmoe.chat.answer_format import AnswerFormat, Arguments, Probe, find_format
 from localmoe.chat.renderer import Renderer, RenderError
 from localmoe.chat.session import Message
+from localmoe.chat.template_messages import (
+    Messages,
+    arrangements,
+    for_template,
+    system_merged,
+    with_generic_tools,
+)
 from localmoe.chat.thinking import ThinkControl, ThinkLevel
+from localmoe.chat.tool_style import ToolStyle, find_style
 from localmoe.engine.events import Span
 from localmoe.errors import ContextOverflowError
 
 MOST_CHARACTERS = 8 << 20  # of a conversation; a million tokens are about 4 million
-NOTHING_SAID = "…"  # stands for an answer that was interrupted at once: many templates refuse ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class ChatTemplate:
         self._renderer = renderer or Renderer()
         self._read: _Code | None = None
         self._formats: dict[str, AnswerFormat] = {}
+        self._styles: dict[str, ToolStyle] = {}
 
     @classmethod
     def from_model(
@@ -88,7 +96,7 @@ class ChatTemplate:
         """
         if self.source is None:
             return plain_completion(messages)
-        length = sum(len(message.content) for message in messages)
+        length = sum(map(_length, messages))
         if length > MOST_CHARACTERS:
             raise ContextOverflowError(
                 f"the conversation has {length:,} characters, more than any context holds",
@@ -125,6 +133,13 @@ class ChatTemplate:
                 self._code.literals,
             )
         return self._formats[key]
+
+    def style_of(self, arguments: Arguments) -> ToolStyle:
+        """How tools and calls are handed to the template. Raises ``TemplateError``."""
+        key = json.dumps(arguments, sort_keys=True)
+        if key not in self._styles:
+            self._styles[key] = find_style(self._probe, arguments)
+        return self._styles[key]
 
     def close(self) -> None:
         self._renderer.close()
@@ -164,36 +179,34 @@ class ChatTemplate:
             "kwargs": dict(arguments),
         }
 
-        def ask(messages: Sequence[Message]) -> dict[str, Any]:
-            shown = [_for_template(message, format_) for message in messages]
-            return self._renderer.ask({**request, "messages": shown})
+        plain = not tools and not any(message.calls for message in messages)
+        style = ToolStyle() if plain else self.style_of(arguments)
 
-        merged = merge_system(messages)
-        system = messages[0].content.strip() if messages and merged is not messages else ""
-        try:
-            reply = ask(messages)
-        except RenderError as error:
-            if merged is messages or error.kind not in ("raised", "failed"):
-                raise
+        def ask(messages: Messages) -> dict[str, Any]:
+            return self._renderer.ask(
+                {**request, "messages": for_template(messages, format_, style)}
+            )
+
+        given = with_generic_tools(messages, style, tools or ())
+        reply, refusal = None, None
+        for arranged in arrangements(given):
             try:
-                return ask(merged)
-            except RenderError:
-                raise error from None
-        return ask(merged) if system and system not in reply["prompt"] else reply
+                reply = ask(arranged)
+                break
+            except RenderError as error:
+                if error.kind not in ("raised", "failed"):
+                    raise
+                refusal = refusal or error
+        if reply is None:
+            assert refusal is not None
+            raise refusal
+        system = given[0].content.strip() if given and given[0].role == "system" else ""
+        return ask(system_merged(given)) if system and system not in reply["prompt"] else reply
 
 
-def _for_template(message: Message, format_: AnswerFormat) -> dict[str, object]:
-    """A message in the words that the template knows."""
-    if message.role != "assistant":
-        return {"role": message.role, "content": message.content}
-    content = message.content or NOTHING_SAID
-    if not message.reasoning:
-        return {"role": message.role, "content": content}
-    if format_.in_parts:
-        thinking = {"type": "thinking", "thinking": message.reasoning}
-        parts = [thinking, {"type": "text", "text": content}]
-        return {"role": message.role, "content": parts}
-    return {"role": message.role, "content": content, format_.key: message.reasoning}
+def _length(message: Message) -> int:
+    calls = sum(len(call.name) + len(call.arguments) for call in message.calls)
+    return len(message.content) + len(message.reasoning) + calls
 
 
 def plain_completion(messages: Sequence[Message]) -> Rendered:
@@ -203,15 +216,3 @@ def plain_completion(messages: Sequence[Message]) -> Rendered:
     """
     prompt = "\n\n".join(m.content for m in messages if m.content)
     return Rendered(prompt, len(prompt), (), None)
-
-
-def merge_system(messages: Sequence[Message]) -> Sequence[Message]:
-    """The system text in front of the first user message; the same object if there is none."""
-    if not messages or messages[0].role != "system":
-        return messages
-    system, rest = messages[0], list(messages[1:])
-    for index, message in enumerate(rest):
-        if message.role == "user":
-            rest[index] = Message("user", f"{system.content}\n\n{message.content}")
-            return rest
-    return [Message("user", system.content), *rest]

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from localmoe.app import speeds
 from localmoe.app.loading import opened
 from localmoe.app.model import LoadedModel, settings_for
-from localmoe.chat.conversation import Conversation, TurnDone
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import TurnDone
 from localmoe.chat.session import Session
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from localmoe.chat.conversation import AnswerDelta, ReasoningDelta
+from localmoe.chat.events import AnswerDelta, ReasoningDelta
 from localmoe.engine.events import (
     Finished,
     Loaded,

@@ -18,7 +18,7 @@ import pytest
 from localmoe.app import documents
 from localmoe.app.model import LoadedModel, settings_for
 from localmoe.app.sessions import open_session
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.chat.store import Store
 from localmoe.cli.arguments import Options
 from localmoe.cli.chat.loop import ChatLoop

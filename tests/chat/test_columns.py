@@ -13,7 +13,7 @@ from localmoe.chat.builtin import add_builtin
 from localmoe.chat.columns import flow, flowed, two_columns
 from localmoe.chat.commands import KEYS, Registry
 from localmoe.chat.context import Meter
-from localmoe.chat.conversation import Timings, TurnDone, Usage
+from localmoe.chat.events import Timings, TurnDone, Usage
 from localmoe.cli.chat.status import card, status_lines
 from localmoe.engine.events import CacheStats, Finished
 from localmoe.planning.plan import Tiers

@@ -18,7 +18,8 @@ from localmoe.chat.commands import (
     parse,
 )
 from localmoe.chat.context import Overflow
-from localmoe.chat.conversation import Conversation, TurnDone
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import TurnDone
 from localmoe.chat.session import ModelUsed, Session
 from localmoe.chat.session_commands import add_session_commands
 from localmoe.chat.settings import SETTINGS, Settings, change, show

@@ -7,12 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from localmoe.chat.attachments import Attachment
-from localmoe.chat.conversation import (
-    AnswerDelta,
-    Conversation,
-    ReasoningDelta,
-    TurnDone,
-)
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.sampling import default_sampling
 from localmoe.chat.session import Message, Session, Shortened, Turn

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from localmoe.chat.context import Overflow
-from localmoe.chat.conversation import ChatEvent, Conversation
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import ChatEvent
 from localmoe.chat.overflow import make_room
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.session import Message, Session, Turn

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localmoe.chat.conversation import Conversation, TurnDone
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import TurnDone
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.session import Session
 from localmoe.chat.settings import Settings

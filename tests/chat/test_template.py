@@ -176,7 +176,6 @@ HOSTILE = {
     "attr filter": "{{ messages | attr('__class__') }}",
     "format string": "{{ '{0.__class__}'.format(messages) }}",
     "builtins by self": "{{ self.__init__.__globals__.__builtins__.open('/etc/passwd').read() }}",
-    "mutation": "{{ messages.append(1) }}",
     "import": "{% import 'os' as os %}{{ os }}",
     "include": "{% include '/etc/passwd' %}",
     "long range": "{% for i in range(10**9) %}{% endfor %}",
@@ -204,6 +203,13 @@ def test_hostile_template_is_refused_in_time(renderer: Renderer, name: str) -> N
         template(HOSTILE[name], renderer).render((HELLO,))
     assert "model.generate" in (caught.value.hint or "")
     assert "Hello" in template(templates.CHATML, renderer).render((HELLO,)).prompt
+
+
+def test_a_template_changes_nothing_but_its_own_lists(renderer: Renderer) -> None:
+    """Some collect ids in one; what they do to the messages is gone with the render."""
+    own = "{% set seen = [] %}{{ seen.append('a') or '' }}{{ seen.pop() }}{{ messages.pop().content }}"
+    for _ in range(2):
+        assert template(own, renderer).render((HELLO,)).prompt == "aHello"
 
 
 def test_an_error_text_cannot_act_on_the_terminal(renderer: Renderer) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import localmoe
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Request, Sampling, Token
 from tests.archs import parrot

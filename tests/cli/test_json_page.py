@@ -19,7 +19,7 @@ from localmoe.app.planned_model import CatalogGuess, Skipped
 from localmoe.bench.figures import Spread, Summary
 from localmoe.bench.variants import Variant
 from localmoe.chat.attachments import Attachment
-from localmoe.chat.conversation import ReasoningDelta
+from localmoe.chat.events import ReasoningDelta
 from localmoe.chat.export import to_document
 from localmoe.chat.session import Message, Session, Turn
 from localmoe.cli.loaded import load_document

@@ -12,7 +12,8 @@ import gguf
 import pytest
 
 from localmoe.app.model import LoadedModel
-from localmoe.chat.conversation import Conversation, TurnDone
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import TurnDone
 from localmoe.cli import arguments, loaded
 from localmoe.cli.output import Output
 from scripts.nano import intents, judge

@@ -1,8 +1,7 @@
 """The process itself: ``python -m localmoe.chat.rendering``. Jinja and the standard library only.
 
-A chat template comes with a model file, so it is somebody else's code. It runs here, in an
-immutable sandbox, in a process with a memory limit that can be killed when it takes too long;
-see ``localmoe.chat.template`` for the other side.
+A chat template comes with a model file, so it is somebody else's code. It runs here, in a
+sandbox, in a process with a memory limit that can be killed when it takes too long; see ``localmoe.chat.template`` for the other side.
 
 Protocol, one JSON object per line on stdin and stdout. First the child says ``{"ready": true}``.
 
@@ -69,12 +68,17 @@ class Templates:
             return {"variables": sorted(self._names), "literals": self._literals}
         answers = StandIns()
         messages = [self._with_answer_hidden(message, answers) for message in request["messages"]]
-        variables = self._variables(request, marked(messages), request["kwargs"])
-        if request["tools"]:
-            variables["tools"] = marked(request["tools"])
-        prompt = answers.put_back(_bounded(template, variables | {"add_generation_prompt": True}))
+
+        def rendered(generation: bool) -> Marked:
+            """Anew from the messages: a template may change the ones it was given."""
+            variables = self._variables(request, marked(messages), request["kwargs"])
+            if request["tools"]:
+                variables["tools"] = marked(request["tools"])
+            return _bounded(template, variables | {"add_generation_prompt": generation})
+
+        prompt = answers.put_back(rendered(True))
         try:
-            settled = _bounded(template, variables | {"add_generation_prompt": False})
+            settled = rendered(False)
         except Exception:  # a template may insist on its last message
             settled = Marked()
         settled = answers.put_back(settled)

@@ -21,7 +21,7 @@ from jinja2.ext import loopcontrols as LoopControls  # noqa: N812
 from jinja2.filters import do_title
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 from localmoe.chat.rendering.marked import (
     DATA,
@@ -58,7 +58,7 @@ class MarkingCodeGenerator(CodeGenerator):
         self.write("))")
 
 
-class Environment(ImmutableSandboxedEnvironment):
+class Environment(SandboxedEnvironment):
     """The sandbox. A forbidden attribute is an error; Jinja would print it as nothing."""
 
     code_generator_class = MarkingCodeGenerator

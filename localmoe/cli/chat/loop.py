@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 
 from localmoe.chat.builtin import add_builtin
 from localmoe.chat.commands import Again, Ask, ExitChat, Registry, parse
-from localmoe.chat.conversation import ChatEvent, TurnDone
+from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.chat.session import Message
 from localmoe.chat.session_commands import add_session_commands, resumed
 from localmoe.chat.state import Chat

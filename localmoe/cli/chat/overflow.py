@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from localmoe.chat.context import Overflow, answer_room, surely_fits
-from localmoe.chat.conversation import AnswerDelta, ChatEvent, Conversation
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import AnswerDelta, ChatEvent
 from localmoe.chat.overflow import TOO_LONG_ALONE, make_room, not_sent
 from localmoe.chat.session import Message
 from localmoe.chat.state import Chat

@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta
+from localmoe.chat.events import AnswerDelta, ChatEvent, ReasoningDelta
 from localmoe.cli.output import Output
 from localmoe.engine.events import PrefillProgress
 from localmoe.terminal.answers import Writer, answer_writer, reasoning_writer

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from localmoe.chat.columns import BETWEEN, flow
 from localmoe.chat.context import Meter, bar
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.cli.render import experts_short
 from localmoe.cli.tiers import TIER_NAME, TIER_STYLE, experts_place, joined, layers_by_tier
 from localmoe.facts.model import Model

@@ -12,7 +12,7 @@ from localmoe.app import trace_documents as documents
 from localmoe.app.model import LoadedModel
 from localmoe.app.outputs import TRACE, check_output
 from localmoe.app.prompts import Question, questions_of
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.cli import loaded
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output

@@ -12,7 +12,8 @@ from localmoe.app.model import LoadedModel
 from localmoe.app.sessions import KeptSession, kept_session
 from localmoe.chat.attachments import read_attachment
 from localmoe.chat.context import Overflow
-from localmoe.chat.conversation import ChatEvent, Conversation, TurnDone
+from localmoe.chat.conversation import Conversation
+from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.chat.overflow import make_room, not_sent
 from localmoe.chat.session import Message, ModelUsed
 from localmoe.cli import loaded as models

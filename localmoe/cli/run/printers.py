@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from localmoe.app import documents
 from localmoe.app.documents import Json
 from localmoe.app.model import LoadedModel
-from localmoe.chat.conversation import AnswerDelta, ChatEvent, ReasoningDelta, TurnDone
+from localmoe.chat.events import AnswerDelta, ChatEvent, ReasoningDelta, TurnDone
 from localmoe.cli.loaded import figures
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress

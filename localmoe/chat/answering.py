@@ -1,0 +1,177 @@
+"""One answer: messages → prompt → tokens → reasoning and answer, as events."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from localmoe.chat.constraint import grammar_for
+from localmoe.chat.events import (
+    AnswerDelta,
+    ChatEvent,
+    ReasoningDelta,
+    Timings,
+    TurnDone,
+    Usage,
+)
+from localmoe.chat.session import Message
+from localmoe.chat.settings import Settings
+from localmoe.chat.splitter import Answer, Piece, Splitter
+from localmoe.chat.stopping import StopTexts
+from localmoe.chat.template import ChatTemplate, Rendered
+from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Span, Token
+from localmoe.errors import EngineError
+
+PLAIN = ChatTemplate(None)
+
+
+class TextEngine(Protocol):
+    """The part of ``localmoe.engine.client.Engine`` that a conversation needs."""
+
+    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
+        """Raises ``ContextOverflowError``, ``EngineError``, ``EngineCrashError``."""
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of ``text``, as text. Raises what ``generate`` does."""
+
+    def count_prompt(self, prompt: str, data: Sequence[Span] = ()) -> int:
+        """Tokens that ``generate`` would read; ``data`` as in ``Request``."""
+
+    def split_specials(self, texts: Sequence[str]) -> list[list[Part]]:
+        """Each text cut at the special tokens that it spells."""
+
+    def cancel(self) -> None:
+        """Make ``generate`` end early. May be called from any thread or signal handler."""
+
+
+def template_for(template: ChatTemplate, settings: Settings) -> ChatTemplate:
+    """The template that counts under these settings."""
+    return PLAIN if settings.plain else template
+
+
+def events(
+    engine: TextEngine, template: ChatTemplate, messages: Sequence[Message], settings: Settings
+) -> Generator[ChatEvent, None, None]:
+    """The events of one answer to ``messages``, ``TurnDone`` last. Raises what ``answer`` does."""
+    yield (yield from answer(engine, template, messages, settings, Said()))
+
+
+def answer(
+    engine: TextEngine,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    settings: Settings,
+    said: Said,
+) -> Generator[ChatEvent, None, TurnDone]:
+    """One answer; ``said`` has what came of it when it breaks off. Returns the last event.
+
+    A caller that no longer wants its events stops the engine. Raises ``TemplateError``,
+    ``ContextOverflowError``, ``EngineError``.
+    """
+    rendered = template_for(template, settings).render(messages, think=settings.think)
+    reader = _reader(engine, rendered, settings)
+    grammar = settings.grammar
+    if grammar is not None and rendered.format is not None:
+        grammar = grammar_for(grammar, rendered.format, engine.split_specials)
+    request = Request(
+        prompt=rendered.prompt,
+        stable_chars=rendered.stable_chars,
+        max_tokens=settings.max_tokens,
+        sampling=settings.sampling,
+        grammar=grammar,
+        data=rendered.data,
+    )
+    try:
+        for event in engine.generate(request):
+            if isinstance(event, PrefillProgress):
+                yield event
+            elif isinstance(event, Token):
+                if not reader.stopped_after:
+                    yield from map(said.take, reader.feed(event))
+                    if reader.stopped_after:
+                        engine.cancel()
+            else:
+                yield from map(said.take, reader.finish())
+                if reader.stopped_after:
+                    event = replace(event, reason="stop", completion_tokens=reader.stopped_after)
+                return said.done(event)
+    except GeneratorExit:
+        engine.cancel()
+        raise
+    raise EngineError("the engine ended a turn without saying why")
+
+
+def _reader(engine: TextEngine, rendered: Rendered, settings: Settings) -> Reader:
+    format_ = rendered.format
+    if format_ is None:
+        return Reader(None, settings)
+    constrained = settings.grammar is not None
+    return Reader(Splitter(format_, engine.split_specials, constrained=constrained), settings)
+
+
+class Reader:
+    """Tokens → pieces to show, up to a text that ends the answer."""
+
+    def __init__(self, splitter: Splitter | None, settings: Settings) -> None:
+        self._splitter = splitter  # None: all text is the answer
+        self._stops = StopTexts(settings.stop)
+        self._tokens = 0
+
+    @property
+    def stopped_after(self) -> int:
+        """Tokens of the answer when a stop text was complete; 0 while none was."""
+        return self._tokens if self._stops.met else 0
+
+    def feed(self, token: Token) -> Iterator[Piece]:
+        self._tokens = token.tokens
+        if token.control:
+            self._stops.control(token.text)
+        if self._splitter is not None:
+            pieces = self._splitter.feed(token.text, special=token.special, control=token.control)
+        else:
+            pieces = iter([] if token.control or not token.text else [Answer(token.text)])
+        for piece in pieces:
+            yield from self._stops.feed(piece)
+
+    def finish(self) -> Iterator[Piece]:
+        for piece in self._splitter.finish() if self._splitter is not None else ():
+            yield from self._stops.feed(piece)
+        yield from self._stops.finish()
+
+
+class Said:
+    """What the model has said in the turn that is running."""
+
+    def __init__(self) -> None:
+        self._answer: list[str] = []
+        self._reasoning: list[str] = []
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._answer and not self._reasoning
+
+    @property
+    def answer(self) -> str:
+        return "".join(self._answer)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    def take(self, piece: Piece) -> ReasoningDelta | AnswerDelta:
+        if isinstance(piece, Answer):
+            self._answer.append(piece.text)
+            return AnswerDelta(piece.text)
+        self._reasoning.append(piece.text)
+        return ReasoningDelta(piece.text)
+
+    def done(self, finished: Finished) -> TurnDone:
+        return TurnDone(
+            finish_reason=finished.reason,
+            answer=self.answer,
+            reasoning=self.reasoning,
+            usage=Usage(finished.prompt_tokens, finished.completion_tokens, finished.reused_tokens),
+            timings=Timings(finished.ttft_s, finished.prefill_tps, finished.decode_tps),
+            finished=finished,
+        )
