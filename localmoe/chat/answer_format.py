@@ -35,7 +35,7 @@ BATCH = 20  # probes at once: each time has the time limit of one prompt
 
 _T = TypeVar("_T")
 _TAG = re.compile(r"<[^<>\s]{1,80}>|\[[^\[\]\s]{1,80}\]")
-_ATOM = re.compile(rf"{_TAG.pattern}|\w+|\s+|.", re.DOTALL)
+ATOM = re.compile(rf"{_TAG.pattern}|\w+|\s+|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class _View:
     def _common(self) -> int:
         """Characters that the prompt and what stands before an earlier answer share."""
         begin = self.prompt.rstrip()
-        return len(begin) if self.lead.startswith(begin) else _shared(self.prompt, self.lead)
+        return len(begin) if self.lead.startswith(begin) else shared(self.prompt, self.lead)
 
     @property
     def opened(self) -> str:
@@ -192,8 +192,8 @@ class _View:
         if lead_in and end != lead_in and end.endswith(lead_in):
             end = end.removesuffix(lead_in).rstrip()
         begin = self.prompt.rstrip()
-        shared = len(begin) if self.before.startswith(begin) else _shared(self.prompt, self.before)
-        start = _short(self.before[shared:]) or self.opened.removesuffix(end).rstrip()
+        lead = len(begin) if self.before.startswith(begin) else shared(self.prompt, self.before)
+        start = _short(self.before[lead:]) or self.opened.removesuffix(end).rstrip()
         return Marks(start, end) if end else None
 
     def is_open(self, marks: Marks) -> bool:
@@ -227,10 +227,10 @@ def _parts(text: str | None, *marks: str) -> list[str] | None:
     return [*found, rest]
 
 
-def _shared(left: str, right: str) -> int:
+def shared(left: str, right: str) -> int:
     """Length of the beginning that two texts share, in whole words and tags."""
     length = 0
-    for a, b in zip(_ATOM.findall(left), _ATOM.findall(right), strict=False):
+    for a, b in zip(ATOM.findall(left), ATOM.findall(right), strict=False):
         if a != b:
             break
         length += len(a)
@@ -264,8 +264,8 @@ def _of_switch(views: Sequence[_View]) -> Marks | None:
     if len(views) != 2 or views[0].prompt == views[1].prompt:
         return None
     on, off = (view.prompt for view in views)
-    shared = len(on.rstrip()) if off.startswith(on.rstrip()) else _shared(on, off)
-    start, more = _short(on[shared:]), _short(off[shared:])
+    lead = len(on.rstrip()) if off.startswith(on.rstrip()) else shared(on, off)
+    start, more = _short(on[lead:]), _short(off[lead:])
     if pair := _pair(more):
         return Marks(*pair)
     start = start or views[0].opened

@@ -207,7 +207,7 @@ def test_hostile_template_is_refused_in_time(renderer: Renderer, name: str) -> N
 
 def test_a_template_changes_nothing_but_its_own_lists(renderer: Renderer) -> None:
     """Some collect ids in one; what they do to the messages is gone with the render."""
-    own = "{% set seen = [] %}{{ seen.append('a') or '' }}{{ seen.pop() }}{{ messages.pop().content }}"
+    own = "{% set a = [] %}{{ a.append('a') or '' }}{{ a.pop() }}{{ messages.pop().content }}"
     for _ in range(2):
         assert template(own, renderer).render((HELLO,)).prompt == "aHello"
 

@@ -1,7 +1,8 @@
 """The process itself: ``python -m localmoe.chat.rendering``. Jinja and the standard library only.
 
-A chat template comes with a model file, so it is somebody else's code. It runs here, in a
-sandbox, in a process with a memory limit that can be killed when it takes too long; see ``localmoe.chat.template`` for the other side.
+A chat template comes with a model file, so it is somebody else's code. It runs here, in a sandbox,
+in a process with a memory limit that can be killed when it takes too long; see
+``localmoe.chat.template`` for the other side.
 
 Protocol, one JSON object per line on stdin and stdout. First the child says ``{"ready": true}``.
 
