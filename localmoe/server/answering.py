@@ -12,7 +12,7 @@ from localmoe.app.experience import learn_from
 from localmoe.app.model import LoadedModel
 from localmoe.app.requests import SampleRequest
 from localmoe.app.stream import Stream
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.server.asks import Accepted, Ask, Event, Loading, Waiting
 from localmoe.server.models import Models
 from localmoe.server.turns import Turns

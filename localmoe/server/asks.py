@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from localmoe.chat.conversation import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
 from localmoe.engine.events import PrefillProgress
 
 Message = Mapping[str, object]  # "role", "content", of assistants perhaps "reasoning"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.server.problems import Document
 
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from localmoe.app.listener import Listener
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.server import openai_chat
 from localmoe.server.answering import Answering
 from localmoe.server.asks import Ask

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from localmoe.chat.conversation import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
 from localmoe.engine.events import PrefillProgress
 from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields

@@ -12,7 +12,7 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from localmoe.chat.conversation import TurnDone
+from localmoe.chat.events import TurnDone
 from localmoe.engine.events import PrefillProgress
 from localmoe.server import limits
 from localmoe.server.asks import Accepted, Event, Loading, Waiting

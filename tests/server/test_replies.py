@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import pytest
 from starlette.types import Message
 
-from localmoe.chat.conversation import AnswerDelta, Timings, TurnDone, Usage
+from localmoe.chat.events import AnswerDelta, Timings, TurnDone, Usage
 from localmoe.engine.events import PrefillProgress
 from localmoe.errors import ContextOverflowError, EngineCrashError
 from localmoe.server import limits
