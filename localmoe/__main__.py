@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 
@@ -13,6 +14,11 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from localmoe.cli.main import main as run
     from localmoe.errors import INTERRUPTED
+
+    if os.name == "posix":
+        from localmoe.terminal import watchdog
+
+        watchdog.watch()
 
     try:
         if ours:

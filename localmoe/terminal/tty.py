@@ -20,10 +20,10 @@ from typing import IO, Any, NoReturn
 
 from localmoe.errors import UsageError
 from localmoe.terminal.console import is_dumb
+from localmoe.terminal.watchdog import RESET
 
 HUNG_UP = 128 + signal.SIGHUP
 OSC52_LIMIT = 74_994  # bytes of text; what xterm and tmux take at once
-RESET = "\x1b[?2004l\x1b[?25h\x1b[0m"  # bracketed paste off, cursor shown, plain text
 
 
 @contextlib.contextmanager

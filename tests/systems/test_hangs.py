@@ -1,7 +1,8 @@
-"""A disk that stops answering in the middle of an answer: the prompt always comes back."""
+"""A disk that stops answering, at the start or in an answer: the prompt always comes back."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from tests.chat.terminal import CTRL_C, Terminal
 from tests.cli.command import COMMAND, environment
 from tests.engine.test_process import gone
 from tests.systems.fault_fs import mounted
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.process,
@@ -183,3 +185,55 @@ def test_in_a_chat(ends: str, disk: Disk, tmp_path: Path) -> None:
     finally:
         disk.go_on()
         terminal.child.close(force=True)
+
+
+def open_files(pid: int) -> Iterator[Path]:
+    """Their names, as the system knows them: none of them is looked at."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            yield link.readlink()
+
+
+def waits_for(pid: int, path: Path) -> bool:
+    """Whether a process's main thread is in the kernel until a file system answers for ``path``."""
+    waits = Path(f"/proc/{pid}/wchan").read_text()
+    if waits.startswith("folio_wait"):  # for a page, of that file or of another one
+        return path in open_files(pid)
+    return waits == "request_wait_answer"
+
+
+@pytest.mark.parametrize("looks", [False, True], ids=["reads", "looks"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_before_there_is_an_engine(
+    number: signal.Signals, code: int, looks: bool, disk: Disk, tmp_path: Path
+) -> None:
+    """The command itself reads the file's header, or only looks whether it is there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    disk.hang()
+    reader = None
+    if looks:  # the file system answers one request at a time: with this one it is busy
+        reader = subprocess.Popen(["head", "-c", "1", disk.path], stdout=subprocess.DEVNULL)
+        wait_until(lambda: waits_for(reader.pid, disk.path))
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(disk.path), "Go on", *FEW],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(home),
+    )
+    try:
+        wait_until(lambda: waits_for(process.pid, disk.path))
+        process.send_signal(number)
+        assert process.wait(GRACE) == code
+        assert process.stderr is not None
+        assert b"the disk does not answer" in process.stderr.read()
+    finally:
+        disk.go_on()
+        for each in filter(None, (process, reader)):
+            each.kill()
+            each.communicate()
