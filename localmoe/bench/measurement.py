@@ -13,6 +13,7 @@ from localmoe.bench.records import RESIDENT, Job, Run
 from localmoe.bench.runner import Start, run
 from localmoe.bench.versus import Program
 from localmoe.errors import UsageError
+from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.budget import PROCESS_BYTES
 from localmoe.planning.plan import Plan, Wishes
@@ -154,15 +155,29 @@ def _wishes(measurement: Measurement, tokens: int) -> Wishes:
 
 
 def wishes_for(job: Job, schedule: Schedule) -> Wishes:
-    """What to ask the planner for before a run. Pure.
+    """What to ask the planner for before a run, on the machine of ``machine_for``. Pure.
 
     A llama.cpp program gets the plan of plain mapping; everything in RAM is what ``auto`` chooses
     without a limit.
     """
     regime = job.regime if job.regime in KNOWN else PLAIN
     cache = "auto" if job.regime == RESIDENT else OFF if regime == PLAIN else regime
-    wishes = schedule.wishes
-    return dataclasses.replace(wishes, ram=job.memory or wishes.ram, cache=cache)
+    return dataclasses.replace(schedule.wishes, cache=cache)
+
+
+def machine_for(job: Job, machine: Machine) -> Machine:
+    """The machine as a run sees it: all of a memory group of its limit is free. Pure.
+
+    So a run is planned as localmoe plans in such a group by itself, reserve and growth included.
+    """
+    if job.memory is None:
+        return machine
+    return dataclasses.replace(
+        machine,
+        ram_total=job.memory,
+        ram_available=min(job.memory, machine.ram_available),
+        ram_limited_by="the measurement",
+    )
 
 
 def make(job: Job, schedule: Schedule, plan: Plan, replay: str) -> Run:

@@ -130,6 +130,7 @@ def measure_engine(record: Run, model: Model, start: Start, box: Box) -> Run:
             locked_peak=watch.locked,
             digest=text.hexdigest()[:16],
             regime=cache.regime if cache else loaded.cache,
+            cache_bytes=cache.budget if cache and cache.budget else record.cache_bytes,
             hits=cache.hits if cache else None,
             misses=cache.misses if cache else None,
             bytes_read=cache.bytes_read if cache else None,

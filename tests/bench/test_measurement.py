@@ -9,21 +9,24 @@ from typing import Any
 
 import pytest
 
-from localmoe.bench.measurement import Measurement, asked, schedule, wishes_for
+from localmoe.bench.measurement import Measurement, asked, machine_for, schedule, wishes_for
 from localmoe.bench.records import RESIDENT
 from localmoe.bench.trials import changed_wishes, chosen_settings
 from localmoe.bench.variants import Variant
 from localmoe.bench.versus import Program
 from localmoe.errors import UsageError
+from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model, read_model
+from localmoe.planning.budget import ram_reserve
 from localmoe.planning.plan import ExpertsOn, Wishes
 
 MUCH = 1 << 40  # bytes
+HERE = Machine("linux", "cpu", 2, 2, 1 << 34, 1 << 33, None, (), 1 << 40)
 OTHER: dict[str, Any] = {
     "context": 4096, "type_k": "q8_0", "type_v": "q8_0", "threads": 3, "gpu_layers": 2,
     "n_cpu_moe": 1, "ram": 1 << 30, "vram": 1 << 30, "batch": 64,
     "experts_on": (ExpertsOn("ram", ((0, 1),)),), "overrides": (("exps", "CPU"),), "cache": "page",
-    "cache_ram": 1 << 30, "experts": 1, "prefer_cached": 0.5,
+    "cache_ram": 1 << 30, "experts": 1, "prefer_cached": 0.5, "prompt_cache": 1 << 20,
 }  # fmt: skip
 
 
@@ -75,7 +78,7 @@ def test_plain_mapping_is_one_of_the_regimes(model: Model) -> None:
 
 
 def test_what_each_run_asks_of_the_planner(model: Model) -> None:
-    """Its regime and its limit on top of what was asked; a program runs as plain mapping would."""
+    """Its regime on top of what was asked; a program runs as plain mapping would."""
     program = Program("llama-server", ("llama-server",))
     wanted = Measurement(
         Wishes(ram=7 << 30, threads=1), limits=(None, 1 << 30), regimes=("plain", "auto", "page"),
@@ -91,11 +94,20 @@ def test_what_each_run_asks_of_the_planner(model: Model) -> None:
         ("auto", "auto", 7 << 30),
         ("page", "page", 7 << 30),
         ("llama-server", "off", 7 << 30),
-        ("plain", "off", 1 << 30),
-        ("auto", "auto", 1 << 30),
-        ("page", "page", 1 << 30),
-        ("llama-server", "off", 1 << 30),
+        ("plain", "off", 7 << 30),
+        ("auto", "auto", 7 << 30),
+        ("page", "page", 7 << 30),
+        ("llama-server", "off", 7 << 30),
     ]
+
+
+def test_a_run_is_planned_for_its_memory_group(model: Model) -> None:
+    """As in a group of that size by itself: its reserve is left, and the cache may grow."""
+    wanted = Measurement(Wishes(), limits=(None, 1 << 30), regimes=("auto",), runs=1)
+    free, limited = (machine_for(job, HERE) for job in schedule(wanted, model, 0).jobs)
+    assert free == HERE
+    assert (limited.ram_total, limited.ram_available) == (1 << 30, 1 << 30)
+    assert ram_reserve(limited) == 64 << 20
 
 
 def test_what_a_trial_asks_of_the_planner() -> None:

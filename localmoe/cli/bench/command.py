@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,7 @@ from localmoe.bench.measurement import (
     SWEEP,
     Measurement,
     Schedule,
+    machine_for,
     make,
     schedule,
     summaries_of,
@@ -27,13 +28,13 @@ from localmoe.bench.measurement import (
 )
 from localmoe.bench.records import Job, Log
 from localmoe.bench.runner import routing_file
-from localmoe.bench.trials import PlanFor
 from localmoe.bench.versus import program_of
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.bench import screen, tuning
 from localmoe.cli.output import Output
 from localmoe.cli.requests import load_request, plan_request
 from localmoe.errors import INTERRUPTED, DoesNotFitError
+from localmoe.facts.hardware import Machine
 from localmoe.planning.plan import Plan, Verdict, Wishes
 from localmoe.routing.trace import read_trace
 from localmoe.terminal.live_line import LiveLine
@@ -78,7 +79,7 @@ def measure(
     tell_of_idle_gpus(machine, output)
 
     @cache  # a regime under a limit is planned once, not before each of its runs
-    def plan_here(wishes: Wishes) -> Plan:
+    def plan_on(machine: Machine, wishes: Wishes) -> Plan:
         own = dataclasses.replace(request, wishes=wishes)
         plan = plan_for(model, machine, own, hypothetical=False)
         if plan.verdict is Verdict.NO:
@@ -88,8 +89,11 @@ def measure(
             )
         return plan
 
+    def plan_of(job: Job) -> Plan:
+        return plan_on(machine_for(job, machine), wishes_for(job, wanted))
+
     with routing_file(wanted.routing, asked.routing_name) as replay:
-        _make_runs(left, len(wanted.jobs) - len(waiting), wanted, plan_here, replay, log, output)
+        _make_runs(left, len(wanted.jobs) - len(waiting), wanted, plan_of, replay, log, output)
     runs = log.of(wanted.jobs)
     summaries = summaries_of(wanted, runs)
     to_do = len(waiting) - len(left)
@@ -98,6 +102,7 @@ def measure(
     if to_do:
         again = "the same command goes on" if options.log else "--log FILE would keep them"
         output.note(f"{to_do} of {len(wanted.jobs)} runs are still to be made: {again}")
+    plan_here = partial(plan_on, machine)
     advice = tuning.advise(model, machine, wanted.wishes, plan_here, options, output)
     if output.as_json:
         head = {"event": "done"} if output.lines else {}
@@ -112,7 +117,7 @@ def _make_runs(
     jobs: Sequence[Job],
     before: int,
     wanted: Schedule,
-    plan_here: PlanFor,
+    plan_of: Callable[[Job], Plan],
     replay: str,
     log: Log,
     output: Output,
@@ -124,7 +129,7 @@ def _make_runs(
         rest = (time.monotonic() - begun) / done * (len(jobs) - done) if done else None
         with LiveLine(output.stderr) as line:
             line.show(f"{number} {screen.waiting_line(job, rest)}")
-            made = make(job, wanted, plan_here(wishes_for(job, wanted)), replay)
+            made = make(job, wanted, plan_of(job), replay)
         log.add(made)
         output.note(f"{number} {screen.run_line(made)}")
         if output.lines:
