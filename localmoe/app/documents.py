@@ -16,7 +16,7 @@ from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import LINE_SPEED, CatalogGuess, PlannedModel
 from localmoe.app.recommend import best_first
 from localmoe.chat.events import TurnDone
-from localmoe.engine.events import Loaded
+from localmoe.engine.events import Finished, Loaded
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import LongArray, Model, Role, Value
 from localmoe.hub.download import Pulled
@@ -292,7 +292,7 @@ def run_document(
             "decode_tps": done.timings.decode_tps,
         },
         "cache": {
-            "regime": plan.cache.regime,
+            "regime": _served(plan, loaded, done.finished),
             "hits": cache.hits if cache else None,
             "misses": cache.misses if cache else None,
             "hit_rate": cache.hit_rate if cache else None,
@@ -300,6 +300,14 @@ def run_document(
         },
         "plan": plan_document,
     }
+
+
+def _served(plan: Plan, loaded: Loaded, finished: Finished | None) -> str:
+    """The regime that served the experts: as planned, or what the engine fell back to."""
+    served = loaded.cache
+    if served == "private" and finished is not None:  # else it was given up after the first token
+        served = finished.cache.regime if finished.cache else "off"
+    return plan.cache.regime if served == plan.settings.cache else served
 
 
 def pulled_document(wanted: Wanted, pulled: Pulled) -> dict[str, object]:

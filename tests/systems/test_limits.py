@@ -102,7 +102,7 @@ def test_little_address_space(wide: Path, localmoe: Localmoe) -> None:
     ask = ("--plain", "--temp", "0", "-n", "6", "-c", "512", "-b", "4", "-t", "1", "--no-history")
     private = ("--cache", "private", "--cache-ram", "0.03")
     plain = json.loads(localmoe("run", wide, PROMPT, *ask, "--cache", "off", "--json").stdout)
-    ended = []
+    ended, regimes = [], set()
     for kib in (1_500_000, 380_000, 300_000, 200_000):
         command = [*COMMAND, "run", str(wide), PROMPT, *ask, *private, "--json"]
         done = subprocess.run(
@@ -119,8 +119,12 @@ def test_little_address_space(wide: Path, localmoe: Localmoe) -> None:
             assert document["error"]["code"] in ("engine", "engine_memory")
         else:
             assert document["text"] == plain["text"]
+            fell_back = "through the page cache" in done.stderr
+            assert document["cache"]["regime"] == ("page" if fell_back else "private")
+            regimes.add(document["cache"]["regime"])
         ended.append("error" in document)
     assert (ended[0], ended[-1]) == (False, True)
+    assert regimes == {"private", "page"}
 
 
 # ---- file systems ----------------------------------------------------------------------------

@@ -130,6 +130,20 @@ def test_direct_reads_that_fail(
     assert cached.misses
 
 
+def test_a_refusal_that_comes_late_is_said(
+    arch_file: Callable[[str], Path], localmoe: Localmoe, libraries: Path
+) -> None:
+    """The first block can be read directly, experts cannot: the same words, and a line says so."""
+    path = arch_file("gpt-oss")
+    experts = min(tensor.offset for tensor in routed_tensors(read_model(path)))
+    done = localmoe(
+        *("run", path, PROMPT, "--plain", "-n", "4", "--json", "--no-history", *TIGHT),
+        LD_PRELOAD=str(shim("faults", libraries)), DIRECT="EINVAL", FROM=str(experts),
+    )  # fmt: skip
+    assert done.stderr.count("the file system has no direct reads") == 1
+    assert json.loads(done.stdout)["cache"]["regime"] == "private"
+
+
 @pytest.mark.parametrize("fault", ["short", "torn"])
 def test_reads_through_the_page_cache_that_come_short(
     fault: str, arch_file: Callable[[str], Path], localmoe: Localmoe, libraries: Path

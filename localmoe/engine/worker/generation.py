@@ -153,6 +153,7 @@ class Generator:
             reason = "length" if produced == limit else "stop"
         yield from stream.finish()
         whole_prompt = clock.prompt_read is not None
+        cache = self._experts.stats()
         yield Finished(
             reason=reason,
             prompt_tokens=len(prompt) if whole_prompt else len(self.kv.tokens),
@@ -161,7 +162,7 @@ class Generator:
             ttft_s=clock.first_token_s(),
             prefill_tps=clock.prefill_tps(len(prompt) - reused),
             decode_tps=clock.decode_tps(produced),
-            cache=self._experts.stats(),
+            cache=cache,
             load=self._experts.load(),
             note=self._experts.note if self._experts.note != note else "",
         )

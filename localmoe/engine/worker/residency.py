@@ -121,9 +121,13 @@ class Residency:
             self.regime = "page"
             self.note = f"experts are read through the page cache: {error.message}"
             return self._open_cache(paths, tensors)
-        if self.regime == "private" and cache.counters().no_direct:
-            self.note = "the file system has no direct reads: experts come through the page cache"
+        self._note_refusal(cache.counters())
         return cache
+
+    def _note_refusal(self, now: Counters) -> None:
+        """Say that direct reads are refused; some file systems do so at the first large one."""
+        if self.regime == "private" and now.no_direct:
+            self.note = "the file system has no direct reads: experts come through the page cache"
 
     def _go_without(self, why: str) -> None:
         """The cache cannot be used: the page cache serves the experts, read ahead if possible."""
@@ -198,10 +202,11 @@ class Residency:
         return error or EngineError("the expert cache ended the computation and gave no reason")
 
     def stats(self) -> CacheStats | None:
-        """What happened since the last call; None without a cache."""
+        """What happened since the last call, ``note`` too; None without a cache."""
         if self._cache is None or self.regime == "off":
             return None
         now, layers = self._cache.counters(), self._cache.layers(len(self._groups))
+        self._note_refusal(now)
         before, layers_before = self._mark, self._layer_mark
         self._mark, self._layer_mark = now, layers
         return CacheStats(
