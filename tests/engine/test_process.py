@@ -278,7 +278,7 @@ def preloaded_by(python: str, *, cwd: Path) -> dict[str, object]:
 
 
 @pytest.mark.skipif("sys.platform != 'linux'", reason="preloading is Linux's")
-@pytest.mark.parametrize("name", ["with a blank", "a:colon", "b: o t h", "plain"])
+@pytest.mark.parametrize("name", ["with a blank", "a:colon", "b: o t h", "$ORIGIN ${LIB}", "plain"])
 def test_an_environment_in_any_folder(name: str, tmp_path: Path) -> None:
     """The helper is preloaded wherever the environment is, and the linker has nothing to say."""
     made = tmp_path / "made"

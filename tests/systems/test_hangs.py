@@ -202,11 +202,10 @@ def waits_for(pid: int, path: Path) -> bool:
     return waits == "request_wait_answer"
 
 
-@pytest.mark.parametrize("looks", [False, True], ids=["reads", "looks"])
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
-    ids=["Ctrl-C", "SIGTERM"],
+    ("number", "code", "looks"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)],
+    ids=["Ctrl-C while it reads", "SIGTERM while it looks"],
 )
 def test_before_there_is_an_engine(
     number: signal.Signals, code: int, looks: bool, disk: Disk, tmp_path: Path
