@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-Figures = dict[str, object]
+Figures = dict[str, int]
 """What a test counted: the words for it → the figure."""
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def under_way(request: pytest.FixtureRequest) -> Callable[[], bool]:
-    """Whether this test shall go on: it has an equal share of the minutes."""
+    """Whether this test shall go on: those that ask have equal shares of the minutes."""
     minutes = float(request.config.getoption("--soak-minutes"))
-    end = time.monotonic() + 60 * minutes / request.session.testscollected
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    shares = sum("under_way" in item.fixturenames for item in items)
+    end = time.monotonic() + 60 * minutes / shares
     return lambda: time.monotonic() < end
 
 

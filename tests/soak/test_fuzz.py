@@ -13,6 +13,7 @@ from tests.effort import yards
 from tests.engine.cache_fuzz import play
 from tests.facts.damage import Damage
 from tests.soak.conftest import Figures
+from tests.systems.shims import shim
 from tests.terminal.test_answer import lasting, written
 
 pytestmark = pytest.mark.soak
@@ -27,12 +28,32 @@ def test_the_expert_cache(
     arch_file: Callable[..., Path], under_way: Callable[[], bool], figures: Figures
 ) -> None:
     """Random budgets, batches, threads, prompts and interrupts change no token of an answer."""
-    seed, answers, evictions = 1000, 0, 0
+    _play(1000, arch_file, None, under_way, figures)
+
+
+def test_the_expert_cache_while_reads_fail(
+    arch_file: Callable[..., Path],
+    tmp_path: Path,
+    under_way: Callable[[], bool],
+    figures: Figures,
+) -> None:
+    """Nor do reads that fail, come short or late: where none can succeed, an error says so."""
+    _play(5000, arch_file, shim("faults", tmp_path), under_way, figures)
+
+
+def _play(
+    first: int,
+    arch_file: Callable[..., Path],
+    faults: Path | None,
+    under_way: Callable[[], bool],
+    figures: Figures,
+) -> None:
+    seed, answers, evictions = first, 0, 0
     while under_way():
-        played = play(random.Random(seed), arch_file)
+        played = play(random.Random(seed), arch_file, faults)
         assert played.wrong == (), f"seed {seed}: {played.title}"
         seed, answers, evictions = seed + 1, answers + played.answers, evictions + played.evictions
-        figures |= {"rounds": seed - 1000, "answers": answers, "evictions": evictions}
+        figures |= {"rounds": seed - first, "answers": answers, "evictions": evictions}
 
 
 def test_damaged_headers(
