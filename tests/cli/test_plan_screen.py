@@ -10,7 +10,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from localmoe.cli.fit.command import note_hardware
 from localmoe.cli.fit.plan_screen import LayerMap
+from localmoe.cli.output import Output
 from localmoe.cli.render import fit_screen
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
@@ -47,6 +49,15 @@ def test_one_row_per_layer() -> None:
             assert (name in line.split("·")[0].split("MiB", 1)[1]) == bool(count), line
         assert line.endswith("8 of 128")
     assert any(re.search(r"RAM \d+ MiB \+ disk", line) for line in lines)
+
+
+@pytest.mark.parametrize(("ram", "said"), [(0.1, True), (6, True), (64, False)])
+def test_swap_is_no_memory_to_plan_with(ram: float, said: bool) -> None:
+    """Where RAM is short, and only there, a line says that swap does not count."""
+    out = io.StringIO()
+    with_swap = dataclasses.replace(machine(ram), swap_total=8 << 30)
+    note_hardware(with_swap, plan(48, ram), Output(err=out))
+    assert ("8.0 GiB of swap do not count" in out.getvalue()) == said
 
 
 @pytest.mark.parametrize("layers", [24, 48, 94])

@@ -22,6 +22,7 @@ from localmoe.cli.requests import plan_request
 from localmoe.errors import DoesNotFitError
 from localmoe.facts.hardware import Machine
 from localmoe.planning.plan import Plan
+from localmoe.text import format_bytes
 
 DOES_NOT_FIT = DoesNotFitError.exit_code
 
@@ -66,7 +67,7 @@ def plan_command(options: Options, output: Output) -> int:
         output.json(documents.plan_document(model, machine, plan, found.forecast))
     else:
         output.print(plan_screen(model, plan, found.forecast))
-        _note_devices(machine, plan, output)
+        note_hardware(machine, plan, output)
     return 0 if plan.verdict.fits else DOES_NOT_FIT
 
 
@@ -76,7 +77,7 @@ def _show_one(answer: Fit, min_tps: float | None, output: Output) -> None:
         output.print(render.verdict_text(only.plan.verdict))
         return
     output.print(screens.detail(only))
-    _note_devices(answer.machine, only.plan, output)
+    note_hardware(answer.machine, only.plan, output)
     if only.fits and not only.reaches(min_tps):
         output.note(speeds.too_slow(only.forecast, min_tps or 0.0))
 
@@ -91,9 +92,14 @@ def _show_everything(answer: Fit, output: Output) -> None:
     tell_of_idle_gpus(answer.machine, output)
 
 
-def _note_devices(machine: Machine, plan: Plan, output: Output) -> None:
-    """Notes about GPUs that lie idle, and those whose figures are estimates."""
+def note_hardware(machine: Machine, plan: Plan, output: Output) -> None:
+    """Notes about GPUs that lie idle, those whose figures are estimates, and swap."""
     tell_of_idle_gpus(machine, output)
+    if machine.swap_total and (plan.missing_ram or not plan.verdict.fits):
+        swap = format_bytes(machine.swap_total)
+        output.note(
+            f"{swap} of swap do not count: reading the model's file is faster than swapping"
+        )
     used = set(plan.settings.devices)
     for gpu in machine.gpus:
         if not gpu.in_engine and gpu.device in used:
