@@ -6,7 +6,8 @@ A worker runs in a memory group of ``--limit`` GiB, planned with ``--ram``. It a
 process of the group takes ``--hog`` GiB and keeps it, and it answers twice more: once while the
 memory is taken, and once when that is settled. Beside it stands a run that was planned with the
 smaller memory from the start. With ``--grow`` there is no ``--ram``: the run begins beside the hog,
-which then ends. Figures of speed mean something on a quiet machine alone; needs root.
+which then ends. With ``--swap`` the group may use the machine's swap. Figures of speed mean
+something on a quiet machine alone; needs root.
 
 Prints JSON: for each answer tok/s, the cache's budget, the mapped weights in memory, major faults
 and bytes read per token, swapped bytes; and the quotient of the last speed and the other run's.
@@ -28,7 +29,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from localmoe.bench.cold_start import forget
-from localmoe.bench.limits import Box, memory_box
+from localmoe.bench.limits import Box, Group, memory_box
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Request, Sampling
 from localmoe.engine.oracle import Oracle
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ram", type=float, help="GiB that the run is planned with")
     parser.add_argument("--hog", type=float, required=True, help="GiB that another process takes")
     parser.add_argument("--grow", action="store_true", help="the hog is there first, and ends")
+    parser.add_argument("--swap", action="store_true", help="the group may swap")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--experts", type=int, help="per token, fewer than the model's own")
@@ -92,6 +94,9 @@ def run(
     settings = dataclasses.replace(plan.settings, replay=options.replay)
     forget(model.paths)
     with memory_box(limit) as box, Engine(model, settings, remember=False) as engine:
+        if options.swap:
+            assert isinstance(box, Group)
+            box.let_swap()
         box.admit(engine.pid)
         taken = _take(box, hog) if hog and options.grow else None
         list(engine.load())

@@ -86,6 +86,14 @@ class Group(Unlimited):
             with contextlib.suppress(OSError):
                 self._write("memory.swap.max", 0)
 
+    def let_swap(self) -> None:
+        """Allow the group to use the machine's swap, beyond its limit."""
+        if self._v1:
+            self._write("memory.memsw.limit_in_bytes", -1)
+            self._write("memory.swappiness", 60)
+        else:
+            self._write("memory.swap.max", "max")
+
     def admit(self, pid: int) -> None:
         self._write("cgroup.procs", pid)
 
@@ -123,7 +131,7 @@ class Group(Unlimited):
                     return
                 time.sleep(0.05)
 
-    def _write(self, name: str, value: int) -> None:
+    def _write(self, name: str, value: int | str) -> None:
         (self._folder / name).write_text(str(value))
 
     def _read(self, name: str) -> str:

@@ -84,6 +84,24 @@ def with_data_elsewhere(path: Path, data: int | None) -> tuple[str, str, str]:
         return conversation.experts.regime, conversation.experts.note, said.answer
 
 
+def with_other_counts(path: Path, changed: dict[str, int], more: int) -> tuple[str, str, str]:
+    """The same where the first tensor's entry is another, and its group has ``more`` tensors."""
+    from localmoe.engine.worker import model_tensors, residency
+
+    real = model_tensors.expert_tensors
+
+    def strange(*arguments: Any) -> list[Any]:
+        first, *others = real(*arguments)
+        entry = dataclasses.replace(first.entry, **changed)
+        return [*[dataclasses.replace(first, entry=entry)] * (1 + more), *others]
+
+    vars(residency)["expert_tensors"] = strange
+    vars(residency)["layout_problem"] = lambda *_: None
+    with Conversation(path, private(path)) as conversation:
+        said = conversation.say(Turn(FIRST))
+        return conversation.experts.regime, conversation.experts.note, said.answer
+
+
 def without_being_asked(path: Path) -> tuple[str, str, str, str, int]:
     """The same where llama.cpp keeps no list of buffer types that it asks."""
     from localmoe.engine.worker import binding
@@ -124,6 +142,31 @@ def test_data_elsewhere_is_noticed(data: int | None, arch_file: Callable[[str], 
     regime, note, answer = in_child(with_data_elsewhere, path, data)
     assert regime == "off"
     assert "does not have the file's bytes for blk.0.ffn_up_exps.weight" in note
+    assert answer == in_child(plain, path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "more"),
+    [
+        ({"experts": 0}, 0),
+        ({"experts": 7}, 0),
+        ({"experts": -1}, 0),
+        ({"nbytes": 0}, 0),
+        ({"nbytes": 1 << 62}, 0),
+        ({"offset": -1}, 0),
+        ({"offset": 1 << 62}, 0),
+        ({"part": 7}, 0),
+        ({}, 2),
+    ],
+)
+def test_counts_that_cannot_be(
+    changed: dict[str, int], more: int, arch_file: Callable[[str], Path]
+) -> None:
+    """The C++ believes no count that it is handed: no crash, one line, and the plain answer."""
+    path = arch_file("qwen3moe")
+    regime, note, answer = in_child(with_other_counts, path, changed, more)
+    assert regime == "off"
+    assert "are not laid out as this cache knows them" in note
     assert answer == in_child(plain, path)
 
 

@@ -127,6 +127,20 @@ def test_little_address_space(wide: Path, localmoe: Localmoe) -> None:
     assert regimes == {"private", "page"}
 
 
+# ---- threads ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", ["0", "1"])
+def test_no_more_threads(
+    threads: str, arch_file: Callable[[str], Path], localmoe: Localmoe, libraries: Path
+) -> None:
+    """Where readers cannot be started, or not all of them, the file's mapping serves: said once."""
+    plain = System(localmoe).answer(arch_file("qwen3moe"), *OFF)
+    system = System(localmoe, shim("threads", libraries))
+    answer = system.answer(arch_file("qwen3moe"), *TIGHT, THREADS=threads)
+    assert (answer.text, answer.regime) == (plain.text, "off")
+
+
 # ---- file systems ----------------------------------------------------------------------------
 
 
