@@ -84,7 +84,7 @@ def with_data_elsewhere(path: Path, data: int | None) -> tuple[str, str, str]:
         return conversation.experts.regime, conversation.experts.note, said.answer
 
 
-def with_other_counts(path: Path, changed: dict[str, int], more: int) -> tuple[str, str, str]:
+def with_other_counts(path: Path, changed: dict[str, Any], more: int) -> tuple[str, str, str]:
     """The same where the first tensor's entry is another, and its group has ``more`` tensors."""
     from localmoe.engine.worker import model_tensors, residency
 
@@ -160,7 +160,7 @@ def test_data_elsewhere_is_noticed(data: int | None, arch_file: Callable[[str], 
     ],
 )
 def test_counts_that_cannot_be(
-    changed: dict[str, int], more: int, arch_file: Callable[[str], Path]
+    changed: dict[str, Any], more: int, arch_file: Callable[[str], Path]
 ) -> None:
     """The C++ believes no count that it is handed: no crash, one line, and the plain answer."""
     path = arch_file("qwen3moe")
