@@ -9,18 +9,23 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from localmoe import kept, storage
+from localmoe.app.default_model import default_model
+from localmoe.app.listener import Listener
 from localmoe.app.model import LoadedModel
 from localmoe.app.records import decoded
-from localmoe.app.requests import PlanRequest
+from localmoe.app.requests import LoadRequest, PlanRequest
 from localmoe.chat.renderer import Renderer
 from localmoe.engine.attached import AttachedEngine
 from localmoe.engine.events import Loaded
-from localmoe.errors import StorageError
+from localmoe.errors import LocalmoeError, StorageError
+from localmoe.facts import catalog
 from localmoe.facts.hardware import Machine
-from localmoe.facts.model import Model
+from localmoe.facts.model import Model, read_model
 from localmoe.planning.plan import Plan, Wishes
+from localmoe.text import clean_line
 
 GREETING_LIMIT = 4 << 20  # bytes
 PATIENCE = 2.0  # seconds in which a server says what it has loaded
@@ -43,32 +48,45 @@ class Greeting:
     address: str  # of its HTTP, for people
 
 
+@contextlib.contextmanager
+def served_model(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel | None]:
+    """The model, if a server of this user has it loaded as the request wants it; else None.
+
+    At the end of the block the server keeps it. Nothing is looked for where there is no server.
+    """
+    if request.record or not _sockets():
+        yield None
+        return
+    with Renderer() as renderer:
+        renderer.start()
+        facts = _model_here(request)
+        found = served(facts, request.plan) if facts is not None else None
+        if facts is None or found is None:
+            yield None
+            return
+        connected, greeting = found
+        where = f" at {greeting.address}" if greeting.address else ""
+        listener.note(f"{clean_line(facts.name)}: answered by the server that has it loaded{where}")
+        engine = AttachedEngine(connected, greeting.loaded)
+        try:
+            yield LoadedModel(facts, greeting.machine, greeting.plan, engine, renderer)
+        finally:
+            engine.close()
+
+
 def served(model: Model, request: PlanRequest) -> tuple[socket.socket, Greeting] | None:
     """A connection to a server that has this model loaded as the request wants it; None: none."""
     if request.machine is not None:
         return None
     files = signature(model)
-    with contextlib.suppress(OSError, StorageError), socket_folder() as folder:
-        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a str
-            found = _greeted(f"{folder}/{name}")
-            if found is None:
-                continue
-            if found[1].files == files and agree(request, found[1]):
-                return found
-            found[0].close()
+    for path in _sockets():
+        found = _greeted(path)
+        if found is None:
+            continue
+        if found[1].files == files and agree(request, found[1]):
+            return found
+        found[0].close()
     return None
-
-
-@contextlib.contextmanager
-def attached(
-    model: Model, connected: socket.socket, greeting: Greeting, renderer: Renderer
-) -> Iterator[LoadedModel]:
-    """The model as its server has it loaded; at the end of the block the server keeps it."""
-    engine = AttachedEngine(connected, greeting.loaded)
-    try:
-        yield LoadedModel(model, greeting.machine, greeting.plan, engine, renderer)
-    finally:
-        engine.close()
 
 
 def agree(request: PlanRequest, greeting: Greeting) -> bool:
@@ -116,29 +134,50 @@ def socket_folder() -> Iterator[str]:
 
     Raises StorageError, OSError.
     """
-    number = os.open(storage.private_dir(storage.state_dir() / "served"), os.O_RDONLY)
+    number = os.open(storage.private_dir(_folder()), os.O_RDONLY)
     try:
         yield f"/proc/self/fd/{number}"
     finally:
         os.close(number)
 
 
-def _greeted(path: str) -> tuple[socket.socket, Greeting] | None:
+def _folder() -> Path:
+    return storage.state_dir() / "served"
+
+
+def _sockets() -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(_folder().iterdir())
+    return []
+
+
+def _model_here(request: LoadRequest) -> Model | None:
+    """The model of that name, if it is here and whole; who loads it says what is wrong."""
+    name = request.name if request.name is not None else default_model()[0]
+    with contextlib.suppress(LocalmoeError):
+        path = catalog.resolve(name)
+        if not path.is_relative_to(catalog.hub_cache()) or catalog.is_whole(path):
+            return read_model(path)
+    return None
+
+
+def _greeted(path: Path) -> tuple[socket.socket, Greeting] | None:
     """A connection and what its server says first; None, and no trace, of one that is gone."""
     connected = socket.socket(socket.AF_UNIX)
     try:
         connected.settimeout(PATIENCE)
-        connected.connect(path)
+        with socket_folder() as folder:
+            connected.connect(f"{folder}/{path.name}")
         if not is_ours(connected):
             raise ValueError("of another user")
         greeting = decoded(Greeting, kept.parse(_line(connected)))
         connected.settimeout(None)
         return connected, greeting
-    except (OSError, *kept.DAMAGED) as error:
+    except (OSError, StorageError, *kept.DAMAGED) as error:
         connected.close()
         if isinstance(error, ConnectionRefusedError):  # its server was killed
             with contextlib.suppress(OSError):
-                os.unlink(path)  # noqa: PTH108 - a str
+                path.unlink()
         return None
 
 

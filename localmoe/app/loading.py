@@ -10,7 +10,6 @@ from pathlib import Path
 
 from localmoe import config, ledger
 from localmoe.app import checks
-from localmoe.app.attach import attached, served
 from localmoe.app.default_model import remember
 from localmoe.app.find import model_to_load
 from localmoe.app.forecasts import known, tuned_here
@@ -121,11 +120,6 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
         facts = model_to_load(request, listener)
         if request.record:
             _check_recording(facts, request)
-        elif request.attach and (found := served(facts, request.plan)) is not None:
-            with attached(facts, *found, renderer) as model:
-                listener.note(f"answered by the server that has it loaded, {found[1].address}")
-                yield model
-            return
         with ledger.planning():  # other processes plan only after this memory is promised
             machine = find_machine(request.plan, hypothetical=False)
             plan = plan_for(facts, machine, request.plan, hypothetical=False)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack
 
 from localmoe.app import checks
 from localmoe.app.requests import SampleRequest
@@ -33,10 +33,12 @@ from localmoe.engine.events import (
 )
 from localmoe.engine.grammar import schema_to_gbnf
 from localmoe.errors import EngineError, UsageError
-from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model, Value
-from localmoe.planning.plan import Plan
-from localmoe.planning.speed import Forecast
+
+if TYPE_CHECKING:  # imported late: an attached program need not wait for what they import
+    from localmoe.facts.hardware import Machine
+    from localmoe.planning.plan import Plan
+    from localmoe.planning.speed import Forecast
 
 
 class LoadableEngine(TextEngine, Protocol):

@@ -32,7 +32,6 @@ class LoadRequest:
     record: str = ""  # path of a trace of the experts that the router chooses; "": no trace
     record_logits: bool = False  # the trace also has the router's score of every expert
     inputs: tuple[Path, ...] = ()  # files that are read as well: the trace must not overwrite them
-    attach: bool = False  # where a server of this user has it loaded already, that one answers
     template: bool = True  # prompts go through its chat template
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
@@ -80,6 +79,8 @@ class Stream:
 
     async def __anext__(self) -> ChatEvent:
         """The next event, waited for in a thread."""
+        import asyncio  # late: who reads it without need not wait for the import
+
         try:
             event = await asyncio.to_thread(next, self, None)
         except asyncio.CancelledError:
@@ -98,6 +99,8 @@ class Stream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        import asyncio
+
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:

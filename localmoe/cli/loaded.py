@@ -6,8 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from localmoe.app import speeds
-from localmoe.app.loading import opened
+from localmoe.app.attach import served_model
 from localmoe.app.model import LoadedModel, settings_for
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.events import TurnDone
@@ -33,12 +32,22 @@ REMOTE_PATIENCE = 2.0  # seconds that other machines have after the note that fo
 def open_model(name: str | None, options: Options, output: Output) -> Iterator[LoadedModel]:
     """A planned model with its engine, not loaded yet, with notes about its plan.
 
-    They say what would spare the disk; with ``run --verbose`` also where the experts live and
-    what speed to expect. Raises what ``opened`` raises.
+    Where a server of this user has it loaded as it is wanted, that one's is taken, and a note says
+    so. The others say what would spare the disk; with ``run --verbose`` also where the experts live
+    and what speed to expect. Raises what ``opened`` raises.
     """
-    with opened(load_request(options, name), output) as model:
+    request = load_request(options, name)
+    with served_model(request, output) as served:
+        if served is not None:
+            yield served
+            return
+    from localmoe.app.loading import opened  # late: who is served need not wait for the import
+
+    with opened(request, output) as model:
         if options.verbose and options.command == "run":
             output.note(about(model.facts, model.plan, model.plan.settings.context))
+            from localmoe.app import speeds
+
             forecast = model.forecast
             output.note(speeds.summary(forecast) if forecast else "no speed is known yet")
         if model.plan.missing_ram and model.plan.advice:

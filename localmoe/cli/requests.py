@@ -31,7 +31,6 @@ def load_request(options: Options, name: str | None) -> LoadRequest:
         record=options.trace or "",
         record_logits=options.logits,
         inputs=tuple(map(storage.user_path, filter(None, (*options.files, options.schema)))),
-        attach=True,
         template=not options.plain,
     )
 

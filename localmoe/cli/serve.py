@@ -47,9 +47,7 @@ def serve_request(options: Options) -> ServeRequest:
     load = load_request(options, only_model(options))
     wishes = dataclasses.replace(load.plan.wishes, prompt_cache=None)  # many clients, one context
     return ServeRequest(
-        load=dataclasses.replace(
-            load, plan=dataclasses.replace(load.plan, wishes=wishes), attach=False
-        ),
+        load=dataclasses.replace(load, plan=dataclasses.replace(load.plan, wishes=wishes)),
         sample=sample_request(options),
         door=door,
         aliases=dict(options.alias),

@@ -10,8 +10,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from localmoe import storage
 from localmoe.facts import cgroup, gpus
 from localmoe.facts.disk import measure_disk
@@ -119,6 +117,8 @@ def _memory(root: Path) -> tuple[int, int]:
     found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d{1,15}) kB", text, re.MULTILINE))
     if len(found) == 2:
         return int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
+    import psutil  # late, as below: it is seldom needed, and takes a while
+
     memory = psutil.virtual_memory()
     return memory.total, memory.available
 
@@ -127,7 +127,7 @@ def _affinity() -> Collection[int]:
     """The logical processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
-    return range(psutil.cpu_count() or 1)
+    return range(os.cpu_count() or 1)
 
 
 def _physical_cores(root: Path, allowed: Collection[int]) -> int:
@@ -137,6 +137,8 @@ def _physical_cores(root: Path, allowed: Collection[int]) -> int:
         topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
         package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
         if not core:
+            import psutil
+
             return min(len(allowed), psutil.cpu_count(logical=False) or len(allowed))
         cores.add((package, core))
     return max(1, len(cores))

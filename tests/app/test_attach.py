@@ -14,9 +14,8 @@ import pytest
 
 import localmoe
 from localmoe import storage
-from localmoe.app.attach import Greeting, agree, served
+from localmoe.app.attach import Greeting, agree, served, served_model
 from localmoe.app.listener import Silent
-from localmoe.app.loading import planned
 from localmoe.app.model import LoadedModel
 from localmoe.app.model_socket import ModelSocket
 from localmoe.app.records import decoded, encoded
@@ -56,8 +55,8 @@ def door(model: LoadedModel) -> Iterator[ModelSocket]:
 @pytest.fixture
 def attached(path: Path, door: ModelSocket) -> Iterator[LoadedModel]:
     """As another program has it."""
-    with planned(LoadRequest(str(path), attach=True), Silent()) as found:
-        assert isinstance(found.engine, AttachedEngine)
+    with served_model(LoadRequest(str(path)), Silent()) as found:
+        assert found is not None and isinstance(found.engine, AttachedEngine)
         list(found.bring_in())
         yield found
 
@@ -104,7 +103,8 @@ def test_a_server_that_ends(door: ModelSocket, attached: LoadedModel, path: Path
         attached.chat(QUESTION, **GREEDY).result()
     with pytest.raises(EngineCrashError):
         list(attached.bring_in())
-    assert served(attached.facts, PlanRequest()) is None
+    with served_model(LoadRequest(str(path)), Silent()) as found:
+        assert found is None
     assert os.listdir(storage.state_dir() / "served") == []  # noqa: PTH208
 
 
@@ -151,7 +151,8 @@ def test_a_client_that_says_something_else(
         connected.sendall(line * 3)
         connected.shutdown(socket.SHUT_WR)
         assert connected.recv(100) == b""
-    with planned(LoadRequest(str(model.facts.paths[0]), attach=True), Silent()) as other:
+    with served_model(LoadRequest(str(model.facts.paths[0])), Silent()) as other:
+        assert other is not None
         list(other.bring_in())
         assert other.chat(QUESTION, **GREEDY).result().answer
 

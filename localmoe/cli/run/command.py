@@ -6,8 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 
-from localmoe.app.documents import Json
-from localmoe.app.experience import learn_from
 from localmoe.app.model import LoadedModel
 from localmoe.app.sessions import KeptSession, kept_session
 from localmoe.chat.attachments import read_attachment
@@ -50,6 +48,8 @@ def run_command(options: Options, output: Output) -> int:
         question = Message("user", prompt, files=files)
         done = answered(question, grammar, kept, model, options, output)
         if not options.no_history:
+            from localmoe.app.experience import learn_from  # late: the answer is there already
+
             learn_from(model.facts, model.plan, model.machine, done.finished)
     if done.finish_reason == "interrupted":
         return INTERRUPTED
@@ -111,7 +111,7 @@ def answered(
         if file.replaced:
             output.warn(replaced_note(file.name, file.replaced))
     files = [{"name": f.name, "tokens": n, "replaced": f.replaced} for f, n in attached]
-    more: Json = {"files": files, "session": kept.name}
+    more: dict[str, object] = {"files": files, "session": kept.name}
     printer = printer_for(output)(model, model.loaded, output, more, grammar is not None)
     conversation = models.conversation(model, options, output, kept.session)
     conversation.settings = dataclasses.replace(conversation.settings, grammar=grammar)

@@ -6,8 +6,6 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 
-from localmoe.app import documents
-from localmoe.app.documents import Json
 from localmoe.app.model import LoadedModel
 from localmoe.chat.events import AnswerDelta, ChatEvent, ReasoningDelta, TurnDone
 from localmoe.cli.loaded import figures
@@ -29,7 +27,7 @@ class Printer:
     model: LoadedModel
     loaded: Loaded
     output: Output
-    more: Json = field(default_factory=dict)
+    more: dict[str, object] = field(default_factory=dict)
     structured: bool = False
     done: TurnDone | None = field(default=None, init=False)
 
@@ -101,10 +99,12 @@ class DocumentPrinter(Printer):
             self.output.json(self._head | self._document(event))
 
     @property
-    def _head(self) -> Json:
+    def _head(self) -> dict[str, object]:
         return {}
 
-    def _document(self, done: TurnDone) -> Json:
+    def _document(self, done: TurnDone) -> dict[str, object]:
+        from localmoe.app import documents  # late: a text need not wait for the import
+
         model, facts = self.model, self.model.facts
         plan = documents.plan_document(facts, model.machine, model.plan, model.forecast)
         document = documents.run_document(facts.name, done, self.loaded, model.plan, plan)
@@ -117,7 +117,7 @@ class EventPrinter(DocumentPrinter):
     """``--jsonl``: every event as it happens, the document last."""
 
     @property
-    def _head(self) -> Json:
+    def _head(self) -> dict[str, object]:
         return {"event": "done"}
 
     def show(self, event: ChatEvent) -> None:
