@@ -69,6 +69,14 @@ def corrections(model: Model, plan: Plan, key: str) -> tuple[Correction | None, 
     return decode, prefill
 
 
+def was_sent(model: Model, plan: Plan, key: str) -> bool:
+    """Whether the plan's workers have had this model's weights before: they keep them."""
+    name, place = profile.key_of(model), place_of(plan)
+    return bool(plan.settings.remotes) and any(
+        ran.model == name and ran.regime.endswith(place) for ran in runs.load(key)
+    )
+
+
 def regime_of(model: Model, plan: Plan) -> str:
     """Quantization, tiers, cache, threads and devices: runs that share these are compared."""
     settings = plan.settings

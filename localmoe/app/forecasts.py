@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from localmoe.app import rates, speeds
-from localmoe.app.experience import corrections
+from localmoe.app.experience import corrections, was_sent
 from localmoe.app.listener import Listener
 from localmoe.app.machine_file import read_rates
 from localmoe.app.requests import PlanRequest
@@ -84,7 +84,10 @@ def _forecast(
 
     def of(plan: Plan) -> Forecast:
         decode, prefill = (None, None) if key is None else corrections(model, plan, key)
-        return forecast(model, plan, measured, profile=used, decode=decode, prefill=prefill)
+        sent = key is not None and was_sent(model, plan, key)
+        return forecast(
+            model, plan, measured, profile=used, decode=decode, prefill=prefill, sent=sent
+        )
 
     now = of(plan)
     if not plan.missing_ram or not plan.advice:

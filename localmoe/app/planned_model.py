@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localmoe.app import speeds
@@ -9,6 +10,7 @@ from localmoe.facts.catalog import Entry
 from localmoe.facts.model import Model
 from localmoe.hub.client import Listing
 from localmoe.hub.names import ModelFiles, Reference
+from localmoe.planning.places import kind_of, memory_of
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
 from localmoe.text import clean_line, format_bytes, format_duration
@@ -16,15 +18,20 @@ from localmoe.text import clean_line, format_bytes, format_duration
 LINE_SPEED = 100_000_000  # bits per second, for which download times are stated
 LINE = f"{LINE_SPEED // 1_000_000} Mbit/s"
 RESIDENT = frozenset({Verdict.GPU, Verdict.GPU_RAM, Verdict.RAM})
-VERDICTS = {
-    Verdict.GPU: "fits in GPU memory",
-    Verdict.GPU_RAM: "fits in GPU memory and RAM",
+_VERDICTS = {
+    Verdict.GPU: "fits in {memory}",
+    Verdict.GPU_RAM: "fits in {memory} and RAM",
     Verdict.RAM: "fits in RAM",
-    Verdict.GPU_DISK: "runs, with experts read from disk (GPU and disk)",
-    Verdict.GPU_RAM_DISK: "runs, with experts read from disk (GPU, RAM and disk)",
+    Verdict.GPU_DISK: "runs, with experts read from disk ({kind} and disk)",
+    Verdict.GPU_RAM_DISK: "runs, with experts read from disk ({kind}, RAM and disk)",
     Verdict.RAM_DISK: "runs, with experts read from disk (RAM and disk)",
     Verdict.NO: "does not fit",
 }
+
+
+def verdict_words(verdict: Verdict, devices: Sequence[str]) -> str:
+    """What a verdict means for these devices: ``fits in the worker's memory and RAM``."""
+    return _VERDICTS[verdict].format(memory=memory_of(devices), kind=kind_of(devices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,7 @@ def headline(planned: PlannedModel, why: str) -> str:
         *([f"{parts} parts"] if parts > 1 else []),
         format_bytes(planned.model.size),
         planned.download,
-        VERDICTS[planned.plan.verdict],
+        verdict_words(planned.plan.verdict, planned.plan.settings.devices),
         f"{planned.plan.settings.context:,} tokens of context",
         *([speeds.summary(planned.forecast)] if planned.forecast else []),
     ]

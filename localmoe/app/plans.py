@@ -14,6 +14,7 @@ from localmoe.errors import DoesNotFitError, EngineCrashError, EngineMemoryError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.placement import make_plan
+from localmoe.planning.places import kind_of
 from localmoe.planning.plan import Plan
 from localmoe.routing import profile
 from localmoe.text import format_bytes
@@ -125,7 +126,7 @@ def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
 def moved(before: Plan, after: Plan) -> str:
     """``GPU 7.0 GiB → 3.1 GiB, RAM 9.0 GiB → 12.9 GiB``: tiers that changed, else the context."""
     tiers = (
-        ("GPU", before.tiers.gpu, after.tiers.gpu),
+        (kind_of(before.settings.devices), before.tiers.gpu, after.tiers.gpu),
         ("RAM", before.tiers.ram, after.tiers.ram),
         ("disk", before.tiers.disk, after.tiers.disk),
     )

@@ -6,7 +6,7 @@ import dataclasses
 
 from localmoe.planning.plan import Plan
 from localmoe.planning.speed import Forecast, Range
-from localmoe.text import format_duration
+from localmoe.text import format_bytes, format_duration
 
 SLOW = 2.0  # tok/s below which a model counts as slow: reading is faster
 MINUTE = 59.5  # shorter times are shown in seconds alone
@@ -15,6 +15,7 @@ LIMITS = {
     "ram": "RAM bandwidth",
     "disk": "the disk",
     "gpu": "the GPU",
+    "worker": "the worker",
     "network": "the network",
 }
 
@@ -62,7 +63,9 @@ def first_text(forecast: Forecast) -> str:
 
 def cold_text(forecast: Forecast) -> str:
     """``11 s from a cold start``: loading included, and experts that memory keeps afterwards."""
-    return f"{_seconds(forecast.first_token.expected)} from a cold start"
+    sent = forecast.sent_bytes
+    sending = f", sending {format_bytes(sent)} to the worker" if sent else ""
+    return f"{_seconds(forecast.first_token.expected)} from a cold start{sending}"
 
 
 def _seconds(value: float) -> str:
@@ -107,6 +110,7 @@ def document(forecast: Forecast | None) -> dict[str, object]:
         "first_token_s": {
             **_range(forecast.first_token),
             "prompt_tokens": forecast.prompt_tokens,
+            "sent_bytes": forecast.sent_bytes,
         },
         "loaded_first_token_s": {
             **_range(forecast.loaded_first_token),

@@ -14,7 +14,7 @@ from localmoe import kept
 from localmoe.errors import StorageError, UsageError
 from localmoe.text import reason_of
 
-RESIDENT = "resident"  # everything in RAM, no limit: what computing alone takes
+RESIDENT = "resident"  # everything in memory, no limit: what computing alone takes
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from localmoe.app import documents, speeds
 from localmoe.app.local_models import LocalModel
-from localmoe.app.planned_model import VERDICTS
-from localmoe.cli.tiers import TIER_NAME, TIER_STYLE
+from localmoe.app.planned_model import verdict_words
+from localmoe.cli.tiers import TIER_STYLE, tier_names
 from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
@@ -26,11 +26,11 @@ from localmoe.text import clean_line, counted, format_bytes, format_count, short
 BAR_FROM_COLUMNS = 60
 
 
-def verdict_text(verdict: Verdict) -> Text:
-    """What a verdict means, green, yellow or red."""
+def verdict_text(verdict: Verdict, devices: Sequence[str]) -> Text:
+    """What a verdict means for a plan with these devices, green, yellow or red."""
     slow = verdict.fits and "disk" in verdict.value
     style = "bold yellow" if slow else "bold green" if verdict.fits else "bold red"
-    return Text(VERDICTS[verdict], style=style)
+    return Text(verdict_words(verdict, devices), style=style)
 
 
 def title(model: Model) -> Text:
@@ -60,7 +60,7 @@ def fit_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> Re
     context = f"{plan.max_context:,} tokens" if plan.max_context else "none"
     lines: list[RenderableType] = [
         title(model),
-        verdict_text(plan.verdict),
+        verdict_text(plan.verdict, plan.settings.devices),
         Text(),
         indented(_memory_parts(model, plan)),
         Text(),
@@ -182,7 +182,8 @@ class _Tiers:
         grid = Table.grid(padding=(0, 2, 0, 0))
         for numbers in (False, True, False, False):
             grid.add_column(justify="right" if numbers else "left")
-        gpus = [("gpu", TIER_NAME["gpu"], plan.tiers.gpu, plan.vram_budget)]
+        names = tier_names(plan.settings.devices)
+        gpus = [("gpu", names["gpu"], plan.tiers.gpu, plan.vram_budget)]
         if len(plan.gpu_budgets) > 1 or plan.settings.remotes:
             gpus = [
                 ("gpu", clean_line(device), plan.memory.on(device).total, budget)
@@ -190,8 +191,8 @@ class _Tiers:
             ]
         tiers = (
             *gpus,
-            ("ram", TIER_NAME["ram"], plan.tiers.ram, plan.ram_budget),
-            ("disk", TIER_NAME["disk"], plan.tiers.disk, 0),
+            ("ram", names["ram"], plan.tiers.ram, plan.ram_budget),
+            ("disk", names["disk"], plan.tiers.disk, 0),
         )
         for tier, label, used, budget in tiers:
             if not used and not budget:
@@ -212,12 +213,12 @@ def _bar(used: int, budget: int, style: str, width: int = 20) -> Text:
     return Text("█" * filled, style=color).append("░" * (width - filled), style="dim")
 
 
-def tiers_needed(verdict: Verdict) -> Text:
-    """``GPU + RAM``, each in its colour."""
+def tiers_needed(verdict: Verdict, devices: Sequence[str]) -> Text:
+    """``GPU + RAM``, each in its colour, for a plan with these devices."""
     if not verdict.fits:
-        return verdict_text(verdict)
-    tiers = verdict.value.split("+")
-    return Text(" + ").join(Text(TIER_NAME[tier], style=TIER_STYLE[tier]) for tier in tiers)
+        return verdict_text(verdict, devices)
+    names, tiers = tier_names(devices), verdict.value.split("+")
+    return Text(" + ").join(Text(names[tier], style=TIER_STYLE[tier]) for tier in tiers)
 
 
 def _advice(advice: Sequence[str]) -> Table:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
+from localmoe.planning.places import holder, kind_of
 from localmoe.planning.plan import LayerPlacement, Plan
 
-TIER_NAME = {"gpu": "GPU", "ram": "RAM", "disk": "disk"}
 TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
-PLACES = {"gpu": "on the GPU", "ram": "in RAM", "split": "in RAM and on disk", "disk": "on disk"}
+
+
+def tier_names(devices: Sequence[str]) -> dict[str, str]:
+    """What each tier is called with these devices: "gpu" may be another machine's memory."""
+    return {"gpu": kind_of(devices), "ram": "RAM", "disk": "disk"}
+
+
+def _places(plan: Plan) -> dict[str, str]:
+    """Where something is that is on a tier, the fastest first."""
+    return {
+        "gpu": f"on {holder(plan.settings.devices)}",
+        "ram": "in RAM",
+        "split": "in RAM and on disk",
+        "disk": "on disk",
+    }
 
 
 def layers_by_tier(plan: Plan) -> dict[str, int]:
@@ -20,13 +35,14 @@ def experts_place(plan: Plan) -> str:
     """``experts in RAM``, ``experts GPU 8 + RAM 16`` (layers); "" for a dense model."""
     counts = layers_by_tier(plan)
     if len(counts) == 1:
-        return f"experts {PLACES[next(iter(counts))]}"
-    return f"experts {joined(counts)}" if counts else ""
+        return f"experts {_places(plan)[next(iter(counts))]}"
+    return f"experts {joined(counts, plan)}" if counts else ""
 
 
-def joined(counts: dict[str, int], plus: str = " + ") -> str:
+def joined(counts: dict[str, int], plan: Plan, plus: str = " + ") -> str:
     """``GPU 8 + RAM 16``."""
-    return plus.join(f"{TIER_NAME[tier]} {count}" for tier, count in counts.items())
+    names = tier_names(plan.settings.devices)
+    return plus.join(f"{names[tier]} {count}" for tier, count in counts.items())
 
 
 def experts_sentence(plan: Plan) -> str:
@@ -35,11 +51,12 @@ def experts_sentence(plan: Plan) -> str:
     if not counts:
         return "no experts (dense)"
     (tier, count), *others = counts.items()
+    places = _places(plan)
     if not others:
-        return f"experts {PLACES[tier]}"
+        return f"experts {places[tier]}"
     layers = "layer" if count == 1 else "layers"
-    rest = "".join(f", of {number} {PLACES[other]}" for other, number in others)
-    return f"experts of {count} {layers} {PLACES[tier]}{rest}"
+    rest = "".join(f", of {number} {places[other]}" for other, number in others)
+    return f"experts of {count} {layers} {places[tier]}{rest}"
 
 
 def _tier_or_split(layer: LayerPlacement) -> str | None:
@@ -47,6 +64,6 @@ def _tier_or_split(layer: LayerPlacement) -> str | None:
 
 
 def _counted(tiers: list[str | None]) -> dict[str, int]:
-    """How often each tier occurs, in the order of PLACES."""
+    """How often each tier occurs, the fastest first."""
     found = Counter(tiers)
-    return {tier: found[tier] for tier in PLACES if found[tier]}
+    return {tier: found[tier] for tier in ("gpu", "ram", "split", "disk") if found[tier]}

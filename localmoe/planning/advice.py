@@ -12,6 +12,7 @@ from localmoe.planning.budget import GIB, Budget
 from localmoe.planning.candidates import Candidate
 from localmoe.planning.context import smaller_contexts
 from localmoe.planning.memory import CPU
+from localmoe.planning.places import holder, memory_of
 from localmoe.planning.plan import Verdict, Wishes
 from localmoe.text import format_bytes
 
@@ -55,15 +56,16 @@ class Alternatives(Protocol):
 def explain(decision: Decision) -> str:
     """One sentence with the numbers that decided the verdict."""
     verdict, budget = decision.verdict, decision.budget
+    devices = decision.candidate.settings.devices
     if verdict is Verdict.NO:
         return _why_not(decision)
     if verdict is Verdict.RAM:
         need, ram = format_bytes(decision.need), format_bytes(budget.ram)
         return f"everything ({need}) fits in the {ram} of RAM"
     if verdict is Verdict.GPU:
-        return f"everything fits in the {format_bytes(budget.vram)} of GPU memory"
+        return f"everything fits in the {format_bytes(budget.vram)} of {memory_of(devices)}"
     if verdict is Verdict.GPU_RAM:
-        return "the GPU holds what every token needs, RAM holds the experts that are left"
+        return f"{holder(devices)} has what every token needs, RAM has the experts that are left"
     if decision.candidate.disk > max(0, decision.shortfall):
         return f"{format_bytes(decision.candidate.disk)} of experts are on the disk, as asked"
     missing = format_bytes(max(0, decision.shortfall))
@@ -132,7 +134,8 @@ def advise(decision: Decision, alternatives: Alternatives) -> Iterator[str]:
     elif decision.verdict is Verdict.GPU_RAM:
         host = sum(decision.candidate.host_experts.values())
         if host:
-            yield (f"with {format_bytes(host)} more GPU memory all experts would be on the GPU")
+            place = holder(decision.candidate.settings.devices)
+            yield f"with {format_bytes(host)} more memory on {place} all experts would be there"
     if decision.wishes.gpu_layers and not decision.budget.gpus:
         yield "--gpu-layers changes nothing: there is no GPU to use in this engine build"
     sent = any(device != CPU for _, device in decision.wishes.overrides)

@@ -16,6 +16,7 @@ from localmoe.facts.model import Model
 from localmoe.planning.cache import dense_ranges
 from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU
+from localmoe.planning.places import holder, is_remote
 from localmoe.planning.plan import Plan
 from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
@@ -33,6 +34,7 @@ TOKEN_S = 0.0002  # seconds per token to sample it and to hand it on
 WORD_S = 6e-9  # seconds per entry of the vocabulary to choose among them
 START_S = 0.3  # seconds to start the worker and make a context
 WORD_READ_S = 1.5e-6  # seconds per entry of the vocabulary to read it at load
+HASHED = 7e8  # bytes per second of weights that llama.cpp hashes before it sends them to a worker
 LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
 # Reads of experts take so many times as long as timed direct reads, by cache regime:
 MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; private ones are read ahead
@@ -53,6 +55,7 @@ ASSUMED: Spread = (0.4, 2.5)
 _DISK = DiskRate("", ((1.0, 1e9),), 0.7e9)  # stands in where no disk was measured
 _TYPE = TypeRate(((1.0, 3e11),), ((1.0, 3e11),), ((1.0, 1e13),), ((1.0, 5e12),))
 _GPU = DeviceRate("", {"Q4_K": _TYPE}, 3e-6, 3e-5, 1e10, 1e10)  # a small one, stands in likewise
+_WORKER = DeviceRate("", {"Q4_K": _TYPE}, 3e-4, 1e-3, 1.1e8, 1.1e8)  # at a gigabit per second
 _BYTES_PER_WEIGHT = {
     kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()
 }
@@ -99,7 +102,7 @@ class Clock:
         self._routed = [m for m in self._work.matrices if m.experts and m.home == CPU]
         self._disk = rates.disk[0] if rates.disk else _DISK
         self._devices = {
-            name: rates.on_device(name) or _GPU
+            name: rates.on_device(name) or (_WORKER if is_remote(name) else _GPU)
             for name in settings.devices
             if any(m.home == name for m in self._work.matrices)
         }
@@ -144,27 +147,45 @@ class Clock:
         )
         return decode, prefill
 
-    def start(self) -> Seconds:
-        """From the command to a loaded model, when no part of its files is in the page cache."""
+    def start(self, *, sent: bool = False) -> Seconds:
+        """From the command to a loaded model, when no part of its files is in the page cache.
+
+        ``sent``: the workers have kept their weights from an earlier load.
+        """
         if self._plan.settings.read_ahead:
             size = self._model.size
         else:
             size = sum(end - start for _, start, end in dense_ranges(self._model))
         fixed = START_S + WORD_READ_S * self._work.vocabulary
-        return Seconds.of(fixed, LOAD) + Seconds.of(LOADING * size / self._disk.cached, LOAD)
+        here = Seconds.of(fixed, LOAD) + Seconds.of(LOADING * size / self._disk.cached, LOAD)
+        return here + self._sending(sent)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Weights that live on workers: sent over the network by the first load."""
+        return sum(m.nbytes for m in self._work.matrices if is_remote(m.home))
+
+    def _sending(self, sent: bool) -> Seconds:
+        """Every load hashes what is for a worker; what it has not kept is sent."""
+        seconds = self.sent_bytes / HASHED
+        if not sent:
+            for name in filter(is_remote, self._devices):
+                size = sum(m.nbytes for m in self._work.matrices if m.home == name)
+                seconds += size / self._devices[name].to_device
+        return Seconds.of(seconds, LOAD)
 
     def limit(self, context: int) -> str:
         """What most of a decoded token's time goes to: an entry of ``Forecast.limit``."""
-        remote = {name for name in self._devices if name.startswith("RPC")}
+        remote = {name for name in self._devices if is_remote(name)}
         apart = {name: self._device(name, 1, context) for name in self._devices}
         parts = {
             "disk": self._missing().expected,
-            "network": sum(s for name, s in apart.items() if name in remote),
+            "worker": sum(s for name, s in apart.items() if name in remote),
             "gpu": sum(s for name, s in apart.items() if name not in remote),
             "compute": self._processor(1, context, self._threads),
         }
         if remote:
-            parts["network"] += self._crossing()
+            parts["network"] = self._crossing()
         most = max(parts, key=lambda name: parts[name])
         if most == "compute":
             speed = self._host_bytes() / max(parts["compute"], 1e-12)
@@ -183,8 +204,9 @@ class Clock:
         if self._devices:
             known = all(self._rates.on_device(name) for name in self._devices)
             told = "" if known else ", its speed assumed"
+            place = holder(tuple(self._devices))
             seconds = self._apart(1, context).expected
-            parts.append(f"{_ms(seconds)} for {_per_second(on_devices, seconds)} on the GPU{told}")
+            parts.append(f"{_ms(seconds)} for {_per_second(on_devices, seconds)} on {place}{told}")
         if self._regime in MISS:
             seconds = self._missing().expected
             missed = (1 - self._hit_rate) * self._active_experts
@@ -330,7 +352,7 @@ class Clock:
         return m.home == CPU and many and self._offloader() is not None
 
     def _offloader(self) -> str | None:
-        return next((name for name in self._devices if not name.startswith("RPC")), None)
+        return next((name for name in self._devices if not is_remote(name)), None)
 
     def _host_bytes(self) -> float:
         return sum(m.nbytes * m.share for m in self._work.matrices if m.home == CPU)

@@ -41,8 +41,9 @@ class Forecast:
     )
     first_token: Range  # seconds to the first token from a cold start, loading included
     prompt_tokens: int
-    limit: str  # of decoding: "compute", "ram", "disk", "gpu" or "network"
+    limit: str  # of decoding: "compute", "ram", "disk", "gpu", "worker" or "network"
     why: str  # one short sentence with the numbers behind it
+    sent_bytes: int = 0  # of weights that ``first_token`` sends to workers
 
 
 def forecast(
@@ -54,18 +55,20 @@ def forecast(
     prompt_tokens: int = PROMPT,
     decode: Correction | None = None,
     prefill: Correction | None = None,
+    sent: bool = False,
 ) -> Forecast:
     """The forecast for a plan that fits, on a machine with these rates; ``rates.disk[0]`` is the
     disk that the model is on.
 
     ``profile``: how the model's experts were used here; None: a real trace of another model stands
-    in. ``decode`` and ``prefill``: corrections by earlier runs.
+    in. ``decode`` and ``prefill``: corrections by earlier runs. ``sent``: the plan's workers have
+    kept the weights of an earlier load.
     """
     prompt_tokens = max(1, min(prompt_tokens, plan.settings.context))
     clock = Clock(model, plan, rates, profile)
     step = _corrected(clock.decode(prompt_tokens), decode)
     reading = _corrected(clock.prefill(prompt_tokens), prefill)
-    first = clock.start() + _corrected(clock.prefill(prompt_tokens, cold=True), prefill)
+    first = clock.start(sent=sent) + _corrected(clock.prefill(prompt_tokens, cold=True), prefill)
     return Forecast(
         decode=Range(1 / step.most, 1 / step.expected, 1 / step.least),
         prefill=Range(
@@ -79,6 +82,7 @@ def forecast(
         limit=clock.limit(prompt_tokens),
         why=clock.why(prompt_tokens)
         + (f", × {decode.factor:.2f} as in earlier runs" if decode else ""),
+        sent_bytes=0 if sent else clock.sent_bytes,
     )
 
 

@@ -29,7 +29,7 @@ def drawn(result: Plan, width: int, height: int, *, terminal: bool = True) -> li
     console = Console(
         file=stream, width=width, height=height, force_terminal=terminal, color_system=None
     )
-    console.print(LayerMap(result.layers, len(result.settings.devices) > 1))
+    console.print(LayerMap(result.layers, result.settings.devices))
     return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in stream.getvalue().splitlines()]
 
 

@@ -85,13 +85,15 @@ def test_a_forecast_in_words() -> None:
         "11 tok/s (7.7–15), limited by the disk · 512-token prompt: first token after "
         "4.3 s (3.0–6.0 s), 8.6 s from a cold start"
     )
+    sending = dataclasses.replace(forecast(11), sent_bytes=17 << 30)
+    assert speeds.cold_text(sending) == "8.6 s from a cold start, sending 17.0 GiB to the worker"
     assert "3.0 s" in speeds.first_text(forecast(11, first=3.0))
     assert speeds.first_text(forecast(11, first=60.0)) == "1 min (42 s–1 min 24 s)"
     narrow = dataclasses.replace(forecast(11), decode=Range(11.1, 11.2, 11.3))
     assert speeds.decode_text(narrow) == "11 tok/s"
 
 
-@pytest.mark.parametrize("limit", ["compute", "ram", "disk", "gpu", "network"])
+@pytest.mark.parametrize("limit", ["compute", "ram", "disk", "gpu", "worker", "network"])
 def test_every_limit_has_a_name(limit: str) -> None:
     assert speeds.limit_text(forecast(1, limit)) == f"limited by {speeds.LIMITS[limit]}"
 
@@ -104,7 +106,7 @@ def test_json() -> None:
     }  # fmt: skip
     assert document["prefill_tps"] == {"low": 70.0, "expected": 123.5, "high": 140.0}
     assert document["first_token_s"] == {
-        "low": 6.02, "expected": 8.6, "high": 12.04, "prompt_tokens": 512,
+        "low": 6.02, "expected": 8.6, "high": 12.04, "prompt_tokens": 512, "sent_bytes": 0,
     }  # fmt: skip
     assert document["loaded_first_token_s"] == {
         "low": 3.01, "expected": 4.3, "high": 6.02, "prompt_tokens": 512,

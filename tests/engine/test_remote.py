@@ -210,7 +210,7 @@ def test_memory_taken_before_the_load_is_planned_around(
         assert model.plan.tiers.gpu < before.tiers.gpu
         assert memory.on("RPC0") == model.plan.memory.on("RPC0")
         assert memory.on(CPU).weights > before.memory.on(CPU).weights
-    assert "planned anew with what is free now: GPU" in err.getvalue()
+    assert "planned anew with what is free now: worker" in err.getvalue()
 
 
 def test_memory_that_is_gone_without_a_better_plan_is_an_error(

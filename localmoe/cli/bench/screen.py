@@ -31,7 +31,7 @@ def screen(
     seconds = compute_seconds(runs, job.steps)
     if seconds is not None:
         resident = any(run.job.regime == RESIDENT for run in runs)
-        how = "all in RAM" if resident else "not waiting for the disk"
+        how = "all in memory" if resident else "not waiting for the disk"
         yield Text(f"computing alone: {1 / seconds:.2f} tok/s ({how})")
     for limit in dict.fromkeys(summary.memory for summary in summaries):
         group = [summary for summary in summaries if summary.memory == limit]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from localmoe.cli.tiers import TIER_NAME
+from localmoe.cli.tiers import tier_names
 from localmoe.engine.events import CacheStats, Finished, LayerLoad
 from localmoe.planning.plan import LayerPlacement, Plan
 from localmoe.text import clean_line, format_bytes, format_duration
@@ -18,23 +18,26 @@ def experts_text(plan: Plan, finished: Finished | None) -> str:
     layers = [layer for layer in plan.layers if layer.experts is not None]
     if not layers:
         return "this model has no experts: it is dense"
-    lines = [_placement(list(run)) for _, run in groupby(layers, key=lambda layer: layer.experts)]
+    names = tier_names(plan.settings.devices)
+    lines = [
+        _placement(list(run), names) for _, run in groupby(layers, key=lambda layer: layer.experts)
+    ]
     lines.append(f"cache: {clean_line(plan.cache.regime)}: {clean_line(plan.cache.why)}")
     if finished is None:
         return "\n".join([*lines, "ask something to see where its experts come from"])
-    lines += ["", *_came_from(layers, finished.completion_tokens, finished.cache)]
+    lines += ["", *_came_from(layers, finished.completion_tokens, finished.cache, names)]
     if finished.load:
         lines += ["", *load_so_far(finished.load)]
     return "\n".join(lines)
 
 
-def _placement(run: list[LayerPlacement]) -> str:
+def _placement(run: list[LayerPlacement], names: Mapping[str, str]) -> str:
     first, last = run[0], run[-1]
     assert first.experts is not None
     span = f"layer {first.index}" if first is last else f"layers {first.index}–{last.index}"
     size = format_bytes(sum(layer.expert_bytes for layer in run))
     each = f"{first.expert_used} of {first.expert_count} per token"
-    return f"{span}: {TIER_NAME[first.experts]}, {size}, {each}"
+    return f"{span}: {names[first.experts]}, {size}, {each}"
 
 
 def sources(
@@ -58,14 +61,17 @@ def sources(
 
 
 def _came_from(
-    layers: Sequence[LayerPlacement], tokens: int, cache: CacheStats | None
+    layers: Sequence[LayerPlacement],
+    tokens: int,
+    cache: CacheStats | None,
+    names: Mapping[str, str],
 ) -> list[str]:
     counts = sources(layers, tokens, cache)
     total = sum(counts.values())
     if not total:
         return ["last answer: no expert was needed after the prompt"]
     shares = " · ".join(
-        f"{TIER_NAME[tier]} {100 * count / total:.1f} %" for tier, count in counts.items() if count
+        f"{names[tier]} {100 * count / total:.1f} %" for tier, count in counts.items() if count
     )
     lines = [f"last answer: {round(total):,} experts, from {shares}"]
     if cache is None:

@@ -11,7 +11,7 @@ from localmoe.chat.columns import BETWEEN, flow
 from localmoe.chat.context import Meter, bar
 from localmoe.chat.events import TurnDone
 from localmoe.cli.render import experts_short
-from localmoe.cli.tiers import TIER_NAME, TIER_STYLE, experts_place, joined, layers_by_tier
+from localmoe.cli.tiers import TIER_STYLE, experts_place, joined, layers_by_tier, tier_names
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.text import clean_line, counted, format_bytes, format_duration
@@ -46,13 +46,13 @@ def packed(parts: Iterable[Text], width: int) -> list[Text]:
 def used_memory(plan: Plan) -> list[Text]:
     """``GPU 5.1 GiB (12 layers)``, ``RAM 17.7 GiB``, ``disk 628 MiB``: bytes on each tier."""
     tiers = (("gpu", plan.tiers.gpu), ("ram", plan.tiers.ram), ("disk", plan.tiers.disk))
-    found = []
+    found, names = [], tier_names(plan.settings.devices)
     for tier, count in tiers:
         if not count:
             continue
         layers = sum(layer.dense == tier for layer in plan.layers)
         what = f" ({counted(layers, 'layer')})" if tier == "gpu" else ""
-        text = Text(f"{TIER_NAME[tier]} ", style=TIER_STYLE[tier])
+        text = Text(f"{names[tier]} ", style=TIER_STYLE[tier])
         found.append(text.append(f"{format_bytes(count)}{what}", "default"))
     return found
 
@@ -72,7 +72,7 @@ def status_lines(done: TurnDone, meter: Meter, plan: Plan | None, width: int) ->
     cache = Text(f"cache {100 * hits:.0f} %" if hits is not None else "")
     layers = layers_by_tier(plan) if plan else {}
     experts = Text(experts_place(plan) if plan else "")
-    short = Text(joined(layers, "+")) if len(layers) > 1 else experts
+    short = Text(joined(layers, plan, "+")) if plan and len(layers) > 1 else experts
     percent = Text(f"context {100 * meter.fraction:.0f} %")
     forms = (
         (speed, tokens, first, drawn, cache, experts),

@@ -74,7 +74,7 @@ def plan_command(options: Options, output: Output) -> int:
 def _show_one(answer: Fit, min_tps: float | None, output: Output) -> None:
     (only,) = answer.found
     if output.quiet:
-        output.print(render.verdict_text(only.plan.verdict))
+        output.print(render.verdict_text(only.plan.verdict, only.plan.settings.devices))
         return
     output.print(screens.detail(only))
     note_hardware(answer.machine, only.plan, output)
@@ -85,7 +85,7 @@ def _show_one(answer: Fit, min_tps: float | None, output: Output) -> None:
 def _show_everything(answer: Fit, output: Output) -> None:
     output.print(screens.local(best_first(answer.found)))
     if answer.guesses:
-        output.print("", screens.guesses(answer.guesses))
+        output.print("", screens.guesses(answer.guesses, answer.machine))
     for reason, entries in groupby(answer.unknown, key=lambda entry: entry.reason):
         names = ", ".join(entry.name for entry in entries)
         output.note(f"{names}: {reason}")

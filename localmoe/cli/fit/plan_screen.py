@@ -11,9 +11,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from localmoe.cli.render import fit_screen
-from localmoe.cli.tiers import TIER_NAME, TIER_STYLE
+from localmoe.cli.tiers import TIER_STYLE, tier_names
 from localmoe.facts.model import Model
 from localmoe.planning.llama_args import llama_args
+from localmoe.planning.places import is_remote
 from localmoe.planning.plan import LayerPlacement, Plan
 from localmoe.planning.speed import Forecast
 from localmoe.terminal.tables import pairs
@@ -34,7 +35,7 @@ def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> R
     return Group(
         answer,
         Text(),
-        LayerMap(plan.layers, len(plan.settings.devices) > 1 or bool(plan.settings.remotes)),
+        LayerMap(plan.layers, plan.settings.devices),
         Text(),
         pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"),)),
         Text(),
@@ -48,11 +49,19 @@ def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> R
 class LayerMap:
     """One row per layer, coloured by tier; several columns of bars where there are too many rows.
 
-    ``named``: show the names of devices, as there are several.
+    ``devices``: those of the plan; several, or other machines', are called by their names.
     """
 
     layers: Sequence[LayerPlacement]
-    named: bool
+    devices: Sequence[str] = ()
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return tier_names(self.devices)
+
+    @property
+    def _named(self) -> bool:
+        return len(self.devices) > 1 or any(map(is_remote, self.devices))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         bars = console.is_terminal
@@ -61,7 +70,7 @@ class LayerMap:
         high = bars and len(rows) > max(1, console.height - OTHER_LINES)
         if high or widest > options.max_width:
             rows = list(self._folded(options.max_width, console.height if bars else None))
-            yield _legend(self.layers)
+            yield _legend(self.layers, self._names)
         else:
             yield Text("  layer  dense, then experts", style="bold")
         yield from rows
@@ -80,15 +89,16 @@ class LayerMap:
 
     def _dense(self, row: LayerPlacement) -> str:
         if row.dense == "ram":
-            return TIER_NAME["ram"]
-        return clean_line(row.device) if self.named else TIER_NAME["gpu"]
+            return self._names["ram"]
+        return clean_line(row.device) if self._named else self._names["gpu"]
 
     def _experts(self, row: LayerPlacement) -> Text:
         """``RAM 1.6 GiB``, ``GPU 800 MiB + disk 800 MiB``, and how many of them a token needs."""
         if row.experts is None:
             return Text("no experts", "dim")
-        gpu = clean_line(row.device) if self.named and row.dense == "gpu" else TIER_NAME["gpu"]
-        names = TIER_NAME | {"gpu": gpu}
+        names = self._names
+        if self._named and row.dense == "gpu":
+            names["gpu"] = clean_line(row.device)
         shown = [
             Text(f"{names[tier]} ", TIER_STYLE[tier]).append(format_bytes(count), "default")
             for tier, count in _tiers(row)
@@ -113,15 +123,15 @@ class LayerMap:
             yield Text("  ").append(Text(GAP).join(drawn[first::tall]))
 
 
-def _legend(layers: Sequence[LayerPlacement]) -> Text:
+def _legend(layers: Sequence[LayerPlacement], names: dict[str, str]) -> Text:
     """What the bars mean: a glyph for each tier that the plan uses."""
     line = Text("  layer, dense, experts: ", style="dim")
-    for tier in TIER_NAME:
+    for tier in names:
         total = sum(dict(_tiers(row))[tier] for row in layers)
         dense = any(row.dense == tier for row in layers)
         if total or dense:
             line.append(f"{GLYPHS[tier]} ", TIER_STYLE[tier])
-            line.append(f"{TIER_NAME[tier]}  ", "default")
+            line.append(f"{names[tier]}  ", "default")
     return line
 
 

@@ -11,6 +11,9 @@ from rich.text import Text
 from localmoe.app import speeds
 from localmoe.app.planned_model import LINE, LINE_SPEED, CatalogGuess, PlannedModel
 from localmoe.cli.render import fit_screen, tiers_needed, verdict_text
+from localmoe.facts.hardware import Machine
+from localmoe.planning.budget import usable_gpus
+from localmoe.planning.places import GPU, kind_of
 from localmoe.terminal.tables import Rows, pairs
 from localmoe.text import clean_line, counted, format_bytes, format_duration
 
@@ -22,7 +25,7 @@ def detail(found: PlannedModel) -> RenderableType:
         rows.append(("download", _download_text(found)))
     better = found.with_gpu_build
     if better is not None:
-        words = verdict_text(better.verdict)
+        words = verdict_text(better.verdict, better.settings.devices)
         words.append(f" (estimated), {better.max_context:,} tokens at most", "default")
         rows.append(("with a GPU build", words))
     lines: list[RenderableType] = [fit_screen(found.model, found.plan, found.forecast)]
@@ -38,10 +41,11 @@ def quantizations(
     gpu = any(f.plan.tiers.gpu for f in found)
     disk = any(f.plan.tiers.disk for f in found)
     build = any(f.with_gpu_build for f in found)
-    tiers = [name for name, shown in (("GPU", gpu), ("RAM", True), ("disk", disk)) if shown]
+    apart = kind_of([device for f in found for device in f.plan.settings.devices])
+    tiers = [name for name, shown in ((apart, gpu), ("RAM", True), ("disk", disk)) if shown]
     columns = ["quant", "size", f"at {LINE}", "runs from", *_speed_column(found), *tiers, "context"]
     columns += ["with a GPU build"] if build else []
-    rows = [_row(f, columns, f is best) for f in found]
+    rows = [_row(f, columns, f is best, apart) for f in found]
     head = Text.assemble((clean_line(repo), "bold"), f" · {counted(len(found), 'model')}")
     numbers, spare = ("size", "tok/s", *tiers, "context"), ("context", *tiers[:-1])
     lines: list[RenderableType] = [head, Text(), Rows(columns, rows, numbers, spare)]
@@ -61,14 +65,15 @@ def quantizations(
     return Group(*lines)
 
 
-def guesses(found: Sequence[CatalogGuess]) -> RenderableType:
+def guesses(found: Sequence[CatalogGuess], machine: Machine) -> RenderableType:
     """The catalog, in ``fit`` without MODEL: best first, by sizes alone."""
+    devices = [gpu.device for gpu in usable_gpus(machine) if gpu.device]
     rows = [
         (
             guess.command_name,
             format_bytes(guess.files.size),
             format_duration(guess.files.size * 8 / LINE_SPEED),
-            tiers_needed(guess.verdict),
+            tiers_needed(guess.verdict, devices),
         )
         for guess in found
     ]
@@ -97,20 +102,26 @@ def _speed_column(found: Sequence[PlannedModel]) -> list[str]:
     return ["tok/s"] if any(f.forecast for f in found) else []
 
 
-def _row(found: PlannedModel, columns: Sequence[str], best: bool) -> list[str | Text]:
-    """A model's values in these columns; ``best``: it is the recommended one."""
+def _row(
+    found: PlannedModel, columns: Sequence[str], best: bool, apart: str = GPU
+) -> list[str | Text]:
+    """A model's values in these columns; ``best``: it is the recommended one; ``apart``: the
+    name of the column of memory beside RAM.
+    """
     plan, better = found.plan, found.with_gpu_build
     values: dict[str, str | Text] = {
         "quant": Text(found.label, "bold green" if best else ""),
         "size": format_bytes(found.model.size),
         f"at {LINE}": _download(found),
-        "runs from": tiers_needed(plan.verdict),
+        "runs from": tiers_needed(plan.verdict, plan.settings.devices),
         "tok/s": speeds.cell(found.forecast),
-        "GPU": _used(found, plan.tiers.gpu),
+        apart: _used(found, plan.tiers.gpu),
         "RAM": _used(found, plan.tiers.ram),
         "disk": _used(found, plan.tiers.disk),
         "context": f"{plan.max_context:,}" if plan.max_context else "–",
-        "with a GPU build": tiers_needed(better.verdict) if better else "–",
+        "with a GPU build": tiers_needed(better.verdict, better.settings.devices)
+        if better
+        else "–",
     }
     return [values[name] for name in columns]
 
