@@ -1,5 +1,9 @@
 """Untrusted text made safe for a terminal, and numbers made readable.
 
+One unit for each kind of figure, on every screen: memory in GiB (``format_bytes``); files,
+downloads and disks in GB (``format_size``); bandwidth of memory and disks in GB/s; networks in
+Mbit/s (``format_line``).
+
 Model output, model names and file names may hold escape sequences that move the cursor, set the
 clipboard or hide text. ``Sanitizer`` removes them from a stream, whatever its chunks; ``clean``
 from one string. References: ECMA-48 (control sequences), Unicode TR 36 and CVE-2021-42574 (bidi).
@@ -173,10 +177,23 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def format_bytes(count: int | float) -> str:
-    """``9878424780`` → ``"9.2 GiB"``; three significant digits, powers of 1024."""
+    """Memory: ``9878424780`` → ``"9.2 GiB"``; three significant digits, powers of 1024."""
     if count < 0:
         return f"-{format_bytes(-count)}"
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), " ")
+
+
+def format_size(count: int | float) -> str:
+    """A file, a download, a disk: ``9878424780`` → ``"9.9 GB"``; powers of 1000."""
+    if count < 0:
+        return f"-{format_size(-count)}"
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB", "PB"), " ")
+
+
+def format_line(rate: float) -> str:
+    """Bytes per second of a network: ``12.5e6`` → ``"100 Mbit/s"``."""
+    megabits = rate * 8 / 1e6
+    return f"{megabits:,.0f} Mbit/s" if megabits >= 9.95 else f"{megabits:.1f} Mbit/s"
 
 
 def format_count(count: int | float) -> str:

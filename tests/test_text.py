@@ -22,6 +22,8 @@ from localmoe.text import (
     format_bytes,
     format_count,
     format_duration,
+    format_line,
+    format_size,
     reason_of,
     replaced_note,
     token_count,
@@ -170,6 +172,26 @@ def test_clean_line_is_one_line(text: str) -> None:
 )  # fmt: skip
 def test_format_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (63_400_000_000, "63.4 GB"),
+        (999_960, "1.0 MB"), (671_026_419_200, "671 GB"), (4e12, "4.0 TB"), (-1536, "-1.5 kB"),
+    ],
+)  # fmt: skip
+def test_format_size(count: int, text: str) -> None:
+    assert format_size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.0, "0.0 Mbit/s"), (1e5, "0.8 Mbit/s"), (12.5e6, "100 Mbit/s"), (2e8, "1,600 Mbit/s")],
+)
+def test_format_line(rate: float, text: str) -> None:
+    """Bytes per second; one unit for all networks, so that they can be compared."""
+    assert format_line(rate) == text
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from localmoe.errors import LocalmoeError
 from localmoe.facts import catalog, hardware
 from localmoe.facts.bandwidth import Rates
 from localmoe.facts.hardware import Machine
-from localmoe.text import counted, format_bytes
+from localmoe.text import counted, format_bytes, format_size
 
-LITTLE_DISK = 20 << 30  # bytes; a 30B-A3B in Q4_K_M takes about 18 GB
+LITTLE_DISK = 20_000_000_000  # bytes; a 30B-A3B in Q4_K_M takes about 18 GB
 REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall --no-deps ."
 
 
@@ -85,13 +85,13 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
     little = (
         "free disk space: most MoE models take more" if machine.disk_free < LITTLE_DISK else None
     )
-    yield Finding("disk", f"{format_bytes(machine.disk_free)} free where models are kept", little)
+    yield Finding("disk", f"{format_size(machine.disk_free)} free where models are kept", little)
 
 
 def kept_finding() -> Finding:
     """How much of the disk localmoe's cache takes."""
     folder = storage.cache_dir()
-    size = format_bytes(storage.bytes_below(folder))
+    size = format_size(storage.bytes_below(folder))
     what = "contexts of conversations, engine builds, what was measured"
     return Finding("kept", f"{size} in {folder} ({what}): deleting it loses nothing but time")
 

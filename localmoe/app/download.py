@@ -18,7 +18,7 @@ from localmoe.hub.cache import RepoCache
 from localmoe.hub.client import Listing, Patience
 from localmoe.hub.download import Pulled, check_room, download
 from localmoe.hub.names import ModelFiles, Reference
-from localmoe.text import clean_line, format_bytes
+from localmoe.text import clean_line, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class Wanted:
 
     @property
     def title(self) -> str:
-        """``gpt-oss-120b-mxfp4 · 3 parts · 59.0 GiB``."""
+        """``gpt-oss-120b-mxfp4 · 3 parts · 63.4 GB``."""
         count = len(self.model.files)
         facts = [clean_line(self.model.name), f"{count} parts" if count > 1 else ""]
-        return " · ".join([*filter(None, facts), format_bytes(self.model.size)])
+        return " · ".join([*filter(None, facts), format_size(self.model.size)])
 
 
 def download_to_run(reference: Reference, request: LoadRequest, listener: Listener) -> Path:
@@ -79,7 +79,7 @@ def download_to_run(reference: Reference, request: LoadRequest, listener: Listen
         if answer is None:
             name = clean_line(request.name or reference.repo)
             raise UsageError(
-                f"{name} is not on this machine: {format_bytes(wanted.missing)}",
+                f"{name} is not on this machine: {format_size(wanted.missing)}",
                 hint=f"--yes downloads it; or first: localmoe pull {name}",
             )
         if not answer:
@@ -102,7 +102,7 @@ def permitted(
         listener.note(headline(found, ""))
         return True
     doubt = f"{clean_line(wanted.model.name)} {doubt}"
-    size = format_bytes(wanted.missing)
+    size = format_size(wanted.missing)
     answer = listener.ask(f"Download {size} anyway?", reason=doubt)
     if answer is None:
         hint = f"--yes downloads it anyway ({size}), for another machine"
@@ -145,7 +145,7 @@ def fetch(wanted: Wanted, listener: Listener) -> Pulled:
                 else:
                     show(event)
     except (KeyboardInterrupt, SystemExit):
-        kept = format_bytes(wanted.model.size - wanted.missing)
+        kept = format_size(wanted.model.size - wanted.missing)
         listener.note(f"stopped: {kept} are kept, and the same command goes on from there")
         raise
     assert pulled is not None

@@ -13,7 +13,7 @@ from localmoe.hub.names import ModelFiles, Reference
 from localmoe.planning.places import kind_of, memory_of
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
-from localmoe.text import clean_line, format_bytes, format_duration
+from localmoe.text import clean_line, format_duration, format_size
 
 LINE_SPEED = 100_000_000  # bits per second, for which download times are stated
 LINE = f"{LINE_SPEED // 1_000_000} Mbit/s"
@@ -102,21 +102,21 @@ class PlannedModel:
 
     @property
     def download(self) -> str:
-        """``1 h 25 min at 100 Mbit/s``, ``here``, or ``no room: 59.0 GiB, 20.1 GiB free``."""
+        """``1 h 25 min at 100 Mbit/s``, ``here``, or ``no room: 63.4 GB, 21.6 GB free``."""
         offer = self.offer
         if offer is None or not offer.missing:
             return "here"
         if not offer.fits_disk:
-            free = format_bytes(offer.disk_free or 0)
-            return f"no room: {format_bytes(offer.missing)}, {free} free"
+            free = format_size(offer.disk_free or 0)
+            return f"no room: {format_size(offer.missing)}, {free} free"
         return f"{format_duration(offer.download_seconds)} at {LINE}"
 
     @property
     def reason(self) -> str:
         """One sentence: why it fits or not, in memory and on the disk."""
         if self.plan.verdict.fits and self.offer is not None and not self.offer.fits_disk:
-            free = format_bytes(self.offer.disk_free or 0)
-            return f"no room: {format_bytes(self.offer.missing)} to download, {free} free"
+            free = format_size(self.offer.disk_free or 0)
+            return f"no room: {format_size(self.offer.missing)} to download, {free} free"
         return self.plan.reason
 
 
@@ -126,7 +126,7 @@ def headline(planned: PlannedModel, why: str) -> str:
     facts = [
         clean_line(planned.model.name) + (f" ({clean_line(why)})" if why else ""),
         *([f"{parts} parts"] if parts > 1 else []),
-        format_bytes(planned.model.size),
+        format_size(planned.model.size),
         planned.download,
         verdict_words(planned.plan.verdict, planned.plan.settings.devices),
         f"{planned.plan.settings.context:,} tokens of context",

@@ -6,7 +6,7 @@ import dataclasses
 
 from localmoe.planning.plan import Plan
 from localmoe.planning.speed import Forecast, Range
-from localmoe.text import format_bytes, format_duration
+from localmoe.text import format_duration, format_size
 
 SLOW = 2.0  # tok/s below which a model counts as slow: reading is faster
 MINUTE = 59.5  # shorter times are shown in seconds alone
@@ -64,7 +64,7 @@ def first_text(forecast: Forecast) -> str:
 def cold_text(forecast: Forecast) -> str:
     """``11 s from a cold start``: loading included, and experts that memory keeps afterwards."""
     sent = forecast.sent_bytes
-    sending = f", sending {format_bytes(sent)} to the worker" if sent else ""
+    sending = f", sending {format_size(sent)} to the worker" if sent else ""
     return f"{_seconds(forecast.first_token.expected)} from a cold start{sending}"
 
 

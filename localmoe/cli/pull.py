@@ -16,7 +16,7 @@ from localmoe.errors import DoesNotFitError, LocalmoeError, TransferError, Usage
 from localmoe.facts import catalog
 from localmoe.hub import names
 from localmoe.hub.download import Pulled
-from localmoe.text import clean_line, format_bytes, format_duration
+from localmoe.text import clean_line, format_duration, format_line, format_size
 
 
 def pull_command(options: Options, output: Output) -> int:
@@ -81,12 +81,12 @@ def _already_here(name: str, error: TransferError, output: Output) -> int:
 def outcome(pulled: Pulled) -> str:
     """One line: bytes, time and rate of the download, or that it was here already."""
     if not pulled.transferred and not pulled.resumed:
-        return f"{format_bytes(pulled.size)}, already here"
+        return f"{format_size(pulled.size)}, already here"
     rate = pulled.transferred / max(pulled.seconds, 1e-3)
     facts = [
-        f"{format_bytes(pulled.transferred)} in {format_duration(pulled.seconds)} "
-        f"({format_bytes(rate)}/s)"
+        f"{format_size(pulled.transferred)} in {format_duration(pulled.seconds)} "
+        f"({format_line(rate)})"
     ]
     if pulled.resumed:
-        facts.append(f"{format_bytes(pulled.resumed)} were here already")
+        facts.append(f"{format_size(pulled.resumed)} were here already")
     return "; ".join([*facts, "sha256 checked"])

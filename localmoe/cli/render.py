@@ -21,7 +21,7 @@ from localmoe.facts.model import Model, Role
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
 from localmoe.terminal.tables import Rows, cell, indented, pairs
-from localmoe.text import clean_line, counted, format_bytes, format_count, shortened
+from localmoe.text import clean_line, counted, format_bytes, format_count, format_size, shortened
 
 BAR_FROM_COLUMNS = 60
 
@@ -36,7 +36,7 @@ def verdict_text(verdict: Verdict, devices: Sequence[str]) -> Text:
 def title(model: Model) -> Text:
     """``name · architecture · quantization · size · parts``."""
     parts = len(model.paths)
-    facts = [model.architecture, model.quantization, format_bytes(model.size)]
+    facts = [model.architecture, model.quantization, format_size(model.size)]
     facts += [f"{parts} parts"] if parts > 1 else []
     return Text.assemble((clean_line(model.name), "bold"), *(f" · {clean_line(f)}" for f in facts))
 
@@ -124,9 +124,9 @@ def show_screen(model: Model) -> RenderableType:
         ("tokenizer", shortened(clean_line(str(tokenizer)), 60)),
     ]
     by_role = documents.bytes_by_role(model)
-    rows += [(names[role], format_bytes(count)) for role, count in by_role.items() if count]
+    rows += [(names[role], format_size(count)) for role, count in by_role.items() if count]
     if not_loaded:
-        rows.append(("not loaded", f"{format_bytes(not_loaded)} (multi-token prediction)"))
+        rows.append(("not loaded", f"{format_size(not_loaded)} (multi-token prediction)"))
     rows += [("file" if i == 0 else "", str(path)) for i, path in enumerate(model.paths)]
     return Group(title(model), Text(), pairs(rows))
 
@@ -138,7 +138,7 @@ def list_table(models: Sequence[LocalModel]) -> RenderableType:
             entry.model.name,
             entry.model.architecture,
             entry.model.quantization,
-            format_bytes(entry.model.size),
+            format_size(entry.model.size),
             Text("cannot be read", "bold red") if entry.problem else experts_short(entry.model),
             entry.program,
             str(entry.model.paths[0].parent),

@@ -12,7 +12,7 @@ from localmoe.cli.output import Output
 from localmoe.errors import UnknownModelError
 from localmoe.facts import catalog
 from localmoe.hub import names, removal
-from localmoe.text import clean_line, format_bytes
+from localmoe.text import clean_line, format_size
 
 
 def rm_command(options: Options, output: Output) -> int:
@@ -28,7 +28,7 @@ def rm_command(options: Options, output: Output) -> int:
         output.note(f"removed {clean_line(str(path))}")
     if removed.shared:
         output.note("its content stays: another repository in the cache has the same")
-    output.print(Text(f"freed {format_bytes(removed.freed)}"))
+    output.print(Text(f"freed {format_size(removed.freed)}"))
     return 0
 
 

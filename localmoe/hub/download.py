@@ -27,7 +27,7 @@ from localmoe.hub.locks import try_lock
 from localmoe.hub.names import Reference, RepoFile
 from localmoe.hub.refusals import RefusedFileError
 from localmoe.hub.transfer import FollowingHash, Stop, StoppedError, fill, whole_until
-from localmoe.text import clean_line, format_bytes
+from localmoe.text import clean_line, format_size
 
 CONNECTIONS = 4
 TICK = 0.1  # seconds between events
@@ -142,9 +142,9 @@ def check_room(cache: RepoCache, commit: str, files: Sequence[RepoFile]) -> None
     missing, free = cache.missing(commit, files), cache.free()
     if missing > free:
         raise DoesNotFitError(
-            f"the disk cannot hold it: {format_bytes(missing)} to download, "
-            f"{format_bytes(free)} free on the disk of {clean_line(str(cache.root))}",
-            hint=f"free {format_bytes(missing - free)}, or set HF_HUB_CACHE to a folder on "
+            f"the disk cannot hold it: {format_size(missing)} to download, "
+            f"{format_size(free)} free on the disk of {clean_line(str(cache.root))}",
+            hint=f"free {format_size(missing - free)}, or set HF_HUB_CACHE to a folder on "
             "another disk; `localmoe rm MODEL` removes a model",
         )
 
@@ -298,9 +298,9 @@ class _Transfer:
     def _disk_full(self, job: _Job) -> TransferError:
         missing = self._cache.missing(self._listing.commit, [j.file for j in self._jobs])
         return TransferError(
-            f"the disk is full: {format_bytes(job.done)} of {clean_line(job.file.path)} are kept, "
-            f"{format_bytes(missing)} are still to come",
-            hint=f"free {format_bytes(missing)} and run it again: it goes on from there",
+            f"the disk is full: {format_size(job.done)} of {clean_line(job.file.path)} are kept, "
+            f"{format_size(missing)} are still to come",
+            hint=f"free {format_size(missing)} and run it again: it goes on from there",
         )
 
     @contextlib.contextmanager

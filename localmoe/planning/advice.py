@@ -14,7 +14,7 @@ from localmoe.planning.context import smaller_contexts
 from localmoe.planning.memory import CPU
 from localmoe.planning.places import holder, memory_of
 from localmoe.planning.plan import Verdict, Wishes
-from localmoe.text import format_bytes
+from localmoe.text import format_bytes, format_size
 
 CLOSE_PROGRAMS = 4 * GIB  # bytes; closing programs can plausibly free no more than this
 DISK = (Verdict.RAM_DISK, Verdict.GPU_RAM_DISK, Verdict.GPU_DISK)
@@ -231,7 +231,7 @@ def _make_it_fit(decision: Decision, alternatives: Alternatives) -> Iterator[str
         if share > 0.25:
             yield (
                 "or choose a smaller quantization, of at most "
-                f"{format_bytes(int(model.size * share))} instead of {format_bytes(model.size)}"
+                f"{format_size(int(model.size * share))} instead of {format_size(model.size)}"
             )
         else:
             yield "or choose a smaller model: no quantization of this one is small enough"

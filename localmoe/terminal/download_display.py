@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from localmoe.hub.download import PartProgress, Progress
-from localmoe.text import clean_line, format_bytes, format_duration
+from localmoe.text import clean_line, format_duration, format_line, format_size
 
 LINE_EVERY = 15.0  # seconds between lines in a pipe
 EVENT_EVERY = 1.0  # seconds between JSON events
@@ -111,16 +111,16 @@ def progress_document(progress: Progress) -> dict[str, object]:
 
 
 def summary(progress: Progress) -> str:
-    """``38 % · 22.4 GiB of 59.0 GiB · 84.2 MiB/s · 7 min 30 s left``."""
+    """``38 % · 24.1 GB of 63.4 GB · 706 Mbit/s · 7 min 30 s left``."""
     share = int(100 * progress.done / progress.total) if progress.total else 100
-    facts = [f"{share} %", f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"]
+    facts = [f"{share} %", f"{format_size(progress.done)} of {format_size(progress.total)}"]
     left = progress.seconds_left
     if progress.done == progress.total:
         facts.append("checking its hash")
     elif left is None:
         facts.append("waiting for data")
     else:
-        facts.append(f"{format_bytes(progress.rate)}/s")
+        facts.append(format_line(progress.rate))
         seconds = max(1, round(left))
         facts.append(f"{f'{seconds} s' if seconds < 60 else format_duration(seconds)} left")
     return " · ".join(facts)
@@ -144,7 +144,7 @@ def _part(
     part: PartProgress, number: int, parts: Sequence[PartProgress], columns: int
 ) -> RenderableType:
     text = f"part {number} of {len(parts)} · "
-    text += _STATES.get(part.state) or f"{format_bytes(part.done)} of {format_bytes(part.total)}"
+    text += _STATES.get(part.state) or f"{format_size(part.done)} of {format_size(part.total)}"
     return _bar_line(part.done, part.total, text, columns, "cyan")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,17 @@ def test_fit_says_everything_at_every_width(width: int) -> None:
         assert fact in text, (fact, text)
 
 
+@pytest.mark.parametrize("name", SCREENS)
+def test_files_are_in_gb_and_memory_in_gib(name: str) -> None:
+    """The model's file, 20.4 GB, is never told as 19.0 GiB; what memory holds is never in GB."""
+    text = " ".join(drawn(SCREENS[name](), 200).split())
+    assert "19.0 GiB" not in text
+    if name != "doctor":
+        assert "20.4 GB" in text
+    if name in ("fit", "plan"):
+        assert re.findall(r"[\d.]+ GB(?!/s)", text) == ["20.4 GB"]
+
+
 def test_list_is_a_table_at_80_columns() -> None:
     """Of a long name and folder: every row is one line or a folded name, under one heading."""
     long = replace(MODEL, name="someone/Qwen3-Coder-30B-A3B-Instruct-1M-GGUF:UD-Q4_K_XL")
@@ -133,7 +145,7 @@ def test_list_is_a_table_at_80_columns() -> None:
         lines = drawn(render.list_table(entries), 80).splitlines()
         assert lines[0].split()[:1] == ["model"] and {"size", "experts"} <= set(lines[0].split())
         assert all(len(line) <= 80 for line in lines)
-        assert len([line for line in lines if "19.0 GiB" in line]) == len(models)
+        assert len([line for line in lines if "20.4 GB" in line]) == len(models)
         assert "architecture qwen3moe" not in "".join(lines)
         if models == [short]:
             assert "Hub cache" in lines[1]
@@ -146,7 +158,7 @@ def test_wide_tables_become_lists_on_narrow_screens() -> None:
         "model", "architecture", "quant", "size", "experts", "of", "folder",
     ]  # fmt: skip
     rows = [
-        f"{MODEL.name} architecture qwen3moe · quant Q4_K_M · size 19.0 GiB · "
+        f"{MODEL.name} architecture qwen3moe · quant Q4_K_M · size 20.4 GB · "
         f"experts {experts} · of Ollama · folder /models"
         for experts in ("8 of 128", "cannot be read")
     ]

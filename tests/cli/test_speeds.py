@@ -86,7 +86,7 @@ def test_a_forecast_in_words() -> None:
         "4.3 s (3.0–6.0 s), 8.6 s from a cold start"
     )
     sending = dataclasses.replace(forecast(11), sent_bytes=17 << 30)
-    assert speeds.cold_text(sending) == "8.6 s from a cold start, sending 17.0 GiB to the worker"
+    assert speeds.cold_text(sending) == "8.6 s from a cold start, sending 18.3 GB to the worker"
     assert "3.0 s" in speeds.first_text(forecast(11, first=3.0))
     assert speeds.first_text(forecast(11, first=60.0)) == "1 min (42 s–1 min 24 s)"
     narrow = dataclasses.replace(forecast(11), decode=Range(11.1, 11.2, 11.3))

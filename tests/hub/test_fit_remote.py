@@ -190,7 +190,7 @@ def test_screens(hub: HubServer, shell: Shell, twenty: list[list[Path]]) -> None
     done = shell("fit", REPO, "--ram", "24")
     assert done.returncode == 0
     line = next(li for li in done.stdout.splitlines() if li.startswith("Q4_K_M"))
-    for fact in ("17.3 GiB", "24 min 45 s", "RAM", "40,960"):
+    for fact in ("18.6 GB", "24 min 45 s", "RAM", "40,960"):
         assert fact in line
     assert "at 100 Mbit/s" in done.stdout
     assert "recommended Q4_K_M: the usual balance" in done.stdout
@@ -219,7 +219,7 @@ def test_no_room_on_the_disk(
     assert document["recommended"].endswith("Q2_K")
     assert "has no room on the disk" in document["recommended_reason"]
     reasons = {f["quant"]: f["reason"] for f in document["files"]}
-    assert "17.3 GiB to download, 12.0 GiB free" in reasons["Q4_K_M"]
+    assert "18.6 GB to download, 12.9 GB free" in reasons["Q4_K_M"]
     file.write_text(json.dumps({"machine": machine | {"disk_free": GIB}}))
     assert shell.document("fit", REPO, "--machine", str(file), code=3)["recommended"] is None
     assert "no room" in shell("fit", f"{REPO}:Q2_K", "--machine", str(file)).stdout

@@ -112,7 +112,7 @@ def test_the_display_in_a_terminal(hub: HubServer, localmoe: HubCommand) -> None
     hub.add(REPO, {FILE: Generated(SIZE)})
     hub.fault("content", KEY, Fault(rate=100_000))  # half a minute
     child = ask(localmoe, "pull", REPO, "--yes")
-    child.expect(r"\d+ % · .* of 2.9 MiB · .*/s · .* left")
+    child.expect(r"\d+ % · .* of 3.0 MB ·  Mbit/s · .* left")
     child.sendintr()
     child.expect("are kept, and the same command goes on from there")
     child.expect(pexpect.EOF)
@@ -126,7 +126,7 @@ def test_a_pipe_gets_lines_without_escape_codes(hub: HubServer, localmoe: HubCom
     done = localmoe("pull", REPO, "--yes")
     assert done.returncode == 0
     assert "\x1b" not in done.stdout + done.stderr
-    assert "downloading model-Q4_K_M · 2.9 MiB" in done.stderr
+    assert "downloading model-Q4_K_M · 3.0 MB" in done.stderr
     again = localmoe("pull", REPO, "--yes")
     assert again.stdout == done.stdout
     assert "already here" in again.stderr
@@ -186,7 +186,7 @@ def test_the_summary_has_rate_and_time() -> None:
     """One line: share, bytes, rate, time left; and what it is waiting for."""
     gib = 1 << 30
     running = Progress((PartProgress("a", "downloading", 22 * gib, 60 * gib),), 100 * 2**20)
-    assert summary(running) == "36 % · 22.0 GiB of 60.0 GiB · 100 MiB/s · 6 min 29 s left"
+    assert summary(running) == "36 % · 23.6 GB of 64.4 GB · 839 Mbit/s · 6 min 29 s left"
     silent = Progress((PartProgress("a", "downloading", 0, gib),), 0.0)
     assert summary(silent).endswith("waiting for data")
     whole = Progress((PartProgress("a", "checking", gib, gib),), 5.0)

@@ -156,7 +156,7 @@ def test_what_to_delete_is_never_guessed(hub: HubServer, localmoe: HubCommand) -
     assert done.returncode == 2
     assert f"{REPO}:Q2_K" in done.stderr
     done = localmoe("rm", f"{REPO}:Q2_K")
-    assert (done.returncode, done.stdout) == (0, "freed 2.9 MiB\n")
+    assert (done.returncode, done.stdout) == (0, "freed 3.0 MB\n")
     assert snapshots(localmoe.cache) == [FILE]
 
 

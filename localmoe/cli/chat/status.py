@@ -14,7 +14,7 @@ from localmoe.cli.render import experts_short
 from localmoe.cli.tiers import TIER_STYLE, experts_place, joined, layers_by_tier, tier_names
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
-from localmoe.text import clean_line, counted, format_bytes, format_duration
+from localmoe.text import clean_line, counted, format_bytes, format_duration, format_size
 
 BAR_CELLS = 10
 NEARLY_FULL, FILLING = 0.9, 0.75  # fractions of the context from which the meter warns
@@ -28,7 +28,7 @@ def card(
 
     ``width`` is in cells; each line has as many facts as fit.
     """
-    facts = [model.quantization, format_bytes(model.size)]
+    facts = [model.quantization, format_size(model.size)]
     if model.is_moe:
         facts.append(f"{experts_short(model)} experts")
     first = [Text(clean_line(model.name), "bold"), *(Text(clean_line(f), "dim") for f in facts)]

@@ -23,7 +23,7 @@ from localmoe.routing.rewrite import Prompt, name_prompts, write_trace
 from localmoe.routing.token_texts import token_texts
 from localmoe.routing.trace import Trace, read_trace
 from localmoe.terminal.live_line import LiveLine
-from localmoe.text import clean_line, counted, format_bytes
+from localmoe.text import clean_line, counted, format_size
 
 WRITTEN = 32  # tokens per prompt, unless -n says otherwise
 
@@ -106,6 +106,6 @@ def _tell(out: Path, trace: Trace, done: int, asked: int, output: Output) -> Non
     output.note(
         f"{out}: {done}{of} {'prompt' if asked == 1 else 'prompts'}, "
         f"{counted(len(trace) - decoded, 'token')} read, {decoded:,} written, "
-        f"{format_bytes(size)}"
+        f"{format_size(size)}"
     )
     output.note(f"`localmoe experts show {out}` shows the load")

@@ -15,7 +15,7 @@ from localmoe.facts.hardware import Machine
 from localmoe.planning.budget import usable_gpus
 from localmoe.planning.places import GPU, kind_of
 from localmoe.terminal.tables import Rows, pairs
-from localmoe.text import clean_line, counted, format_bytes, format_duration
+from localmoe.text import clean_line, counted, format_bytes, format_duration, format_size
 
 
 def detail(found: PlannedModel) -> RenderableType:
@@ -51,7 +51,7 @@ def quantizations(
     lines: list[RenderableType] = [head, Text(), Rows(columns, rows, numbers, spare)]
     full = next((f.offer for f in found if f.offer and not f.offer.fits_disk), None)
     if full is not None:
-        lines.append(Text(f"{format_bytes(full.disk_free or 0)} are free on the disk", "dim"))
+        lines.append(Text(f"{format_size(full.disk_free or 0)} are free on the disk", "dim"))
     if best is None or best.offer is None:
         lines += [Text(), Text(why)]
     else:
@@ -71,7 +71,7 @@ def guesses(found: Sequence[CatalogGuess], machine: Machine) -> RenderableType:
     rows = [
         (
             guess.command_name,
-            format_bytes(guess.files.size),
+            format_size(guess.files.size),
             format_duration(guess.files.size * 8 / LINE_SPEED),
             tiers_needed(guess.verdict, devices),
         )
@@ -92,7 +92,7 @@ def local(found: Sequence[PlannedModel]) -> RenderableType:
 def cost(transferred: int, requests: int, seconds: float) -> str:
     """Bytes, requests and seconds of the answer, for a note."""
     return (
-        f"from {format_bytes(transferred)} of headers in {counted(requests, 'request')}, "
+        f"from {format_size(transferred)} of headers in {counted(requests, 'request')}, "
         f"{format_duration(seconds)}"
     )
 
@@ -111,7 +111,7 @@ def _row(
     plan, better = found.plan, found.with_gpu_build
     values: dict[str, str | Text] = {
         "quant": Text(found.label, "bold green" if best else ""),
-        "size": format_bytes(found.model.size),
+        "size": format_size(found.model.size),
         f"at {LINE}": _download(found),
         "runs from": tiers_needed(plan.verdict, plan.settings.devices),
         "tok/s": speeds.cell(found.forecast),
