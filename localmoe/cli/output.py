@@ -130,6 +130,8 @@ class Output:
 
     def ask(self, question: str, *, reason: str = "") -> bool | None:
         """True for y or yes, False for anything else; None: stdin or stderr is no terminal."""
+        from localmoe.terminal.tty import spoken
+
         console = self.stderr
         if self.as_json or not (sys.stdin.isatty() and console.file.isatty()):
             return None
@@ -137,7 +139,8 @@ class Output:
             self.warn(reason)
         console.out(f"{question} [y/N] ", end="", highlight=False)
         console.file.flush()
-        answer = sys.stdin.readline()
+        with spoken():
+            answer = sys.stdin.readline()
         if not answer.endswith("\n"):
             console.print()
         return answer.strip().lower() in ("y", "yes")

@@ -45,7 +45,7 @@ class SocketConnection(Connection):
         self._socket.close()
         self._hang_up()
 
-    def _obituary(self, *, reading: bool) -> EngineCrashError:
+    def _obituary(self, *, reading: bool, awaited: str = "") -> EngineCrashError:
         if self._ended:
             return EngineCrashError(f"the connection to the model was ended: {self._ended}")
         return EngineCrashError(

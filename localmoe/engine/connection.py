@@ -62,7 +62,7 @@ class Connection(ABC):
         """Do not wait for it any longer."""
 
     @abstractmethod
-    def _obituary(self, *, reading: bool) -> LocalmoeError:
+    def _obituary(self, *, reading: bool, awaited: str = "") -> LocalmoeError:
         """Why it is gone. ``reading``: while it was reading a model's file."""
 
     def request(
@@ -97,7 +97,7 @@ class Connection(ABC):
                     except queue.Empty:
                         raise self._given_up(awaited, silence or 0.0) from None
                     if message is None:
-                        raise self._obituary(reading=op in ("measure", "load"))
+                        raise self._obituary(reading=op in ("measure", "load"), awaited=awaited)
                     if message["event"] == "error":
                         raise protocol.message_to_error(message)
                     yield message

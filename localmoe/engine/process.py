@@ -126,23 +126,25 @@ class WorkerProcess(Connection):
                 if not text.startswith(LINKER):
                     self._stderr.append(text)
 
-    def _obituary(self, *, reading: bool) -> EngineError | ModelFileError:
+    def _obituary(self, *, reading: bool, awaited: str = "") -> EngineError | ModelFileError:
         """Why the process is gone. While it was ``reading`` a file, a failed check blames that."""
         if self._ended:
             return EngineCrashError(f"the engine process was ended: {self._ended}")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
         self._drain.join(timeout=1)
-        return cause_of_death(self._process.poll(), list(self._stderr), reading=reading)
+        said = list(self._stderr)
+        return cause_of_death(self._process.poll(), said, reading=reading, awaited=awaited)
 
 
 def cause_of_death(
-    status: int | None, said: Sequence[str], *, reading: bool
+    status: int | None, said: Sequence[str], *, reading: bool, awaited: str = ""
 ) -> EngineError | ModelFileError:
     """The error for a worker that is gone. Pure.
 
     ``status``: of its end, negative for the number of a signal, None if it has not ended; ``said``:
-    the last lines of its standard error; ``reading``: whether it was reading a model's file.
+    the last lines of its standard error; ``reading``: whether it was reading a model's file;
+    ``awaited``: the workers on other machines that it needed.
     """
     words = next((line for line in said if "GGML_ASSERT" in line), "")
     if not words and said:
@@ -150,8 +152,9 @@ def cause_of_death(
     words = re.sub(r"\S*/(?=[\w.-]+:\d+)", "", words)  # the folder it was built in
     words = f": {words}" if words else ""
     if any(sign in line for sign in REMOTE_LOST for line in said):
+        who = awaited.replace("the workers", "one of the workers", 1) or "a worker"
         return EngineCrashError(
-            "a remote worker went away, or lost the connection; the engine process ended with it",
+            f"lost the connection to {who}; the engine process ended with it",
             hint="start `localmoe worker` there again, or go on without its --remote",
         )
     if status is None:

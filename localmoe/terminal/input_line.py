@@ -16,6 +16,8 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout.controls import BufferControl
+from prompt_toolkit.layout.dimension import Dimension
 from prompt_toolkit.output import Output as TerminalOutput
 from prompt_toolkit.output import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
@@ -23,6 +25,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 from localmoe.errors import LocalmoeError
 from localmoe.terminal.line_sources import BACKSLASH, PROMPT, Notices, message_of, unfinished
+from localmoe.terminal.resizing import erase_folded
 from localmoe.terminal.tty import hushed
 
 DRAWN_WITHIN = 1.0  # seconds that ``settle`` waits at most
@@ -74,6 +77,23 @@ class EditedLines:
             enable_suspend=True,
             tempfile_suffix=".md",
         )
+        erase_folded(self._session.app)
+        self._leave_room_above()
+
+    def _leave_room_above(self) -> None:
+        """A long message takes two thirds of the window at most: what was said last, an error above
+        all, stays in sight. It is shown whole when it is sent.
+        """
+
+        def most() -> Dimension:
+            app = self._session.app
+            rows = app.output.get_size().rows
+            return Dimension() if app.is_done else Dimension(max=max(1, 2 * rows // 3))
+
+        typed = self._session.default_buffer
+        for window in self._session.layout.find_all_windows():
+            if isinstance(window.content, BufferControl) and window.content.buffer is typed:
+                window.height = most
 
     def read(self, default: str = "") -> str:
         self._notices.show()

@@ -75,6 +75,28 @@ def hushed() -> Iterator[None]:
         _set(before)
 
 
+@contextlib.contextmanager
+def spoken() -> Iterator[None]:
+    """Within the block, inside ``hushed``, keys are echoed and lines edited as a shell does it: for
+    questions and for other programs.
+    """
+    quiet = None
+    if sys.stdin.isatty():
+        with contextlib.suppress(termios.error, ValueError, OSError):
+            quiet = termios.tcgetattr(sys.stdin.fileno())
+    if quiet is None or quiet[3] & termios.ICANON:
+        yield
+        return
+    usual = [*quiet]
+    usual[0] |= termios.ICRNL
+    usual[3] |= termios.ECHO | termios.ICANON
+    _set(usual)
+    try:
+        yield
+    finally:
+        _set(quiet)
+
+
 def _set(attributes: Any) -> None:
     with contextlib.suppress(termios.error, ValueError, OSError):
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)
@@ -131,7 +153,8 @@ def edit(text: str) -> str:
         path = Path(folder) / "message.md"
         path.write_text(text, encoding="utf-8", errors="replace")
         try:
-            status = subprocess.run([*command, str(path)], check=False).returncode
+            with spoken():
+                status = subprocess.run([*command, str(path)], check=False).returncode
         except OSError as error:
             raise UsageError(
                 f"cannot start the editor {command[0]}: {error.strerror}", hint="set EDITOR"

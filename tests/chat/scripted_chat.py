@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 
 from localmoe.app.sessions import open_session
+from localmoe.chat.commands import Command
+from localmoe.chat.state import Chat
 from localmoe.cli.arguments import parse
 from localmoe.cli.chat.command import line_reader
 from localmoe.cli.main import _terminate
@@ -20,6 +23,12 @@ from localmoe.errors import EngineCrashError
 from localmoe.terminal.tty import kept
 from tests.chat.scripted import ScriptedEngine
 from tests.chat.scripted_model import make_loop
+
+
+def slow(chat: Chat, seconds: str) -> str:
+    """A command that takes its time, as planning another model does."""
+    time.sleep(float(seconds))
+    return f"that took {seconds} s"
 
 
 def main() -> int:
@@ -32,6 +41,7 @@ def main() -> int:
     options = parse(["chat", *sys.argv[3:]])
     store, log = open_session(session_request(options))
     loop, notices = make_loop(engine, output, options, store=store, log=log)
+    loop.commands.add(Command("slow", "SECONDS", "takes so long", slow))
     signal.signal(signal.SIGTERM, _terminate)
     with kept():
         return loop.run("tiny", line_reader(loop, notices, private=options.no_history))

@@ -215,6 +215,31 @@ def test_keys_typed_during_an_answer_wait(start: Start) -> None:
     terminal.wait("turns    2")
 
 
+def test_keys_typed_during_a_command_wait(start: Start) -> None:
+    """They are not echoed into its output, and each line is a message of its own afterwards."""
+    terminal = start(["first"], ["second"])
+    terminal.type("/slow 1.5\r")
+    terminal.wait("> /slow 1.5")
+    time.sleep(0.3)  # the command is under way: nothing on the screen says so
+    terminal.type("one\rtwo\r")
+    text = terminal.turns(2)
+    assert "> /slow 1.5\nthat took 1.5 s\n> one\nfirst\n" in text
+    assert "> two\nsecond\n" in text
+
+
+def test_an_error_stays_in_sight_above_a_long_draft(start: Start) -> None:
+    """A message of 60 lines that did not fit comes back, and why is on the same screen."""
+    terminal = start(["never"], rows=24)
+    draft = [f"line {n} of a long message" for n in range(60)]
+    terminal.type(f"\x1b[200~{chr(10).join(draft)}\x1b[201~")
+    terminal.wait("line 59 of a long message")
+    terminal.type("\r")
+    terminal.wait("does not fit")
+    terminal.wait(lambda text: text.rstrip().endswith("line 59 of a long message"))
+    screen = terminal.text.splitlines()[-24:]
+    assert any("does not fit" in line for line in screen), "\n".join(screen)
+
+
 @pytest.mark.skipif(shutil.which("dash") is None, reason="no shell that leaves a terminal as it is")
 def test_ctrl_z_in_an_answer_gives_the_shell_its_terminal(tmp_path: Path) -> None:
     """The shell's lines are echoed while the chat is stopped; after fg keys are hushed again."""

@@ -121,3 +121,22 @@ def test_leaving(window: Open) -> None:
     text = left.wait(lambda text: len(modes.findall(text)) == 2)
     before, after = modes.findall(text)
     assert before == after
+
+
+@pytest.mark.parametrize("draft", ["short", "a draft of several words, " * 9])
+def test_a_narrower_window_leaves_no_ghosts(draft: str, window: Open) -> None:
+    """tmux folds the input line anew; it is there once, however often the window changes."""
+    changing = window([f"- item {n}\n" for n in range(40)], columns=100, rows=30)
+    changing.type("hello", "Enter")
+    changing.wait("experts in RAM")
+    changing.prompt()
+    changing.type("-l", draft)
+    changing.wait(lambda text: draft.split()[-1] in text.splitlines()[-1])
+    for columns in (60, 41, 90, 30):
+        changing.tmux("resize-window", "-x", str(columns), "-y", "30")
+        time.sleep(0.5)  # whatever is drawn anew, nothing on the screen tells when
+    joined = changing.tmux("capture-pane", "-p", "-J", "-S", "-")
+    assert len(re.findall(r"^> (?!hello)", joined, re.MULTILINE)) == 1, joined
+    assert joined.count("> hello") == 1 and joined.count("item 39") == 1
+    words = "".join(joined[joined.rindex("\n> ") + 3 :].split())
+    assert words == "".join(draft.split())

@@ -109,14 +109,16 @@ def engine_weights(count: int, path: Path) -> int:
 def test_a_worker_killed_in_the_middle_is_a_clear_error(
     arch_file: Callable[..., Path], server: Server
 ) -> None:
-    """No assertion text of llama.cpp's: it is said that the worker went away; alone it goes on."""
+    """No assertion text of llama.cpp's: it is said which connection was lost; alone it goes on."""
     model = read_model(arch_file("qwen3moe"))
     settings = EngineSettings(
         2048, devices=("RPC0",), gpu_layers=-1, remotes=(server.endpoint,), threads=1
     )
     with Engine(model, settings) as engine:
         list(engine.load())
-        with pytest.raises(EngineCrashError, match="remote worker went away") as caught:
+        with pytest.raises(
+            EngineCrashError, match=f"lost the connection to the worker at {server.endpoint}"
+        ) as caught:
             for event in engine.generate(Request("Go on.", max_tokens=2000, sampling=GREEDY)):
                 if isinstance(event, Token) and event.tokens == 3:
                     os.kill(server.pid, signal.SIGKILL)
@@ -269,7 +271,7 @@ def test_the_chat_outlives_its_worker(
     finally:
         command.process.kill()
     assert code == 1  # of the turn that had no answer
-    assert "a remote worker went away" in err
+    assert f"lost the connection to the worker at {server.endpoint}" in err
     assert "turns    1" in err
     assert "Traceback" not in err
 

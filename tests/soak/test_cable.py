@@ -58,6 +58,7 @@ def cable(rpc_lib: Path) -> Iterator[Cable]:
     cable = Cable()
     for end in cable.ends:
         cable.set(end, "up")
+    ip("-n", FAR, "link", "set", "lo", "up")
     yield cable
     ip("netns", "del", FAR)
 
@@ -72,6 +73,7 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def worker(home: Path) -> Iterator[subprocess.Popen[str]]:
     """``localmoe worker`` on the other machine."""
+    home.mkdir(exist_ok=True)
     words = ["worker", "--host", THERE, "--port", str(PORT), "--ram", "2", "--json"]
     child = subprocess.Popen(
         ["ip", "netns", "exec", FAR, *COMMAND, *words],
@@ -82,9 +84,11 @@ def worker(home: Path) -> Iterator[subprocess.Popen[str]]:
     )
     assert child.stdout is not None
     try:
-        for line in child.stdout:
-            if line == "}\n":
-                break
+        said = ""
+        while not said.endswith("\n}\n"):
+            line = child.stdout.readline()
+            assert line, said
+            said += line
         yield child
     finally:
         child.send_signal(signal.SIGINT)

@@ -89,8 +89,13 @@ class ChatLoop:
     def run(self, name: str | None, lines: Lines) -> int:
         """Chat with the model of that name until the end of input; returns the exit code.
 
-        Raises what planning and loading raise if no model could be loaded at all.
+        What is typed while no input line is there, as in a command, waits for the next one. Raises
+        what planning and loading raise if no model could be loaded at all.
         """
+        with hushed():
+            return self._run(name, lines)
+
+    def _run(self, name: str | None, lines: Lines) -> int:
         self._lines = self.model.lines = lines
         self._overflowing = Overflowing(self.chat, lines, self._output)
         if self.chat.session.turns and lines.interactive:
@@ -225,7 +230,7 @@ class ChatLoop:
         model = self.model.loaded()
         self.model.unsaved = True
         screen = Screen(self._output, show_reasoning=self.chat.show_reasoning)
-        with hushed(), stoppable(model, self._output) as pressed:
+        with stoppable(model, self._output) as pressed:
             try:
                 with screen:
                     for event in events:

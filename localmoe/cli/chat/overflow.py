@@ -14,7 +14,6 @@ from localmoe.cli.output import Output
 from localmoe.terminal.interrupts import interrupts
 from localmoe.terminal.line_sources import Lines
 from localmoe.terminal.live_line import LiveLine
-from localmoe.terminal.tty import hushed
 from localmoe.text import counted
 
 
@@ -74,7 +73,6 @@ class Overflowing:
         engine, words = self._engine, 0
         what = counted(turns, "turn")
         with (
-            hushed(),
             interrupts(engine.cancel, engine.cancel) as pressed,
             LiveLine(self._output.stderr) as line,
         ):

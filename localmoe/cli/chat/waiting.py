@@ -10,7 +10,6 @@ from localmoe.errors import InterruptedLoadError
 from localmoe.terminal.interrupts import interrupts
 from localmoe.terminal.line_sources import Notices
 from localmoe.terminal.live_line import LiveLine
-from localmoe.terminal.tty import hushed
 
 if TYPE_CHECKING:  # imported late: the input line need not wait for what it imports
     from localmoe.app.model import LoadedModel
@@ -34,7 +33,7 @@ def wait_for_plan(load: BackgroundLoad, line: LiveLine, notices: Notices) -> Loa
 def _wait(
     load: BackgroundLoad, line: LiveLine, notices: Notices, enough: Callable[[], bool]
 ) -> None:
-    with hushed(), interrupts(load.cancel, load.cancel) as pressed, line:
+    with interrupts(load.cancel, load.cancel) as pressed, line:
         while load.busy and not enough():
             if pressed.count:  # the thread may take longer to end
                 raise InterruptedLoadError("loading was interrupted")
