@@ -97,9 +97,12 @@ class Handler(BaseHTTPRequestHandler):
         self.document({"error": message}, status, reason | headers)
 
     def failed(self, fault: Fault) -> bool:
-        """Whether the fault was a status of its own, now answered."""
+        """Whether the fault was the whole answer: a status of its own, or a broken connection."""
         if fault.status is None:
-            return False
+            if fault.drop_after == 0:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+            return fault.drop_after == 0
         self.document({"error": f"status {fault.status}"}, fault.status, fault.headers)
         return True
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from localmoe.errors import TransferError, UnknownModelError
-from localmoe.hub import names
+from localmoe.hub import client, names
 from localmoe.hub.client import list_files
 from tests.hub.command import HubCommand
 from tests.hub.content import Generated
@@ -217,6 +217,24 @@ def test_a_busy_hub_is_asked_again(hub: HubServer, hf: Path) -> None:
     hub.fault("api", REPO, Fault(status=503))
     with pytest.raises(TransferError, match="503"):
         lookup()
+
+
+FAILURES = [Fault(500, times=3), Fault(502, times=3), Fault(drop_after=0, times=3)]
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+def test_a_listing_survives_three_failures(
+    fault: Fault, hub: HubServer, hf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the patience of `fit` and `pull`: the fourth answer counts, after pauses of seconds."""
+    pauses: list[float] = []
+    monkeypatch.setattr(client.Deadline, "sleep", lambda _, seconds: pauses.append(seconds))
+    hub.add(REPO, {FILE: b"GGUF"})
+    hub.fault("api", REPO, fault)
+    listing = list_files(names.Reference(REPO, REPO))
+    assert [f.path for f in listing.files] == [FILE]
+    assert len(pauses) == 3
+    assert sum(pauses) < 5
 
 
 def test_the_name_of_the_folder_is_the_hubs(hub: HubServer, hf: Path) -> None:

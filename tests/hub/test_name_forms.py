@@ -120,6 +120,9 @@ def test_the_first_word_of_run(word: str, hub: HubServer, localmoe: HubCommand) 
     done = localmoe("run", word, "hi", "-q")
     assert (done.returncode, done.stdout) == (2, "")
     assert word.removeprefix("hf://").partition(":")[0] in done.stderr
+    assert f"as a prompt: localmoe run -- {word} …" in done.stderr
+    named = localmoe("run", "-m", word, "hi", "-q")
+    assert named.returncode == 2 and "as a prompt" not in named.stderr
 
 
 def test_options_of_other_programs(hub: HubServer, served: Path, localmoe: HubCommand) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -15,15 +17,22 @@ from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.chat.overflow import make_room, not_sent
 from localmoe.chat.session import Message, ModelUsed
 from localmoe.cli import loaded as models
-from localmoe.cli.arguments import Options, model_and_prompt
+from localmoe.cli.arguments import ModelAndPrompt, Options, model_and_prompt
 from localmoe.cli.output import Output
 from localmoe.cli.requests import session_request
 from localmoe.cli.run.printers import Printer, parsed, printer_for
 from localmoe.cli.schema_file import grammar_of
-from localmoe.errors import INTERRUPTED, EngineError, LocalmoeError, UsageError
+from localmoe.errors import (
+    INTERRUPTED,
+    EngineError,
+    LocalmoeError,
+    TransferError,
+    UnknownModelError,
+    UsageError,
+)
 from localmoe.facts import catalog
 from localmoe.terminal.piped_input import SILENT_STDIN, PipedInput
-from localmoe.text import counted, replaced_note
+from localmoe.text import clean_line, counted, replaced_note
 
 
 def run_command(options: Options, output: Output) -> int:
@@ -41,6 +50,7 @@ def run_command(options: Options, output: Output) -> int:
     prompt = compose(asked.prompt, piped.text(), output) if piped and needed else None
     with (
         kept_session(session_request(options), output) as kept,
+        _or_prompt(options, asked),
         models.open_model(asked.model or kept.model_source, options, output) as model,
     ):
         models.load(model, output)
@@ -66,6 +76,20 @@ def run_command(options: Options, output: Output) -> int:
             output.error(cut_off)
         return cut_off.exit_code
     return 0
+
+
+@contextlib.contextmanager
+def _or_prompt(options: Options, asked: ModelAndPrompt) -> Iterator[None]:
+    """A first word that was taken for a model and is none: the hint says how to ask it instead."""
+    try:
+        yield
+    except (UnknownModelError, TransferError) as error:
+        if asked.model is not None and "model" not in options.typed:
+            word = shlex.quote(clean_line(asked.model))
+            more = " …" if asked.prompt else ""
+            as_prompt = f"as a prompt: localmoe run -- {word}{more}"
+            error.hint = f"{error.hint}; {as_prompt}" if error.hint else as_prompt
+        raise
 
 
 def prompt_of(words: Sequence[str], piped: PipedInput | None, output: Output) -> str:
