@@ -26,7 +26,7 @@ class Kind:
 TRACE = Kind("routing trace", lambda head: head.startswith(TRACE_MAGIC))
 PAGE = Kind("page of `localmoe experts report`", lambda head: head.startswith(PAGE_BEGINNING))
 PICTURE = Kind("PNG picture", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"))
-RUNS = Kind("log of `localmoe bench`", lambda head: head.startswith(b'{"job":'))
+RUN_LOG = Kind("log of `localmoe bench`", lambda head: head.startswith(b'{"job":'))
 
 
 def check_output(path: Path, kind: Kind, inputs: Iterable[Path]) -> None:

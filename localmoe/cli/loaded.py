@@ -17,7 +17,7 @@ from localmoe.cli.requests import load_request, sample_request
 from localmoe.cli.tiers import experts_sentence
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.rpc import named
-from localmoe.errors import EngineError, InterruptedLoadError
+from localmoe.errors import EngineCrashError, EngineError, InterruptedLoadError
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
 from localmoe.terminal.interrupts import Pressed, interrupts
@@ -83,7 +83,12 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
         threading.Thread(target=watch, daemon=True).start()
     try:
         with interrupts(model.engine.cancel, model.engine.close, tell) as pressed:
-            yield pressed
+            try:
+                yield pressed
+            except EngineCrashError as error:
+                if not pressed.count:
+                    raise
+                raise InterruptedLoadError(f"interrupted; {awaited} did not react") from error
     finally:
         over.set()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.app.outputs import PAGE, PICTURE, TRACE, check_output
+from localmoe.cli.options import FILES, OPTIONS
 from localmoe.errors import UsageError
 from localmoe.routing import profile
 from localmoe.routing.profile import Profile
@@ -91,6 +92,31 @@ def test_a_report_does_not_eat_its_traces(localmoe: Localmoe, trace: Path) -> No
     page.unlink()
     for _ in range(2):  # its own page it may write again
         assert localmoe("experts", "report", trace, "-o", page).returncode == 0
+
+
+def test_a_log_of_runs_is_no_other_file(localmoe: Localmoe, model: Path, trace: Path) -> None:
+    """One line without an end is what a crash leaves of a log, and what notes look like."""
+    notes = model.with_name("notes.txt")
+    notes.write_text("my notes")
+    for target, words in (
+        (model, "read by this command"),
+        (trace, "read by this command"),
+        (notes, "is no log of"),
+        (model.parent, "is a folder"),
+    ):
+        asked = ("bench", model, "--log", target, "--replay", trace, "--runs", "1")
+        assert_clear_error(localmoe(*asked), 2, words)
+    assert notes.read_text() == "my notes"
+
+
+def test_the_page_names_every_option_that_writes() -> None:
+    """docs/files.md has them all: an option that takes a file and is none that is read."""
+    page = (Path(__file__).parents[2] / "docs" / "files.md").read_text("utf-8")
+    read = {"file", "machine", "schema", "replay"}
+    takes = {option.name for option in OPTIONS if option.proposes == FILES} - read
+    assert takes == {"trace", "output", "png", "log"}
+    for name in takes:
+        assert f"--{name} F" in page
 
 
 def test_nothing_to_record_is_said_before_the_load(localmoe: Localmoe, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from localmoe.app.bench_documents import measurement_document
 from localmoe.app.find import model_to_load
 from localmoe.app.idle_gpus import tell_of_idle_gpus
 from localmoe.app.machine import find_machine
+from localmoe.app.outputs import RUN_LOG, check_output
 from localmoe.app.plans import plan_for
 from localmoe.bench.measurement import (
     RUNS,
@@ -71,6 +72,9 @@ def measure(
     """
     model = model_to_load(load_request(options, only_model(options)), output)
     wanted = schedule(asked, model, psutil.virtual_memory().available)
+    if options.log:
+        replayed = [Path(options.replay)] if options.replay else []
+        check_output(Path(options.log), RUN_LOG, [*model.paths, *replayed])
     log = Log(Path(options.log) if options.log else None)
     waiting = log.missing(wanted.jobs)
     left = waiting[:at_most]

@@ -15,6 +15,7 @@ from localmoe.cli.output import Output
 from localmoe.cli.requests import plan_request
 from localmoe.errors import UsageError
 from localmoe.routing.trace import read_trace
+from localmoe.text import format_size
 
 
 def report_command(words: Sequence[str], options: Options, output: Output) -> int:
@@ -39,7 +40,7 @@ def report_command(words: Sequence[str], options: Options, output: Output) -> in
     if output.as_json:
         output.json({"path": str(out), "pictures": [str(path) for path in pictures]})
     else:
-        output.note(f"{out}: {out.stat().st_size >> 10} KiB, opens in any browser")
+        output.note(f"{out}: {format_size(out.stat().st_size)}, opens in any browser")
         if pictures:
             output.note(f"{options.png}: {len(pictures)} pictures")
     return 0
