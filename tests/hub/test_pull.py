@@ -112,7 +112,7 @@ def test_the_display_in_a_terminal(hub: HubServer, localmoe: HubCommand) -> None
     hub.add(REPO, {FILE: Generated(SIZE)})
     hub.fault("content", KEY, Fault(rate=100_000))  # half a minute
     child = ask(localmoe, "pull", REPO, "--yes")
-    child.expect(r"\d+ % · .* of 3.0 MB ·  Mbit/s · .* left")
+    child.expect(r"\d+ % · .* of 3.0 MB · .* Mbit/s · .* left")
     child.sendintr()
     child.expect("are kept, and the same command goes on from there")
     child.expect(pexpect.EOF)
