@@ -84,12 +84,13 @@ def _or_prompt(options: Options, asked: ModelAndPrompt) -> Iterator[None]:
     try:
         yield
     except (UnknownModelError, TransferError) as error:
-        if asked.model is not None and "model" not in options.typed:
-            word = shlex.quote(clean_line(asked.model))
-            more = " …" if asked.prompt else ""
-            as_prompt = f"as a prompt: localmoe run -- {word}{more}"
-            error.hint = f"{error.hint}; {as_prompt}" if error.hint else as_prompt
-        raise
+        if asked.model is None or "model" in options.typed:
+            raise
+        message, hint = error.marked
+        word = shlex.quote(clean_line(asked.model))
+        as_prompt = f"as a prompt: localmoe run -- {word}{' …' if asked.prompt else ''}"
+        hints = "; ".join(filter(None, (hint, as_prompt)))
+        raise type(error)(message, hint=hints) from error
 
 
 def prompt_of(words: Sequence[str], piped: PipedInput | None, output: Output) -> str:
