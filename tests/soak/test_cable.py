@@ -176,7 +176,7 @@ def test_ctrl_c_without_a_cable(
         finally:
             child.kill()
             cable.set("there", "up")
-        figures[f"s from Ctrl-C to the prompt ({stage})"] = round(time.monotonic() - start, 1)
+        figures[f"s from Ctrl-C to the prompt ({stage})"] = round(time.monotonic() - start)
         print(figures)
         told = err + out.splitlines()[-1]
         assert child.returncode == 130, told
@@ -215,6 +215,6 @@ def test_a_worker_that_sleeps_and_wakes(
     before = json.loads(undisturbed.stdout.splitlines()[-1])
     after = json.loads(out.splitlines()[-1])
     assert after["text"] == before["text"]
-    figures["s asleep"] = REMOTE_SILENCE + 3
+    figures["s asleep"] = round(REMOTE_SILENCE) + 3
     figures |= {"tokens": after["usage"]["completion_tokens"]}
     print(figures, err)
