@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import uuid
-from typing import IO, Any
+from typing import IO
 
 from localmoe.app.attach import Greeting, is_ours, signature, socket_folder
 from localmoe.app.model import LoadableEngine, LoadedModel
@@ -21,8 +21,9 @@ from localmoe.app.records import encoded
 from localmoe.app.requests import PlanRequest
 from localmoe.app.shared import SharedModel
 from localmoe.engine import protocol
+from localmoe.engine.events import Finished, Request
 from localmoe.engine.protocol import Message
-from localmoe.errors import EngineError, LocalmoeError, StorageError
+from localmoe.errors import EngineBusyError, EngineError, LocalmoeError, StorageError
 
 CONNECTIONS = 32
 LINE_LIMIT = 64 << 20  # bytes of a request: a prompt and where its messages are
@@ -87,7 +88,7 @@ class _Client:
         self._shared = shared
         self._socket = connected
         self._sending = threading.Lock()
-        self._running: tuple[int, LoadableEngine] | None = None
+        self._running: tuple[int, LoadableEngine] | None = None  # the request's number, its view
         self._view = shared.caller()
 
     def read(self, lines: IO[bytes]) -> None:
@@ -96,29 +97,50 @@ class _Client:
             while line := lines.readline(LINE_LIMIT):
                 message = protocol.decode(line)
                 number, op = int(message["id"]), message["op"]
-                if op == "generate":
+                if op == "generate" and self._running is not None:
+                    busy = EngineBusyError("another request of this program is under way")
+                    self._send(number, protocol.error_to_message(busy))
+                elif op == "generate":
                     request = protocol.request_from_json(message["request"])
                     engine = self._shared.caller().engine
                     self._running = (number, engine)
-                    work = (number, engine.generate(request))
+                    work = (number, engine, request)
                     threading.Thread(target=self._answer, args=work, daemon=True).start()
-                elif op == "cancel" and self._running and self._running[0] == number:
-                    self._running[1].cancel()
+                elif op == "cancel":
+                    self._cancel(number)
                 elif op in protocol.CONSULTING:
                     self._send(number, self._reply(op, message))
         except (ValueError, KeyError, TypeError):
             pass
         finally:
-            if self._running is not None:
-                self._running[1].cancel()
+            self._cancel(None)
 
-    def _answer(self, number: int, events: Any) -> None:
-        with contextlib.closing(events), contextlib.suppress(OSError):
-            try:
+    def _cancel(self, number: int | None) -> None:
+        """Stop the request under way, if it has that number; None: whichever it is."""
+        running = self._running
+        if running is not None and number in (None, running[0]):
+            running[1].cancel()
+
+    def _answer(self, number: int, engine: LoadableEngine, request: Request) -> None:
+        last: Message = {}
+        try:
+            with contextlib.closing(engine.generate(request)) as events:
                 for event in events:
-                    self._send(number, protocol.event_to_message(event))
-            except LocalmoeError as error:
-                self._send(number, protocol.error_to_message(error))
+                    last = protocol.event_to_message(event)
+                    if not isinstance(event, Finished):
+                        self._send(number, last)
+        except LocalmoeError as error:
+            last = protocol.error_to_message(error)
+        except OSError:  # it takes no events: it is stopped, or gone
+            self._hang_up()
+        finally:
+            self._running = None  # before it hears the end, and asks again
+        with contextlib.suppress(OSError):
+            self._send(number, last)
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _reply(self, op: str, message: Message) -> Message:
         try:
