@@ -19,6 +19,7 @@ from localmoe.text import shortened
 
 _T = TypeVar("_T")
 _BY_FIELD = {setting.path: setting for setting in SETTINGS.values()}
+MOST_LOGPROBS = 20  # of one place
 SHOWN = 60  # characters of a wrong value
 
 
@@ -33,6 +34,15 @@ def sampling_values(given: Mapping[str, object]) -> dict[str, Any]:
         name: logit_bias(value) if name == "logit_bias" else checked(name, value)
         for name, value in given.items()
     }
+
+
+def top_logprobs(value: object) -> int | None:
+    """How many of the likeliest tokens to tell, or None. Raises UsageError."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_LOGPROBS:
+        raise UsageError(f"top_logprobs is from 0 to {MOST_LOGPROBS}, not {_shown(value)}")
+    return value
 
 
 def logit_bias(value: object) -> tuple[tuple[int, float], ...]:

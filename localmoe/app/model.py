@@ -113,18 +113,26 @@ class LoadedModel:
         think: str = "auto",
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        top_logprobs: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """One answer, through the model's chat template.
 
         ``prompt`` is a question, or the messages so far: of system, developer, user, assistant
         (with ``tool_calls``) and tool (with ``tool_call_id``), as OpenAI's chat completions have
-        them. ``schema`` is a parsed JSON schema that the answer then follows. Raises UsageError,
-        which names the message, TemplateError, ContextOverflowError, EngineError.
+        them. ``schema`` is a parsed JSON schema that the answer then follows. With ``top_logprobs``
+        (0 to 20) each ``AnswerDelta`` has the tokens it came of: how likely they were, and so many
+        of the likeliest in their place. Raises UsageError, which names the message, TemplateError,
+        ContextOverflowError, EngineError.
         """
         messages = _messages(prompt, system, files)
         settings = self.settings(
-            schema=schema, think=think, max_tokens=max_tokens, stop=stop, **sampling
+            schema=schema,
+            think=think,
+            max_tokens=max_tokens,
+            stop=stop,
+            top_logprobs=top_logprobs,
+            **sampling,
         )
         return self._answer(messages, settings)
 
@@ -135,11 +143,17 @@ class LoadedModel:
         schema: object = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        top_logprobs: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Text that goes on from ``prompt``, without a chat template. Raises as ``chat`` does."""
         settings = self.settings(
-            schema=schema, plain=True, max_tokens=max_tokens, stop=stop, **sampling
+            schema=schema,
+            plain=True,
+            max_tokens=max_tokens,
+            stop=stop,
+            top_logprobs=top_logprobs,
+            **sampling,
         )
         return self._answer((Message("user", checks.text("prompt", prompt)),), settings)
 
@@ -151,11 +165,17 @@ class LoadedModel:
         think: str = "auto",
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        top_logprobs: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Conversation:
         """A conversation that remembers its turns: each ``ask`` gives the events of one turn."""
         settings = self.settings(
-            schema=schema, think=think, max_tokens=max_tokens, stop=stop, **sampling
+            schema=schema,
+            think=think,
+            max_tokens=max_tokens,
+            stop=stop,
+            top_logprobs=top_logprobs,
+            **sampling,
         )
         return self.conversation_of(Session(checks.text("system", system)), settings)
 
@@ -167,12 +187,19 @@ class LoadedModel:
         plain: bool = False,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        top_logprobs: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Settings:
         """Settings of a conversation. Raises UsageError for a schema that cannot be enforced."""
         grammar = None if schema is None else schema_to_gbnf(schema)
         request = SampleRequest(
-            sampling, think, plain, max_tokens, checks.texts("stop", stop), grammar
+            sampling,
+            think,
+            plain,
+            max_tokens,
+            checks.texts("stop", stop),
+            grammar,
+            checks.top_logprobs(top_logprobs),
         )
         return settings_for(self.facts.metadata, request)
 
@@ -271,6 +298,7 @@ def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Setti
         plain=request.plain,
         stop=request.stop,
         grammar=request.grammar,
+        top_logprobs=request.top_logprobs,
     )
 
 

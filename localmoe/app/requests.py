@@ -45,6 +45,7 @@ class SampleRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     grammar: str | None = None  # GBNF
+    top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class SharedModel:
             model.facts, model.machine, model.plan, Caller(self, model), model.renderer,
             model.forecast,
         )  # fmt: skip
-        view.loaded = model.loaded
+        view.loaded, view._template = model.loaded, model.template
         return view
 
     def enter(self, turn: Turn) -> bool:

@@ -15,6 +15,7 @@ from localmoe.chat.events import (
     TurnDone,
     Usage,
 )
+from localmoe.chat.likelihoods import Likelihoods
 from localmoe.chat.session import Message
 from localmoe.chat.settings import Settings
 from localmoe.chat.splitter import Answer, Piece, Splitter
@@ -81,18 +82,20 @@ def answer(
         sampling=settings.sampling,
         grammar=grammar,
         data=rendered.data,
+        top_logprobs=settings.top_logprobs,
     )
+    likelihoods = Likelihoods()
     try:
         for event in engine.generate(request):
             if isinstance(event, PrefillProgress):
                 yield event
             elif isinstance(event, Token):
                 if not reader.stopped_after:
-                    yield from map(said.take, reader.feed(event))
+                    yield from likelihoods.of(event, map(said.take, reader.feed(event)))
                     if reader.stopped_after:
                         engine.cancel()
             else:
-                yield from map(said.take, reader.finish())
+                yield from likelihoods.rest(map(said.take, reader.finish()))
                 if reader.stopped_after:
                     event = replace(event, reason="stop", completion_tokens=reader.stopped_after)
                 return said.done(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localmoe.engine.events import Finished, PrefillProgress
+from localmoe.engine.events import Finished, PrefillProgress, Token
 from localmoe.errors import NoAnswerError
 from localmoe.wording import option
 
@@ -19,6 +19,7 @@ class ReasoningDelta:
 @dataclass(frozen=True, slots=True)
 class AnswerDelta:
     text: str
+    tokens: tuple[Token, ...] = ()  # of which it came, if their likelihoods were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class Settings:
     plain: bool = False  # leave the chat template out
     stop: tuple[str, ...] = ()  # texts that end an answer
     grammar: str | None = None  # GBNF that every answer follows
+    top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
     overflow: Overflow = Overflow.ASK  # when the next turn does not fit
 
 

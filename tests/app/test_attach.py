@@ -165,7 +165,7 @@ def test_the_commands_attach(
     """``run`` says so in one line and has the server's words; ``-c 512`` is another model."""
     expected = model.chat(QUESTION, **GREEDY).result().answer
     command = Localmoe(tmp_path)
-    asked = ["run", path, QUESTION, "--temp", "0", "-n", "8"]
+    asked: list[str | Path] = ["run", path, QUESTION, "--temp", "0", "-n", "8"]
     with monkeypatch.context() as patch:
         for name in ("LOCALMOE_HOME", "XDG_STATE_HOME"):
             patch.delenv(name, raising=False)

@@ -121,10 +121,12 @@ class EventPrinter(DocumentPrinter):
         return {"event": "done"}
 
     def show(self, event: ChatEvent) -> None:
-        names = {PrefillProgress: "prefill", ReasoningDelta: "reasoning", AnswerDelta: "answer"}
-        name = names.get(type(event))
-        if name:
-            self.output.json({"event": name, **asdict(event)})
+        if isinstance(event, PrefillProgress):
+            self.output.json({"event": "prefill", **asdict(event)})
+        elif isinstance(event, ReasoningDelta):
+            self.output.json({"event": "reasoning", "text": event.text})
+        elif isinstance(event, AnswerDelta):
+            self.output.json({"event": "answer", "text": event.text})
         super().show(event)
 
 
