@@ -55,6 +55,8 @@ class LoadProgress:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     context: int  # tokens, as the engine rounded it
+    batch: int  # tokens per call that its context was made for
+    ubatch: int  # tokens that it computes at once
     memory: MemoryReport  # of the real load
     load_s: float
     bos: str  # text of the beginning-of-sequence token, "" if there is none

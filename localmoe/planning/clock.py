@@ -344,9 +344,7 @@ class Clock:
 
     def _offloads(self, m: Matrices, tokens: int) -> bool:
         """Whether llama.cpp copies these weights to a GPU for a batch of so many tokens."""
-        settings = self._plan.settings
-        # The private cache has experts where a copy to a GPU would not look for them.
-        if not settings.op_offload or settings.cache == "private":
+        if not self._plan.settings.op_offload:
             return False
         many = tokens >= OFFLOADED and not m.last_only
         return m.home == CPU and many and self._offloader() is not None

@@ -86,6 +86,11 @@ class MemoryReport:
         return DeviceMemory(device, 0, 0, 0)
 
     @property
+    def on_devices(self) -> int:
+        """Bytes that are not in host memory."""
+        return sum(entry.total for entry in self.devices if entry.device != CPU)
+
+    @property
     def weights(self) -> int:
         return sum(d.weights for d in self.devices)
 

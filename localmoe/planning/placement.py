@@ -70,14 +70,19 @@ def make_plan(
     )
     settings, cache = placement.cached(candidate, verdict)
     memory = candidate.memory
-    if settings.ubatch != candidate.settings.ubatch:  # a cache may want smaller batches
+    asked = (candidate.settings.ubatch, candidate.settings.op_offload)
+    if (settings.ubatch, settings.op_offload) != asked:  # what a cache may change
         memory = placement.candidates.measure(settings)
+    without_offload = None
+    if settings.devices and settings.op_offload and candidate.host_experts:
+        unoffloaded = dataclasses.replace(settings, op_offload=False)
+        without_offload = placement.candidates.measure(unoffloaded)
     return Plan(
         verdict=verdict,
         settings=settings,
         memory=memory,
         tiers=Tiers(
-            gpu=sum(d.total for d in memory.devices if d.device != CPU),
+            gpu=memory.on_devices,
             ram=memory.on(CPU).total
             - candidate.disk
             + max(0, settings.cache_bytes - candidate.room),
@@ -94,6 +99,7 @@ def make_plan(
         gpu_budgets=tuple(budget.gpus.items()),
         warnings=tuple(context_warnings(model, wishes.context)),
         missing_ram=max(0, decision.shortfall) if verdict.fits and candidate.disk else 0,
+        without_offload=without_offload,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 
@@ -109,8 +110,19 @@ class Plan:
     missing_ram: int = (
         0  # bytes of RAM that would keep everything off the disk; 0: nothing is there
     )
+    without_offload: MemoryReport | None = None  # where op-offload is on and may be switched off
 
     @property
     def promised_ram(self) -> int:
         """Bytes of RAM that the model will take in the end, what it has read included."""
         return self.tiers.ram + self.settings.prompt_cache
+
+    def off_the_bus(self) -> Plan:
+        """This plan with the host's weights multiplied by the processor in large batches, too."""
+        memory = self.without_offload or self.memory
+        settings = dataclasses.replace(self.settings, op_offload=False)
+        ram = self.tiers.ram + memory.on(CPU).total - self.memory.on(CPU).total
+        tiers = dataclasses.replace(self.tiers, gpu=memory.on_devices, ram=ram)
+        return dataclasses.replace(
+            self, settings=settings, memory=memory, tiers=tiers, without_offload=None
+        )

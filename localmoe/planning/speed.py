@@ -94,20 +94,19 @@ def tuned(
     profile: Profile | None = None,
     keep_threads: bool = False,
 ) -> Plan:
-    """``plan`` with the settings that cost no memory as these rates say is fastest: at most as many
-    threads as planned, and whether large batches are copied to a GPU.
+    """``plan`` with the settings that cost no more memory as these rates say is fastest: at most as
+    many threads as planned, and whether large batches' experts are copied to a GPU.
 
     So a machine with more cores, or with a GPU behind a slow bus, is never slower than one without.
     ``keep_threads``: the user has chosen them.
     """
     choices = []
-    for op_offload in (True, False) if plan.settings.devices else (True,):
-        settings = dataclasses.replace(plan.settings, op_offload=op_offload)
-        clock = Clock(model, dataclasses.replace(plan, settings=settings), rates, profile)
+    for choice in (plan, plan.off_the_bus()) if plan.without_offload else (plan,):
         if not keep_threads:
+            clock = Clock(model, choice, rates, profile)
             decode, prefill = clock.fastest_threads(PROMPT, PROMPT)
-            settings = dataclasses.replace(settings, threads=decode, threads_batch=prefill)
-        choice = dataclasses.replace(plan, settings=settings)
+            settings = dataclasses.replace(choice.settings, threads=decode, threads_batch=prefill)
+            choice = dataclasses.replace(choice, settings=settings)
         choices.append((Clock(model, choice, rates, profile).prefill(PROMPT).expected, choice))
     return min(choices, key=lambda choice: choice[0])[1]
 

@@ -50,7 +50,7 @@ class ScriptedEngine:
         self.alive = True
         self.loads += 1
         yield LoadProgress(0.5)
-        yield Loaded(CONTEXT, MemoryReport((), exact=True), 0.01, "<s>", "</s>")
+        yield Loaded(CONTEXT, 512, 512, MemoryReport((), exact=True), 0.01, "<s>", "</s>")
 
     def generate(
         self, request: Request

@@ -130,6 +130,8 @@ class Worker:
         self._questions.use(vocabulary)
         event = Loaded(
             context=loaded.generator.context,
+            batch=loaded.generator.batch,
+            ubatch=loaded.generator.ubatch,
             memory=loaded.memory,
             load_s=time.perf_counter() - started,
             bos=vocabulary.bos_text(),

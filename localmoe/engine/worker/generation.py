@@ -110,8 +110,9 @@ class Generator:
         self._ctx = ctx
         self._flag = flag
         self._experts = experts
-        self._n_batch = int(llama.llama_n_batch(ctx))
-        self._batch = llama.llama_batch_init(self._n_batch, 0, 1)
+        self.batch = int(llama.llama_n_batch(ctx))
+        self.ubatch = int(llama.llama_n_ubatch(ctx))
+        self._batch = llama.llama_batch_init(self.batch, 0, 1)
         self.kv = KvState(ctx)
         self._prompts = prompts or PromptCache(0)
         callback, data, self._abort_is_cheap = binding.abort_callback(flag)
@@ -235,7 +236,7 @@ class Generator:
         at = len(self.kv.tokens)
         while at < len(prompt):
             yield at
-            end = min(at + self._n_batch, len(prompt))
+            end = min(at + self.batch, len(prompt))
             if at < stable < end:
                 end = stable
             self.kv.checkpoint_if_due()

@@ -223,8 +223,6 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog, on_node: 
         params.flash_attn_type = int(settings.flash_attention)
     params.swa_full = settings.swa_full
     params.op_offload = settings.op_offload
-    if settings.cache == "private":  # a GPU would copy a batch's experts from where they may not be
-        params.op_offload = False
     params.no_perf = True
     if on_node is not None:
         params.cb_eval = on_node
