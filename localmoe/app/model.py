@@ -218,6 +218,18 @@ class LoadedModel:
             )
         return self._template
 
+    def count_prompt(
+        self, prompt: str | Sequence[Mapping[str, object]], *, system: str = "", think: str = "auto"
+    ) -> int:
+        """Number of tokens that ``chat`` would read for these messages; from any thread.
+
+        Raises UsageError, TemplateError, EngineError.
+        """
+        self._check_loaded()
+        level = self.settings(think=think).think
+        rendered = self.template.render(_messages(prompt, system, ()), think=level)
+        return self.engine.count_prompt(rendered.prompt, rendered.data)
+
     def count_tokens(self, text: str) -> int:
         """Number of tokens in ``text``, without a beginning token.
 

@@ -62,6 +62,7 @@ class SharedModel:
         assert model.loaded is not None
         per_token = max(1, model.loaded.memory.kv // model.loaded.context)
         self._movable = model.plan.settings.prompt_cache // per_token  # tokens
+        self._reviving = threading.Lock()
 
     @property
     def busy(self) -> bool:
@@ -86,6 +87,15 @@ class SharedModel:
         )  # fmt: skip
         view.loaded, view._template = model.loaded, model.template
         return view
+
+    def revive(self) -> None:
+        """Have the engine loaded again after a crash. Raises what loading raises."""
+        with self._reviving:
+            if self.model.closed:
+                raise EngineError("the model is closed", hint="localmoe.load brings it back")
+            if not self._engine.alive:
+                for _ in self.model.bring_in():
+                    pass
 
     def enter(self, turn: Turn) -> bool:
         """Wait for the turn; False when it was cancelled before."""
@@ -175,7 +185,7 @@ class Caller:
         while self._shared.enter(turn):
             waited = time.perf_counter() - started
             try:
-                self._revive()
+                self._shared.revive()
                 with contextlib.closing(self._engine.generate(request)) as events:
                     for event in events:
                         if turn.cancelled:  # before the engine had begun
@@ -255,11 +265,3 @@ class Caller:
             return self._engine.count_prompt(request.prompt, request.data)
         except LocalmoeError:
             return sys.maxsize
-
-    def _revive(self) -> None:
-        """Have the engine loaded again after a crash. Raises what loading raises."""
-        if self._model.closed:
-            raise EngineError("the model is closed", hint="localmoe.load brings it back")
-        if not self._engine.alive:
-            for _ in self._model.bring_in():
-                pass

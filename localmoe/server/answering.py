@@ -1,4 +1,4 @@
-"""Answers: an ``Ask`` in, events out. One thread talks to the engine, the event loop waits."""
+"""Answers: an ``Ask`` in, events out. Threads talk to the engine, the event loop waits."""
 
 from __future__ import annotations
 
@@ -12,45 +12,91 @@ from localmoe.app.experience import learn_from
 from localmoe.app.model import LoadedModel
 from localmoe.app.requests import SampleRequest
 from localmoe.app.stream import Stream
-from localmoe.chat.events import TurnDone
+from localmoe.chat.events import ChatEvent, TurnDone
+from localmoe.engine.events import PrefillProgress
+from localmoe.errors import ContextOverflowError
+from localmoe.server import limits
+from localmoe.server.admission import Admission
 from localmoe.server.asks import Accepted, Ask, Event, Loading, Waiting
 from localmoe.server.models import Models
-from localmoe.server.turns import Turns
+from localmoe.server.problems import Problem
 
 Emit = Callable[[Event], None]
 
 
 class Answering:
-    """The engine's thread, and who may use it."""
+    """One model, asked from many threads: a request has one of its own."""
 
     def __init__(
-        self, models: Models, turns: Turns, defaults: SampleRequest, *, learns: bool
+        self, models: Models, admission: Admission, defaults: SampleRequest, *, learns: bool
     ) -> None:
         """``defaults``: where a request says nothing; ``learns``: speeds are kept for forecasts."""
         self.models = models
-        self.turns = turns
+        self.admission = admission
         self._defaults = defaults
         self._learns = learns
-        self._thread = ThreadPoolExecutor(1, "engine")
+        self._threads = ThreadPoolExecutor(limits.QUEUE + 2, "request")
 
-    async def answer(self, ask: Ask, client: str) -> AsyncGenerator[Event, None]:
+    async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """The events of one answer, the last one ``TurnDone``.
 
         Closing the generator leaves the queue, or stops the answer and waits until the engine is
         free. Raises Problem, and what planning, loading and answering raise.
         """
-        if self.turns.busy:
-            yield Waiting(self.turns.waiting + 1)
-        async with self.turns.turn(client):
+        if self.admission.inside:
+            await self._check_length(ask)
+            yield Waiting(self.admission.waiting + 1)
+        async with self.admission.to(self.models.target(ask.model)):
             work = _Work(lambda emit, work: self._answer(ask, emit, work))
-            events = self._on_thread(work)
-            async with contextlib.aclosing(events):
+            async with contextlib.aclosing(self._on_thread(work)) as events:
                 async for event in events:
                     yield event
 
+    async def count(self, ask: Ask) -> int:
+        """Tokens of the prompt that the answer would begin with, while others are answered too."""
+        model = await self._model(ask.model)
+        return await asyncio.to_thread(self._count, model, ask)
+
+    async def tokens(
+        self, name: str | None, text: str, *, special: bool, whole: bool
+    ) -> list[tuple[int, bytes]]:
+        """The tokens of a text, with the bytes of each; ``special`` as in ``Engine.tokenize``."""
+        model = await self._model(name)
+
+        def found() -> list[tuple[int, bytes]]:
+            tokens = model.tokenize(text, special=special, whole=whole)
+            return list(zip(tokens, model.spell(tokens), strict=True))
+
+        return await asyncio.to_thread(found)
+
+    async def _model(self, name: str | None) -> LoadedModel:
+        """The model of that name, loaded."""
+        if (model := self.models.ready(name)) is None:
+            await self.load(name)
+            model = self.models.ready(name)
+        if model is None:
+            raise Problem(503, "another model was loaded meanwhile", retry_after=5)
+        return model
+
+    def _count(self, model: LoadedModel, ask: Ask) -> int:
+        if ask.prompt is not None:
+            return model.engine.count_prompt(ask.prompt)
+        return model.count_prompt(ask.messages, think=ask.think or self._defaults.think)
+
+    async def _check_length(self, ask: Ask) -> None:
+        """Raises ContextOverflowError now, rather than when it is this request's turn."""
+        model = self.models.ready(ask.model)
+        if model is not None and model.loaded is not None:
+            tokens = await asyncio.to_thread(self._count, model, ask)
+            if tokens >= model.loaded.context:
+                raise ContextOverflowError(
+                    f"the prompt has {tokens} tokens, the context {model.loaded.context}",
+                    hint="shorten the prompt",
+                )
+
     async def load(self, name: str | None) -> None:
         """Have a model loaded. Raises what planning and loading raise."""
-        async with self.turns.turn(""):
+        async with self.admission.to(self.models.target(name)):
             work = _Work(lambda emit, work: self._load(name, emit))
             async with contextlib.aclosing(self._on_thread(work)) as events:
                 async for _ in events:
@@ -58,22 +104,21 @@ class Answering:
 
     async def unload(self) -> None:
         """Give the model's memory back when nobody is being answered."""
-        async with self.turns.turn(""):
-            await asyncio.get_running_loop().run_in_executor(self._thread, self.models.unload)
+        async with self.admission.alone():
+            await asyncio.to_thread(self.models.unload)
 
     def close(self) -> None:
-        """End the thread, and with it the engine."""
+        """End the engine, and the threads with it."""
         if self.models.current is not None:
+            self.models.current.closed = True  # nobody brings it back
             self.models.current.engine.close()  # a load or an answer under way ends with an error
-        self._thread.submit(self.models.unload)
-        self._thread.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
+        self.models.unload()
 
     def _load(self, name: str | None, emit: Emit) -> LoadedModel:
         for event in self.models.bring_in(name):
             emit(Loading(event.fraction))
-        model = self.models.current
-        assert model is not None
-        return model
+        return self.models.caller()
 
     def _answer(self, ask: Ask, emit: Emit, work: _Work) -> None:
         model = self._load(ask.model, emit)
@@ -82,8 +127,7 @@ class Answering:
         with work.running(stream):
             for event in stream:
                 if not accepted:
-                    assert model.loaded is not None
-                    emit(Accepted(model.facts.name, model.loaded.context))
+                    emit(_accepted(model, event))
                     accepted = True
                 emit(event)
                 if isinstance(event, TurnDone) and self._learns:
@@ -115,7 +159,7 @@ class Answering:
             with contextlib.suppress(RuntimeError):  # the loop is gone: the program is ending
                 loop.call_soon_threadsafe(heard.put_nowait, event)
 
-        done = loop.run_in_executor(self._thread, work.run, emit)
+        done = loop.run_in_executor(self._threads, work.run, emit)
         try:
             while (event := await heard.get()) is not None:
                 yield event
@@ -127,8 +171,16 @@ class Answering:
                     await asyncio.shield(done)
 
 
+def _accepted(model: LoadedModel, first: ChatEvent) -> Accepted:
+    assert model.loaded is not None
+    name, context = model.facts.name, model.loaded.context
+    if isinstance(first, PrefillProgress):
+        return Accepted(name, context, first.total, first.reused)
+    return Accepted(name, context)
+
+
 class _Work:
-    """Something that the engine's thread does, and that can be stopped from another."""
+    """Something that a thread does, and that can be stopped from another."""
 
     def __init__(self, do: Callable[[Emit, _Work], object]) -> None:
         self._do = do
@@ -137,7 +189,7 @@ class _Work:
         self._stopped = False
 
     def run(self, emit: Callable[[Event | None], None]) -> None:
-        """On the engine's thread. None is emitted at the end."""
+        """On a thread. None is emitted at the end."""
         try:
             if not self._stopped:
                 self._do(emit, self)

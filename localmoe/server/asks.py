@@ -46,6 +46,8 @@ class Accepted:
 
     model: str  # the name of the model that answers
     context: int  # tokens
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, that need not be read again
 
 
 Event = Waiting | Loading | Accepted | PrefillProgress | ReasoningDelta | AnswerDelta | TurnDone

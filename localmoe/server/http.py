@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,18 +15,43 @@ from starlette.routing import Route
 
 from localmoe.app.listener import Listener
 from localmoe.chat.events import TurnDone
-from localmoe.server import openai_chat
+from localmoe.server import anthropic, openai_chat, openai_completions, openai_responses
 from localmoe.server.answering import Answering
 from localmoe.server.asks import Ask
 from localmoe.server.dialects import problems_at
 from localmoe.server.fields import Fields
 from localmoe.server.json_body import Bodies
 from localmoe.server.listing import model_document, models_document
+from localmoe.server.metrics import Metrics
 from localmoe.server.problems import Problem, problem_of
 from localmoe.server.replies import Reply, Writer, refusal
 from localmoe.text import clean_line, counted, format_duration, shortened
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+
+class Spoken(Protocol):
+    """A request that a dialect has read."""
+
+    @property
+    def ask(self) -> Ask: ...
+
+    @property
+    def stream(self) -> bool: ...
+
+
+DIALECTS: Sequence[tuple[str, Callable[[Fields], Spoken], Callable[[Any], Writer]]] = (
+    ("/v1/chat/completions", openai_chat.read, openai_chat.ChatWriter),
+    ("/v1/completions", openai_completions.read, openai_completions.CompletionWriter),
+    ("/v1/responses", openai_responses.read, openai_responses.ResponsesWriter),
+    ("/v1/messages", anthropic.read, anthropic.MessagesWriter),
+)
+COUNTED = frozenset((*(path for path, _, _ in DIALECTS), "/v1/messages/count_tokens", "/tokenize"))
+UNSUPPORTED = (
+    "/v1/embeddings",
+    "/v1/images/{what:path}",
+    "/v1/audio/{what:path}",
+    "/v1/moderations",
+    "/v1/rerank",
+)
 
 
 class Paths:
@@ -36,6 +61,7 @@ class Paths:
         self._answering = answering
         self._listener = listener
         self._bodies = Bodies()
+        self._metered = Metrics()
         self._unknown: set[str] = set()  # fields that were ignored, and said to be
         self.last_used = time.monotonic()
 
@@ -46,7 +72,14 @@ class Paths:
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/metrics", self._metrics),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/v1/messages/count_tokens", self._count, methods=["POST"]),
+                *(
+                    Route(path, self._dialect(read, writer), methods=["POST"])
+                    for path, read, writer in DIALECTS
+                ),
+                *(Route(path, self._unsupported, methods=["POST"]) for path in UNSUPPORTED),
             ],
             exception_handlers={
                 HTTPException: self._refused,
@@ -71,12 +104,45 @@ class Paths:
         document = await asyncio.to_thread(model_document, self._answering.models, name)
         return JSONResponse(document)
 
-    async def _chat(self, request: Request) -> Response:
+    def _dialect(self, read: Callable[[Fields], Spoken], writer: Callable[[Any], Writer]) -> Any:
+        """The endpoint of a dialect that is read and written so."""
+
+        async def endpoint(request: Request) -> Response:
+            fields = await self._fields(request)
+            asked = read(fields)
+            self._note_unread(fields)
+            return self._reply(request, asked.ask, writer(asked), stream=asked.stream)
+
+        return endpoint
+
+    async def _count(self, request: Request) -> Response:
+        asked = anthropic.read(await self._fields(request))
+        tokens = await self._answering.count(asked.ask)
+        return JSONResponse({"input_tokens": tokens})
+
+    async def _tokenize(self, request: Request) -> Response:
         fields = await self._fields(request)
-        asked = openai_chat.read(fields)
-        self._note_unread(fields)
-        writer = openai_chat.ChatWriter(asked)
-        return self._reply(request, asked.ask, writer, stream=asked.stream)
+        text = fields.required_text("content")
+        special = fields.flag("parse_special")
+        tokens = await self._answering.tokens(
+            fields.text("model"),
+            text,
+            special=True if special is None else special,
+            whole=fields.flag("add_special") or False,
+        )
+        if not fields.flag("with_pieces"):
+            return JSONResponse({"tokens": [token for token, _ in tokens]})
+        pieces = [{"id": token, "piece": piece_of(spelled)} for token, spelled in tokens]
+        return JSONResponse({"tokens": pieces})
+
+    async def _metrics(self, request: Request) -> Response:
+        admission = self._answering.admission
+        text = self._metered.text(running=min(1, admission.inside), waiting=admission.waiting)
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    async def _unsupported(self, request: Request) -> Response:
+        what = request.url.path.removeprefix("/v1/").partition("/")[0]
+        raise Problem(400, f"the models here read and write text: no {what}", code="unsupported")
 
     async def _fields(self, request: Request) -> Fields:
         return Fields(await self._bodies.object_of(request))
@@ -90,15 +156,15 @@ class Paths:
 
     def _reply(self, request: Request, ask: Ask, writer: Writer, *, stream: bool) -> Reply:
         started = time.monotonic()
-        who = client_of(request)
         self.last_used = started
 
         def note(status: int, done: TurnDone | None) -> None:  # never a text of it
             self.last_used = time.monotonic()
+            self._metered.add(known(request.url.path), status, done)
             took = format_duration(self.last_used - started)
             self._listener.note(_line(request, status, ask.model, done, took))
 
-        events = self._answering.answer(ask, who)
+        events = self._answering.answer(ask)
         return Reply(events, writer, problems_at(request.url.path), note, stream=stream)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
@@ -108,6 +174,7 @@ class Paths:
         else:
             problem = problem_of(error)
         if request.method == "POST" or problem.status >= 500:
+            self._metered.add(known(request.url.path), problem.status, None)
             self._listener.note(_line(request, problem.status, None, None, ""))
         return refusal(problem, problems_at(request.url.path))
 
@@ -115,12 +182,17 @@ class Paths:
         return Response(status_code=400)  # nobody reads it
 
 
-def client_of(request: Request) -> str:
-    """Who asks, for the queue: address, program and key, the latter two as a hash."""
-    host = request.client.host if request.client else ""
-    headers = request.headers
-    known = "\n".join(headers.get(n, "") for n in ("user-agent", "authorization", "x-api-key"))
-    return f"{host} {hashlib.sha256(known.encode()).hexdigest()[:16]}"
+def piece_of(spelled: bytes) -> str | list[int]:
+    """A token's text; its bytes where they are no text by themselves, as llama-server has it."""
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return list(spelled)
+
+
+def known(path: str) -> str:
+    """The path as it is counted: one that clients make up is "other"."""
+    return path if path in COUNTED else "other"
 
 
 def _line(

@@ -1,8 +1,10 @@
-"""Which model answers to which name, and the one that is loaded. For use on one thread."""
+"""Which model answers to which name, and the one that is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -11,8 +13,10 @@ from localmoe.app.find import model_to_load
 from localmoe.app.listener import Listener
 from localmoe.app.loading import opened, require_fit_after
 from localmoe.app.model import LoadedModel
+from localmoe.app.model_socket import ModelSocket
 from localmoe.app.requests import LoadRequest
-from localmoe.engine.events import Loaded, LoadProgress
+from localmoe.app.shared import SharedModel
+from localmoe.engine.events import LoadProgress
 from localmoe.errors import EngineError, UnknownModelError
 from localmoe.facts import catalog
 from localmoe.server.requests import ServeRequest
@@ -21,15 +25,19 @@ from localmoe.server.requests import ServeRequest
 class Models:
     """At most one model is in memory; another one takes its place when it is asked for.
 
-    The methods are called on the engine's thread; the properties from any.
+    Who loads and unloads sees to it that nobody is being answered by another model.
     """
 
-    def __init__(self, request: ServeRequest, listener: Listener) -> None:
+    def __init__(self, request: ServeRequest, listener: Listener, address: str = "") -> None:
+        """``address``: where the server listens, for programs that use its model too."""
         self._request = request
         self._listener = listener
+        self._address = address
         self._aliases = {name.lower(): model for name, model in request.aliases.items()}
         self._stack = ExitStack()
         self._name: str | None = None  # what the loaded one was asked for by
+        self._shared: SharedModel | None = None
+        self._bringing_in = threading.Lock()
         self.current: LoadedModel | None = None  # planned, and loaded unless it is on its way
 
     def target(self, asked: str | None) -> str | None:
@@ -70,33 +78,59 @@ class Models:
         """Whether the model of that name is in memory, or on its way there."""
         return self.current is not None and self.target(name) == self._name
 
-    def bring_in(self, asked: str | None) -> Iterator[LoadProgress]:
-        """Have the model that answers to ``asked`` loaded; ``current`` is it at the end.
+    def ready(self, asked: str | None) -> LoadedModel | None:
+        """The model that answers to ``asked``, if it is loaded and its engine runs.
 
-        Raises what ``app.loading.opened`` raises: then the model before is still there.
+        From any thread. Raises UnknownModelError.
         """
-        name = self.target(asked)
-        if self.current is None or name != self._name:
-            self._replace(name)
-        model = self.current
-        assert model is not None
-        if model.loaded is not None and model.engine.alive:
-            return
-        try:
-            for event in model.bring_in():
-                if isinstance(event, LoadProgress):
-                    yield event
-                elif isinstance(event, Loaded) and event.note:
-                    self._listener.warn(event.note)
-        except BaseException:
-            self.unload()
-            raise
-        if model.loaded is None:
-            raise EngineError("the engine ended loading without a word")
+        name, model = self.target(asked), self.current
+        if model is None or name != self._name or model.loaded is None or not model.engine.alive:
+            return None
+        return model
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody is being answered, attached programs included."""
+        return self._shared is not None and (self._shared.busy or self._shared.waiting > 0)
+
+    def bring_in(self, asked: str | None) -> Iterator[LoadProgress]:
+        """Have the model that answers to ``asked`` loaded, and its engine alive.
+
+        From any thread, but by nobody who waits for another model. Raises what
+        ``app.loading.opened`` raises: then the model before is still there.
+        """
+        with self._bringing_in:
+            name = self.target(asked)
+            if self.current is None or name != self._name:
+                self._replace(name)
+            if self._shared is not None:
+                self._shared.revive()
+                return
+            model = self.current
+            assert model is not None
+            try:
+                for event in model.bring_in():
+                    if isinstance(event, LoadProgress):
+                        yield event
+                    elif event.note:
+                        self._listener.warn(event.note)
+                if model.loaded is None:
+                    raise EngineError("the engine ended loading without a word")
+            except BaseException:
+                self.unload()
+                raise
+            self._shared = SharedModel(model)
+            socket = ModelSocket(self._shared, self._request.load.plan, self._address)
+            self._stack.callback(socket.close)
+
+    def caller(self) -> LoadedModel:
+        """The model as one request sees it, after ``bring_in``: it waits for its turn."""
+        assert self._shared is not None
+        return self._shared.caller()
 
     def unload(self) -> None:
         """Give the memory back; the next request loads again."""
-        self.current, self._name = None, None
+        self.current, self._name, self._shared = None, None, None
         self._stack.close()
         self._stack = ExitStack()
 
@@ -106,6 +140,8 @@ class Models:
         if self.current is not None:
             facts = model_to_load(request, self._listener)
             require_fit_after(self.current.plan, facts, request.plan)
+            while self.in_use:  # by programs that are attached
+                time.sleep(0.05)
             self.unload()
         self.current = self._stack.enter_context(opened(request, self._listener))
         self._name = name

@@ -13,9 +13,10 @@ from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields
 from localmoe.server.figures import openai_usage, timings
 from localmoe.server.problems import Document, Problem, for_openai
-from localmoe.server.replies import encoded
+from localmoe.server.replies import DONE, comment, data_line
 from localmoe.server.sampling import (
     most_tokens,
+    one_answer,
     sampling_of,
     schema_of,
     stop_texts,
@@ -23,16 +24,14 @@ from localmoe.server.sampling import (
 )
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-DONE = b"data: [DONE]\n\n"
 FINISH = {"stop": "stop", "length": "length", "interrupted": "stop"}
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One request, checked. ``shown``: the name of the model as the client knows it."""
+    """One request, checked."""
 
     ask: Ask
-    shown: str | None
     stream: bool
     usage: bool  # a streaming client wants the usage too
     progress: bool  # … and how far the prompt is read, as llama-server says it
@@ -40,11 +39,10 @@ class ChatRequest:
 
 def read(fields: Fields) -> ChatRequest:
     """The request in a body. Raises Problem."""
-    model = fields.text("model")
     options = fields.inner("stream_options")
     _refuse_what_is_not_here(fields)
     ask = Ask(
-        model=model,
+        model=fields.text("model"),
         messages=messages_of(fields),
         sampling=sampling_of(fields),
         max_tokens=most_tokens(fields, "max_completion_tokens", "max_tokens"),
@@ -54,7 +52,6 @@ def read(fields: Fields) -> ChatRequest:
     )
     return ChatRequest(
         ask,
-        model,
         stream=fields.flag("stream") or False,
         usage=(options is not None and options.flag("include_usage")) or False,
         progress=fields.flag("return_progress") or False,
@@ -102,8 +99,7 @@ def _refuse_what_is_not_here(fields: Fields) -> None:
     for name in ("tools", "functions"):
         if fields.items(name):
             raise Problem(400, f"{name}: not here yet", param=name)
-    if (fields.whole("n", 1, 128) or 1) > 1:
-        raise Problem(400, "n: one answer at a time is given", param="n")
+    one_answer(fields)
     modalities = fields.items("modalities")
     if modalities and modalities != ["text"]:
         raise Problem(400, "modalities: the models here write text alone", param="modalities")
@@ -116,7 +112,7 @@ class ChatWriter:
         self._request = request
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
-        self._model = request.shown or ""
+        self._model = request.ask.model or ""
 
     def begin(self, accepted: Accepted) -> bytes:
         self._model = self._model or accepted.model
@@ -140,10 +136,10 @@ class ChatWriter:
         return b""
 
     def sign_of_life(self, words: str) -> bytes:
-        return f": {words}\n\n".encode()
+        return comment(words)
 
     def problem(self, problem: Problem) -> bytes:
-        return b"data: " + encoded(for_openai(problem)) + b"\n\n"
+        return data_line(for_openai(problem))
 
     def document(self, done: TurnDone) -> Document:
         message: dict[str, object] = {"role": "assistant", "content": done.answer}
@@ -163,7 +159,7 @@ class ChatWriter:
         if self._request.usage:
             head = self._head("chat.completion.chunk")
             usage = {**head, "choices": [], "usage": openai_usage(done)}
-            data += b"data: " + encoded(usage) + b"\n\n"
+            data += data_line(usage)
         return data + DONE
 
     def _chunk(
@@ -171,7 +167,7 @@ class ChatWriter:
     ) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
         head = self._head("chat.completion.chunk")
-        return b"data: " + encoded({**head, "choices": [choice], **more}) + b"\n\n"
+        return data_line({**head, "choices": [choice], **more})
 
     def _head(self, kind: str) -> dict[str, object]:
         return {

@@ -20,6 +20,7 @@ from localmoe.server.problems import Document, Problem, problem_of
 
 STREAM = "text/event-stream; charset=utf-8"
 JSON = "application/json"
+DONE = b"data: [DONE]\n\n"
 
 
 class Writer(Protocol):
@@ -186,6 +187,22 @@ def in_words(event: Event) -> str | None:
 def encoded(document: Document) -> bytes:
     """A document as JSON; ASCII, so that it is one line whatever is in it."""
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def data_line(document: Document) -> bytes:
+    """A server-sent event without a name, as OpenAI's chat completions are."""
+    return b"data: " + encoded(document) + b"\n\n"
+
+
+def named_event(name: str, document: Document) -> bytes:
+    """A server-sent event with a name, which is the document's ``type`` too."""
+    data = encoded({"type": name, **document})
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def comment(words: str) -> bytes:
+    """A line that readers of server-sent events skip."""
+    return f": {words}\n\n".encode()
 
 
 async def _left(receive: Receive) -> None:

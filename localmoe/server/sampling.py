@@ -95,3 +95,10 @@ def think_level(fields: Fields) -> str | None:
             if switch is not None and effort is None:
                 return "medium" if switch else "off"
     return None if effort is None else EFFORTS[effort]
+
+
+def one_answer(fields: Fields) -> None:
+    """Raises Problem for a request that wants several."""
+    for name in ("n", "best_of"):
+        if (fields.whole(name, 1, 128) or 1) > 1:
+            raise Problem(400, f"{name}: one answer to a request is given here", param=name)

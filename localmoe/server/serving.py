@@ -17,13 +17,13 @@ from localmoe.app.listener import Listener
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.server import limits
 from localmoe.server.access import Access, is_loopback, rules
+from localmoe.server.admission import Admission
 from localmoe.server.answering import Answering
 from localmoe.server.connections import BoundedConnection
 from localmoe.server.http import Paths
 from localmoe.server.models import Models
 from localmoe.server.requests import Door, ServeRequest
-from localmoe.server.turns import Turns
-from localmoe.text import clean_line
+from localmoe.text import clean_line, counted
 
 DEFAULT_PORT = 8080
 PORTS_TRIED = 20
@@ -98,12 +98,13 @@ class _Server:
         self, request: ServeRequest, listener: Listener, sock: socket.socket, ready: Ready
     ) -> None:
         self._request = request
+        self._listener = listener
         self._sock = sock
         self._ready = ready
-        self._turns = Turns(limits.QUEUE)
-        models = Models(request, listener)
+        self._admission = Admission(limits.QUEUE)
+        models = Models(request, listener, address_of(sock))
         learns = request.load.remember
-        self._answering = Answering(models, self._turns, request.sample, learns=learns)
+        self._answering = Answering(models, self._admission, request.sample, learns=learns)
         self._paths = Paths(self._answering, listener)
         door = request.door
         who = rules(door.host, door.keys, door.origins, door.hosts)
@@ -157,19 +158,23 @@ class _Server:
         if self._http.should_exit:
             self._http.force_exit = True
             return
-        self._turns.closed = True
+        self._admission.closed = True
         self._http.should_exit = True
+        if inside := self._admission.inside:
+            self._listener.note(
+                f"ending after {counted(inside, 'request')}; once more ends at once"
+            )
 
     async def _watch_idle(self) -> None:
         idle = self._request.idle
         if idle is None:
             return
-        loop = asyncio.get_running_loop()
+        loop, models = asyncio.get_running_loop(), self._answering.models
         while True:
             rest = self._paths.last_used + idle - loop.time()
             if rest > 0:
                 await asyncio.sleep(rest)
-            elif self._turns.busy or self._answering.models.current is None:
+            elif self._admission.inside or models.in_use or models.current is None:
                 await asyncio.sleep(min(idle, 1.0))
             else:
                 await self._answering.unload()

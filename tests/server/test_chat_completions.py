@@ -200,6 +200,7 @@ class TestTheEnd:
         connection, _ = begin(talker, long_request())
         worker = talker.worker
         talker.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: any("ending after 1 request" in line for line in talker.lines))
         talker.process.send_signal(signal.SIGTERM)
         talker.process.wait(60)
         connection.close()

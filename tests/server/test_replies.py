@@ -48,7 +48,7 @@ class Client:
             await self.heard.wait_for(lambda: text in self.text)
 
     async def of(self, events: AsyncGenerator[Event, None], *, stream: bool) -> None:
-        writer = ChatWriter(ChatRequest(Ask(), "m", stream, usage=False, progress=False))
+        writer = ChatWriter(ChatRequest(Ask(model="m"), stream, usage=False, progress=False))
         note = lambda status, done: self.ended.append(status)  # noqa: E731
         reply = Reply(events, writer, for_openai, note, stream=stream)
         await reply({"type": "http"}, self.receive, self.send)

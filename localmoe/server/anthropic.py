@@ -1,0 +1,217 @@
+"""Anthropic's messages: ``POST /v1/messages`` and ``/v1/messages/count_tokens``."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.server.asks import Accepted, Ask, Event, Message
+from localmoe.server.fields import Fields
+from localmoe.server.figures import timings
+from localmoe.server.problems import Document, Problem, for_anthropic
+from localmoe.server.replies import named_event
+from localmoe.server.sampling import (
+    EFFORTS,
+    checked_schema,
+    most_tokens,
+    sampling_of,
+    stop_texts,
+)
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "interrupted": "end_turn"}
+NONCE = "x-anthropic-billing-header:"
+"""Begins a system block that is another one in each request: kept, it would make every prompt a new
+one from its first words on."""
+LITTLE, MEDIUM = 2_048, 16_384  # budgets of thinking, in tokens, up to which it is low, medium
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesRequest:
+    """One request, checked."""
+
+    ask: Ask
+    stream: bool
+
+
+def read(fields: Fields) -> MessagesRequest:
+    """The request in a body. Raises Problem."""
+    ask = Ask(
+        model=fields.text("model"),
+        messages=_messages(fields),
+        sampling=sampling_of(fields),
+        max_tokens=most_tokens(fields, "max_tokens"),
+        stop=stop_texts(fields, "stop_sequences"),
+        schema=_schema(fields),
+        think=_think(fields),
+    )
+    if fields.items("tools"):
+        raise Problem(400, "tools: not here yet", param="tools")
+    return MessagesRequest(ask, stream=fields.flag("stream") or False)
+
+
+def _messages(fields: Fields) -> tuple[Message, ...]:
+    messages = fields.objects("messages")
+    if messages is None:
+        fields.missing("messages")
+    if not messages:
+        fields.wrong("messages", "a list with at least one message")
+    system = _system(fields)
+    first = ({"role": "system", "content": system},) if system else ()
+    return (*first, *map(_message, messages))
+
+
+def _system(fields: Fields) -> str:
+    if not isinstance(fields.raw("system"), list):
+        return fields.text("system") or ""
+    blocks = fields.objects("system") or ()
+    texts = [_text_of(block) for block in blocks]
+    return "\n\n".join(text for text in texts if not text.startswith(NONCE))
+
+
+def _message(fields: Fields) -> Message:
+    role = fields.choice("role", ("user", "assistant", "system")) or fields.missing("role")
+    content = fields.raw("content")
+    if content is None:
+        fields.missing("content")
+    if not isinstance(content, list):
+        return {"role": role, "content": fields.text("content") or ""}
+    texts, thoughts = [], []
+    for block in fields.objects("content") or ():
+        match block.required_text("type"):
+            case "thinking":
+                thoughts.append(block.text("thinking") or "")
+            case "redacted_thinking":
+                pass  # nobody can read it
+            case _:
+                texts.append(_text_of(block))
+    message = {"role": role, "content": "\n\n".join(texts)}
+    return message | ({"reasoning": "".join(thoughts)} if thoughts else {})
+
+
+def _text_of(block: Fields) -> str:
+    kind = block.required_text("type")
+    if kind != "text":
+        param = block.path("type")
+        raise Problem(400, f"{param}: the models here read text, no {kind}", param=param)
+    return block.required_text("text")
+
+
+def _think(fields: Fields) -> str | None:
+    output = fields.inner("output_config")
+    effort = None if output is None else output.choice("effort", tuple(EFFORTS))
+    thinking = fields.inner("thinking")
+    if thinking is not None:
+        kind = thinking.choice("type", ("enabled", "disabled", "adaptive"))
+        budget = thinking.whole("budget_tokens", 0, 2**31 - 1)
+        if kind == "disabled":
+            return "off"
+        if effort is None and kind == "enabled" and budget is not None:
+            return "low" if budget <= LITTLE else "medium" if budget <= MEDIUM else "high"
+    return None if effort is None else EFFORTS[effort]
+
+
+def _schema(fields: Fields) -> object:
+    output = fields.inner("output_config")
+    wanted = fields.inner("output_format") or (output.inner("format") if output else None)
+    if wanted is None:
+        return None
+    wanted.choice("type", ("json_schema",))
+    return checked_schema(wanted.raw("schema"), wanted.path("schema"))
+
+
+class MessagesWriter:
+    """One answer as a ``message``, or as the events of one."""
+
+    def __init__(self, request: MessagesRequest) -> None:
+        self._id = f"msg_{secrets.token_hex(12)}"
+        self._model = request.ask.model or ""
+        self._stops = request.ask.stop
+        self._block: str | None = None  # type of the block under way
+        self._index = -1  # of that block
+
+    def begin(self, accepted: Accepted) -> bytes:
+        self._model = self._model or accepted.model
+        usage = {
+            "input_tokens": accepted.prompt_tokens - accepted.reused_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": accepted.reused_tokens,
+            "output_tokens": 0,
+        }
+        message = {**self._message([], None), "usage": usage}
+        return named_event("message_start", {"message": message})
+
+    def event(self, event: Event) -> bytes:
+        match event:
+            case ReasoningDelta(text):
+                return self._delta("thinking", {"type": "thinking_delta", "thinking": text})
+            case AnswerDelta(text):
+                return self._delta("text", {"type": "text_delta", "text": text})
+            case TurnDone():
+                return self._end(event)
+        return b""
+
+    def sign_of_life(self, words: str) -> bytes:
+        return named_event("ping", {})
+
+    def problem(self, problem: Problem) -> bytes:
+        return named_event("error", for_anthropic(problem))
+
+    def document(self, done: TurnDone) -> Document:
+        content: list[Mapping[str, object]] = []
+        if done.reasoning:
+            content.append({"type": "thinking", "thinking": done.reasoning, "signature": ""})
+        if done.answer or not content:
+            content.append({"type": "text", "text": done.answer})
+        message = self._message(content, STOP_REASONS[done.finish_reason])
+        return {**message, "usage": usage_of(done), "timings": timings(done)}
+
+    def _end(self, done: TurnDone) -> bytes:
+        delta = {"stop_reason": STOP_REASONS[done.finish_reason], "stop_sequence": None}
+        figures = {"usage": usage_of(done), "timings": timings(done)}
+        last = named_event("message_delta", {"delta": delta, **figures})
+        return self._close() + last + named_event("message_stop", {})
+
+    def _delta(self, kind: str, delta: Mapping[str, object]) -> bytes:
+        opened = b""
+        if self._block != kind:
+            opened = self._close()
+            self._block, self._index = kind, self._index + 1
+            block: dict[str, Any] = {"type": kind, kind: ""}
+            if kind == "thinking":
+                block["signature"] = ""
+            start = {"index": self._index, "content_block": block}
+            opened += named_event("content_block_start", start)
+        return opened + named_event("content_block_delta", {"index": self._index, "delta": delta})
+
+    def _close(self) -> bytes:
+        if self._block is None:
+            return b""
+        self._block = None
+        return named_event("content_block_stop", {"index": self._index})
+
+    def _message(
+        self, content: list[Mapping[str, object]], stop_reason: str | None
+    ) -> dict[str, object]:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            "stop_reason": stop_reason,
+            "stop_sequence": None,
+        }
+
+
+def usage_of(done: TurnDone) -> Document:
+    """``usage``: tokens that were not read again are not counted as input."""
+    usage = done.usage
+    return {
+        "input_tokens": usage.prompt_tokens - usage.reused_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.reused_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
