@@ -120,7 +120,7 @@ class TestOpenAI:
     def test_async(self, nano: Served) -> None:
         """The asynchronous client cannot read what the other can."""
 
-        async def scene() -> list[str]:
+        async def scene() -> tuple[str, ...]:
             async with openai.AsyncOpenAI(base_url=f"{nano.url}/v1", api_key="x") as client:
 
                 async def one() -> str:
