@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe import kept, storage
-from localmoe.app.default_model import default_model
+from localmoe.app.default_model import default_model, remember
 from localmoe.app.listener import Listener
 from localmoe.app.model import LoadedModel
 from localmoe.app.records import decoded
@@ -67,6 +67,8 @@ def served_model(request: LoadRequest, listener: Listener) -> Iterator[LoadedMod
         connected, greeting = found
         where = f" at {greeting.address}" if greeting.address else ""
         listener.note(f"{clean_line(facts.name)}: answered by the server that has it loaded{where}")
+        if request.name is not None and request.remember:
+            remember(request.name)
         engine = AttachedEngine(connected, greeting.loaded)
         try:
             yield LoadedModel(facts, greeting.machine, greeting.plan, engine, renderer)
