@@ -99,6 +99,13 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     return tuple(text(f"a text of {name}", item) for item in value)
 
 
+def tokens(value: object) -> list[int]:
+    """Raises UsageError for what is no list of whole numbers."""
+    if isinstance(value, Sequence) and all(type(item) is int for item in value):
+        return list(value)
+    raise UsageError(f"tokens is a list of their numbers, not {_shown(value)}")
+
+
 def attachments(value: object) -> tuple[Attachment, ...]:
     """Raises UsageError for what is no list of attachments."""
     if isinstance(value, Sequence) and all(isinstance(item, Attachment) for item in value):

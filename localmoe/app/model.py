@@ -251,7 +251,7 @@ class LoadedModel:
     def spell(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token; none for a number that is no token."""
         self._check_loaded()
-        return self.engine.spell(tokens)
+        return self.engine.spell(checks.tokens(tokens))
 
     def bring_in(self) -> Iterator[LoadProgress | Loaded]:
         """Load the weights, or load them again after a crash; the last event is ``Loaded``.

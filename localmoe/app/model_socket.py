@@ -15,13 +15,14 @@ import threading
 import uuid
 from typing import IO
 
+from localmoe import kept
 from localmoe.app.attach import Greeting, is_ours, signature, socket_folder
 from localmoe.app.model import LoadableEngine, LoadedModel
-from localmoe.app.records import encoded
+from localmoe.app.records import decoded, encoded
 from localmoe.app.requests import PlanRequest
 from localmoe.app.shared import SharedModel
 from localmoe.engine import protocol
-from localmoe.engine.events import Finished, Request
+from localmoe.engine.events import Finished, Request, Span
 from localmoe.engine.protocol import Message
 from localmoe.errors import EngineBusyError, EngineError, LocalmoeError, StorageError
 
@@ -101,7 +102,7 @@ class _Client:
                     busy = EngineBusyError("another request of this program is under way")
                     self._send(number, protocol.error_to_message(busy))
                 elif op == "generate":
-                    request = protocol.request_from_json(message["request"])
+                    request = decoded(Request, message["request"])
                     engine = self._shared.caller().engine
                     self._running = (number, engine)
                     work = (number, engine, request)
@@ -110,7 +111,7 @@ class _Client:
                     self._cancel(number)
                 elif op in protocol.CONSULTING:
                     self._send(number, self._reply(op, message))
-        except (ValueError, KeyError, TypeError):
+        except kept.DAMAGED:
             pass
         finally:
             self._cancel(None)
@@ -154,19 +155,22 @@ class _Client:
 
 
 def _consulted(engine: LoadableEngine, op: str, message: Message) -> Message:
+    """Raises TypeError or KeyError for what no program of ours sends: the worker trusts us."""
     if op == "count":
-        data = [(start, end) for start, end in message["data"]]
-        text = message["text"]
+        data = decoded(tuple[Span, ...], message["data"])
+        text = decoded(str, message["text"])
         tokens = engine.count_prompt(text, data) if message["whole"] else engine.count_tokens(text)
         return {"event": "counted", "tokens": tokens}
     if op == "tokenize":
-        special, whole = message["special"], message["whole"]
-        found = engine.tokenize(message["text"], special=special, whole=whole)
+        text = decoded(str, message["text"])
+        special, whole = bool(message["special"]), bool(message["whole"])
+        found = engine.tokenize(text, special=special, whole=whole)
         return {"event": "tokenized", "tokens": found}
     if op == "spell":
-        texts = [data.decode("latin-1") for data in engine.spell(message["tokens"])]
+        numbers = decoded(tuple[int, ...], message["tokens"])
+        texts = [data.decode("latin-1") for data in engine.spell(numbers)]
         return {"event": "spelled", "texts": texts}
-    parts = engine.split_specials(message["texts"])
+    parts = engine.split_specials(decoded(tuple[str, ...], message["texts"]))
     return {"event": "parts", "parts": [list(map(dataclasses.astuple, part)) for part in parts]}
 
 

@@ -121,8 +121,7 @@ def test_a_socket_that_was_left_behind(model: LoadedModel) -> None:
     assert not (folder / "dead").exists()
 
 
-@pytest.mark.parametrize("said", [b"", b"{}\n", b"[1]\n", b'{"files": 1}\n', b"\xff" * 99])
-def test_a_socket_that_says_something_else(said: bytes, model: LoadedModel) -> None:
+def test_a_socket_that_says_something_else(model: LoadedModel) -> None:
     """It is nobody's server; the model is loaded here."""
     folder = storage.private_dir(storage.state_dir() / "served")
     with socket.socket(socket.AF_UNIX) as odd:
@@ -130,33 +129,52 @@ def test_a_socket_that_says_something_else(said: bytes, model: LoadedModel) -> N
         odd.bind(f"/proc/self/fd/{number}/odd")
         os.close(number)
         odd.listen()
+        for said in (b"", b"{}\n", b"[1]\n", b'{"files": 1}\n', b"\xff" * 99):
 
-        def speak() -> None:
-            with odd.accept()[0] as connected:
-                connected.sendall(said)
+            def speak(said: bytes = said) -> None:
+                with odd.accept()[0] as connected:
+                    connected.sendall(said)
 
-        speaker = threading.Thread(target=speak)
-        speaker.start()
-        assert served(model.facts, PlanRequest()) is None
-        speaker.join()
+            speaker = threading.Thread(target=speak)
+            speaker.start()
+            assert served(model.facts, PlanRequest()) is None
+            speaker.join()
     (folder / "odd").unlink()
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"[]\n", b"\xff\n", b'{"id": 1, "op": "load"}\n'])
-def test_a_client_that_says_something_else(
-    line: bytes, door: ModelSocket, model: LoadedModel
-) -> None:
-    """Its connection may end; the model answers others."""
-    found = served(model.facts, PlanRequest())
-    assert found is not None
-    with found[0] as connected:
-        connected.sendall(line * 3)
-        connected.shutdown(socket.SHUT_WR)
-        assert connected.recv(100) == b""
+def asking(op: str, **fields: object) -> bytes:
+    return json.dumps({"id": 1, "op": op, **fields}).encode() + b"\n"
+
+
+ODD = [
+    *(b"{}\n", b"[]\n", b"\xff\n", b"\n", asking("load")),
+    *(asking("spell", tokens=wrong) for wrong in (["a"], [None], [True], 1, [[]])),
+    asking("count", text=1, data=[], whole=True),
+    asking("count", text="a", data=[["x", 1]], whole=True),
+    asking("tokenize", text=None, special=True, whole=True),
+    asking("split", texts=[1]),
+    asking("generate", request={}),
+    asking("generate", request={"prompt": 1}),
+    asking("generate", request={"prompt": "a", "sampling": {"temperature": "hot"}}),
+    asking("generate", request={"prompt": "a", "another": 1}),
+]
+
+
+def test_a_client_that_says_something_else(door: ModelSocket, model: LoadedModel) -> None:
+    """Its connection ends, and its mistake reaches no engine: the model answers others."""
+    worker = model.engine.pid  # type: ignore[attr-defined]
+    for line in ODD:
+        found = served(model.facts, PlanRequest())
+        assert found is not None, line
+        with found[0] as connected:
+            connected.sendall(line * 3)
+            connected.shutdown(socket.SHUT_WR)
+            assert connected.recv(100) == b"", line
     with served_model(LoadRequest(str(model.facts.paths[0])), Silent()) as other:
         assert other is not None
         list(other.bring_in())
         assert other.chat(QUESTION, **GREEDY).result().answer
+    assert model.engine.pid == worker  # type: ignore[attr-defined]
 
 
 def test_the_commands_attach(
