@@ -146,9 +146,10 @@ def asking(op: str, **fields: object) -> bytes:
     return json.dumps({"id": 1, "op": op, **fields}).encode() + b"\n"
 
 
+WRONG: list[object] = [["a"], [None], [True], 1, [[]]]
 ODD = [
     *(b"{}\n", b"[]\n", b"\xff\n", b"\n", asking("load")),
-    *(asking("spell", tokens=wrong) for wrong in (["a"], [None], [True], 1, [[]])),
+    *(asking("spell", tokens=wrong) for wrong in WRONG),
     asking("count", text=1, data=[], whole=True),
     asking("count", text="a", data=[["x", 1]], whole=True),
     asking("tokenize", text=None, special=True, whole=True),
