@@ -16,6 +16,7 @@ from localmoe.facts.model import Model
 from localmoe.planning.placement import make_plan
 from localmoe.planning.places import kind_of
 from localmoe.planning.plan import Plan
+from localmoe.planning.roomy import roomy
 from localmoe.routing import profile
 from localmoe.text import format_bytes
 from localmoe.wording import marked
@@ -44,14 +45,20 @@ def plans_for(
     ``worker``: the process to ask; None: a new one. Raises what ``plan_for`` raises.
     """
     wishes = request.wishes
+    tried = roomy(model, wishes) if request.roomy else (wishes,)
     stated = request.machine is not None or (hypothetical and wishes.ram is not None)
     promised = 0 if stated else sum(promise.outstanding_ram for promise in ledger.promises())
     used = profile.load(profile.key_of(model)) if model.is_moe else None
     with Oracle(model, worker) as measure:
-        plan = make_plan(model, machine, wishes, measure, promised, used)
-        if other is None:
-            return plan, None
-        return plan, make_plan(model, other, wishes, measure, promised, used)
+
+        def made(machine: Machine) -> Plan:
+            for wished in tried:
+                plan = make_plan(model, machine, wished, measure, promised, used)
+                if plan.verdict.fits:
+                    break
+            return plan
+
+        return made(machine), None if other is None else made(other)
 
 
 class ModelPlanner:

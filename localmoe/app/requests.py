@@ -17,6 +17,7 @@ class PlanRequest:
     wishes: Wishes = field(default_factory=Wishes)
     machine: Path | None = None  # the `doctor --json` of another machine; None: this one
     remotes: tuple[str, ...] = ()  # "host:port" of workers on other machines
+    roomy: bool = False  # the context should hold an agent's prompts
     min_tps: float | None = None  # a model below this is too slow; None: below ``speeds.SLOW``
 
 

@@ -46,8 +46,9 @@ def serve_request(options: Options) -> ServeRequest:
     )
     load = load_request(options, only_model(options))
     wishes = dataclasses.replace(load.plan.wishes, prompt_cache=None)  # many clients, one context
+    plan = dataclasses.replace(load.plan, wishes=wishes, roomy=True)
     return ServeRequest(
-        load=dataclasses.replace(load, plan=dataclasses.replace(load.plan, wishes=wishes)),
+        load=dataclasses.replace(load, plan=plan),
         sample=sample_request(options),
         door=door,
         aliases=dict(options.alias),

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
+import dataclasses
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from localmoe.app.experience import learn_from
+from localmoe.app.listener import Listener
 from localmoe.app.model import LoadedModel
 from localmoe.app.requests import SampleRequest
 from localmoe.app.stream import Stream
+from localmoe.chat.context import answer_room
 from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.engine.events import PrefillProgress
 from localmoe.errors import ContextOverflowError
 from localmoe.server import limits
 from localmoe.server.admission import Admission
-from localmoe.server.asks import Accepted, Ask, Event, Loading, Waiting
+from localmoe.server.asks import Accepted, Ask, Event, Loading, Message, Waiting
 from localmoe.server.models import Models
 from localmoe.server.problems import Problem
+from localmoe.text import counted
 
 Emit = Callable[[Event], None]
 
@@ -28,13 +33,24 @@ class Answering:
     """One model, asked from many threads: a request has one of its own."""
 
     def __init__(
-        self, models: Models, admission: Admission, defaults: SampleRequest, *, learns: bool
+        self,
+        models: Models,
+        admission: Admission,
+        defaults: SampleRequest,
+        listener: Listener,
+        *,
+        learns: bool,
+        drops: bool,
     ) -> None:
-        """``defaults``: where a request says nothing; ``learns``: speeds are kept for forecasts."""
+        """``defaults``: where a request says nothing; ``learns``: speeds are kept for forecasts;
+        ``drops``: a conversation that is too long loses its oldest turns.
+        """
         self.models = models
         self.admission = admission
         self._defaults = defaults
+        self._listener = listener
         self._learns = learns
+        self._drops = drops
         self._threads = ThreadPoolExecutor(limits.QUEUE + 2, "request")
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
@@ -81,14 +97,14 @@ class Answering:
     def _count(self, model: LoadedModel, ask: Ask) -> int:
         if ask.prompt is not None:
             return model.engine.count_prompt(ask.prompt)
-        return model.count_prompt(ask.messages, think=ask.think or self._defaults.think)
+        return self._tokens_of(model, ask.messages, ask)
 
     async def _check_length(self, ask: Ask) -> None:
         """Raises ContextOverflowError now, rather than when it is this request's turn."""
         model = self.models.ready(ask.model)
         if model is not None and model.loaded is not None:
             tokens = await asyncio.to_thread(self._count, model, ask)
-            if tokens >= model.loaded.context:
+            if tokens >= model.loaded.context and (ask.prompt is not None or not self._drops):
                 raise ContextOverflowError(
                     f"the prompt has {tokens} tokens, the context {model.loaded.context}",
                     hint="shorten the prompt",
@@ -122,6 +138,8 @@ class Answering:
 
     def _answer(self, ask: Ask, emit: Emit, work: _Work) -> None:
         model = self._load(ask.model, emit)
+        if self._drops and ask.prompt is None:
+            ask = self._shortened(model, ask)
         stream = self._stream(model, ask)
         accepted = False
         with work.running(stream):
@@ -133,6 +151,18 @@ class Answering:
                 if isinstance(event, TurnDone) and self._learns:
                     learn_from(model.facts, model.plan, model.machine, event.finished)
 
+    def _shortened(self, model: LoadedModel, ask: Ask) -> Ask:
+        """The ask without the oldest turns, as far as it would not fit with them."""
+        assert model.loaded is not None
+        room = model.loaded.context - answer_room(model.loaded.context, ask.max_tokens)
+        messages = fitting(ask.messages, lambda some: self._tokens_of(model, some, ask), room)
+        if dropped := len(ask.messages) - len(messages):
+            self._listener.note(f"{counted(dropped, 'message')} too long ago for the context")
+        return dataclasses.replace(ask, messages=messages)
+
+    def _tokens_of(self, model: LoadedModel, messages: Sequence[Message], ask: Ask) -> int:
+        return model.count_prompt(messages, think=ask.think or self._defaults.think)
+
     def _stream(self, model: LoadedModel, ask: Ask) -> Stream:
         defaults = self._defaults
         sampling = {**defaults.sampling, **ask.sampling}
@@ -140,7 +170,12 @@ class Answering:
         stop = (*defaults.stop, *ask.stop)
         if ask.prompt is not None:
             return model.generate(
-                ask.prompt, schema=ask.schema, max_tokens=max_tokens, stop=stop, **sampling
+                ask.prompt,
+                schema=ask.schema,
+                max_tokens=max_tokens,
+                stop=stop,
+                top_logprobs=ask.top_logprobs,
+                **sampling,
             )
         return model.chat(
             ask.messages,
@@ -148,6 +183,7 @@ class Answering:
             think=ask.think or defaults.think,
             max_tokens=max_tokens,
             stop=stop,
+            top_logprobs=ask.top_logprobs,
             **sampling,
         )
 
@@ -169,6 +205,28 @@ class Answering:
                 work.stop()
                 with contextlib.suppress(Exception):
                     await asyncio.shield(done)
+
+
+def fitting(
+    messages: Sequence[Message], count: Callable[[Sequence[Message]], int], room: int
+) -> tuple[Message, ...]:
+    """The messages without as many of the oldest turns as needed to ``count`` at most ``room``.
+
+    The system's first words and the last turn stay, whether they fit or not. A turn begins with a
+    message of the user's that follows one of somebody else's.
+    """
+    first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    begins = [
+        i
+        for i in range(first, len(messages))
+        if messages[i]["role"] == "user" and (i == first or messages[i - 1]["role"] != "user")
+    ]
+    whole = tuple(messages)
+    candidates = [whole, *((*whole[:first], *whole[i:]) for i in begins if i > first)]
+    at = bisect.bisect_left(
+        candidates, True, hi=len(candidates) - 1, key=lambda c: count(c) <= room
+    )
+    return candidates[at]
 
 
 def _accepted(model: LoadedModel, first: ChatEvent) -> Accepted:

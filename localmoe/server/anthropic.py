@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.engine.events import Token
 from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields
 from localmoe.server.figures import timings
@@ -159,7 +160,7 @@ class MessagesWriter:
     def problem(self, problem: Problem) -> bytes:
         return named_event("error", for_anthropic(problem))
 
-    def document(self, done: TurnDone) -> Document:
+    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
         content: list[Mapping[str, object]] = []
         if done.reasoning:
             content.append({"type": "thinking", "thinking": done.reasoning, "signature": ""})

@@ -23,6 +23,7 @@ class Ask:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     schema: object = None  # a JSON schema that the answer follows
+    top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
     think: str | None = None  # a level; None: the server's default
 
 

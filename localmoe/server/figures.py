@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from localmoe.chat.events import TurnDone
+from localmoe.engine.events import Token
 from localmoe.server.problems import Document
 
 
@@ -45,3 +49,34 @@ def timings(done: TurnDone) -> Document:
             "bytes_read": cache.bytes_read,
         }
     return document
+
+
+def chat_logprobs(tokens: Sequence[Token]) -> Document | None:
+    """``logprobs`` of a chat completion's choice; None without figures."""
+    if not tokens:
+        return None
+    content = [
+        {
+            **_likely(token.text, token.logprob),
+            "top_logprobs": [_likely(likely.text, likely.logprob) for likely in token.top],
+        }
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(tokens: Sequence[Token], offset: int) -> Document | None:
+    """``logprobs`` of a completion's choice, whose text begins ``offset`` characters in."""
+    if not tokens:
+        return None
+    lengths = itertools.accumulate((len(token.text) for token in tokens), initial=offset)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{likely.text: likely.logprob for likely in token.top} for token in tokens],
+        "text_offset": list(lengths)[:-1],
+    }
+
+
+def _likely(text: str, logprob: float | None) -> Document:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

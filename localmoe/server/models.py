@@ -14,12 +14,14 @@ from localmoe.app.listener import Listener
 from localmoe.app.loading import opened, require_fit_after
 from localmoe.app.model import LoadedModel
 from localmoe.app.model_socket import ModelSocket
+from localmoe.app.planned_model import verdict_words
 from localmoe.app.requests import LoadRequest
 from localmoe.app.shared import SharedModel
 from localmoe.engine.events import LoadProgress
 from localmoe.errors import EngineError, UnknownModelError
 from localmoe.facts import catalog
 from localmoe.server.requests import ServeRequest
+from localmoe.text import clean_line, format_bytes
 
 
 class Models:
@@ -145,6 +147,7 @@ class Models:
             self.unload()
         self.current = self._stack.enter_context(opened(request, self._listener))
         self._name = name
+        self._listener.note(about(self.current))
 
     def _load_request(self, name: str | None) -> LoadRequest:
         request = self._request
@@ -155,3 +158,17 @@ class Models:
             may_download=request.may_pull or named_at_start,
             consent=request.may_pull or request.load.consent,
         )
+
+
+def about(model: LoadedModel) -> str:
+    """One line: which model, how much context, and where its experts are."""
+    plan, settings = model.plan, model.plan.settings
+    kv = settings.type_k if settings.type_k == settings.type_v else "mixed"
+    parts = [
+        clean_line(model.facts.name),
+        f"context of {settings.context:,} tokens, KV cache in {kv}",
+        verdict_words(plan.verdict, settings.devices),
+    ]
+    if settings.prompt_cache:
+        parts.append(f"{format_bytes(settings.prompt_cache)} for other conversations")
+    return " · ".join(parts)

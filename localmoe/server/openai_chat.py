@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from localmoe.app.checks import MOST_LOGPROBS
 from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
-from localmoe.engine.events import PrefillProgress
+from localmoe.engine.events import PrefillProgress, Token
 from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields
-from localmoe.server.figures import openai_usage, timings
+from localmoe.server.figures import chat_logprobs, openai_usage, timings
 from localmoe.server.problems import Document, Problem, for_openai
 from localmoe.server.replies import DONE, comment, data_line
 from localmoe.server.sampling import (
@@ -49,6 +50,7 @@ def read(fields: Fields) -> ChatRequest:
         stop=stop_texts(fields),
         schema=schema_of(fields),
         think=think_level(fields),
+        top_logprobs=_top_logprobs(fields),
     )
     return ChatRequest(
         ask,
@@ -95,6 +97,15 @@ def text_of(fields: Fields, name: str, kinds: tuple[str, ...] = ("text", "refusa
     return "".join(texts)
 
 
+def _top_logprobs(fields: Fields) -> int | None:
+    most = fields.whole("top_logprobs", 0, MOST_LOGPROBS)
+    if fields.flag("logprobs"):
+        return most or 0
+    if most:
+        raise Problem(400, "top_logprobs: only with logprobs", param="top_logprobs")
+    return None
+
+
 def _refuse_what_is_not_here(fields: Fields) -> None:
     for name in ("tools", "functions"):
         if fields.items(name):
@@ -120,8 +131,8 @@ class ChatWriter:
 
     def event(self, event: Event) -> bytes:
         match event:
-            case AnswerDelta(text):
-                return self._chunk({"content": text})
+            case AnswerDelta(text, tokens):
+                return self._chunk({"content": text}, tokens=tokens)
             case ReasoningDelta(text):
                 return self._chunk({"reasoning_content": text})
             case PrefillProgress() if self._request.progress:
@@ -141,12 +152,13 @@ class ChatWriter:
     def problem(self, problem: Problem) -> bytes:
         return data_line(for_openai(problem))
 
-    def document(self, done: TurnDone) -> Document:
+    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
         message: dict[str, object] = {"role": "assistant", "content": done.answer}
         if done.reasoning:
             message["reasoning_content"] = done.reasoning
         finish = FINISH[done.finish_reason]
-        choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
+        choice = {"index": 0, "message": message, "finish_reason": finish}
+        choice["logprobs"] = chat_logprobs(tokens)
         return {
             **self._head("chat.completion"),
             "choices": [choice],
@@ -163,9 +175,15 @@ class ChatWriter:
         return data + DONE
 
     def _chunk(
-        self, delta: Mapping[str, object], finish: str | None = None, **more: object
+        self,
+        delta: Mapping[str, object],
+        finish: str | None = None,
+        tokens: Sequence[Token] = (),
+        **more: object,
     ) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        choice: dict[str, object] = {"index": 0, "delta": delta, "finish_reason": finish}
+        if tokens:
+            choice["logprobs"] = chat_logprobs(tokens)
         head = self._head("chat.completion.chunk")
         return data_line({**head, "choices": [choice], **more})
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from localmoe.app.checks import MOST_LOGPROBS
 from localmoe.chat.events import AnswerDelta, TurnDone
+from localmoe.engine.events import Token
 from localmoe.server.asks import Accepted, Ask, Event
 from localmoe.server.fields import Fields
-from localmoe.server.figures import openai_usage, timings
+from localmoe.server.figures import openai_usage, text_logprobs, timings
 from localmoe.server.problems import Document, Problem, for_openai
 from localmoe.server.replies import DONE, comment, data_line
 from localmoe.server.sampling import (
@@ -49,6 +52,7 @@ def read(fields: Fields) -> CompletionRequest:
         sampling=sampling_of(fields),
         max_tokens=most_tokens(fields, "max_tokens", "n_predict"),
         stop=stop_texts(fields),
+        top_logprobs=fields.whole("logprobs", 0, MOST_LOGPROBS),
         schema=schema if own is None else checked_schema(own, "json_schema"),
     )
     return CompletionRequest(
@@ -78,6 +82,7 @@ class CompletionWriter:
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = request.ask.model or ""
+        self._offset = 0  # characters that were sent
 
     def begin(self, accepted: Accepted) -> bytes:
         self._model = self._model or accepted.model
@@ -85,8 +90,8 @@ class CompletionWriter:
 
     def event(self, event: Event) -> bytes:
         match event:
-            case AnswerDelta(text):
-                return self._chunk(text)
+            case AnswerDelta(text, tokens):
+                return self._chunk(text, tokens)
             case TurnDone():
                 return self._end(event)
         return b""
@@ -97,10 +102,10 @@ class CompletionWriter:
     def problem(self, problem: Problem) -> bytes:
         return data_line(for_openai(problem))
 
-    def document(self, done: TurnDone) -> Document:
+    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
         finish = FINISH[done.finish_reason]
         return {
-            **self._body(self._prefix + done.answer, finish),
+            **self._body(self._prefix + done.answer, finish, tokens),
             "usage": openai_usage(done),
             "timings": timings(done),
         }
@@ -116,11 +121,21 @@ class CompletionWriter:
             data += data_line({**self._body("", None), "choices": [], "usage": openai_usage(done)})
         return data + DONE
 
-    def _chunk(self, text: str) -> bytes:
-        return data_line(self._body(text, None))
+    def _chunk(self, text: str, tokens: Sequence[Token] = ()) -> bytes:
+        data = data_line(self._body(text, None, tokens))
+        self._offset += len(text)
+        return data
 
-    def _body(self, text: str, finish: str | None) -> dict[str, object]:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+    def _body(
+        self, text: str, finish: str | None, tokens: Sequence[Token] = ()
+    ) -> dict[str, object]:
+        offset = self._offset + (len(self._prefix) if finish else 0)
+        choice = {
+            "index": 0,
+            "text": text,
+            "logprobs": text_logprobs(tokens, offset),
+            "finish_reason": finish,
+        }
         return {
             "id": self._id,
             "object": "text_completion",

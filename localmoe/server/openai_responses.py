@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.engine.events import Token
 from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields
 from localmoe.server.figures import timings
@@ -171,7 +172,7 @@ class ResponsesWriter:
         failed = {**self._response("failed"), "error": error}
         return self._open() + self._event("response.failed", response=failed)
 
-    def document(self, done: TurnDone) -> Document:
+    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
         for kind, text in (("reasoning", done.reasoning), ("message", done.answer)):
             if text or kind == "message":
                 self._output.append(_item(kind, _new_id(kind), text))

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from localmoe.chat.events import TurnDone
-from localmoe.engine.events import PrefillProgress
+from localmoe.chat.events import AnswerDelta, TurnDone
+from localmoe.engine.events import PrefillProgress, Token
 from localmoe.server import limits
 from localmoe.server.asks import Accepted, Event, Loading, Waiting
 from localmoe.server.problems import Document, Problem, problem_of
@@ -42,8 +42,8 @@ class Writer(Protocol):
         """What a streaming client is sent when the answer breaks off."""
         ...
 
-    def document(self, done: TurnDone) -> Document:
-        """The whole answer, for a client that does not stream."""
+    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
+        """The whole answer, for a client that does not stream; its tokens, if it asked for them."""
         ...
 
 
@@ -74,6 +74,7 @@ class Reply(Response):
         self._sent = 0.0  # when the client last heard something
         self._begun = False  # the status was sent
         self._done: TurnDone | None = None
+        self._tokens: list[Token] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(scope, receive, send))
@@ -99,6 +100,8 @@ class Reply(Response):
                     if isinstance(event, TurnDone):
                         self._done = event
                     data = b""
+                    if isinstance(event, AnswerDelta) and event.tokens and not self._stream:
+                        self._tokens += event.tokens
                     if isinstance(event, Accepted):
                         await self._begin(send)
                         data = self._writer.begin(event)
@@ -110,7 +113,7 @@ class Reply(Response):
             return await self._break_off(scope, receive, send, problem_of(error))
         if not self._stream:
             assert self._done is not None
-            await self._send(send, encoded(self._writer.document(self._done)))
+            await self._send(send, encoded(self._writer.document(self._done, self._tokens)))
         await send({"type": "http.response.body", "body": b""})
         return 200
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from localmoe.app import checks
 from localmoe.engine.grammar import schema_to_gbnf
 from localmoe.errors import UsageError
 from localmoe.server import limits
@@ -37,6 +38,7 @@ def sampling_of(fields: Fields) -> dict[str, Any]:
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
         "top_k": None if top_k is None else max(0, top_k),
         "repeat_last_n": None if last_n is None or last_n < 0 else last_n,
+        "logit_bias": _logit_bias(fields),
         "seed": None if seed is None or seed < 0 else seed % 2**32,  # -1: a fresh one
     }
     return {name: value for name, value in given.items() if value is not None}
@@ -102,3 +104,17 @@ def one_answer(fields: Fields) -> None:
     for name in ("n", "best_of"):
         if (fields.whole(name, 1, 128) or 1) > 1:
             raise Problem(400, f"{name}: one answer to a request is given here", param=name)
+
+
+def _logit_bias(fields: Fields) -> object:
+    """Biases by the numbers of tokens; llama-server's list of pairs is one too."""
+    given = fields.raw("logit_bias")
+    if isinstance(given, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in given):
+        given = {str(token): bias for token, bias in given}
+    if not given:
+        return None
+    try:
+        checks.logit_bias(given)
+    except UsageError as error:
+        raise Problem(400, error.message, param="logit_bias") from None
+    return given

@@ -103,8 +103,14 @@ class _Server:
         self._ready = ready
         self._admission = Admission(limits.QUEUE)
         models = Models(request, listener, address_of(sock))
-        learns = request.load.remember
-        self._answering = Answering(models, self._admission, request.sample, learns=learns)
+        self._answering = Answering(
+            models,
+            self._admission,
+            request.sample,
+            listener,
+            learns=request.load.remember,
+            drops=request.drop,
+        )
         self._paths = Paths(self._answering, listener)
         door = request.door
         who = rules(door.host, door.keys, door.origins, door.hosts)
