@@ -66,6 +66,13 @@ def dense_ranges(model: Model) -> tuple[tuple[int, int, int], ...]:
     return tuple(ranges)
 
 
+def read_by_every_token(model: Model, weights: int, experts: int) -> int:
+    """Bytes that every token reads, of ``weights`` bytes with ``experts`` bytes of experts."""
+    tied = all(tensor.name != "output.weight" for tensor in model.tensors)
+    rows = sum(t.nbytes for t in model.tensors if t.loaded and _looked_up(t, tied))
+    return max(0, weights - experts - rows)
+
+
 def _looked_up(tensor: Tensor, tied: bool) -> bool:
     if tensor.name == "token_embd.weight":
         return not tied

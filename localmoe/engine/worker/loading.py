@@ -22,7 +22,7 @@ from localmoe.errors import EngineMemoryError, InterruptedLoadError, ModelFileEr
 from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.cache import dense_ranges
-from localmoe.planning.memory import EngineSettings
+from localmoe.planning.memory import CPU, EngineSettings
 from localmoe.text import format_bytes, reason_of
 
 
@@ -61,14 +61,17 @@ class LoadedModel:
             context = loader.open_context(weights, settings, log, on_node)
             stack.callback(llama.llama_free, context)
             prompts = PromptCache(settings.prompt_cache)
+            self.memory = loader.memory_report(context, log)
+            mapped = self.memory.on(CPU).weights if settings.load_mode == "mmap" else 0
             self.experts = Residency(
-                weights, self.file, settings, interrupt, hot, pages, lambda: prompts.unfilled
+                *(weights, self.file, settings, interrupt, hot, pages),
+                lambda: prompts.unfilled,
+                mapped,
             )
             stack.callback(self.experts.close)
             self.note = self.note or self.experts.note
             if interrupt.value:  # set too late for the progress callback to see it
                 raise InterruptedLoadError("loading was interrupted")
-            self.memory = loader.memory_report(context, log)
             self.generator = Generator(weights, context, interrupt, self.experts, prompts)
             stack.callback(self.generator.close)
             self.close = stack.pop_all().close

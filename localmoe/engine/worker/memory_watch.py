@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from localmoe.engine.worker.expert_cache import ExpertCache
 from localmoe.facts.hardware import free_memory, own_memory
 from localmoe.facts.model import Model
 from localmoe.planning.cache import budget_under_pressure, left_over, needed_budget
 from localmoe.planning.memory import EngineSettings
+
+if TYPE_CHECKING:
+    from localmoe.engine.worker.expert_cache import ExpertCache
 
 LOOK = 0.5  # seconds between two looks at the machine's free memory
 
@@ -23,7 +26,8 @@ class MemoryWatch:
     """Looks at the machine's memory on a thread of its own, until ``close``.
 
     ``budget``: the bytes that the experts may take now. ``unfilled``: bytes that something else in
-    this process will take.
+    this process will take. ``mapped``: of the model's files, bytes that every token reads; to be
+    made before the first token, since what is not in memory yet must not look left over.
     """
 
     def __init__(
@@ -32,12 +36,13 @@ class MemoryWatch:
         model: Model,
         settings: EngineSettings,
         unfilled: Callable[[], int] = lambda: 0,
+        mapped: int = 0,
     ) -> None:
         self.budget = settings.cache_bytes
         self._cache = cache
         self._unfilled = unfilled
         self._most = max(settings.cache_bytes, settings.cache_most)
-        self._mapped_most = 0
+        self._mapped_most = own_memory().mapped + mapped
         layers = range(len(model.layers))
         self._least = needed_budget(model, layers, settings.ubatch, settings.experts_used)
         self._stop = threading.Event()

@@ -27,7 +27,7 @@ from localmoe.engine.worker.page_reader import PageReader
 from localmoe.engine.worker.usage import Learning
 from localmoe.errors import EngineError, EngineMemoryError, LocalmoeError, StorageError
 from localmoe.facts.model import Model
-from localmoe.planning.cache import layer_of
+from localmoe.planning.cache import layer_of, read_by_every_token
 from localmoe.planning.memory import EngineSettings
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Residency:
     ``regime``: what serves the experts, "off", "page" or "private"; ``note``: why it is not what
     the settings ask for. ``hot``: where the experts in use are noted for the next start, None to
     leave no trace. ``pages``: what reads them where the cache itself cannot be used. ``unfilled``:
-    bytes that something else in this process will take.
+    bytes that something else in this process will take. ``mapped``: bytes of weights that are
+    mapped files, experts among them.
 
     Raises EngineError, ModelFileError, and TraceFileError for a routing that cannot be imposed.
     """
@@ -56,6 +57,7 @@ class Residency:
         hot: Path | None = None,
         pages: PageReader | None = None,
         unfilled: Callable[[], int] = lambda: 0,
+        mapped: int = 0,
     ) -> None:
         self.regime = settings.cache
         self.note = ""
@@ -63,6 +65,7 @@ class Residency:
         self._interrupt = interrupt
         self._pages = pages
         self._unfilled = unfilled
+        self._mapped = mapped
         self._hot = hot if settings.cache == "private" else None
         self._cache: ExpertCache | None = None
         self._groups: list[int] = []
@@ -106,7 +109,9 @@ class Residency:
             found = _read_hot(self._hot, len(self._groups)) or self._learning.favourites()
             cache.warm(found[:HOT_LIMIT])
         if self.regime == "private":
-            self._watch = MemoryWatch(cache, model, settings, self._unfilled)
+            experts = sum(entry.nbytes for entry in entries)
+            mapped = read_by_every_token(model, self._mapped, experts)
+            self._watch = MemoryWatch(cache, model, settings, self._unfilled, mapped)
 
     def _open_cache(self, paths: list[str], tensors: Sequence[ExpertTensor]) -> ExpertCache | None:
         """As the settings ask, or the one that needs no address space; None: it goes without."""
