@@ -23,6 +23,8 @@ from localmoe.engine.events import (
 )
 from localmoe.errors import EngineError, LocalmoeError
 
+_Events = Generator[PrefillProgress | Token | Finished, None, None]
+
 SHORTER = 8  # times shorter than what is left of a prompt is one that may overtake it
 OVERTAKEN = 4  # times that a prompt is overtaken at most
 
@@ -61,7 +63,9 @@ class SharedModel:
         self._running: Turn | None = None
         assert model.loaded is not None
         per_token = max(1, model.loaded.memory.kv // model.loaded.context)
-        self._movable = model.plan.settings.prompt_cache // per_token  # tokens
+        settings = model.plan.settings
+        # Tokens read so far of a prompt whose state can be put away after one batch more.
+        self._movable = settings.prompt_cache // per_token - settings.batch
         self._reviving = threading.Lock()
 
     @property
@@ -174,9 +178,7 @@ class Caller:
         self._turn: Turn | None = None
         self._cancelled = False
 
-    def generate(
-        self, request: Request
-    ) -> Generator[PrefillProgress | Token | Finished, None, None]:
+    def generate(self, request: Request) -> _Events:
         """As ``Engine.generate``, when it is this one's turn."""
         started = time.perf_counter()
         tokens = self._prompt_tokens(request)
@@ -186,7 +188,7 @@ class Caller:
             waited = time.perf_counter() - started
             try:
                 self._shared.revive()
-                with contextlib.closing(self._engine.generate(request)) as events:
+                with self._until_it_stops(self._engine.generate(request)) as events:
                     for event in events:
                         if turn.cancelled:  # before the engine had begun
                             self._engine.cancel()
@@ -209,6 +211,21 @@ class Caller:
                 )
                 return
         yield Finished("interrupted", 0, 0, 0, time.perf_counter() - started, None, None)
+
+    @contextlib.contextmanager
+    def _until_it_stops(self, events: _Events) -> Iterator[_Events]:
+        """Who leaves early waits for the engine: it is not ended for being slow, as it is others'.
+
+        A batch on a GPU, or a disk that is slow, may take longer than an engine of one's own gets.
+        """
+        with contextlib.closing(events):
+            try:
+                yield events
+            except GeneratorExit:
+                self._engine.cancel()
+                for _ in events:
+                    pass
+                raise
 
     def cancel(self) -> None:
         """Stop this request, waiting or running, and no other. From any thread."""

@@ -143,6 +143,19 @@ def test_stopping_stops_that_one_alone(model: localmoe.LoadedModel) -> None:
     assert third.answer == expected[0]
 
 
+def test_who_leaves_waits_for_a_slow_engine(
+    model: localmoe.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is others' engine too: it is not ended when it takes longer than one's own would get."""
+    monkeypatch.setattr("localmoe.engine.connection.PATIENCE", 0.0)
+    worker = model.engine.pid  # type: ignore[attr-defined]
+    shared = SharedModel(model)
+    with shared.caller().generate("Once", max_tokens=1500, temperature=1.0) as stream:
+        next(stream)
+    assert shared.caller().chat(SHORT, **GREEDY).result().answer
+    assert model.engine.pid == worker and model.engine.alive  # type: ignore[attr-defined]
+
+
 def test_a_crash_is_told_to_one_and_the_next_has_a_fresh_engine(path: Path) -> None:
     """The one under way gets the error; whoever waits gets an answer."""
     wishes = localmoe.Wishes(threads=1, batch=32)
