@@ -12,13 +12,17 @@ from localmoe.chat.events import (
     ChatEvent,
     ReasoningDelta,
     Timings,
+    ToolCallBegin,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallEvent,
     TurnDone,
     Usage,
 )
 from localmoe.chat.likelihoods import Likelihoods
-from localmoe.chat.session import Message
+from localmoe.chat.session import Message, ToolCall
 from localmoe.chat.settings import Settings
-from localmoe.chat.splitter import Answer, Piece, Splitter
+from localmoe.chat.splitter import Answer, Piece, Reasoning, Splitter
 from localmoe.chat.stopping import StopTexts
 from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Span, Token
@@ -95,7 +99,8 @@ def answer(
                     if reader.stopped_after:
                         engine.cancel()
             else:
-                yield from likelihoods.rest(map(said.take, reader.finish()))
+                left = reader.finish(cut=event.reason != "stop")
+                yield from likelihoods.rest(map(said.take, left))
                 if reader.stopped_after:
                     event = replace(event, reason="stop", completion_tokens=reader.stopped_after)
                 return said.done(event)
@@ -137,8 +142,9 @@ class Reader:
         for piece in pieces:
             yield from self._stops.feed(piece)
 
-    def finish(self) -> Iterator[Piece]:
-        for piece in self._splitter.finish() if self._splitter is not None else ():
+    def finish(self, *, cut: bool) -> Iterator[Piece]:
+        """What was held back; ``cut``: the model had more to say."""
+        for piece in self._splitter.finish(cut=cut) if self._splitter is not None else ():
             yield from self._stops.feed(piece)
         yield from self._stops.finish()
 
@@ -149,10 +155,13 @@ class Said:
     def __init__(self) -> None:
         self._answer: list[str] = []
         self._reasoning: list[str] = []
+        self._begun: dict[int, ToolCallBegin] = {}
+        self._arguments: dict[int, list[str]] = {}
+        self._calls: list[ToolCall] = []
 
     @property
     def is_empty(self) -> bool:
-        return not self._answer and not self._reasoning
+        return not self._answer and not self._reasoning and not self._calls
 
     @property
     def answer(self) -> str:
@@ -162,19 +171,32 @@ class Said:
     def reasoning(self) -> str:
         return "".join(self._reasoning)
 
-    def take(self, piece: Piece) -> ReasoningDelta | AnswerDelta:
-        if isinstance(piece, Answer):
-            self._answer.append(piece.text)
-            return AnswerDelta(piece.text)
-        self._reasoning.append(piece.text)
-        return ReasoningDelta(piece.text)
+    def take(self, piece: Piece) -> ReasoningDelta | AnswerDelta | ToolCallEvent:
+        match piece:
+            case Answer(text):
+                self._answer.append(text)
+                return AnswerDelta(text)
+            case Reasoning(text):
+                self._reasoning.append(text)
+                return ReasoningDelta(text)
+            case ToolCallBegin():
+                self._begun[piece.index], self._arguments[piece.index] = piece, []
+            case ToolCallDelta():
+                self._arguments[piece.index].append(piece.text)
+            case ToolCallEnd(index):
+                begun = self._begun[index]
+                arguments = "".join(self._arguments[index])
+                self._calls.append(ToolCall(begun.id, begun.name, arguments))
+        return piece
 
     def done(self, finished: Finished) -> TurnDone:
+        reason = finished.reason
         return TurnDone(
-            finish_reason=finished.reason,
+            finish_reason="tool_calls" if reason == "stop" and self._calls else reason,
             answer=self.answer,
             reasoning=self.reasoning,
             usage=Usage(finished.prompt_tokens, finished.completion_tokens, finished.reused_tokens),
             timings=Timings(finished.ttft_s, finished.prefill_tps, finished.decode_tps),
             finished=finished,
+            calls=tuple(self._calls),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localmoe.chat.session import ToolCall
 from localmoe.engine.events import Finished, PrefillProgress, Token
 from localmoe.errors import NoAnswerError
 from localmoe.wording import option
@@ -20,6 +21,31 @@ class ReasoningDelta:
 class AnswerDelta:
     text: str
     tokens: tuple[Token, ...] = ()  # of which it came, if their likelihoods were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallBegin:
+    """The model calls a tool; ``index`` numbers the calls of one answer from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of the JSON text of its arguments."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallEnd:
+    index: int
+
+
+ToolCallEvent = ToolCallBegin | ToolCallDelta | ToolCallEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +73,19 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TurnDone:
-    finish_reason: str  # "stop" | "length" | "interrupted"
+    finish_reason: str  # "stop" | "tool_calls" | "length" | "interrupted"
     answer: str
     reasoning: str
     usage: Usage
     timings: Timings
     finished: Finished | None = None  # what the engine itself said
+    calls: tuple[ToolCall, ...] = ()  # whole ones, in the order in which they were written
 
     @property
     def no_answer(self) -> NoAnswerError | None:
         """That the model has thought and then not answered; None for all other turns."""
-        if self.answer.strip() or not self.reasoning or self.finish_reason == "interrupted":
+        said = self.answer.strip() or self.calls
+        if said or not self.reasoning or self.finish_reason == "interrupted":
             return None
         tokens = f"{self.usage.completion_tokens:,} tokens"
         if self.finish_reason == "length":
@@ -81,4 +109,4 @@ class TurnDone:
         return f"stopped after {self.usage.completion_tokens:,} tokens, as asked{change}"
 
 
-ChatEvent = PrefillProgress | ReasoningDelta | AnswerDelta | TurnDone
+ChatEvent = PrefillProgress | ReasoningDelta | AnswerDelta | ToolCallEvent | TurnDone

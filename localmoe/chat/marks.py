@@ -40,10 +40,14 @@ class FormatMarks:
     """The marks of a format, with one stand-in character for each special token in them."""
 
     def __init__(
-        self, format_: AnswerFormat, split_specials: SplitSpecials, constrained: bool
+        self,
+        format_: AnswerFormat,
+        split_specials: SplitSpecials,
+        constrained: bool,
+        more: Sequence[str] = (),
     ) -> None:
         texts = [text for marks in format_.thinking for text in (marks.start, marks.end)]
-        texts += [format_.answer_start, format_.answer_end]
+        texts += [format_.answer_start, format_.answer_end, *more]
         self._parts = dict(zip(texts, split_specials(texts), strict=True))
         specials = {
             part for parts in self._parts.values() for part in parts if part.token is not None
@@ -56,6 +60,20 @@ class FormatMarks:
             for part in specials
         }
         """Stand-in → what is shown of the token where it is no mark."""
+        self._texts = {char: text for text, char in self.stand_ins.items()}
+
+    def with_stand_ins(self, text: str) -> str:
+        """A mark with its special tokens as stand-ins."""
+        return "".join(
+            p.text if p.token is None else self.stand_ins[p.text] for p in self._parts[text]
+        )
+
+    def as_text(self, text: str) -> str:
+        """``text`` with the spelling of each special token in it."""
+        for char, spelled in self._texts.items():
+            if char in text:
+                text = text.replace(char, spelled)
+        return text
 
     def mark(self, text: str) -> Mark | None:
         return self._mark(self._parts[text])

@@ -1,4 +1,4 @@
-"""Tells what a model thinks from what it answers, while its tokens arrive.
+"""Tells what a model thinks from what it answers and the tools it calls, while its tokens arrive.
 
 Marks that are special tokens are met as such: text that only spells them is text. Marks that the
 vocabulary has no token for are met by their spelling. What comes out does not depend on how the
@@ -8,13 +8,19 @@ beginning of a mark is held until that is decided.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from localmoe.chat.answer_format import AnswerFormat
+from localmoe.chat.call_format import CallFormat
+from localmoe.chat.call_reader import CallReader, Tools
+from localmoe.chat.call_text import NoCall, Pattern
+from localmoe.chat.events import ToolCallEvent
 from localmoe.chat.marks import FormatMarks, Mark, SplitSpecials
 
+SAID_ALOUD = "commentary"  # a message of this name, for no tool, is for the reader (gpt-oss)
 MOST_HEADER = 200  # characters of a header; an answer without one waits for as many
 
 
@@ -28,7 +34,28 @@ class Answer:
     text: str
 
 
-Piece = Reasoning | Answer
+Piece = Reasoning | Answer | ToolCallEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """That there are calls: how they are written, and the schema of each tool's arguments.
+
+    ``hold``: no event of a call before it is whole, for want of a grammar.
+    """
+
+    format: CallFormat
+    tools: Tools
+    hold: bool = False
+
+
+_RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.-]+)")
+
+
+def recipient(header: str) -> str:
+    """The tool that a message is for, by its header (gpt-oss); "" where it is for none."""
+    found = _RECIPIENT.search(header)
+    return found[1] if found else ""
 
 
 class State(Enum):
@@ -38,6 +65,7 @@ class State(Enum):
     ANSWER = auto()
     UNDECIDED = auto()  # text that is thinking if the end of thinking comes, else the answer
     AFTER = auto()  # the mark that ends an answer has come
+    CALLS = auto()
 
 
 class Splitter:
@@ -53,9 +81,11 @@ class Splitter:
         split_specials: SplitSpecials,
         *,
         constrained: bool = False,
+        calling: Calling | None = None,
     ) -> None:
         self._constrained = constrained
-        vocabulary = FormatMarks(format_, split_specials, constrained)
+        more = calling.format.marks if calling else ()
+        vocabulary = FormatMarks(format_, split_specials, constrained, more)
         self._specials = vocabulary.stand_ins
         self._spelled = vocabulary.spelled
         known = [(vocabulary.mark(m.start), vocabulary.mark(m.end)) for m in format_.thinking]
@@ -73,18 +103,40 @@ class Splitter:
         self._thought = False  # some thinking has come
         self._wrapped = not format_.answer_marks_optional  # whether the answer's marks count
         self._scanned = 0  # of the text that waits for the end of thinking
+        self._calls: CallReader | None = None
+        self._triggers: list[Pattern] = []
+        if calling:
+            self._calls = CallReader(
+                calling.format,
+                calling.tools,
+                vocabulary.with_stand_ins,
+                vocabulary.as_text,
+                hold=calling.hold,
+            )
+            self._triggers = self._calls.triggers
+        self._before = ""  # blank space before a call, which counts if it turns out to be none
+        self._cut = False
+        self._aloud = False  # what comes in place of thinking is for the reader
 
     def feed(self, text: str, *, special: bool = False, control: bool = False) -> Iterator[Piece]:
         """The text of one token; for what ``special`` and ``control`` say see ``Token``."""
         if special and text in self._specials:
             text = self._specials[text]
-        elif control and (not self._constrained or self._state is State.THINKING):
+        elif control and not self._takes_control:
             return
         self._held += text
         yield from self._run(final=False)
 
-    def finish(self) -> Iterator[Piece]:
-        """What was held back. The splitter is spent afterwards."""
+    @property
+    def _takes_control(self) -> bool:
+        """Whether a control token is the text that it spells: a grammar has taken it for that."""
+        if self._state is State.CALLS:
+            return True
+        return self._constrained and self._state is not State.THINKING
+
+    def finish(self, *, cut: bool = False) -> Iterator[Piece]:
+        """What was held back; ``cut``: the model had more to say. The splitter is spent then."""
+        self._cut = cut
         yield from self._run(final=True)
 
     def _find_header_end(self) -> str:
@@ -119,7 +171,55 @@ class Splitter:
             case State.ANSWER:
                 yield from self._answer(final)
             case State.AFTER:
-                self._held = ""
+                at, end = self._find_call(self._held, final)
+                self._held = self._held[at:]
+                if end >= 0:
+                    self._begin_calls("")
+            case State.CALLS:
+                yield from self._read_calls(final)
+
+    def _begin_calls(self, before: str, name: str = "") -> None:
+        assert self._calls is not None
+        self._state, self._before = State.CALLS, before
+        self._calls.begin(name)
+
+    def _read_calls(self, final: bool) -> Iterator[Piece]:
+        calls = self._calls
+        assert calls is not None
+        text, self._held = self._held, ""
+        try:
+            made, rest = calls.feed(text)
+            if final and rest is None:
+                yield from made
+                made, rest = calls.finish(cut=self._cut)
+        except NoCall:
+            yield from calls.taken()
+            raw = self._before + calls.unread
+            shown = len(self._before) + 1
+            self._state = State.ANSWER
+            if calls.unread:
+                yield from self._say(raw[:shown])
+            self._held = raw[shown:]
+            return
+        yield from made
+        if made:
+            self._before = ""
+        if rest is not None:
+            self._held, self._state = rest, State.BETWEEN
+
+    def _find_call(self, text: str, final: bool) -> tuple[int, int]:
+        """Where a call begins in ``text``, and where its mark ends; as ``_find`` does."""
+        firsts = {mark.first for mark in self._triggers}
+        for begin in range(len(text)):
+            if text[begin] not in firsts:
+                continue
+            found = [mark.match(text, begin) for mark in self._triggers]
+            ends = [end for end, _ in filter(None, found)]
+            if any(end > 0 for end in ends):
+                return begin, max(ends)
+            if ends and not final:
+                return begin, -1
+        return len(text), -1
 
     def _begin(self, final: bool) -> Iterator[Piece]:
         """Before the answer: does thinking begin here, a mark of the answer, or the answer?"""
@@ -128,6 +228,14 @@ class Splitter:
         if at == len(text):
             if final and self._state is State.BEGIN:
                 yield from self._say(text)
+            return
+        opens = self._calls is not None and text[at] == self._calls.opening
+        begin, met_call = self._find_call(text[at:], final)
+        if (begin == 0 and met_call >= 0) or opens:
+            self._held = text[at:]
+            self._begin_calls(text[:at] if self._state is State.BEGIN else "")
+            return
+        if begin == 0 and not final:
             return
         starts: list[tuple[Mark, Mark | None]] = list(self._starts)
         if self._answer_start and (self._wrapped or self._state is State.BETWEEN):
@@ -140,6 +248,7 @@ class Splitter:
             where, end = max(met, key=lambda found: found[0])
             self._held = text[where:]
             if end is not None:
+                self._aloud = False
                 self._begin_thinking(end)
             else:
                 self._state, self._wrapped = State.BETWEEN, True
@@ -150,6 +259,10 @@ class Splitter:
             header, met_end, _ = line.partition(self._header_end)
             if met_end:
                 self._held = text[at + len(header) + 1 :]
+                if self._calls is not None and (name := recipient(header)):
+                    self._begin_calls("", name)
+                    return
+                self._aloud = header.strip().endswith(SAID_ALOUD)
                 self._begin_thinking(self._starts[0][1])
                 return
             if not final and not more and len(line) < MOST_HEADER:
@@ -192,15 +305,27 @@ class Splitter:
         self._scanned = at
 
     def _answer(self, final: bool) -> Iterator[Piece]:
-        text, mark = self._held, self._answer_end
+        call, met = self._find_call(self._held, final)
+        whole, text = self._held, self._held[:call]
+        yield from self._answer_text(text, final or met >= 0)
+        if self._state is State.ANSWER and call < len(whole):
+            self._held += whole[call:]
+            if met >= 0:
+                self._begin_calls("")
+
+    def _answer_text(self, text: str, final: bool) -> Iterator[Piece]:
+        """Say ``text`` up to the mark that ends the answer; what may be that mark stays held."""
+        mark = self._answer_end
         if mark is None or not self._wrapped:
             yield from self._say(text)
             return
         if mark.chunks[0][0] in self._spelled:
-            text, ended, _ = text.partition(mark.chunks[0][0])
-            yield from self._say(text)
+            whole = self._held
+            before, ended, _ = text.partition(mark.chunks[0][0])
+            yield from self._say(before)
             if ended:
                 self._state = State.AFTER
+                self._held = whole[len(before) + 1 :]
             return
         at, end = self._find([mark], text, 0, final)
         if end >= 0 and text[end:].strip():
@@ -224,8 +349,12 @@ class Splitter:
                 return begin, max(ends)
         return len(text), -1
 
-    def _reason(self, text: str) -> Iterator[Reasoning]:
+    def _reason(self, text: str) -> Iterator[Piece]:
         text = self._readable(text)
+        if self._aloud:
+            if text:
+                yield Answer(text)
+            return
         if self._blank:
             text = text.lstrip()
         if not text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from localmoe.chat.splitter import Answer, Piece
+from localmoe.chat.splitter import Answer, Piece, Reasoning
 
 
 class StopTexts:
@@ -18,8 +18,13 @@ class StopTexts:
     def feed(self, piece: Piece) -> Iterator[Piece]:
         if isinstance(piece, Answer):
             yield from self._until_met(self._scanner.feed(piece.text))
-        elif not self.met:
-            yield piece
+        elif isinstance(piece, Reasoning):
+            if not self.met:
+                yield piece
+        else:  # a call: the text before it is over
+            yield from self._until_met(self._scanner.finish())
+            if not self.met:
+                yield piece
 
     def control(self, spelling: str) -> None:
         """A control token has come, which is not shown; it may be named as an end all the same."""
