@@ -9,7 +9,11 @@ from localmoe.chat.conversation import Conversation as Conversation
 from localmoe.chat.events import AnswerDelta as AnswerDelta
 from localmoe.chat.events import ChatEvent as ChatEvent
 from localmoe.chat.events import ReasoningDelta as ReasoningDelta
+from localmoe.chat.events import ToolCallBegin as ToolCallBegin
+from localmoe.chat.events import ToolCallDelta as ToolCallDelta
+from localmoe.chat.events import ToolCallEnd as ToolCallEnd
 from localmoe.chat.events import TurnDone as TurnDone
+from localmoe.chat.session import ToolCall as ToolCall
 from localmoe.engine.events import PrefillProgress as PrefillProgress
 from localmoe.errors import ContextOverflowError as ContextOverflowError
 from localmoe.errors import DoesNotFitError as DoesNotFitError

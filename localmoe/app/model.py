@@ -23,6 +23,7 @@ from localmoe.chat.session import Message, Session
 from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
+from localmoe.chat.tools import ToolUse, read_tools
 from localmoe.engine.events import (
     Finished,
     Loaded,
@@ -114,24 +115,31 @@ class LoadedModel:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int | None = None,
+        tools: Sequence[Mapping[str, object]] = (),
+        tool_choice: str | Mapping[str, object] = "auto",
+        parallel_tool_calls: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """One answer, through the model's chat template.
 
         ``prompt`` is a question, or the messages so far: of system, developer, user, assistant
         (with ``tool_calls``) and tool (with ``tool_call_id``), as OpenAI's chat completions have
-        them. ``schema`` is a parsed JSON schema that the answer then follows. With ``top_logprobs``
-        (0 to 20) each ``AnswerDelta`` has the tokens it came of: how likely they were, and so many
-        of the likeliest in their place. Raises UsageError, which names the message, TemplateError,
+        them. ``schema`` is a parsed JSON schema that the answer then follows. ``tools`` are
+        functions as these have them, ``tool_choice`` is auto, none, required or a tool's name. With
+        ``top_logprobs`` (0 to 20) each ``AnswerDelta`` has the tokens it came of: how likely they
+        were, and so many of the likeliest in their place. Raises UsageError, which names the
+        message or the tool, TemplateError,
         ContextOverflowError, EngineError.
         """
         messages = _messages(prompt, system, files)
+        use = read_tools(tools, tool_choice, parallel=parallel_tool_calls)
         settings = self.settings(
             schema=schema,
             think=think,
             max_tokens=max_tokens,
             stop=stop,
             top_logprobs=top_logprobs,
+            tools=use,
             **sampling,
         )
         return self._answer(messages, settings)
@@ -188,10 +196,14 @@ class LoadedModel:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int | None = None,
+        tools: ToolUse | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Settings:
         """Settings of a conversation. Raises UsageError for a schema that cannot be enforced."""
         grammar = None if schema is None else schema_to_gbnf(schema)
+        tools = tools if tools and tools.tools else None
+        if tools and grammar:
+            raise UsageError("a schema says what the answer is, so that no tool can be called")
         request = SampleRequest(
             sampling,
             think,
@@ -200,6 +212,7 @@ class LoadedModel:
             checks.texts("stop", stop),
             grammar,
             checks.top_logprobs(top_logprobs),
+            tools,
         )
         return settings_for(self.facts.metadata, request)
 
@@ -311,6 +324,7 @@ def settings_for(metadata: Mapping[str, Value], request: SampleRequest) -> Setti
         stop=request.stop,
         grammar=request.grammar,
         top_logprobs=request.top_logprobs,
+        tools=request.tools,
     )
 
 

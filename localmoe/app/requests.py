@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from localmoe.chat.tools import ToolUse
 from localmoe.planning.plan import Wishes
 
 
@@ -47,6 +48,7 @@ class SampleRequest:
     stop: tuple[str, ...] = ()
     grammar: str | None = None  # GBNF
     top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
+    tools: ToolUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

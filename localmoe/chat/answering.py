@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from localmoe.chat.call_grammar import call_grammar
 from localmoe.chat.constraint import grammar_for
 from localmoe.chat.events import (
     AnswerDelta,
@@ -22,7 +23,7 @@ from localmoe.chat.events import (
 from localmoe.chat.likelihoods import Likelihoods
 from localmoe.chat.session import Message, ToolCall
 from localmoe.chat.settings import Settings
-from localmoe.chat.splitter import Answer, Piece, Reasoning, Splitter
+from localmoe.chat.splitter import Answer, Calling, Piece, Reasoning, Splitter
 from localmoe.chat.stopping import StopTexts
 from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Span, Token
@@ -74,11 +75,11 @@ def answer(
     A caller that no longer wants its events stops the engine. Raises ``TemplateError``,
     ``ContextOverflowError``, ``EngineError``.
     """
-    rendered = template_for(template, settings).render(messages, think=settings.think)
-    reader = _reader(engine, rendered, settings)
-    grammar = settings.grammar
-    if grammar is not None and rendered.format is not None:
-        grammar = grammar_for(grammar, rendered.format, engine.split_specials)
+    tools = settings.tools.tools if settings.tools else None
+    template = template_for(template, settings)
+    rendered = template.render(messages, tools=tools, think=settings.think)
+    grammar = _grammar(engine, rendered, settings)
+    reader = _reader(engine, rendered, settings, grammar)
     request = Request(
         prompt=rendered.prompt,
         stable_chars=rendered.stable_chars,
@@ -110,12 +111,36 @@ def answer(
     raise EngineError("the engine ended a turn without saying why")
 
 
-def _reader(engine: TextEngine, rendered: Rendered, settings: Settings) -> Reader:
-    format_ = rendered.format
-    if format_ is None:
+def _grammar(engine: TextEngine, rendered: Rendered, settings: Settings) -> str | None:
+    """What the answer must look like: what is asked for, or else its calls of tools."""
+    if settings.grammar is not None and rendered.format is not None:
+        return grammar_for(settings.grammar, rendered.format, engine.split_specials)
+    if settings.grammar is not None or not (settings.tools and rendered.calls and rendered.format):
+        return settings.grammar
+    return call_grammar(
+        settings.tools,
+        rendered.calls,
+        rendered.format,
+        engine.split_specials,
+        settings.max_tokens,
+    )
+
+
+def _reader(
+    engine: TextEngine, rendered: Rendered, settings: Settings, grammar: str | None
+) -> Reader:
+    if rendered.format is None:
         return Reader(None, settings)
-    constrained = settings.grammar is not None
-    return Reader(Splitter(format_, engine.split_specials, constrained=constrained), settings)
+    calling = None
+    if settings.tools and rendered.calls and settings.tools.allowed and not settings.grammar:
+        calling = Calling(rendered.calls, settings.tools.callable, hold=grammar is None)
+    splitter = Splitter(
+        rendered.format,
+        engine.split_specials,
+        constrained=settings.grammar is not None,
+        calling=calling,
+    )
+    return Reader(splitter, settings)
 
 
 class Reader:

@@ -212,7 +212,7 @@ def _tagged(text: str, name_at: int) -> _Core | None:
         value_end = second[: shared(second, last)]
     if not key_start.strip() or not value_end.strip():
         return None
-    key_end, word = _general(text_key_end, other_key_end)
+    key_end, word, other = _general(text_key_end, other_key_end)
     made = CallFormat(
         Body.TAGGED,
         name_end=first.removesuffix(key_start),
@@ -220,18 +220,20 @@ def _tagged(text: str, name_at: int) -> _Core | None:
         key_end=key_end,
         value_end=value_end,
         text_word=word,
+        other_word=other,
     )
     length = len(value_end.replace(KEY, KEYS[1]))
     return _Core(made, name_at, len(text) - len(found[5]) + length)
 
 
-def _general(left: str, right: str) -> tuple[str, str]:
-    """One mark for two that differ in a word, and that word of ``left``."""
+def _general(left: str, right: str) -> tuple[str, str, str]:
+    """One mark for two that differ in a word, and that word of each."""
     if left == right:
-        return left, ""
+        return left, "", ""
     start = shared(left, right)
     end = len(_common_end(left[start:], right[start:]))
-    return left[:start] + ANY + left[len(left) - end :], left[start : len(left) - end]
+    mark = left[:start] + ANY + left[len(left) - end :]
+    return mark, left[start : len(left) - end], right[start : len(right) - end]
 
 
 def _common_end(left: str, right: str) -> str:

@@ -102,6 +102,7 @@ class Conversation:
             sampling=Sampling(temperature=0.0),
             stop=(),
             grammar=None,
+            tools=None,
         )
         said = Said()
         done = yield from self._answer(self._to_sum_up(turns, max_tokens), said, settings)

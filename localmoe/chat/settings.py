@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from localmoe.chat.context import Overflow
 from localmoe.chat.thinking import ThinkLevel
+from localmoe.chat.tools import ToolUse
 from localmoe.engine.events import Sampling
 from localmoe.errors import UsageError
 from localmoe.text import did_you_mean
@@ -26,6 +27,7 @@ class Settings:
     stop: tuple[str, ...] = ()  # texts that end an answer
     grammar: str | None = None  # GBNF that every answer follows
     top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
+    tools: ToolUse | None = None  # that the model may call
     overflow: Overflow = Overflow.ASK  # when the next turn does not fit
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from localmoe.chat.answer_format import AnswerFormat, Arguments, Probe, find_format
+from localmoe.chat.call_format import CallFormat
+from localmoe.chat.call_marks import find_calls
 from localmoe.chat.renderer import Renderer, RenderError
 from localmoe.chat.session import Message
 from localmoe.chat.template_messages import (
@@ -37,6 +39,7 @@ class Rendered:
     stable_chars: int  # the first characters, which the next turn's prompt will share
     data: tuple[Span, ...]  # what came with the messages: text, not the template's marks
     format: AnswerFormat | None  # None: plain completion, nothing is split off
+    calls: CallFormat | None = None  # how it calls tools; None where there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class ChatTemplate:
         self._read: _Code | None = None
         self._formats: dict[str, AnswerFormat] = {}
         self._styles: dict[str, ToolStyle] = {}
+        self._calls: dict[str, CallFormat] = {}
 
     @classmethod
     def from_model(
@@ -115,7 +119,8 @@ class ChatTemplate:
             if not reply["prompt"].strip():
                 raise RenderError("empty", "it writes nothing")
             data = tuple((start, end) for start, end in reply["data"])
-            return Rendered(reply["prompt"], reply["stable_chars"], data, format_)
+            calls = self.calls_of(arguments) if tools else None
+            return Rendered(reply["prompt"], reply["stable_chars"], data, format_, calls)
         assert refusal is not None
         raise refusal
 
@@ -140,6 +145,15 @@ class ChatTemplate:
         if key not in self._styles:
             self._styles[key] = find_style(self._probe, arguments)
         return self._styles[key]
+
+    def calls_of(self, arguments: Arguments) -> CallFormat:
+        """How calls are written when the template is given these. Raises ``TemplateError``."""
+        key = json.dumps(arguments, sort_keys=True)
+        if key not in self._calls:
+            style, answers = self.style_of(arguments), self.format_of(arguments)
+            source = self.source or ""
+            self._calls[key] = find_calls(self._probe, source, arguments, style, answers)
+        return self._calls[key]
 
     def close(self) -> None:
         self._renderer.close()

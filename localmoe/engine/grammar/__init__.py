@@ -1,6 +1,29 @@
 """What an answer must look like, as a GBNF grammar for llama.cpp's sampler. Pure."""
 
-from localmoe.engine.grammar.schema import schema_to_gbnf
-from localmoe.engine.grammar.strings import with_reasoning
+from localmoe.engine.grammar.errors import SchemaRefusedError
+from localmoe.engine.grammar.schema import (
+    Bounds,
+    schema_rules,
+    schema_to_gbnf,
+    with_basic_rules,
+)
+from localmoe.engine.grammar.strings import (
+    Symbols,
+    literal,
+    sequence,
+    text_until,
+    with_reasoning,
+)
 
-__all__ = ["schema_to_gbnf", "with_reasoning"]
+__all__ = [
+    "Bounds",
+    "SchemaRefusedError",
+    "Symbols",
+    "literal",
+    "schema_rules",
+    "schema_to_gbnf",
+    "sequence",
+    "text_until",
+    "with_basic_rules",
+    "with_reasoning",
+]

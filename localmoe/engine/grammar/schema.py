@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
@@ -22,7 +23,10 @@ from localmoe.engine.grammar.merge import MergeError, disjoint, merge
 from localmoe.engine.grammar.strings import literal
 from localmoe.errors import UsageError
 
+MOST_DEEP = 3  # objects and lists in each other, where a schema leaves them open within bounds
+PLAIN = "string | number | boolean | null"
 MAX_REPEAT = 1000  # llama.cpp refuses 2000; a lower upper bound only narrows what is allowed
+_RESERVED = re.compile(r"answer|thought.*|plain|(?:value|object|array)-\d")
 BASIC_RULES = {
     "ws": r'| " " | "\n" [ \t]{0,20}',
     "char": strings.CHAR,
@@ -36,6 +40,56 @@ BASIC_RULES = {
     "object": '"{" ws (member (ws "," ws member)*)? ws "}"',
     "array": '"[" ws (value (ws "," ws value)*)? ws "]"',
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long what a schema leaves open may become."""
+
+    characters: int  # of a text
+    items: int  # of a list, and of an object without named properties
+
+    @property
+    def basic_rules(self) -> dict[str, str]:
+        """The basic rules within these bounds: values nest three deep, blank space is one space."""
+        some = f"{{0,{self.items - 1}}}"
+        rules = {
+            "ws": '" "?',
+            "string": rf'"\"" char{{0,{self.characters}}} "\""',
+        }
+        for depth in range(MOST_DEEP):
+            last = depth == MOST_DEEP - 1
+            inner = "plain" if last else f"value-{depth + 1}"
+            suffix = f"-{depth}" if depth else ""
+            pair = f'string ws ":" ws {inner}'
+            rules[f"object{suffix}"] = f'"{{" ws ({pair} (ws "," ws {pair}){some})? ws "}}"'
+            rules[f"array{suffix}"] = f'"[" ws ({inner} (ws "," ws {inner}){some})? ws "]"'
+            if depth:
+                rules[f"value-{depth}"] = f"object-{depth} | array-{depth} | plain"
+        return rules | {"value": "object | array | plain", "plain": PLAIN}
+
+
+def schema_rules(schema: object, name: str, rules: dict[str, str], bounds: Bounds | None) -> str:
+    """Add the rules of a schema to ``rules``; return the name of its own. Raises UsageError."""
+    try:
+        converter = _Converter(schema, rules, bounds)
+        return converter.rule(name)
+    except RecursionError:
+        raise UsageError("the schema is nested too deep", hint="a flatter one") from None
+
+
+def with_basic_rules(rules: dict[str, str], bounds: Bounds | None = None) -> dict[str, str]:
+    """``rules``, and those of BASIC_RULES that they name, or that these name in turn."""
+    basic = BASIC_RULES | (bounds.basic_rules if bounds else {})
+    wanted: dict[str, str] = {}
+    pending = list(rules.values())
+    while pending:
+        words = re.findall(r"[\w-]+", re.sub(r'"(?:\\.|[^"\\])*"', "", pending.pop()))
+        for word in words:
+            if word in basic and word not in wanted:
+                wanted[word] = basic[word]
+                pending.append(basic[word])
+    return rules | wanted
 
 
 def schema_to_gbnf(schema: object) -> str:
@@ -52,30 +106,25 @@ def schema_to_gbnf(schema: object) -> str:
 class _Converter:
     """Walks a schema; each schema becomes the right side of a rule."""
 
-    def __init__(self, schema: object) -> None:
+    def __init__(
+        self, schema: object, rules: dict[str, str] | None = None, bounds: Bounds | None = None
+    ) -> None:
         self._document = schema
-        self._rules: dict[str, str] = {}
+        self._rules = {} if rules is None else rules
+        self._bounds = bounds
         self._of_ref: dict[str, str] = {}  # JSON pointer → its rule, for recursive schemas
 
     def grammar(self) -> str:
         root = self._rule(self._document, "root", "#")
         if root != "root":
             self._rules["root"] = root
-        rules = self._rules | self._basic_rules()
+        rules = with_basic_rules(self._rules)
         lines = (f"{name} ::= {rule}" for name, rule in rules.items() if name != "root")
         return "\n".join([f"root ::= {rules['root']}", *lines])
 
-    def _basic_rules(self) -> dict[str, str]:
-        """Those of BASIC_RULES that our rules name, or that these name in turn."""
-        wanted: dict[str, str] = {}
-        pending = list(self._rules.values())
-        while pending:
-            words = re.findall(r"[\w-]+", re.sub(r'"(?:\\.|[^"\\])*"', "", pending.pop()))
-            for word in words:
-                if word in BASIC_RULES and word not in wanted:
-                    wanted[word] = BASIC_RULES[word]
-                    pending.append(BASIC_RULES[word])
-        return wanted
+    def rule(self, name: str) -> str:
+        """The name of the rule for the whole document."""
+        return self._rule(self._document, name, "#")
 
     def _rule(self, schema: object, name: str, at: str) -> str:
         """The name of a rule for ``schema``; a basic rule is used as it is."""
@@ -88,7 +137,7 @@ class _Converter:
 
     def _free_name(self, wanted: str) -> str:
         name = re.sub(r"[^a-zA-Z0-9]+", "-", wanted).strip("-")[:60] or "rule"
-        if name in BASIC_RULES or name in ("answer", "thought"):
+        if name in BASIC_RULES or _RESERVED.fullmatch(name):
             name += "-x"
         number, free = 2, name
         while free in self._rules:
@@ -223,7 +272,9 @@ class _Converter:
             case "array":
                 return self._array(relevant, name, at)
             case "string":
-                return strings.string_rule(relevant, at)
+                return strings.string_rule(
+                    relevant, at, self._bounds.characters if self._bounds else None
+                )
             case _:
                 return numbers.number_rule(relevant, at, whole=kind == "integer")
 
@@ -288,7 +339,8 @@ class _Converter:
         rule = self._rule(values, f"{name}-value", f"{at}/additionalProperties")
         member = self._free_name(f"{name}-member")
         self._rules[member] = f'string ws ":" ws {rule}'
-        return f'"{{" ws ({member} (ws "," ws {member})*)? ws "}}"'
+        often = f"{{0,{self._bounds.items - 1}}}" if self._bounds else "*"
+        return f'"{{" ws ({member} (ws "," ws {member}){often})? ws "}}"'
 
     def _array(self, core: Mapping[str, Any], name: str, at: str) -> str:
         _only(core, at, "items", "prefixItems", "additionalItems", "unevaluatedItems",
@@ -317,6 +369,8 @@ class _Converter:
             if low > MAX_REPEAT:
                 raise refusal(f"{at}/minItems", f"{low} items are too many to demand")
             rules += [item] * (low - len(rules))
+            if high is None and self._bounds:
+                high = max(low, len(rules), self._bounds.items)
             return _list_of(rules, item, high)
         return _list_of(rules, "", len(rules))
 

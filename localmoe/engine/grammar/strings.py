@@ -51,8 +51,10 @@ def _in_literal(char: str) -> str:
     return f"\\x{code:02X}" if code < 256 else f"\\u{code:04X}" if code < 1 << 16 else char
 
 
-def string_rule(core: Mapping[str, Any], at: str) -> str:
-    """The rule of a string with these keywords. Raises UsageError."""
+def string_rule(core: Mapping[str, Any], at: str, most: int | None = None) -> str:
+    """The rule of a string with these keywords, of at most ``most`` characters where they leave
+    that open. Raises UsageError.
+    """
     low, high = _length(core, "minLength", at) or 0, _length(core, "maxLength", at)
     kind = core.get("format")
     if "pattern" in core or kind in FORMATS:
@@ -65,15 +67,20 @@ def string_rule(core: Mapping[str, Any], at: str) -> str:
         raise refusal(f"{at}/minLength", f"more than {MAX_LENGTH} characters cannot be demanded")
     if high is not None and high < low:
         raise refusal(at, "minLength is more than maxLength")
+    if high is None and most is not None:
+        high = max(low, most)
     if high is None:
         return rf'"\"" char{{{low}}} char* "\""' if low else "string"
     return rf'"\"" char{{{low},{max(low, min(high, MAX_LENGTH))}}} "\""'
 
 
-def text_until(end: str, name: str) -> tuple[dict[str, str], str]:
+def text_until(
+    end: str, name: str, *, then: str = "", optional: bool = False
+) -> tuple[dict[str, str], str]:
     """Rules for any text up to and with the first ``end``, and the name of the first rule.
 
-    One rule for each beginning of ``end`` that has just been read (Knuth, Morris and Pratt, 1977).
+    ``then`` is the rule of what follows; ``optional``: the text may also be all there is. One rule
+    for each beginning of ``end`` that has just been read (Knuth, Morris and Pratt, 1977).
     """
     names = {end[:length]: f"{name}-{length}" for length in range(len(end))}
     letters = sorted(set(end))
@@ -84,11 +91,11 @@ def text_until(end: str, name: str) -> tuple[dict[str, str], str]:
         for letter in letters:
             text = read + letter
             if text == end:
-                choices.append(literal(letter))
+                choices.append(f"{literal(letter)} {then}".strip())
             else:
                 after = next(text[at:] for at in range(len(text) + 1) if text[at:] in names)
                 choices.append(f"{literal(letter)} {names[after]}")
-        rules[rule] = " | ".join([*choices, f"[^{others}] {names['']}"])
+        rules[rule] = " | ".join([*([""] * optional), *choices, f"[^{others}] {names['']}"])
     return rules, names[""]
 
 
@@ -109,20 +116,20 @@ def with_reasoning(
     parts = []
     if end:
         if isinstance(end[0], int):
-            thought = f"!<[{end[0]}]>* {_sequence(end)}"
+            thought = f"!<[{end[0]}]>* {sequence(end)}"
         else:
             rules, first = text_until(end[0], "thought")
-            thought = f"{first} {_sequence(end[1:])}"
+            thought = f"{first} {sequence(end[1:])}"
         thought = f"{thought} [ \\n]{{0,4}}"
-        parts.append(thought if is_open else f"({_sequence(start)} {thought})?" if start else "")
+        parts.append(thought if is_open else f"({sequence(start)} {thought})?" if start else "")
     lines = [
-        f"root ::= {' '.join([*parts, _sequence(between), 'answer'])}",
+        f"root ::= {' '.join([*parts, sequence(between), 'answer'])}",
         re.sub(r"(?m)^root ::=", "answer ::=", gbnf),
     ]
     return "\n".join([*lines, *(f"{name} ::= {rule}" for name, rule in rules.items())])
 
 
-def _sequence(symbols: Symbols) -> str:
+def sequence(symbols: Symbols) -> str:
     return " ".join(literal(s) if isinstance(s, str) else f"<[{s}]>" for s in symbols)
 
 
