@@ -277,6 +277,9 @@ def run_document(
     return {
         "text": done.answer,
         "reasoning": done.reasoning,
+        "tool_calls": [
+            {"id": call.id, "name": call.name, "arguments": call.arguments} for call in done.calls
+        ],
         "finish_reason": done.finish_reason,
         "no_answer": done.no_answer.message if done.no_answer else None,
         "model": model,

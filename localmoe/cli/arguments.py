@@ -64,6 +64,8 @@ class Options:
     frequency_penalty: float | None = None
     stop: tuple[str, ...] = ()
     schema: str | None = None  # path of a JSON schema
+    tools: str | None = None  # path of a JSON list of tools
+    tool_choice: str | None = None
     max_tokens: int | None = None
     think: str = "auto"
     system: str | None = None

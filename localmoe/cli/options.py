@@ -276,6 +276,19 @@ GROUPS = (
             setting=False,
         ),
         _option(
+            "--tools FILE",
+            "functions that the model may call, as a JSON list; --json has the calls",
+            commands=("run",),
+            proposes=FILES,
+            setting=False,
+        ),
+        _option(
+            "--tool-choice CHOICE",
+            "auto, none, required, or the name of the tool that must be called",
+            commands=("run",),
+            setting=False,
+        ),
+        _option(
             "--think LEVEL",
             "how much the model reasons first: " + ", ".join(THINK_LEVELS),
             choices=THINK_LEVELS,

@@ -1,4 +1,4 @@
-"""``--schema FILE``: the JSON schema that an answer follows."""
+"""``--schema FILE`` and ``--tools FILE``: what an answer follows, and what it may call."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from localmoe.chat.attachments import read_attachment
+from localmoe.chat.tools import ToolUse, read_tools
 from localmoe.engine.grammar import schema_to_gbnf
 from localmoe.errors import UsageError
 from localmoe.text import clean_line
@@ -15,15 +16,21 @@ LIMIT = 1 << 20  # bytes
 
 def grammar_of(path: str) -> str:
     """The grammar of a schema file, as GBNF. Raises UsageError."""
-    return schema_to_gbnf(read_schema(path))
+    return schema_to_gbnf(read_json("--schema", path, "a JSON schema, as for ajv or pydantic"))
 
 
-def read_schema(path: str) -> Any:
-    """The JSON of a schema file. Raises UsageError."""
+def tools_of(path: str, choice: str) -> ToolUse:
+    """The tools of a file: a list, or an object with it under ``tools``. Raises UsageError."""
+    given = read_json("--tools", path, 'a list of tools, as for the "tools" of OpenAI\'s requests')
+    return read_tools(given.get("tools") if isinstance(given, dict) else given, choice)
+
+
+def read_json(option: str, path: str, wanted: str) -> Any:
+    """The JSON of a file. Raises UsageError."""
     shown = clean_line(path)
     file = read_attachment(path)
     if file.replaced:  # it would be enforced with the replacement in it
-        raise UsageError(f"--schema {shown} is not UTF-8", hint="save it in UTF-8")
+        raise UsageError(f"{option} {shown} is not UTF-8", hint="save it in UTF-8")
     text = file.text
 
     def no_number(name: str) -> None:
@@ -31,9 +38,7 @@ def read_schema(path: str) -> Any:
 
     try:
         if len(text) > LIMIT:
-            raise UsageError(f"--schema {shown} is longer than {LIMIT >> 20} MiB")
+            raise UsageError(f"{option} {shown} is longer than {LIMIT >> 20} MiB")
         return json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"--schema {shown} is not JSON: {error}", hint="a JSON schema, as for ajv or pydantic"
-        ) from None
+        raise UsageError(f"{option} {shown} is not JSON: {error}", hint=wanted) from None

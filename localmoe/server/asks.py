@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
-from localmoe.engine.events import PrefillProgress
+from localmoe.chat.events import ChatEvent
 
 Message = Mapping[str, object]  # "role", "content", of assistants perhaps "reasoning"
 
@@ -51,4 +50,4 @@ class Accepted:
     reused_tokens: int = 0  # of the prompt, that need not be read again
 
 
-Event = Waiting | Loading | Accepted | PrefillProgress | ReasoningDelta | AnswerDelta | TurnDone
+Event = Waiting | Loading | Accepted | ChatEvent

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localmoe.chat.answer_format import KNOWN, AnswerFormat, Marks
-from localmoe.chat.splitter import Answer, Piece, Splitter
+from localmoe.chat.splitter import Answer, Piece, Reasoning, Splitter
 from tests.chat.scripted import split_at
 
 Tokens = Sequence[str]
@@ -62,9 +62,10 @@ def split(
 ) -> tuple[str, str]:
     """(reasoning, answer) of these tokens."""
     pieces = pieces_of(tokens, format_, specials, constrained=constrained)
-    assert all(piece.text for piece in pieces)
-    answer = "".join(p.text for p in pieces if isinstance(p, Answer))
-    return "".join(p.text for p in pieces if not isinstance(p, Answer)), answer
+    answer = [p.text for p in pieces if isinstance(p, Answer)]
+    reasoning = [p.text for p in pieces if isinstance(p, Reasoning)]
+    assert all((*answer, *reasoning)) and len(pieces) == len(answer) + len(reasoning)
+    return "".join(reasoning), "".join(answer)
 
 
 def cut(text: str, specials: Tokens) -> list[str]:
@@ -226,6 +227,7 @@ def test_cutting_never_matters_and_nothing_is_taken_back(
     for token in tokens:
         special = token in specials
         for piece in splitter.feed(token, special=special, control=special):
+            assert isinstance(piece, Answer | Reasoning)
             shown[isinstance(piece, Answer)] += piece.text
         assert whole[0].startswith(shown[0])
         assert whole[1].startswith(shown[1])

@@ -27,7 +27,7 @@ def answered(chunks: list[str], *stops: str) -> tuple[str, bool]:
     texts = StopTexts(stops)
     pieces = [p for chunk in chunks for p in texts.feed(Answer(chunk))]
     pieces += texts.finish()
-    return "".join(piece.text for piece in pieces), texts.met
+    return "".join(p.text for p in pieces if isinstance(p, Answer)), texts.met
 
 
 @given(st.text("abEND ", max_size=40), st.data())

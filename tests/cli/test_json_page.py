@@ -104,6 +104,8 @@ def written(
         run("run", "run", "-m", model, *SHORT, "hi", "-f", home / "box.json")
         run("run", "run", "-m", model, *SHORT, "hi", "--schema", schema(home), code=1)
         run.events("run", "-m", model, *SHORT, "hi")
+        run.events("run", "nano", "hi", *calling(home))
+        run("run", "run", "nano", "hi", *calling(home))
         run("config", "config", "set", "temp", "0.5")
         run("config", "config", "alias", "mine", "nano")
         run("config alias", "config", "alias")
@@ -178,6 +180,14 @@ SESSION.add(
         Message("assistant", "I.", reasoning="hm", interrupted=True),
     )
 )
+
+
+def calling(home: Path) -> tuple[str | Path, ...]:
+    """A tool that must be called, with nothing to choose in its arguments."""
+    parameters = {"properties": {"at": {"const": "sky"}}, "required": ["at"]}
+    path = home / "tools.json"
+    path.write_text(json.dumps([{"name": "look", "parameters": parameters}]))
+    return "--tools", path, "--tool-choice", "look", "-n", "64", "-c", "1024", "-t", "1"
 
 
 def schema(home: Path) -> Path:

@@ -16,12 +16,13 @@ from localmoe.chat.conversation import Conversation
 from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.chat.overflow import make_room, not_sent
 from localmoe.chat.session import Message, ModelUsed
+from localmoe.chat.tools import ToolUse
 from localmoe.cli import loaded as models
 from localmoe.cli.arguments import ModelAndPrompt, Options, model_and_prompt
 from localmoe.cli.output import Output
 from localmoe.cli.requests import session_request
 from localmoe.cli.run.printers import Printer, parsed, printer_for
-from localmoe.cli.schema_file import grammar_of
+from localmoe.cli.schema_file import grammar_of, tools_of
 from localmoe.errors import (
     INTERRUPTED,
     EngineError,
@@ -45,6 +46,11 @@ def run_command(options: Options, output: Output) -> int:
     # Mistakes in the question are errors before the long load, not after it.
     files = tuple(read_attachment(path) for path in options.files)
     grammar = grammar_of(options.schema) if options.schema else None
+    tools = tools_of(options.tools, options.tool_choice or "auto") if options.tools else None
+    if tools and grammar:
+        raise UsageError("--schema says what the answer is, so that no tool of --tools is called")
+    for missing in tools.not_enforced if tools else ():
+        output.warn(f"not enforced in the arguments of {missing}")
     piped = PipedInput() if not _is_terminal(sys.stdin) or "-" in asked.prompt else None
     needed = "-" in asked.prompt or not asked.prompt
     prompt = compose(asked.prompt, piped.text(), output) if piped and needed else None
@@ -56,7 +62,7 @@ def run_command(options: Options, output: Output) -> int:
         models.load(model, output)
         prompt = prompt or prompt_of(asked.prompt, piped, output)
         question = Message("user", prompt, files=files)
-        done = answered(question, grammar, kept, model, options, output)
+        done = answered(question, grammar, tools, kept, model, options, output)
         if not options.no_history:
             from localmoe.app.experience import learn_from  # late: the answer is there already
 
@@ -123,6 +129,7 @@ def compose(words: Sequence[str], piped: str | None, output: Output) -> str:
 def answered(
     question: Message,
     grammar: str | None,
+    tools: ToolUse | None,
     kept: KeptSession,
     model: LoadedModel,
     options: Options,
@@ -139,7 +146,7 @@ def answered(
     more: dict[str, object] = {"files": files, "session": kept.name}
     printer = printer_for(output)(model, model.loaded, output, more, grammar is not None)
     conversation = models.conversation(model, options, output, kept.session)
-    conversation.settings = dataclasses.replace(conversation.settings, grammar=grammar)
+    conversation.settings = dataclasses.replace(conversation.settings, grammar=grammar, tools=tools)
     source = str(model.facts.paths[0].absolute())
     kept.session.use(ModelUsed(model.facts.name, source))
     with kept.resumed(model):

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from localmoe.app.model import LoadedModel
-from localmoe.chat.events import AnswerDelta, ChatEvent, ReasoningDelta, TurnDone
+from localmoe.chat.events import (
+    AnswerDelta,
+    ChatEvent,
+    ReasoningDelta,
+    ToolCallBegin,
+    ToolCallDelta,
+    ToolCallEnd,
+    TurnDone,
+)
 from localmoe.cli.loaded import figures
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress
@@ -68,8 +77,10 @@ class TextPrinter(Printer):
         self._end_thinking()
         if isinstance(event, AnswerDelta):
             self._answer.feed(event.text)
-        else:
+        elif isinstance(event, TurnDone):
             self._answer.finish()
+            for call in event.calls:
+                self.output.note(f"calls {call.name} {call.arguments}")
             self._note_figures(event)
 
     def __exit__(self, *_: object) -> None:
@@ -111,6 +122,16 @@ class DocumentPrinter(Printer):
         if self.structured:
             document["data"] = parsed(done)
         return document | self.more
+
+
+EVENT_NAMES: Mapping[type[ChatEvent], str] = {
+    PrefillProgress: "prefill",
+    ReasoningDelta: "reasoning",
+    AnswerDelta: "answer",
+    ToolCallBegin: "tool_call_begin",
+    ToolCallDelta: "tool_call_delta",
+    ToolCallEnd: "tool_call_end",
+}
 
 
 class EventPrinter(DocumentPrinter):
