@@ -3,6 +3,8 @@
     python -m scripts.eval_nano                      # scores per domain, and what went wrong
     python -m scripts.eval_nano --nearest            # with the nearest training question of each
     python -m scripts.eval_nano --questions FILE     # another list in the same format
+    python -m scripts.eval_nano --turns              # those that are right alone, after other turns
+    python -m scripts.eval_nano --sums 1             # every sum that it claims; 10: every tenth
 
 The rule for a right answer stands at the head of tests/nano/held_out.txt. Exits with 1 when a
 domain, or all of them together, falls below 80 %.
@@ -21,23 +23,43 @@ from pathlib import Path
 from localmoe.chat.events import TurnDone
 from localmoe.cli import arguments, loaded
 from localmoe.cli.output import Output
-from scripts.nano import intents, judge
+from scripts.nano import arithmetic, intents, judge
+from scripts.nano.judge import HeldOut
 
 ROOT = Path(__file__).parent.parent
 ENOUGH = 0.8
+FIRST = ("Hi", "Thank you!", "What is a router?")  # a turn before the question
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One question with the answer that came."""
 
-    item: judge.HeldOut
+    item: HeldOut
     answer: str
     right: bool
 
 
-def ask_all(model: str, items: list[judge.HeldOut]) -> Iterator[Asked]:
-    """Ask each question in a conversation of its own, as `localmoe run --temp 0` would."""
+def sums(every: int) -> list[HeldOut]:
+    """Every n-th of the sums that nano claims to know, as people type them."""
+    forms = {
+        "+": "What is {} + {}?",
+        "-": "{} - {}",
+        "×": "{} times {}",
+        "÷": "How much is {} / {}?",
+    }
+    return [
+        HeldOut("arithmetic", (str(arithmetic.result(a, operator, b)),), form.format(a, b))
+        for operator, form in forms.items()
+        for a, b in arithmetic.pairs(operator)[::every]
+    ]
+
+
+def ask_all(model: str, items: list[HeldOut], first: str = "") -> Iterator[Asked]:
+    """Ask each question in a conversation of its own, as `localmoe run --temp 0` would.
+
+    ``first``: a message before it, which is answered too.
+    """
     known = intents.load()
     options = arguments.parse(["run", "-m", model, "--temp", "0", "-n", "160", "--quiet", "-"])
     output = Output(quiet=True)
@@ -45,6 +67,9 @@ def ask_all(model: str, items: list[judge.HeldOut]) -> Iterator[Asked]:
         loaded.load(nano, output)
         for item in items:
             conversation = loaded.conversation(nano, options, output)
+            if first:
+                for _ in conversation.ask(first):
+                    pass
             events = list(conversation.ask(item.question))
             done = events[-1]
             answer = done.answer if isinstance(done, TurnDone) else ""
@@ -59,6 +84,20 @@ def scores(asked: list[Asked]) -> dict[str, tuple[int, int]]:
     return found | {"all": (right.total(), total.total())}
 
 
+def in_turns(model: str, right_alone: list[HeldOut]) -> int:
+    """Print what share of the questions is right after each first turn; 1 if one is below 95 %."""
+    worst = 1.0
+    for first in FIRST:
+        asked = list(ask_all(model, right_alone, first))
+        right = sum(a.right for a in asked)
+        print(f"after {first!r}: {right}/{len(asked)} = {right / len(asked):.1%}")
+        for a in asked:
+            if not a.right:
+                print(f"  {a.item.question}\n    {a.answer}")
+        worst = min(worst, right / len(asked))
+    return int(worst < 0.95)
+
+
 def main() -> int:
     """Parse the command line, ask, print; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -70,8 +109,13 @@ def main() -> int:
     parser.add_argument("--stream", type=int, default=100_000, help="questions to compare with")
     parser.add_argument("--seed", type=int, default=7, help="the seed of the training")
     parser.add_argument("--json", action="store_true", help="one JSON line per question")
+    parser.add_argument("--turns", action="store_true", help="ask those right alone in turns")
+    parser.add_argument("--sums", type=int, metavar="N", help="ask every N-th sum that it claims")
     args = parser.parse_args()
-    asked = list(ask_all(args.model, judge.read(args.questions)))
+    items = sums(args.sums) if args.sums else judge.read(args.questions)
+    asked = list(ask_all(args.model, items))
+    if args.turns:
+        return in_turns(args.model, [a.item for a in asked if a.right])
     nearest = None
     if args.nearest:
         known = intents.load()

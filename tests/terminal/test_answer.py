@@ -26,8 +26,8 @@ SGR = re.compile(r"\x1b\[[\d;]*m")
 def written(chunks: Sequence[str], columns: int) -> str:
     """The bytes of an answer on a terminal of that width."""
     file = io.StringIO()
-    console = Console(
-        file=file, force_terminal=True, width=columns, color_system="standard",
+    console = Console(  # with a height, which is else that of the terminal the tests run in
+        file=file, force_terminal=True, width=columns, height=25, color_system="standard",
         markup=False, emoji=False, highlight=False,
     )  # fmt: skip
     writer = AnswerWriter(console)
