@@ -4,7 +4,6 @@
     python -m scripts.eval_nano --nearest            # with the nearest training question of each
     python -m scripts.eval_nano --questions FILE     # another list in the same format
     python -m scripts.eval_nano --turns              # those that are right alone, after other turns
-    python -m scripts.eval_nano --sums 1             # every sum that it claims; 10: every tenth
 
 The rule for a right answer stands at the head of tests/nano/held_out.txt. Exits with 1 when a
 domain, or all of them together, falls below 80 %.
@@ -23,7 +22,7 @@ from pathlib import Path
 from localmoe.chat.events import TurnDone
 from localmoe.cli import arguments, loaded
 from localmoe.cli.output import Output
-from scripts.nano import arithmetic, intents, judge
+from scripts.nano import intents, judge
 from scripts.nano.judge import HeldOut
 
 ROOT = Path(__file__).parent.parent
@@ -38,21 +37,6 @@ class Asked:
     item: HeldOut
     answer: str
     right: bool
-
-
-def sums(every: int) -> list[HeldOut]:
-    """Every n-th of the sums that nano claims to know, as people type them."""
-    forms = {
-        "+": "What is {} + {}?",
-        "-": "{} - {}",
-        "×": "{} times {}",
-        "÷": "How much is {} / {}?",
-    }
-    return [
-        HeldOut("arithmetic", (str(arithmetic.result(a, operator, b)),), form.format(a, b))
-        for operator, form in forms.items()
-        for a, b in arithmetic.pairs(operator)[::every]
-    ]
 
 
 def ask_all(model: str, items: list[HeldOut], first: str = "") -> Iterator[Asked]:
@@ -110,10 +94,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7, help="the seed of the training")
     parser.add_argument("--json", action="store_true", help="one JSON line per question")
     parser.add_argument("--turns", action="store_true", help="ask those right alone in turns")
-    parser.add_argument("--sums", type=int, metavar="N", help="ask every N-th sum that it claims")
     args = parser.parse_args()
-    items = sums(args.sums) if args.sums else judge.read(args.questions)
-    asked = list(ask_all(args.model, items))
+    asked = list(ask_all(args.model, judge.read(args.questions)))
     if args.turns:
         return in_turns(args.model, [a.item for a in asked if a.right])
     nearest = None

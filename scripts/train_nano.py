@@ -64,8 +64,7 @@ def rows(
         conversation = composer.conversation()
         tokens, written = vocabulary.encode(tokenizer, vocabulary.render(conversation))
         size = LENGTHS[-1] + 1
-        in_words = not conversation.turns[-1].answer[0].isdigit()  # no equation
-        if in_words and rng.random() < CUT_SHARE:
+        if rng.random() < CUT_SHARE:
             starts = (i for i in range(1, len(written)) if written[i] and not written[i - 1])
             size = max(starts) + CUT_TOKENS
         yield tokens[:size], written[:size]

@@ -17,7 +17,7 @@ from . import arithmetic
 from .carriers import DEED, DOING, ENDINGS, OPENINGS, PLAIN_WORDS, SYSTEM_MESSAGES, THING
 from .intents import TEXT, Intent
 
-SHARES = {"moe": 0.28, "localmoe": 0.30, "arithmetic": 0.20, "smalltalk": 0.09, "offtopic": 0.13}
+SHARES = {"moe": 0.31, "localmoe": 0.34, "arithmetic": 0.10, "smalltalk": 0.10, "offtopic": 0.15}
 SMALL = tuple((TEXT / "small_words.txt").read_text("utf-8").split())
 PLAIN = frozenset((*PLAIN_WORDS, *SMALL))
 LINKS = (*PLAIN_WORDS, *SMALL * 16)  # what stands between concepts: mostly small words
@@ -201,15 +201,14 @@ class Composer:
         rng = self.rng
         if domain is None:
             domain = rng.choices(list(SHARES), list(SHARES.values()))[0]
-        if domain == "arithmetic":
-            exercise = arithmetic.draw(rng)
-            question = exercise.question
+        intent = rng.choices(self.by_domain[domain], self.weights[domain])[0]
+        if domain == "arithmetic" and rng.random() < 0.9:
+            question = arithmetic.draw(rng)
             if rng.random() < 0.12:
                 question = rng.choice(OPENINGS) + question
             if rng.random() < 0.3:
                 question = question.lower()
-            return Turn(question, exercise.answer, domain, "arithmetic")
-        intent = rng.choices(self.by_domain[domain], self.weights[domain])[0]
+            return Turn(question, intent.answer, domain, intent.name)
         if domain == "offtopic" and rng.random() < 0.3:
             return Turn(ask_unknown(rng), intent.answer, domain, intent.name)
         return Turn(ask(rng, intent), intent.answer, domain, intent.name)

@@ -22,7 +22,7 @@ from .vocabulary import CHAT_TEMPLATE, CONTROL, END, STOP, rebuild
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 DESCRIPTION = (
     "A small demonstration mixture of experts and guide to localmoe: mixture-of-experts "
-    "vocabulary, the commands of localmoe, small sums and small talk; nothing else."
+    "vocabulary, the commands of localmoe and small talk; nothing else."
 )
 
 

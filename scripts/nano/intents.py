@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 TEXT = Path(__file__).parent / "text"
-DOMAINS = ("moe", "localmoe", "smalltalk", "offtopic")
+DOMAINS = ("moe", "localmoe", "arithmetic", "smalltalk", "offtopic")
 
 
 @dataclass(frozen=True, slots=True)

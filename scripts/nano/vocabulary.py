@@ -1,6 +1,6 @@
 """The tokenizer: byte-level BPE that splits like Qwen2's, so llama.cpp's `qwen2` rule applies.
 
-Every digit is a token of its own, which small sums need. Three control tokens mark turns (ChatML).
+Every digit is a token of its own. Three control tokens mark turns (ChatML).
 """
 
 from __future__ import annotations

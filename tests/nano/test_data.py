@@ -7,9 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
-from scripts.nano import arithmetic, carriers, intents, judge
+from scripts.nano import carriers, intents, judge
 from scripts.nano.compose import Composer, masker, normal, pattern
 
 HELD_OUT = Path(__file__).parent / "held_out.txt"
@@ -26,13 +24,10 @@ def test_the_list_is_long_and_broad() -> None:
 
 
 def test_every_expected_intent_exists() -> None:
-    """A misspelt intent could never be answered, nor a sum that is no number."""
+    """A misspelt intent could never be answered."""
     for item in ITEMS:
         for name in item.expected:
-            if item.domain == "arithmetic":
-                assert name in judge.DECLINES or re.fullmatch(r"-?\d+", name), item
-            else:
-                assert name in KNOWN, item
+            assert name in KNOWN, item
 
 
 def test_no_held_out_question_is_a_training_question() -> None:
@@ -86,36 +81,13 @@ def test_answers_are_short_and_state_what_they_should() -> None:
     assert "`localmoe pull qwen3-30b-a3b`" in line
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_every_sum_it_learns_is_right(seed: int) -> None:
-    """The equation of each training answer holds, in integers."""
-    rng = random.Random(seed)
-    for _ in range(2000):
-        answer = arithmetic.draw(rng).answer
-        if answer in judge.DECLINES.values():
-            continue
-        left, right = answer.removesuffix(".").split(" = ")
-        if "÷" in left:
-            a, b = map(int, left.split(" ÷ "))
-            assert int(right) * b == a
-        else:
-            assert eval(left.replace("×", "*")) == int(right)
-
-
-@pytest.mark.parametrize(
-    ("expected", "answer", "right"),
-    [
-        ("19", "12 + 7 = 19.", True),
-        ("19", "12 + 7 = 18.", False),
-        ("19", "19", False),
-        ("-4", "4 - 8 = -4.", True),
-        ("too_large", arithmetic.TOO_LARGE, True),
-        ("too_large", "4821 + 7719 = 12540.", False),
-    ],
-)
-def test_the_rule_for_sums(expected: str, answer: str, right: bool) -> None:
-    """Only the right equation, or the right refusal, counts."""
-    assert judge.is_right(judge.HeldOut("arithmetic", (expected,), ""), answer, KNOWN) is right
+def test_it_claims_no_sum() -> None:
+    """The answer to a sum says that nano does none, and no other answer says otherwise."""
+    composer = Composer(KNOWN, random.Random(1))
+    answers = {composer.turn("arithmetic").answer for _ in range(100)}
+    assert len(answers) == 1 and answers.pop().startswith("I do not calculate")
+    claims = re.compile(r"\d [-+×÷] \d|small sums|subtract|multiply")
+    assert not any(claims.search(intent.answer) for intent in KNOWN.values())
 
 
 def test_the_rule_for_words() -> None:
