@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 
@@ -14,12 +13,9 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from localmoe.cli.main import main as run
     from localmoe.errors import INTERRUPTED
+    from localmoe.terminal import watchdog
 
-    if os.name == "posix":
-        from localmoe.terminal import watchdog
-
-        watchdog.watch()
-
+    watchdog.watch()
     try:
         if ours:
             signal.signal(signal.SIGINT, before)

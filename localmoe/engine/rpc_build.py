@@ -27,7 +27,7 @@ PACKAGE = "llama-cpp-python"
 NEEDED = ("ggml/include/", "ggml/src/ggml-rpc/", "ggml/src/ggml-impl.h", "ggml/src/ggml-backend-")
 UNITS = ("ggml/src/ggml-rpc/ggml-rpc.cpp", "ggml/src/ggml-rpc/transport.cpp")
 DEFINES = ("GGML_SHARED", "GGML_BACKEND_SHARED", "GGML_BACKEND_BUILD", "NDEBUG")
-BUILT_IN = ("libggml-rpc.so.0", "libggml-rpc.0.dylib", "libggml-rpc.dylib", "ggml-rpc.dll")
+BUILT_IN = ("libggml-rpc.so.0", "libggml-rpc.0.dylib", "libggml-rpc.dylib")
 BASE = "libggml-base.so.0"
 """The copy that libllama uses: its twin under another name would be a second ggml with a device
 registry of its own."""

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -285,3 +286,41 @@ def test_declared_layouts_are_those_of_the_engines_sources(tmp_path: Path) -> No
     headers = ["traits.h", "ggml-cpu-impl.h", "ggml-backend-impl.h"]
     theirs = layout(tmp_path, headers, flags, INTERNAL, VIRTUAL)
     assert ours(tmp_path, INTERNAL, VIRTUAL) == theirs
+
+
+NUMBERS = """
+import json
+from localmoe.engine.worker import binding, loader
+from localmoe.engine.worker.binding import llama
+numbers = {f"GGML_TYPE_{name.upper()}": number for name, number in binding.GGML_TYPES.items()}
+numbers |= {f"LLAMA_LOAD_MODE_{name.upper()}": n for name, n in binding.LOAD_MODES.items()}
+numbers |= {
+    f"GGML_BACKEND_DEVICE_TYPE_{name.upper()}": n for n, name in binding.DEVICE_KINDS.items()
+}
+numbers |= {
+    "GGML_LOG_LEVEL_WARN": binding.LOG_WARN,
+    "GGML_LOG_LEVEL_ERROR": binding.LOG_ERROR,
+    "GGML_LOG_LEVEL_CONT": binding.LOG_CONTINUE,
+    "LLAMA_KV_OVERRIDE_TYPE_INT": loader.KV_INTEGER,
+    "LLAMA_KV_OVERRIDE_TYPE_STR": loader.KV_STRING,
+    "LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY": binding.PARTIAL_ONLY,
+}
+print(json.dumps(numbers))
+"""
+
+
+def test_declared_numbers_are_those_of_the_installed_headers(tmp_path: Path) -> None:
+    """Every number of an enumeration or a flag that our Python hands over means what it should."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None and spec.origin is not None
+    told = subprocess.run([sys.executable, "-c", NUMBERS], check=True, capture_output=True)
+    declared = json.loads(told.stdout)
+    lines = "\n".join(f'printf("{name} %d\\n", (int) {name});' for name in declared)
+    head = "\n".join(f'#include "{name}"' for name in ("llama.h", "ggml-backend.h"))
+    source, program = tmp_path / "numbers.cpp", tmp_path / "numbers"
+    source.write_text(PROGRAM.format(includes=head, lines=lines))
+    include = f"-I{Path(spec.origin).parents[1] / 'include'}"
+    subprocess.run([compiler(), "-std=c++17", include, str(source), "-o", str(program)], check=True)
+    answer = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    theirs = {name: int(value) for name, value in (line.split() for line in answer.splitlines())}
+    assert declared == theirs

@@ -18,6 +18,7 @@ Protocol, one JSON object per line on stdin and stdout. First the child says ``{
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -163,10 +164,6 @@ def common_prefix(left: Marked, right: Marked) -> int:
 
 
 def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # not a POSIX system: the time limit stands alone
-        return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -175,8 +172,6 @@ def _limit_memory() -> None:
 
 def _alarm() -> Callable[[float], None]:
     """Arms a deadly alarm, so an endless template dies even when the parent is gone."""
-    if not hasattr(signal, "setitimer"):
-        return lambda seconds: None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     return lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
 

@@ -72,7 +72,7 @@ LIBRARY_DIR = Path(llama._lib._name).parent
 
 
 def _sibling(stem: str) -> ctypes.CDLL:
-    for name in (f"lib{stem}.so.0", f"lib{stem}.0.dylib", f"lib{stem}.dylib", f"{stem}.dll"):
+    for name in (f"lib{stem}.so.0", f"lib{stem}.0.dylib", f"lib{stem}.dylib"):
         path = LIBRARY_DIR / name
         if path.exists():
             return ctypes.CDLL(str(path))

@@ -1,4 +1,4 @@
-"""The page regime without the native helper: macOS, Windows, or no compiler at installation.
+"""The page regime without the native helper: macOS, or no compiler at installation.
 
 llama.cpp's evaluation callback names every node of the graph. After ``ffn_moe_topk-L`` the routed
 experts of layer L are known; threads read exactly those parts of the file, in parallel, and drop
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -46,13 +45,10 @@ class PageReader:
         self._layers: dict[int, list[RoutedTensor]] = {}
         for tensor in routed_tensors(model):
             self._layers.setdefault(tensor.group, []).append(tensor)
-        self._files = [
-            os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) for path in model.paths
-        ]
+        self._files = [os.open(path, os.O_RDONLY) for path in model.paths]
         self._identities = [self._identity(file) for file in self._files]
         self._pool = ThreadPoolExecutor(READERS)
         self._scratch = threading.local()
-        self._seek = threading.Lock()  # where reading needs a file position
         self._nodes: dict[int, int] = {}  # address of a node → its layer, −1: no choice of experts
         self._used: dict[tuple[int, int], int] = {}  # (layer, expert) → batch that used it
         self._batch = 0
@@ -131,12 +127,7 @@ class PageReader:
             buffer = self._scratch.buffer = memoryview(bytearray(CHUNK))
         while start < end and not self._interrupt.value:
             view = buffer[: min(CHUNK, end - start)]
-            if sys.platform == "win32":
-                with self._seek:
-                    os.lseek(self._files[part], start, os.SEEK_SET)
-                    count = len(os.read(self._files[part], len(view)))
-            else:
-                count = os.preadv(self._files[part], [view], start)
+            count = os.preadv(self._files[part], [view], start)
             if not count:
                 raise file_changed("the model file has become shorter while it was in use")
             start += count

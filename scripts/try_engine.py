@@ -1,0 +1,104 @@
+"""Another version of llama-cpp-python: which parts of localmoe break with it.
+
+    python -m scripts.try_engine VERSION [--keep FOLDER]
+
+Makes an environment that is thrown away (--keep: that stays, and is used again), compiles the
+engine there, and runs the tests that docs/engine-upgrade.md lists, line by line. Exits with 1 if
+one fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/engine-upgrade.md"
+PACKAGE = "llama-cpp-python"
+TEST = re.compile(r"`(tests/[\w/.]+(?:::\w+)?)`( \(soak\))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the page: what localmoe rests on, and the tests that guard it."""
+
+    what: str
+    tests: tuple[str, ...]
+
+
+def lines(page: str) -> Iterator[Line]:
+    """The lines of the page's table."""
+    for row in page.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+        if row.startswith("| ") and len(cells) == 3 and (found := TEST.findall(cells[2])):
+            yield Line(cells[0].removeprefix("| "), tuple(test for test, _ in found))
+
+
+def requirements() -> list[str]:
+    """What localmoe and its tests need, the engine excepted."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    return [need for need in needed if not need.startswith(PACKAGE)]
+
+
+def prepared(folder: Path, version: str) -> Path:
+    """The Python of an environment with that engine and this source. Raises CalledProcessError."""
+    python = folder / "bin/python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    for what in (
+        requirements(),
+        [f"{PACKAGE}=={version}"],
+        ["--no-deps", "--editable", str(ROOT)],
+    ):
+        subprocess.run([*pip, *what], check=True)
+    return python
+
+
+def failures(python: Path, tests: Sequence[str]) -> list[str]:
+    """What pytest says of tests that fail; of tests that cannot even begin, its last words."""
+    command = [str(python), "-m", "pytest", "-n", "0", "-m", "", "--tb=no", *tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0:
+        return []
+    said = (done.stdout + done.stderr).splitlines()
+    failed = [line for line in said if line.startswith(("FAILED", "ERROR"))]
+    return failed or said[-3:]
+
+
+def main() -> int:
+    """Parse the command line, install, test, print; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("version", help="of llama-cpp-python, such as 0.3.35")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of the environment")
+    args = parser.parse_args()
+    broken = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            python = prepared(args.keep or Path(scratch) / "venv", args.version)
+        except subprocess.CalledProcessError as error:
+            print(f"{PACKAGE} {args.version} cannot be installed: {error}", file=sys.stderr)
+            return 1
+        for line in lines(PAGE.read_text("utf-8")):
+            failed = failures(python, line.tests)
+            broken += bool(failed)
+            print(f"{'BREAKS' if failed else 'holds '} {line.what}", flush=True)
+            for text in failed:
+                print(f"         {text}", flush=True)
+    print(f"{PACKAGE} {args.version}: {broken} lines break")
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
