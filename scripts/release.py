@@ -2,9 +2,9 @@
 
     python -m scripts.release [--out dist]
 
-Raises an error unless the tag vVERSION is here and is what is checked out, the version of
-localmoe/__init__.py is that of the tag, CHANGELOG.md has a section for it, and the package has every
-file that an installation needs. Prints the SHA-256 of what it wrote.
+Refuses unless the tag vVERSION is what is checked out, with the version of localmoe/__init__.py,
+CHANGELOG.md has a section for it, and the package has every file that an installation needs. Prints
+the SHA-256 of what it wrote.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-NEEDED = ("localmoe/", "models/", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+NEEDED = re.compile(r"localmoe/.*|models/.*(?<!\.md)|setup\.py|pyproject\.toml|README\.md|LICENSE")
 
 
 class ReleaseError(Exception):
@@ -48,7 +48,7 @@ def check_package(archive: Path, tracked: Iterable[str]) -> None:
     """Every tracked file of an installation is in the archive."""
     with tarfile.open(archive) as packed:
         names = {name.partition("/")[2] for name in packed.getnames()}
-    if lacking := sorted(name for name in tracked if name.startswith(NEEDED) and name not in names):
+    if lacking := sorted({name for name in tracked if NEEDED.fullmatch(name)} - names):
         raise ReleaseError(f"{archive.name} lacks {', '.join(lacking)}")
 
 

@@ -9,7 +9,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scripts import release
 
@@ -57,11 +56,7 @@ def test_the_package_of_a_tag_has_all_it_needs(tmp_path: Path) -> None:
 
 def test_the_workflow_calls_what_there_is() -> None:
     """Each file and module that a step runs is in the tree."""
-    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text("utf-8"))
-    runs = [
-        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
-    ]
-    assert ".ci/run" in runs and "python -m scripts.release" in runs
+    workflow = (ROOT / ".github/workflows/test.yml").read_text("utf-8")
+    runs = re.findall(r"^ +- run: (.+)$", workflow, re.M)
+    assert {".ci/run", "python -m scripts.release"} <= {*runs}
     assert (ROOT / ".ci/run").is_file()
-    newest = max(workflow["jobs"]["test"]["strategy"]["matrix"]["python"], key=lambda v: int(v[2:]))
-    assert re.fullmatch(r"3\.\d+", newest)
