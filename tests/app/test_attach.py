@@ -26,7 +26,6 @@ from localmoe.engine.attached import AttachedEngine
 from localmoe.errors import EngineCrashError
 from localmoe.planning.plan import Wishes
 from tests.chat import templates
-from tests.cli.command import Localmoe
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.process
@@ -176,31 +175,6 @@ def test_a_client_that_says_something_else(door: ModelSocket, model: LoadedModel
         list(other.bring_in())
         assert other.chat(QUESTION, **GREEDY).result().answer
     assert model.engine.pid == worker  # type: ignore[attr-defined]
-
-
-def test_the_commands_attach(
-    model: LoadedModel, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``run`` says so in one line and has the server's words; ``-c 512`` is another model."""
-    expected = model.chat(QUESTION, **GREEDY).result().answer
-    command = Localmoe(tmp_path)
-    asked: list[str | Path] = ["run", path, QUESTION, "--temp", "0", "-n", "8"]
-    with monkeypatch.context() as patch:
-        for name in ("LOCALMOE_HOME", "XDG_STATE_HOME"):
-            patch.delenv(name, raising=False)
-        patch.setenv("HOME", str(tmp_path))
-        door = ModelSocket(SharedModel(model), PlanRequest(WISHES), "http://127.0.0.1:8080")
-    try:
-        done = command(*asked)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.rstrip("\n") == expected.rstrip("\n")
-        said = [line for line in done.stderr.splitlines() if "answered by the server" in line]
-        assert len(said) == 1 and said[0].endswith("at http://127.0.0.1:8080")
-        document = json.loads(command(*asked, "--json").stdout)
-        assert (document["text"], document["plan"]["context"]) == (expected, 1024)
-        assert "answered by the server" not in command(*asked, "-c", "512").stderr
-    finally:
-        door.close()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""One model, several clients: their conversations beside each other, and this user's commands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Localmoe
+from tests.server.served import Served
+
+pytestmark = pytest.mark.process
+
+TALK = "Experts are small networks. A router chooses a few of them for each token. " * 20
+
+
+def test_a_title_does_not_cost_the_conversation(nano: Served) -> None:
+    """After another client's prompt the second turn is read from where the first one ended."""
+    question = {"role": "user", "content": TALK + "What is a router?"}
+    first = nano.post("/v1/chat/completions", messages=[question], temperature=0, max_tokens=16)
+    title = nano.chat("Write a title of three words for a talk about networks.", max_tokens=8)
+    assert title["usage"]["prompt_tokens_details"]["cached_tokens"] < 16
+    answer = first["choices"][0]["message"]
+    turns = [question, answer, {"role": "user", "content": "Thank you!"}]
+    second = nano.post("/v1/chat/completions", messages=turns, temperature=0, max_tokens=8)
+    cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached >= first["usage"]["prompt_tokens"]
+
+
+def test_run_uses_the_served_model(nano: Served) -> None:
+    """In one line on stderr, with the server's words; with another context it loads its own."""
+    home = Path(f"/proc/{nano.process.pid}/cwd").readlink()
+    command = Localmoe(home)
+    question = "What is a mixture of experts?"
+    expected = nano.chat(question, max_tokens=16)["choices"][0]["message"]["content"]
+    asked = ("run", "nano", question, "--temp", "0", "-n", "16")
+    done = command(*asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == expected.strip()
+    said = [line for line in done.stderr.splitlines() if "answered by the server" in line]
+    assert len(said) == 1 and said[0].endswith(nano.url)
+    document = command.document(*asked)
+    assert (document["text"], document["plan"]["context"]) == (expected, 2048)
+    assert "answered by" not in command(*asked, "-c", "512").stderr
+    served = [name for name in os.listdir(home / ".local/state/localmoe/served") if name]  # noqa: PTH208
+    assert len(served) == 1
