@@ -7,9 +7,10 @@ import dataclasses
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from localmoe import kept, storage
 from localmoe.app.default_model import default_model, remember
@@ -17,7 +18,7 @@ from localmoe.app.listener import Listener
 from localmoe.app.model import LoadedModel
 from localmoe.app.records import decoded
 from localmoe.app.requests import LoadRequest, PlanRequest
-from localmoe.chat.renderer import Renderer
+from localmoe.chat.renderer import Renderer, RenderError
 from localmoe.engine.attached import AttachedEngine
 from localmoe.engine.events import Loaded
 from localmoe.errors import LocalmoeError, StorageError
@@ -57,23 +58,37 @@ def served_model(request: LoadRequest, listener: Listener) -> Iterator[LoadedMod
     if request.record or not _sockets():
         yield None
         return
-    with Renderer() as renderer:
-        renderer.start()
-        facts = _model_here(request)
-        found = served(facts, request.plan) if facts is not None else None
-        if facts is None or found is None:
-            yield None
-            return
-        connected, greeting = found
-        where = f" at {greeting.address}" if greeting.address else ""
-        listener.note(f"{clean_line(facts.name)}: answered by the server that has it loaded{where}")
-        if request.name is not None and request.remember:
-            remember(request.name)
-        engine = AttachedEngine(connected, greeting.loaded)
-        try:
-            yield LoadedModel(facts, greeting.machine, greeting.plan, engine, renderer)
-        finally:
-            engine.close()
+    facts = _model_here(request)
+    found = served(facts, request.plan) if facts is not None else None
+    if facts is None or found is None:
+        yield None
+        return
+    connected, greeting = found
+    where = f" at {greeting.address}" if greeting.address else ""
+    listener.note(f"{clean_line(facts.name)}: answered by the server that has it loaded{where}")
+    if request.name is not None and request.remember:
+        remember(request.name)
+    engine = AttachedEngine(connected, greeting.loaded)
+    try:
+        renderer = ServersRenderer(engine)
+        yield LoadedModel(facts, greeting.machine, greeting.plan, engine, renderer)
+    finally:
+        engine.close()
+
+
+class ServersRenderer(Renderer):
+    """The server's, which runs already: an answer need not wait for another to start."""
+
+    def __init__(self, engine: AttachedEngine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """As ``Renderer.ask``. Raises EngineCrashError too, when the server is gone."""
+        reply = self._engine.render(request)
+        if "refused" in reply:
+            raise RenderError(reply["refused"], reply["said"])
+        return dict(reply["rendered"])
 
 
 def served(model: Model, request: PlanRequest) -> tuple[socket.socket, Greeting] | None:

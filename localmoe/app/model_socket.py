@@ -1,5 +1,7 @@
 """A loaded model for this user's other programs: the worker's protocol on a private Unix socket.
 
+One operation more: ``render``, a request to the renderer of chat templates; ``rendered`` answers.
+
 Its folder is private (0700), and both ends look at the other's user. ``app/attach.py`` connects.
 """
 
@@ -21,6 +23,7 @@ from localmoe.app.model import LoadableEngine, LoadedModel
 from localmoe.app.records import decoded, encoded
 from localmoe.app.requests import PlanRequest
 from localmoe.app.shared import SharedModel
+from localmoe.chat.renderer import RenderError
 from localmoe.engine import protocol
 from localmoe.engine.events import Finished, Request, Span
 from localmoe.engine.protocol import Message
@@ -109,6 +112,8 @@ class _Client:
                     threading.Thread(target=self._answer, args=work, daemon=True).start()
                 elif op == "cancel":
                     self._cancel(number)
+                elif op == "render":
+                    self._send(number, self._rendered(decoded(dict, message["request"])))
                 elif op in protocol.CONSULTING:
                     self._send(number, self._reply(op, message))
         except kept.DAMAGED:
@@ -142,6 +147,12 @@ class _Client:
     def _hang_up(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _rendered(self, request: dict[str, object]) -> Message:
+        try:
+            return {"event": "rendered", "rendered": self._view.renderer.ask(request)}
+        except RenderError as error:
+            return {"event": "rendered", "refused": error.kind, "said": error.said}
 
     def _reply(self, op: str, message: Message) -> Message:
         try:

@@ -33,7 +33,7 @@ class RenderError(TemplateError):
     """A refusal by the child. ``kind`` is ``raised`` when the template itself refused."""
 
     def __init__(self, kind: str, message: str) -> None:
-        said = shortened(message, MESSAGE_LENGTH)
+        self.said = said = shortened(message, MESSAGE_LENGTH)
         super().__init__(f"the model's chat template cannot be used: {said}", hint=PLAIN_HINT)
         self.kind = kind
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from localmoe.engine import rpc
 from localmoe.engine.connection import Connection
@@ -36,7 +37,11 @@ class SocketConnection(Connection):
             self._end("the model was closed")
 
     def _put_bytes(self, data: bytes) -> None:
-        self._socket.sendall(data)
+        try:
+            self._socket.sendall(data)
+        except OSError:  # known before the thread that reads sees the end
+            self._hang_up()
+            raise
 
     def _end(self, why: str) -> None:
         self._ended = self._ended or why
@@ -67,6 +72,10 @@ class AttachedEngine(TextClient):
         if not self.alive:
             raise self._worker._obituary(reading=False)
         yield self._loaded
+
+    def render(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the server's renderer of templates replies: ``rendered``, or ``refused``."""
+        return self._worker.consult("render", request=dict(request))
 
     def keep(self, slot: str) -> int:
         """0: the server keeps what was read, for whoever asks next."""

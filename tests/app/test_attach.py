@@ -22,8 +22,9 @@ from localmoe.app.model_socket import ModelSocket
 from localmoe.app.records import decoded, encoded
 from localmoe.app.requests import LoadRequest, PlanRequest
 from localmoe.app.shared import SharedModel
+from localmoe.chat.template import ChatTemplate
 from localmoe.engine.attached import AttachedEngine
-from localmoe.errors import EngineCrashError
+from localmoe.errors import EngineCrashError, TemplateError
 from localmoe.planning.plan import Wishes
 from tests.chat import templates
 from tests.waiting import wait_until
@@ -83,6 +84,17 @@ def test_the_same_words_through_the_socket(model: LoadedModel, attached: LoadedM
     with pytest.raises(localmoe.LocalmoeError) as caught:
         attached.chat("word " * 2000).result()
     assert caught.value.code == "context_full"
+
+
+def test_templates_are_rendered_by_the_server(model: LoadedModel, attached: LoadedModel) -> None:
+    """No process is started for them, and a refusal has the words of one's own renderer."""
+    said = []
+    for renderer in (model.renderer, attached.renderer):
+        with pytest.raises(TemplateError) as caught:
+            _ = ChatTemplate("{% if %}", renderer=renderer).think_control
+        said.append((caught.value.message, caught.value.hint))
+    assert said[0] == said[1]
+    assert attached.renderer._process is None
 
 
 def test_stopping_stops_its_own_answer(door: ModelSocket, attached: LoadedModel) -> None:
