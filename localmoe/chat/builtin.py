@@ -9,7 +9,7 @@ from localmoe.chat import settings as settings_module
 from localmoe.chat.attachments import Attachment, read_attachment, with_files
 from localmoe.chat.columns import flowed, two_columns
 from localmoe.chat.commands import KEYS, Again, Command, ExitChat, Registry, Result
-from localmoe.chat.context import Meter, answer_room, bar
+from localmoe.chat.context import Meter, answer_room, bar, larger_context
 from localmoe.chat.session import Message
 from localmoe.chat.settings import LEVELS, SETTINGS
 from localmoe.chat.state import Chat
@@ -85,10 +85,12 @@ def _read(chat: Chat, argument: str) -> str:
     if not chat.files:
         raise UsageError("nothing is attached", hint="/read FILE attaches a text file")
     engine = chat.ready().engine
-    return attached(chat.files, engine.count_tokens, chat.context)
+    return attached(chat.files, engine.count_tokens, chat.context, chat.trained)
 
 
-def attached(files: Sequence[Attachment], count: Callable[[str], int], context: int) -> str:
+def attached(
+    files: Sequence[Attachment], count: Callable[[str], int], context: int, trained: int
+) -> str:
     """What goes with the next message, and how much of the context that takes."""
     sizes = [count(with_files("", [file])) for file in files]
     lines = [
@@ -98,7 +100,7 @@ def attached(files: Sequence[Attachment], count: Callable[[str], int], context: 
     lines += [replaced_note(file.name, file.replaced) for file in files if file.replaced]
     lines.append("goes with your next message (/read - takes it off)")
     if sum(sizes) >= context:
-        lines.append("too much for the context: take it off, or use a larger --ctx")
+        lines.append(f"too much for the context: take it off{larger_context(context, trained)}")
     return "\n".join(lines)
 
 

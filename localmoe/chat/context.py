@@ -44,6 +44,13 @@ def bar(meter: Meter, width: int) -> str:
     return "━" * filled + "╌" * (width - filled)
 
 
+def larger_context(context: int, trained: int) -> str:
+    """``, or use a larger --ctx``, to follow advice; "" for a model that was not trained for more
+    tokens (0: nobody knows).
+    """
+    return "" if trained and context >= trained else ", or use a larger --ctx"
+
+
 def answer_room(context: int, max_tokens: int | None) -> int:
     """Tokens to set aside for the answer: an eighth of the context, within bounds."""
     room = max(LEAST_ANSWER, min(MOST_ANSWER, context // 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localmoe.chat.context import larger_context
 from localmoe.chat.session import ToolCall
 from localmoe.engine.events import Finished, PrefillProgress, Token
 from localmoe.errors import NoAnswerError
@@ -98,14 +99,17 @@ class TurnDone:
             hint=f"ask again, or ask for {LESS_THINKING}",
         )
 
-    def why_it_ended(self, context: int, change: str = "") -> str | None:
-        """A sentence when the answer did not end by itself. ``change``: how to ask for more."""
+    def why_it_ended(self, context: int, trained: int, change: str = "") -> str | None:
+        """A sentence when the answer did not end by itself. ``trained``: tokens of context that the
+        model was trained for, 0 if unknown; ``change``: how to ask for more.
+        """
         if self.finish_reason == "interrupted":
             return "interrupted; what is there is kept"
         if self.finish_reason != "length":
             return None
         if self.usage.total >= context:
-            return f"stopped: the context of {context:,} tokens is full (--ctx N makes it larger)"
+            more = " (--ctx N makes it larger)" if larger_context(context, trained) else ""
+            return f"stopped: the context of {context:,} tokens is full{more}"
         return f"stopped after {self.usage.completion_tokens:,} tokens, as asked{change}"
 
 

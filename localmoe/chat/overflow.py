@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Protocol
 
-from localmoe.chat.context import Overflow, Shortage, answer_room, find_shortage
+from localmoe.chat.context import Overflow, Shortage, answer_room, find_shortage, larger_context
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.events import ChatEvent
 from localmoe.chat.session import Message
 from localmoe.errors import ContextOverflowError
 
-TOO_LONG_ALONE = "even alone it is too long: shorten it, or use a larger --ctx"
 ROUNDS = 3  # a summary takes room, too, and may have been of a part only
 LEAST_SUMMARY, MOST_SUMMARY = 64, 400  # tokens
 
@@ -51,11 +50,22 @@ def make_room(
     return _shortage(conversation, question, context)
 
 
-def not_sent(shortage: Shortage) -> ContextOverflowError:
-    """The error of a question that cannot be sent, and with which option it could be."""
+def too_long_alone(shortage: Shortage, trained: int) -> str:
+    """What to do about a question that no other turn stands in the way of. ``trained``: tokens of
+    context that the model was trained for, 0 if that is unknown.
+    """
+    return f"even alone it is too long: shorten it{larger_context(shortage.context, trained)}"
+
+
+def not_sent(shortage: Shortage, trained: int) -> ContextOverflowError:
+    """The error of a question that cannot be sent, and with which option it could be.
+
+    ``trained`` as in ``too_long_alone``.
+    """
     hint = "--overflow drop leaves the oldest turns out, --overflow summarise sums them up"
     return ContextOverflowError(
-        shortage.message, hint=TOO_LONG_ALONE if shortage.drop is None else hint
+        shortage.message,
+        hint=too_long_alone(shortage, trained) if shortage.drop is None else hint,
     )
 
 

@@ -33,6 +33,7 @@ class Chat:
     store: Store | None = None
     log: Log | None = None
     context: int = 0  # tokens; 0 while no model is loaded
+    trained: int = 0  # tokens of context that the model was trained for; 0: unknown
     about: str = ""  # the model and where it is
     files: list[Attachment] = field(default_factory=list)  # go with the next message
     last: TurnDone | None = None

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localmoe.chat.attachments import Attachment
+from localmoe.chat.builtin import attached
 from localmoe.chat.context import (
     LEAST_ANSWER,
     MOST_ANSWER,
     Meter,
+    Shortage,
     answer_room,
     bar,
     find_shortage,
     surely_fits,
 )
+from localmoe.chat.events import Timings, TurnDone, Usage
+from localmoe.chat.overflow import too_long_alone
 
 
 def counter(turns: list[int], fixed: int):  # type: ignore[no-untyped-def]
@@ -87,3 +93,21 @@ def test_meter() -> None:
     assert bar(Meter(1, 8192), 4) == "━╌╌╌"
     assert bar(Meter(0, 8192), 4) == "╌╌╌╌"
     assert bar(Meter(9000, 8192), 4) == "━━━━"
+
+
+@pytest.mark.parametrize(
+    ("context", "trained", "more"),
+    [(4096, 8192, True), (8192, 8192, False), (16384, 8192, False), (4096, 0, True)],
+)
+def test_no_hint_goes_past_what_a_model_was_trained_for(
+    context: int, trained: int, more: bool
+) -> None:
+    """More context is the way out only where the model knows what to do with it."""
+    done = TurnDone("length", "x", "", Usage(context - 1, 1), Timings(0, None, None))
+    told = (
+        str(done.why_it_ended(context, trained)),
+        too_long_alone(Shortage(2 * context, 32, context, None), trained),
+        attached([Attachment("a.txt", "text")], lambda _: context, context, trained),
+    )
+    for text in told:
+        assert ("--ctx" in text) == more, text

@@ -48,8 +48,9 @@ class Cable:
 
 @pytest.fixture(scope="module")
 def cable(rpc_lib: Path) -> Iterator[Cable]:
-    with contextlib.suppress(subprocess.CalledProcessError, FileNotFoundError):
-        ip("netns", "del", FAR)
+    for left_over in (("link", "del", NEAR_END), ("netns", "del", FAR)):
+        with contextlib.suppress(subprocess.CalledProcessError, FileNotFoundError):
+            ip(*left_over)
     try:
         ip("netns", "add", FAR)
         ip("link", "add", NEAR_END, "type", "veth", "peer", "name", FAR_END, "netns", FAR)

@@ -278,7 +278,7 @@ class ChatLoop:
     def _status(self, done: TurnDone) -> None:
         from localmoe.cli.chat.status import status_lines
 
-        why = done.why_it_ended(self.chat.context, " (/set max_tokens)")
+        why = done.why_it_ended(self.chat.context, self.chat.trained, " (/set max_tokens)")
         if why:
             self._output.note(why)
         if done.no_answer is not None:

@@ -22,6 +22,7 @@ from localmoe.cli.requests import load_request
 from localmoe.errors import InterruptedLoadError, LocalmoeError
 from localmoe.facts import catalog
 from localmoe.facts.model import read_model
+from localmoe.planning.context import trained_context
 from localmoe.planning.plan import Plan
 from localmoe.terminal.line_sources import Lines, Notices
 from localmoe.terminal.live_line import LiveLine
@@ -124,7 +125,7 @@ class ChatModel:
             self._notices.show()
             settings = replace(self._conversation.settings, grammar=self._grammar)
             chat.model_settings(settings)
-            chat.context = model.loaded.context
+            chat.context, chat.trained = model.loaded.context, trained_context(model.facts)
             source = str(model.facts.paths[0].absolute())
             chat.session.use(ModelUsed(model.facts.name, source))
         self._conversation.session = chat.session
@@ -233,7 +234,8 @@ class ChatModel:
             note = model.loaded.note
             self._notices.post(lambda: self._output.warn(note))
         if self.chat.files and not self.loaded_once and model.loaded is not None:
-            text = attached(self.chat.files, model.engine.count_tokens, model.loaded.context)
+            context, trained = model.loaded.context, trained_context(model.facts)
+            text = attached(self.chat.files, model.engine.count_tokens, context, trained)
             self._notices.post(lambda: self._output.note(text))
 
     def _resume_context(self, model: LoadedModel) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from localmoe.chat.context import Overflow, answer_room, surely_fits
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.events import AnswerDelta, ChatEvent
-from localmoe.chat.overflow import TOO_LONG_ALONE, make_room, not_sent
+from localmoe.chat.overflow import make_room, not_sent, too_long_alone
 from localmoe.chat.session import Message
 from localmoe.chat.state import Chat
 from localmoe.cli.output import Output
@@ -41,9 +41,9 @@ class Overflowing:
         if shortage is None:
             return True
         if not self._lines.interactive:
-            raise not_sent(shortage)
+            raise not_sent(shortage, chat.trained)
         if shortage.drop is None:
-            self.note(TOO_LONG_ALONE)
+            self.note(too_long_alone(shortage, chat.trained))
         return False
 
     def choose(self, turns: int) -> Overflow:

@@ -32,6 +32,7 @@ from localmoe.errors import (
     UsageError,
 )
 from localmoe.facts import catalog
+from localmoe.planning.context import trained_context
 from localmoe.terminal.piped_input import SILENT_STDIN, PipedInput
 from localmoe.text import clean_line, counted, replaced_note
 
@@ -204,7 +205,7 @@ def fit_in(conversation: Conversation, question: Message, host: FixedChoice) -> 
     assert host.model.loaded is not None
     shortage = make_room(conversation, question, host.model.loaded.context, host)
     if shortage is not None:
-        raise not_sent(shortage)
+        raise not_sent(shortage, trained_context(host.model.facts))
 
 
 def _is_terminal(stream: object) -> bool:

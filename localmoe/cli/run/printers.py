@@ -20,6 +20,7 @@ from localmoe.chat.events import (
 from localmoe.cli.loaded import figures
 from localmoe.cli.output import Output
 from localmoe.engine.events import Loaded, PrefillProgress
+from localmoe.planning.context import trained_context
 from localmoe.terminal.answers import answer_writer, reasoning_writer
 from localmoe.terminal.live_line import LiveLine
 from localmoe.terminal.plain_writer import PlainWriter
@@ -94,7 +95,7 @@ class TextPrinter(Printer):
             self._reasoning.finish()
 
     def _note_figures(self, done: TurnDone) -> None:
-        why = done.why_it_ended(self.loaded.context)
+        why = done.why_it_ended(self.loaded.context, trained_context(self.model.facts))
         if why:
             self.output.note(why)
         read = f"{counted(done.usage.prompt_tokens, 'token')} read"

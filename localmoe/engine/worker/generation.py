@@ -107,6 +107,7 @@ class Generator:
     ) -> None:
         self.vocabulary = Vocabulary(model)
         self.context = int(llama.llama_n_ctx(ctx))
+        self._trained = int(llama.llama_model_n_ctx_train(model))
         self._ctx = ctx
         self._flag = flag
         self._experts = experts
@@ -176,7 +177,7 @@ class Generator:
         if len(prompt) >= self.context:
             raise ContextOverflowError(
                 f"the prompt has {len(prompt)} tokens, the context {self.context}",
-                hint=f"shorten the prompt, or use {option('ctx', _next_context(len(prompt)))}",
+                hint=_room_for(len(prompt), self._trained),
             )
         return prompt
 
@@ -279,6 +280,11 @@ class Generator:
         )
 
 
-def _next_context(tokens: int) -> int:
-    """The next round context size with room for an answer."""
-    return -(-(tokens + 512) // 1024) * 1024
+def _room_for(tokens: int, trained: int) -> str:
+    """What to do about a prompt of ``tokens``: the next round context size with room for an answer,
+    if the model was ``trained`` for that many.
+    """
+    size = -(-(tokens + 512) // 1024) * 1024
+    if trained and size > trained:
+        return f"shorten the prompt: this model was trained for {trained:,} tokens of context"
+    return f"shorten the prompt, or use {option('ctx', size)}"
