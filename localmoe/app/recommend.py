@@ -13,6 +13,8 @@ from localmoe.planning.plan import Verdict
 from localmoe.text import format_bytes
 
 USABLE = speeds.SLOW  # tok/s; what is slower is taken only where everything is
+QUICK = 10.0  # tok/s, faster than one reads: from here on more quality than the usual is worth it
+LOSSLESS = 8.6  # bits per weight, those of Q8_0: what is larger is no better to notice
 
 
 def recommend(
@@ -20,10 +22,11 @@ def recommend(
 ) -> tuple[PlannedModel | None, str]:
     """Which of a model's quantizations, ``found``, to take, and why; None: none of them.
 
-    The best quality that is expected to reach ``min_tps`` tok/s (``USABLE`` by default); when
-    nothing reaches that and nobody insists, the fastest. Quality grows with the size of the file up
-    to Q4_K_M, the usual balance; what is larger counts as equally good. Each file is faster on a
-    better machine, so there the answer is never worse in both quality and speed.
+    The best quality that is expected to reach ``min_tps`` tok/s; when nothing reaches that and
+    nobody insists, the fastest. By default the bar is ``USABLE``, and what is larger than Q4_K_M,
+    the usual balance, counts as better only from ``QUICK`` on. Quality grows with the size of the
+    file up to ``LOSSLESS`` bits per weight. Each file is faster on a better machine, so there the
+    answer is never worse in both quality and speed.
     """
     running = [f for f in found if f.fits]
     if not running:
@@ -34,7 +37,8 @@ def recommend(
     bar = USABLE if min_tps is None else min_tps
     usable = [f for f in running if f.reaches(bar)]
     if usable:
-        best = max(usable, key=lambda f: _worth(f, usual))
+        quick = QUICK if min_tps is None else min_tps
+        best = max(usable, key=lambda f: _worth(f, usual, quick))
         return best, _praise(best, usual, usable, bar)
     if min_tps is not None:
         return None, f"nothing of it is expected to reach {speeds.number(min_tps)} tok/s"
@@ -42,11 +46,21 @@ def recommend(
     return best, f"nothing of it reaches {speeds.number(bar)} tok/s here; this one is the fastest"
 
 
-def _worth(planned: PlannedModel, usual: PlannedModel | None) -> tuple[int, bool, float, int]:
-    """By what usable quantizations are compared; the greatest is the best."""
-    size = planned.model.size
-    enough = size if usual is None else min(size, usual.model.size)
-    return enough, planned is usual, planned.tps or 0.0, -size
+def quality(planned: PlannedModel) -> int:
+    """Bytes of the file that make answers better: none beyond ``LOSSLESS`` bits per weight."""
+    return min(planned.model.size, int(planned.model.parameters * LOSSLESS / 8))
+
+
+def _worth(
+    planned: PlannedModel, usual: PlannedModel | None, quick: float
+) -> tuple[int, float, bool, int]:
+    """By what usable quantizations are compared; the greatest is the best. What is larger than the
+    ``usual`` one and not ``quick`` (tok/s) counts as that one.
+    """
+    worth = quality(planned)
+    if usual is not None and not planned.reaches(quick):
+        worth = min(worth, quality(usual))
+    return worth, planned.tps or 0.0, planned is usual, -planned.model.size
 
 
 def _praise(
@@ -59,6 +73,8 @@ def _praise(
         needs = "it needs no disk while it runs" if best.resident else from_disk
         return f"the usual balance of size and quality, and {needs}"
     reason = f"the best quality that is expected to reach {speeds.number(bar)} tok/s"
+    if usual is not None and best.model.size > usual.model.size and usual in usable:
+        return f"better than the usual {DEFAULT_QUANT}, and quick enough all the same"
     if usual is None:
         return reason
     return f"{reason}; {DEFAULT_QUANT} {_why_not(usual, usable)}"

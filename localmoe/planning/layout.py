@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import accumulate
 
 from localmoe.facts.model import Model, Role, Tensor
@@ -42,12 +43,20 @@ def layer_homes(model: Model, settings: EngineSettings) -> tuple[str, ...]:
 
 def home_of(tensor: Tensor, settings: EngineSettings, homes: tuple[str, ...]) -> str:
     """The device of one tensor; overrides win."""
-    for pattern, device in settings.overrides:
-        if re.search(pattern, tensor.name):
+    for found, device in _searches(settings.overrides):
+        if found(tensor.name):
             return device
     if tensor.layer is not None:
         return homes[tensor.layer]
     return CPU if tensor.name.startswith(_ON_HOST) else homes[-1]
+
+
+@lru_cache(maxsize=64)
+def _searches(
+    overrides: tuple[tuple[str, str], ...],
+) -> tuple[tuple[Callable[[str], re.Match[str] | None], str], ...]:
+    """What finds each override's pattern in a name, and the device it names."""
+    return tuple((re.compile(pattern).search, device) for pattern, device in overrides)
 
 
 def expert_parts(model: Model) -> dict[int, dict[str, int]]:
@@ -81,6 +90,12 @@ def _to_host(layers: Iterable[int], projections: Iterable[str]) -> tuple[tuple[s
 
 def expert_bytes_on_host(model: Model, settings: EngineSettings) -> dict[int, int]:
     """Routed-expert bytes per layer that stay in host memory (or on disk)."""
+    if not settings.devices and not settings.overrides:
+        return {
+            layer.index: layer.expert_bytes
+            for layer in model.layers
+            if layer.loaded and layer.expert_bytes
+        }
     homes = layer_homes(model, settings)
     result: dict[int, int] = {}
     for tensor in model.tensors:

@@ -27,6 +27,7 @@ from localmoe.planning.layout import (
     projections_to_host,
 )
 from localmoe.planning.memory import CPU, EngineSettings
+from localmoe.planning.places import is_remote
 from localmoe.planning.plan import Wishes
 from localmoe.routing.profile import Profile
 
@@ -137,10 +138,30 @@ class PlacementSearch:
             threads=self._threads,
             threads_batch=self._threads,
         )
-        return self._without_idle(self._place(settings))
+        devices = tuple(self._budgets)
+        best = self._without_idle(self._place(settings, devices))
+        while self._devices_are_free and len(here := [d for d in devices if not is_remote(d)]) > 1:
+            smallest = min(here, key=lambda device: self._budgets[device])
+            devices = tuple(device for device in devices if device != smallest)
+            there = best.memory.weights - best.memory.on(CPU).weights
+            if best.fits and sum(self._budgets[device] for device in devices) < there:
+                break
+            other = self._without_idle(self._place(settings, devices))
+            if other.fits and (not best.fits or off_devices(other) <= off_devices(best)):
+                best = other
+        return best
 
-    def _place(self, settings: EngineSettings) -> Candidate:
-        """The fastest placement that fits, else the one that lacks the least memory.
+    @property
+    def _devices_are_free(self) -> bool:
+        """Whether a GPU may be left unused beside others: a small one costs buffers, and takes the
+        layers that would make a larger one useful. Workers are used, since somebody named them.
+        """
+        wishes = self._wishes
+        fixed = wishes.gpu_layers is not None or wishes.n_cpu_moe is not None
+        return not (fixed or wishes.experts_on or wishes.overrides)
+
+    def _place(self, settings: EngineSettings, devices: tuple[str, ...]) -> Candidate:
+        """The fastest placement on these devices that fits, else what lacks the least memory.
 
         What the user fixed by ``--gpu-layers`` and the like is never changed to make it fit.
         """
@@ -149,8 +170,8 @@ class PlacementSearch:
             return self._judge(settings, ())
         settings = dataclasses.replace(
             settings,
-            devices=tuple(self._budgets),
-            tensor_split=proportional_split(list(self._budgets.values())),
+            devices=devices,
+            tensor_split=proportional_split([self._budgets[device] for device in devices]),
             gpu_layers=-1,
         )
         off = [index for index in self._moe if self._tiers.get(index) in ("ram", "disk")]
@@ -353,5 +374,12 @@ def faster(candidate: Candidate, other: Candidate) -> bool:
     """Whether ``candidate`` has fewer expert bytes on the disk than ``other``, or as many there and
     fewer off the GPUs.
     """
-    mine = (candidate.disk, sum(candidate.host_experts.values()))
-    return mine < (other.disk, sum(other.host_experts.values()))
+    return off_devices(candidate)[:2] < off_devices(other)[:2]
+
+
+def off_devices(candidate: Candidate) -> tuple[int, int, int]:
+    """Bytes by which candidates are compared: experts on the disk, experts off the GPUs, weights
+    off the GPUs.
+    """
+    host = sum(candidate.host_experts.values())
+    return candidate.disk, host, candidate.memory.on(CPU).weights

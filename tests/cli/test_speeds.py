@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from localmoe.app import speeds
 from localmoe.app.download import doubt_about
 from localmoe.app.planned_model import PlannedModel
-from localmoe.app.recommend import best_first, recommend
+from localmoe.app.recommend import best_first, quality, recommend
 from localmoe.cli.fit import screens
 from localmoe.cli.fit.plan_screen import plan_screen
 from localmoe.facts.bandwidth import to_json
@@ -156,12 +156,13 @@ def test_the_usual_one_unless_it_is_slow() -> None:
 
 
 def test_quality_counts_among_what_is_usable() -> None:
-    """The disk is no reason against it, speed below the bar is; nothing beyond Q4_K_M is taken
-    for its size, and without that the faster one of what is larger.
+    """The disk is no reason against it, speed below the bar is; more than Q4_K_M is taken where it
+    is quick, and without Q4_K_M the faster one of what is larger.
     """
     q3, q8 = fitted("Q3_K_M", 3, RAM, 10.0), fitted("Q8_0", 8, RAM, 4.0)
-    near, far = fitted("Q4_K_M", 4, on_disk(1), 2.1), fitted("Q4_K_M", 4, on_disk(1), 1.9)
+    near, far = fitted("Q4_K_M", 4, on_disk(1), 4.1), fitted("Q4_K_M", 4, on_disk(1), 1.9)
     assert recommend([q3, near, q8])[0] is near
+    assert recommend([q3, fitted("Q4_K_M", 4, RAM, 2.1), q8])[0] is q8  # better in both
     q6 = fitted("Q6_K", 6, RAM, 5.0)
     assert recommend([q3, far, q6, q8])[0] is q6
     best, why = recommend([q3, near])
@@ -169,6 +170,12 @@ def test_quality_counts_among_what_is_usable() -> None:
     best, why = recommend([q3, far])
     assert best is q3 and "Q4_K_M would be too slow" in why
     assert recommend([q3, q8])[0] is q8
+    quick = fitted("Q8_0", 8, RAM, 10.0)
+    best, why = recommend([q3, near, quick])
+    assert best is quick and "better than the usual Q4_K_M" in why
+    f16 = fitted("F16", 16, RAM, 10.0)  # Q8_0 has all that one notices
+    assert recommend([near, fitted("Q8_0", 8, RAM, 11.0), f16])[0].label == "Q8_0"
+    assert recommend([q3, near, q8], 3.0)[0] is q8  # somebody has said what is usable
 
 
 files = st.lists(
@@ -190,8 +197,7 @@ def test_a_better_machine_never_gets_a_worse_recommendation(
     rows: list[tuple[str, float, float, bool, float]], least: float | None
 ) -> None:
     """Where every file is at least as fast, and fits if it did, what is recommended is not both
-    worse and slower (what is larger than Q4_K_M is no better); and something is recommended if
-    something was.
+    worse and slower; and something is recommended if something was.
     """
     before = [fitted(name, size, RAM if fits else NO, tps) for name, size, tps, fits, _ in rows]
     after = [fitted(name, size, RAM, tps * faster) for name, size, tps, _, faster in rows]
@@ -199,9 +205,7 @@ def test_a_better_machine_never_gets_a_worse_recommendation(
     if was is None:
         return
     assert now is not None and was.tps is not None and now.tps is not None
-    enough = next((size for name, size, *_ in rows if name == "Q4_K_M"), 1e9) * GIB
-    no_worse = min(now.model.size, int(enough)) >= min(was.model.size, int(enough))
-    assert no_worse or now.tps >= was.tps
+    assert quality(now) >= quality(was) or now.tps >= was.tps
 
 
 def test_min_tps_bounds_the_choice() -> None:
