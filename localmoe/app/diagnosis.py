@@ -16,12 +16,13 @@ from localmoe.engine.builds import binding_version
 from localmoe.engine.devices import EngineInfo, engine_info
 from localmoe.engine.rpc import INSTALL as INSTALL_RPC
 from localmoe.errors import LocalmoeError
-from localmoe.facts import catalog, hardware
+from localmoe.facts import bandwidth, catalog, hardware
 from localmoe.facts.bandwidth import Rates
 from localmoe.facts.hardware import Machine
 from localmoe.text import counted, format_bytes, format_size
 
 LITTLE_DISK = 20_000_000_000  # bytes; a 30B-A3B in Q4_K_M takes about 18 GB
+AGAIN = "localmoe doctor --measure"
 REINSTALL = "in the folder of localmoe's source: pip install --force-reinstall --no-deps ."
 
 
@@ -44,8 +45,12 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
 
-def diagnose(request: PlanRequest, listener: Listener) -> Diagnosis:
-    """The findings about this machine; its speed is measured now if it never was (seconds)."""
+def diagnose(request: PlanRequest, listener: Listener, *, measure: bool = False) -> Diagnosis:
+    """The findings about this machine; its speed is measured now if it never was (seconds), or
+    once more with ``measure``.
+    """
+    if measure:
+        bandwidth.forget()
     info: EngineInfo | None = None
     broken: LocalmoeError | None = None
     try:
@@ -108,6 +113,12 @@ def speed_findings(rates: Rates | None) -> Iterator[Finding]:
         disk = rates.disk[0]
         text += f", disk {disk.reads[-1][1] / 1e9:.1f} GB/s ({disk.cached / 1e9:.1f} when loading)"
     yield Finding("speed", text)
+    day = rates.when[:10] or "some time ago"
+    if rates.calm:
+        yield Finding("speed", f"measured {day}; {AGAIN} does it anew, on a quiet machine")
+    else:
+        busy = f"measured {day}, while other programs took {rates.others:.0%} of the processors"
+        yield Finding("speed", busy, f"{AGAIN}, when nothing else runs")
 
 
 def model_findings(here: Sequence[Path]) -> Iterator[Finding]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from localmoe.app import rates, speeds
 from localmoe.app.experience import corrections, was_sent
 from localmoe.app.listener import Listener
-from localmoe.app.machine_file import read_rates
+from localmoe.app.machine_file import read_key, read_rates
 from localmoe.app.requests import PlanRequest
-from localmoe.facts import bandwidth
+from localmoe.facts import bandwidth, hardware
 from localmoe.facts.bandwidth import Rates
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
@@ -30,13 +32,24 @@ def with_forecast(
     if not plan.verdict.fits:
         return plan, None
     if request.machine is not None:
-        measured = read_rates(request.machine)
-        key = None
+        measured, key = _in_file(request.machine, model)
     else:
         measured, key = rates.rates_for(model, plan, machine, listener), rates.key_of(machine)
     if measured is None:
         return plan, None
     return _forecast(model, tuned_by(model, plan, measured, request), measured, key)
+
+
+def _in_file(path: Path, model: Model) -> tuple[Rates | None, str | None]:
+    """The rates of the machine that a file describes. With the key of this machine's rates, if it
+    is this one: then the model's own disk and earlier runs count, as without the file.
+    """
+    measured = read_rates(path)
+    key = rates.key_of(hardware.detect())
+    if measured is None or read_key(path) != key:
+        return measured, None
+    disk = measured.on_disk(bandwidth.disk_of(model.paths[0]))
+    return (measured.with_disk(disk) if disk else measured), key
 
 
 def known(

@@ -34,6 +34,15 @@ def read_rates(path: Path) -> Rates | None:
         return None
 
 
+def read_key(path: Path) -> str:
+    """The key of that machine's rates; "" if the file has none, or cannot be read."""
+    try:
+        document = _document(path)
+        return kept.text(document.get("machine", document)["key"], 80)
+    except (UsageError, AttributeError, *kept.DAMAGED):
+        return ""
+
+
 def _document(path: Path) -> Any:
     hint = "write one with `localmoe doctor --json > machine.json` on that machine"
     try:
@@ -79,10 +88,12 @@ def machine_of(document: object, source: str) -> Machine:
         cores_logical=read.whole("cores_logical", 1),
         ram_total=total,
         ram_available=read.free_of("ram_available", total),
-        ram_limited_by=None,
+        ram_limited_by=read.text("ram_limited_by", "") or None,
         gpus=tuple(_gpu(_Reader(gpu, f"{source}: gpus[{i}]"), i) for i, gpu in enumerate(gpus)),
         disk_free=read.whole("disk_free", 0),
         disk_read_bandwidth=read.number_or_none("disk_read_bandwidth"),
+        mappings=read.whole("mappings", 0) or None,
+        swap_total=read.whole("swap_total", 0),
     )
 
 

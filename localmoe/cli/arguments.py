@@ -81,6 +81,7 @@ class Options:
     prompt_tokens: int | None = None
     replay: str | None = None  # path
     sweep: bool = False
+    measure: bool = False
     log: str | None = None  # path
     vs: str | None = None  # command line of a llama.cpp program
     tune: float | None = None  # seconds

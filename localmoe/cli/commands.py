@@ -140,7 +140,7 @@ _TABLE = (
         "doctor",
         "[options]",
         "hardware, engine and caches; each finding with what to type",
-        ("doctor", "doctor --json > laptop.json"),
+        ("doctor", "doctor --measure", "doctor --json > laptop.json"),
     ),
 )
 

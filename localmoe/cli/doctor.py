@@ -8,6 +8,7 @@ from dataclasses import asdict
 from localmoe import __version__, storage
 from localmoe.app.diagnosis import diagnose
 from localmoe.app.machine_file import machine_document
+from localmoe.app.rates import key_of
 from localmoe.cli import render
 from localmoe.cli.arguments import Options, no_words
 from localmoe.cli.output import Output
@@ -18,7 +19,7 @@ from localmoe.facts import bandwidth, catalog
 def doctor_command(options: Options, output: Output) -> int:
     """Exit code 1 when the engine does not work, else 0."""
     no_words(options)
-    found = diagnose(plan_request(options), output)
+    found = diagnose(plan_request(options), output, measure=options.measure)
     if not output.as_json:
         output.print(render.doctor_screen([(f.area, f.text, f.fix) for f in found.findings]))
         return 0 if found.engine else 1
@@ -27,7 +28,8 @@ def doctor_command(options: Options, output: Output) -> int:
         {
             "version": __version__,
             "python": sys.version.split()[0],
-            "machine": machine_document(found.machine) | {"rates": rates},
+            "machine": machine_document(found.machine)
+            | {"rates": rates, "key": key_of(found.machine)},
             "engine": asdict(found.engine) if found.engine else None,
             "paths": {
                 "models": str(storage.models_dir()),

@@ -357,6 +357,11 @@ GROUPS = (
         ),
     ),
     _group(
+        "this machine",
+        ("doctor",),
+        _option("--measure", "measure how fast it is once more, which takes some seconds"),
+    ),
+    _group(
         "the routing",
         ("experts record",),
         _option(

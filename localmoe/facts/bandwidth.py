@@ -156,6 +156,11 @@ def load(key: str) -> Rates | None:
         return None
 
 
+def forget() -> None:
+    """Remove what was measured: the next command that needs it measures anew."""
+    path_of_rates().unlink(missing_ok=True)
+
+
 def save(key: str, rates: Rates) -> None:
     """Keeps ``rates`` in a private file, written whole or not at all. Raises StorageError."""
     document = {"key": key, "rates": to_json(rates)}
