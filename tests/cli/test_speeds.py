@@ -174,7 +174,8 @@ def test_quality_counts_among_what_is_usable() -> None:
     best, why = recommend([q3, near, quick])
     assert best is quick and "better than the usual Q4_K_M" in why
     f16 = fitted("F16", 20, RAM, 10.0)  # Q8_0 has all that one notices
-    assert recommend([near, fitted("Q8_0", 10.6, RAM, 11.0), f16])[0].label == "Q8_0"
+    smaller = fitted("Q8_0", 10.6, RAM, 11.0)
+    assert recommend([near, smaller, f16])[0] is smaller
     assert recommend([q3, near, q8], 3.0)[0] is q8  # somebody has said what is usable
 
 
