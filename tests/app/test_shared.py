@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -116,15 +117,17 @@ def test_it_is_overtaken_a_few_times_at_most(model: localmoe.LoadedModel) -> Non
     assert ended.index(long.prompt) <= OVERTAKEN
 
 
-def test_where_nothing_can_be_put_away_nobody_overtakes(path: Path) -> None:
+def test_where_nothing_can_be_put_away_nobody_overtakes(
+    model: localmoe.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without RAM for it the long prompt would have to be read anew."""
-    wishes = localmoe.Wishes(threads=1, batch=32)
-    with localmoe.load(str(path), context=2048, wishes=wishes) as model:
-        shared, ended = SharedModel(model), list[str]()
-        long = Asking(shared, LONG, ended).begun()
-        short = Asking(shared, SHORT, ended)
-        assert short.answer and long.answer
-    assert ended == [LONG, SHORT]
+    settings = dataclasses.replace(model.plan.settings, prompt_cache=0)
+    monkeypatch.setattr(model, "plan", dataclasses.replace(model.plan, settings=settings))
+    shared, ended = SharedModel(model), list[str]()
+    long = Asking(shared, "None. " + LONG, ended).begun()
+    short = Asking(shared, SHORT, ended)
+    assert short.answer and long.answer
+    assert ended == [long.prompt, SHORT]
 
 
 def test_stopping_stops_that_one_alone(model: localmoe.LoadedModel) -> None:
@@ -156,16 +159,16 @@ def test_who_leaves_waits_for_a_slow_engine(
     assert model.engine.pid == worker and model.engine.alive  # type: ignore[attr-defined]
 
 
-def test_a_crash_is_told_to_one_and_the_next_has_a_fresh_engine(path: Path) -> None:
+def test_a_crash_is_told_to_one_and_the_next_has_a_fresh_engine(
+    model: localmoe.LoadedModel,
+) -> None:
     """The one under way gets the error; whoever waits gets an answer."""
-    wishes = localmoe.Wishes(threads=1, batch=32)
-    with localmoe.load(str(path), context=2048, wishes=wishes) as model:
-        (expected,) = alone(model, SHORT)
-        shared = SharedModel(model)
-        first = Asking(shared, LONG).begun()
-        second = Asking(shared, SHORT)
-        wait_until(lambda: shared.waiting or second.done)
-        os.kill(model.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        first.thread.join()
-        assert isinstance(first.error, EngineCrashError) or first.done
-        assert second.answer == expected
+    (expected,) = alone(model, "Another question.")
+    shared = SharedModel(model)
+    first = Asking(shared, "Last. " + LONG).begun()
+    second = Asking(shared, "Another question.")
+    wait_until(lambda: shared.waiting or second.done)
+    os.kill(model.engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    first.thread.join()
+    assert isinstance(first.error, EngineCrashError) or first.done
+    assert second.answer == expected
