@@ -64,8 +64,12 @@ def served_model(request: LoadRequest, listener: Listener) -> Iterator[LoadedMod
         yield None
         return
     connected, greeting = found
+    kind = greeting.plan.settings.type_k
+    how = "" if kind == Wishes().type_k else f", with its KV cache in {kind}"
     where = f" at {greeting.address}" if greeting.address else ""
-    listener.note(f"{clean_line(facts.name)}: answered by the server that has it loaded{where}")
+    listener.note(
+        f"{clean_line(facts.name)}: answered by the server that has it loaded{how}{where}"
+    )
     if request.name is not None and request.remember:
         remember(request.name)
     engine = AttachedEngine(connected, greeting.loaded)
