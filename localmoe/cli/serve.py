@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from localmoe.cli.arguments import Options, only_model
 from localmoe.cli.output import Output
@@ -22,12 +23,17 @@ def serve_command(options: Options, output: Output) -> int:
 
     def ready(address: str) -> None:
         if output.as_json:
-            output.json({"address": address, "model": request.load.name})
+            output.json(document(address, request))
         what = f"{clean_line(request.load.name)}: " if request.load.name else ""
         output.announce(f"{what}listening on {address}")
 
     serve(request, output, ready)
     return 0
+
+
+def document(address: str, request: ServeRequest) -> dict[str, object]:
+    """``serve --json``, written when requests are answered."""
+    return {"address": address, "pid": os.getpid(), "model": request.load.name}
 
 
 def serve_request(options: Options) -> ServeRequest:

@@ -15,7 +15,13 @@ from starlette.routing import Route
 
 from localmoe.app.listener import Listener
 from localmoe.chat.events import TurnDone
-from localmoe.server import anthropic, openai_chat, openai_completions, openai_responses
+from localmoe.server import (
+    anthropic,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    openapi,
+)
 from localmoe.server.answering import Answering
 from localmoe.server.asks import Ask
 from localmoe.server.dialects import problems_at
@@ -73,6 +79,7 @@ class Paths:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
                 Route("/metrics", self._metrics),
+                Route("/openapi.json", self._openapi),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/v1/messages/count_tokens", self._count, methods=["POST"]),
                 *(
@@ -139,6 +146,9 @@ class Paths:
         admission = self._answering.admission
         text = self._metered.text(running=min(1, admission.inside), waiting=admission.waiting)
         return Response(text, media_type="text/plain; version=0.0.4")
+
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi.document())
 
     async def _unsupported(self, request: Request) -> Response:
         what = request.url.path.removeprefix("/v1/").partition("/")[0]

@@ -82,7 +82,8 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, LocalmoeError):
         for kind in _OF_ERRORS:
             if isinstance(error, kind.error):
-                message = f"{error.message} ({error.hint})" if error.hint else error.message
+                message, hint = error.typed()
+                message = f"{message} ({hint})" if hint else message
                 code = kind.code if kind.code != "engine" else error.code
                 return Problem(kind.status, clean(message), code=code)
     return Problem(500, f"internal error: {type(error).__name__}", code="internal")

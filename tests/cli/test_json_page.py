@@ -16,6 +16,7 @@ from localmoe.app.bench_documents import advice_document, summary_document
 from localmoe.app.documents import guessed, machine_summary
 from localmoe.app.machine_file import machine_of
 from localmoe.app.planned_model import CatalogGuess, Skipped
+from localmoe.app.requests import LoadRequest
 from localmoe.bench.figures import Spread, Summary
 from localmoe.bench.variants import Variant
 from localmoe.chat.attachments import Attachment
@@ -23,6 +24,7 @@ from localmoe.chat.events import ReasoningDelta
 from localmoe.chat.export import to_document
 from localmoe.chat.session import Message, Session, Turn
 from localmoe.cli.loaded import load_document
+from localmoe.cli.serve import document as serve_document
 from localmoe.cli.worker import document as worker_document
 from localmoe.engine.builds import Tool
 from localmoe.engine.events import LoadProgress
@@ -32,6 +34,7 @@ from localmoe.facts.gpus import Gpu
 from localmoe.hub.names import ModelFiles, RepoFile
 from localmoe.planning.plan import Verdict
 from localmoe.schema import SCHEMA_VERSION
+from localmoe.server.requests import ServeRequest
 from tests.chat import templates
 from tests.cli.command import SOURCE
 from tests.cli.test_experts import QWEN3, two_domains
@@ -149,6 +152,7 @@ def written(
         "doctor": [{"machine": {"gpus": [asdict(GPU)]}, "engine": {"gpus": [asdict(GPU)]}}],
         "run": [{"plan": {"machine": machine_summary(BOX_WITH_GPU)}}],
         "worker": [worker_document(SERVER, None)],
+        "serve": [serve_document("http://127.0.0.1:1", ServeRequest(LoadRequest("nano")))],
         "event: load": [load_document(LoadProgress(0.5))],
         "event: reasoning": [{"event": "reasoning", **asdict(ReasoningDelta("hm"))}],
         "save": [json.loads(to_document(SESSION, "talk"))],
