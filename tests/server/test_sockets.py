@@ -36,7 +36,7 @@ def answer_to(served: Served, data: bytes, *, end: bool = True) -> bytes:
 
 
 def is_well(served: Served) -> bool:
-    return served.ask("GET", "/health")[2] == {"status": "ok"}
+    return bool(served.ask("GET", "/health")[2] == {"status": "ok"})
 
 
 @pytest.mark.parametrize(
