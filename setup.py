@@ -23,6 +23,7 @@ SOURCES = (
     "expert_memory",
     "expert_prediction",
     "expert_reading",
+    "expert_streaming",
     "expert_steering",
     "recording",
     "usage",

@@ -26,7 +26,8 @@ from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.engine.rpc_build import build_rpc_library
 from localmoe.facts.model import Model, read_model
-from localmoe.planning.cache import needed_budget, plan_cache
+from localmoe.planning.cache import needed_budget
+from localmoe.planning.cache_plan import plan_cache
 from localmoe.planning.layout import experts_to_host
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
 from tests.archs import ARCHITECTURES, generate

@@ -18,6 +18,7 @@ from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import verdict_words
 from localmoe.cli.tiers import TIER_STYLE, tier_names
 from localmoe.facts.model import Model, Role
+from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
 from localmoe.terminal.tables import Rows, cell, indented, pairs
@@ -93,12 +94,21 @@ def _memory_parts(model: Model, plan: Plan) -> Table:
         ("dense weights", dense, ""),
         ("expert weights", experts, experts_text(model)),
         ("KV cache", memory.kv, f"{settings.context:,} tokens, {kv}"),
-        ("compute", memory.compute, f"batches of {settings.ubatch} tokens"),
+        ("compute", memory.compute, _batches_text(settings)),
     ):
         grid.add_row(name, format_bytes(count), Text(detail))
     estimated = "" if memory.exact else "estimated"
     grid.add_row(Text("total", "bold"), Text(format_bytes(memory.total), "bold"), estimated)
     return grid
+
+
+def _batches_text(settings: EngineSettings) -> str:
+    """``batches of 2,048 tokens; while a prompt is read, 288 MiB of the experts' memory too``."""
+    text = f"batches of {settings.ubatch:,} tokens"
+    if settings.cache_lent:
+        lent = format_bytes(settings.cache_lent)
+        text += f"; while a prompt is read, {lent} of the experts' memory too"
+    return text
 
 
 def show_screen(model: Model) -> RenderableType:

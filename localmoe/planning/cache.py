@@ -1,16 +1,13 @@
-"""How experts that do not fit in RAM are served: the regime, its memory, its batch. Pure."""
+"""The experts that do not fit in RAM: where they are, and what memory they take. Pure."""
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from localmoe.facts.model import Model, Role, Tensor
-from localmoe.planning.memory import EngineSettings, RoutedTensor
-from localmoe.planning.plan import CachePlan
-from localmoe.text import format_bytes
+from localmoe.planning.memory import RoutedTensor
 
 BLOCK = 4096
 """The alignment of direct reads, in bytes: nearly every disk takes it."""
@@ -21,7 +18,7 @@ OTHER_MAPPINGS = 4096
 NEAR = 64 * 1024
 """Bytes between two dense ranges that are read with them: less than a separate read costs."""
 
-_ORDER = {"gate_up": 0, "up": 0, "gate": 1, "down": 2}  # as llama.cpp multiplies by them
+_ORDER = {"gate_up": 0, "up": 0, "gate": 1, "down": 2}  # at first; the cache learns the graph's
 _PROJECTION = re.compile(r"blk\.\d+\.ffn_(gate_up|up|gate|down)_(ch)?exps\.weight")
 _CHUNK_EXPERTS = 10_000  # added to the layer: grovemoe's second set of experts has ids of its own
 
@@ -101,33 +98,20 @@ def _up(number: int, to: int) -> int:
     return -(-number // to) * to
 
 
-def batch_for(model: Model, layers: Iterable[int], budget: int, batch: int, used: int = 0) -> int:
-    """The largest prefill batch, at most ``batch``, that leaves half of the budget free.
-
-    A batch needs all experts of a layer that its tokens choose at the same time: in the worst case
-    a token's top-k each, or all. The free half is where the next layer is read meanwhile. When
-    even one token takes more than half, 1: it is the smallest there is. ``used``: experts per
-    token, 0 for the model's own.
-    """
-    for tensors, own in _routed_groups(model, layers):
-        slots = budget // 2 // slot_bytes(tensors)
-        if slots < tensors[0].experts:
-            batch = min(batch, max(1, slots // max(1, used or own)))
-    return batch
-
-
 def needed_budget(model: Model, layers: Iterable[int], batch: int, used: int = 0) -> int:
-    """Bytes without which the private regime cannot compute a batch of that many tokens."""
+    """Bytes in which the experts of a batch of that many tokens have places of their own, layer by
+    layer: in the worst case a token's top-k each, or all.
+    """
     return max(
         (
             slot_bytes(tensors) * min(tensors[0].experts, batch * (used or own))
-            for tensors, own in _routed_groups(model, layers)
+            for tensors, own in routed_groups(model, layers)
         ),
         default=0,
     )
 
 
-def _routed_groups(model: Model, layers: Iterable[int]) -> Iterator[tuple[list[RoutedTensor], int]]:
+def routed_groups(model: Model, layers: Iterable[int]) -> Iterator[tuple[list[RoutedTensor], int]]:
     """Tensors that share their ids, and the experts that a token chooses there."""
     groups: dict[int, list[RoutedTensor]] = {}
     for tensor in routed_tensors(model):
@@ -144,83 +128,15 @@ def mapped_bytes(model: Model, layers: Iterable[int], mappings: int) -> int:
     An expert in memory is a mapping, and so is what lies between it and the next one. The rest of
     the process needs some too.
     """
-    slots = [slot_bytes(tensors) for tensors, _ in _routed_groups(model, layers)]
+    slots = [slot_bytes(tensors) for tensors, _ in routed_groups(model, layers)]
     return max(0, mappings - OTHER_MAPPINGS) // 2 * min(slots, default=0)
 
 
 def most_bytes(model: Model, layers: Iterable[int], mappings: int | None) -> int:
     """Bytes of private memory with every expert of these layers in it, as far as it can be had."""
     wanted = list(layers)
-    every = sum(slot_bytes(group) * group[0].experts for group, _ in _routed_groups(model, wanted))
+    every = sum(slot_bytes(group) * group[0].experts for group, _ in routed_groups(model, wanted))
     return every if mappings is None else min(every, mapped_bytes(model, wanted, mappings))
-
-
-def plan_cache(
-    model: Model,
-    settings: EngineSettings,
-    host_experts: Mapping[int, int],
-    room: int,
-    wish: str = "auto",
-    wished_bytes: int | None = None,
-    mappings: int | None = None,
-) -> tuple[EngineSettings, CachePlan]:
-    """The settings with a cache in them, and what to say of it.
-
-    ``host_experts``: bytes of routed experts in host memory per layer; ``room``: RAM in which they
-    may stay. ``wish``: auto, off, page or private; ``wished_bytes`` bounds the private memory;
-    ``mappings``: the system's limit of them for a process, None without one.
-    """
-    experts = sum(host_experts.values())
-    layers = sorted(index for index, size in host_experts.items() if size)
-    left = room
-    if wished_bytes is not None:
-        room = min(room, wished_bytes)
-    if not experts:
-        return settings, CachePlan("resident", 0, "no expert is left to cache")
-    if wish == "off":
-        whole = room >= experts
-        why = "switched off: the system reads page by page what is missing"
-        return (
-            dataclasses.replace(settings, read_ahead=whole),
-            CachePlan("resident" if whole else "off", room, why),
-        )
-    if room >= experts and wish == "auto":
-        return settings, CachePlan("resident", experts, "all experts fit in memory")
-    settings = dataclasses.replace(settings, read_ahead=False, repack=False)
-    if wish == "page":
-        return (
-            dataclasses.replace(settings, cache="page"),
-            CachePlan("page", room, "asked for: the system's page cache decides what stays"),
-        )
-    limits = []
-    if wished_bytes is not None and left < min(wished_bytes, experts):
-        limits.append(f"{format_bytes(wished_bytes)} were asked for, {format_bytes(left)} are left")
-    if mappings is not None and (most := mapped_bytes(model, layers, mappings)) < room:
-        limits.append(
-            f"{mappings:,} memory mappings of a process (vm.max_map_count) allow "
-            f"{format_bytes(most)} of {format_bytes(room)}"
-        )
-        room = most
-    said = "".join(f"; {limit}" for limit in limits)
-    if room < needed_budget(model, layers, 1, settings.experts_used):
-        why = f"{format_bytes(room)} hold less than one layer's experts of one token{said}"
-        return dataclasses.replace(settings, cache="page"), CachePlan("page", room, why)
-    batch = batch_for(model, layers, room, settings.ubatch, settings.experts_used)
-    why = (
-        f"{format_bytes(experts)} of experts, {format_bytes(room)} for them: "
-        f"those used most of late stay, the others are read when a token needs them{said}"
-    )
-    return (
-        dataclasses.replace(
-            settings,
-            cache="private",
-            op_offload=False,  # a GPU would copy a batch's experts from where they may not be
-            cache_bytes=min(room, experts),
-            batch=min(batch, settings.batch),
-            ubatch=batch,
-        ),
-        CachePlan("private", min(room, experts), why),
-    )
 
 
 def left_over(free: int, unfilled: int, mapped_most: int, mapped: int, swapped: int) -> int:

@@ -7,7 +7,7 @@ are slower. They were found on models that are not in the table of docs/speed.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRate, value_at
@@ -18,6 +18,7 @@ from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU
 from localmoe.planning.places import holder, is_remote
 from localmoe.planning.plan import Plan
+from localmoe.planning.prefill import attention_work, batches
 from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
 from localmoe.text import counted, format_bytes
@@ -98,6 +99,7 @@ class Clock:
         settings = plan.settings
         self._threads = settings.threads or int(rates.ram[-1][0])
         self._batch_threads = settings.threads_batch or self._threads
+        self._attention = attention_work(model, settings)
         self._work = work_of(model, settings)
         self._routed = [m for m in self._work.matrices if m.experts and m.home == CPU]
         self._disk = rates.disk[0] if rates.disk else _DISK
@@ -221,7 +223,8 @@ class Clock:
 
     def _prefill(self, tokens: int, threads: int, *, cold: bool = False) -> Seconds:
         total = NOTHING
-        for size, before in _batches(tokens, self._plan.settings.ubatch):
+        most = self._plan.settings.ubatch
+        for size, before in batches(tokens, most, self._attention, self._batch_threads):
             computing = Seconds.of(self._processor(size, before, threads), BATCH)
             computing += self._apart(size, before)
             if self._regime in MISS:
@@ -392,9 +395,3 @@ def _per_second(size: float, seconds: float) -> str:
 
 def _times(curve: Curve, scale: float) -> Curve:
     return tuple((x, y * scale) for x, y in curve)
-
-
-def _batches(tokens: int, size: int) -> Iterable[tuple[int, int]]:
-    """(tokens of the batch, tokens before it)."""
-    for at in range(0, tokens, max(1, size)):
-        yield min(size, tokens - at), at

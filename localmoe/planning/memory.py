@@ -46,6 +46,7 @@ class EngineSettings:
     cache: str = "off"  # experts in host memory: "off" | "page" | "private"
     cache_bytes: int = 0  # private: memory for experts
     cache_most: int = 0  # bytes to which that may grow while memory is left over; 0: not at all
+    cache_lent: int = 0  # of ``cache_bytes``: what a full batch's buffers take while it is computed
     cache_shares: tuple[tuple[int, float], ...] = ()  # (layer, share of its experts); () = even
     prompt_cache: int = 0  # bytes of RAM for what was read in other conversations; 0: none is kept
     experts_used: int = 0  # lossy: experts per token; 0 = the model's own

@@ -8,13 +8,15 @@ is measured by the engine, never summed up here; only a device outside the engin
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.advice import Decision, advise, explain
 from localmoe.planning.budget import Budget, budget_of, prompt_cache_bytes
-from localmoe.planning.cache import most_bytes, plan_cache
+from localmoe.planning.cache import most_bytes
+from localmoe.planning.cache_plan import plan_cache
 from localmoe.planning.cache_shares import trusted
 from localmoe.planning.candidates import Candidate, Candidates
 from localmoe.planning.context import (
@@ -70,9 +72,12 @@ def make_plan(
     )
     settings, cache = placement.cached(candidate, verdict)
     memory = candidate.memory
-    asked = (candidate.settings.ubatch, candidate.settings.op_offload)
-    if (settings.ubatch, settings.op_offload) != asked:  # what a cache may change
-        memory = placement.candidates.measure(settings)
+    # What a cache may change. The buffers of a larger batch are lent by the experts' memory.
+    batch = min(settings.ubatch, candidate.settings.ubatch)
+    offload = settings.op_offload
+    if (batch, offload) != (candidate.settings.ubatch, candidate.settings.op_offload):
+        counted = dataclasses.replace(settings, batch=batch, ubatch=batch)
+        memory = placement.candidates.measure(counted)
     without_offload = None
     if settings.devices and settings.op_offload and candidate.host_experts:
         unoffloaded = dataclasses.replace(settings, op_offload=False)
@@ -184,6 +189,7 @@ class _Placement:
             wish,
             wishes.cache_ram,
             self._machine.mappings,
+            None if wishes.batch or settings.devices else self._buffers(settings),
         )
         if plan.regime != "private":
             return settings, plan
@@ -198,6 +204,15 @@ class _Placement:
             tokens = f"{self.profile.tokens:,.0f} recorded tokens"
             plan = dataclasses.replace(plan, why=f"{plan.why}; shared out by {tokens}")
         return dataclasses.replace(settings, cache_shares=shares), plan
+
+    def _buffers(self, settings: EngineSettings) -> Callable[[int], int]:
+        """Bytes of the engine's buffers in RAM for batches of so many tokens."""
+
+        def buffers(batch: int) -> int:
+            sized = dataclasses.replace(settings, batch=batch, ubatch=batch)
+            return self.candidates.measure(sized).on(CPU).compute
+
+        return buffers
 
     def max_context(self, candidate: Candidate) -> int:
         """The largest context at which the model runs at all, placed anew, of those it was trained

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from localmoe.errors import LocalmoeError
 from localmoe.facts.model import read_model
-from localmoe.planning.cache import plan_cache
+from localmoe.planning.cache_plan import plan_cache
 from localmoe.planning.memory import EngineSettings
 from tests.waiting import wait_until
 
@@ -247,10 +247,10 @@ def _witness(model: Any, ctx: Any, flag: ctypes.c_int32, experts: Any) -> Any:
                 flag.value = 1
             return flag.value != 0
 
-        def _decode(self, tokens: list[int], number: int) -> None:
+        def _decode(self, tokens: list[int], number: int, following: int = 0) -> None:
             self._nodes = 0
             self._phase = "prefill" if number == PROMPT else "decode"
-            super()._decode(tokens, number)
+            super()._decode(tokens, number, following)
             self._done[self._phase] += 1
             logits = llama.llama_get_logits_ith(ctx, -1)
             size = 4 * int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))

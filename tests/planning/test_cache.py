@@ -12,17 +12,17 @@ from localmoe.facts.model import Model, Role, read_model
 from localmoe.planning.cache import (
     OTHER_MAPPINGS,
     PAGE,
-    batch_for,
     budget_under_pressure,
     dense_ranges,
     left_over,
     mapped_bytes,
     needed_budget,
-    plan_cache,
     routed_tensors,
     slot_bytes,
 )
+from localmoe.planning.cache_plan import plan_cache
 from localmoe.planning.memory import EngineSettings, RoutedTensor
+from localmoe.planning.prefill import choose_batches, small_batch
 from tests.archs import ARCHITECTURES
 
 SETTINGS = EngineSettings(context=512)
@@ -107,29 +107,14 @@ def test_a_slot_holds_an_expert_of_any_shape() -> None:
         assert bytes_ <= size <= bytes_ + PAGE * (3 * len(tensors) + 3)
 
 
-def test_a_batch_leaves_half_of_the_budget(model: Model) -> None:
-    """Twice what the batch needs fits, the next larger batch does not; one token is the least."""
-    layers = moe_layers(model)
-    sizes = set()
-    for budget in range(needed_budget(model, layers, 1), 16 * MIB, 100_000):
-        batch = batch_for(model, layers, budget, 24)
-        sizes.add(batch)
-        assert 1 <= batch <= 24
-        if batch > 1:
-            assert 2 * needed_budget(model, layers, batch) <= budget
-        if batch < 24:
-            assert 2 * needed_budget(model, layers, batch + 1) > budget
-    assert sizes == {1, 2, 3, 24}, "16 experts, 4 of them per token"
-
-
 def test_more_experts_per_token_need_more_memory(model: Model) -> None:
     """``--experts`` counts in the least budget and in the batch."""
     layers = moe_layers(model)
     assert needed_budget(model, layers, 1, 8) == 2 * needed_budget(model, layers, 1)
     assert needed_budget(model, layers, 1, 99) == needed_budget(model, layers, 99)
     budget = 2 * needed_budget(model, layers, 2)
-    assert batch_for(model, layers, budget, 24) == 2
-    assert batch_for(model, layers, budget, 24, used=8) == 1
+    assert small_batch(model, layers, budget, 24) == 2
+    assert small_batch(model, layers, budget, 24, used=8) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +146,7 @@ def test_the_regime_follows_from_wish_and_room(
         assert (
             settings.ubatch
             == settings.batch
-            == batch_for(model, list(host), settings.cache_bytes, SETTINGS.ubatch)
+            == choose_batches(model, list(host), settings.cache_bytes, SETTINGS).tokens
         )
         assert not settings.repack
 

@@ -4,6 +4,7 @@
 // expert_memory.cpp      address space, budget, eviction
 // expert_reading.cpp     from the files: what is needed, and what will be
 // expert_prediction.cpp  which experts the next layer will choose
+// expert_streaming.cpp   a large batch, projection by projection, where its layers do not fit
 // expert_steering.cpp    other experts than the router chose: replay, and `--prefer-cached`
 
 #pragma once
@@ -38,6 +39,7 @@ struct localmoe_symbols {
     void * extra_types;
     void * op_name;
     void * type_traits;
+    void * buffer_base, * buffer_size;
 };
 
 struct localmoe_expert_tensor {  // one *_exps.weight
@@ -55,7 +57,7 @@ struct localmoe_expert_stats {
     uint64_t evictions;
     uint64_t prefetched, prefetch_used;
     double   stall_s;           // computing waited for reading
-    uint64_t resident_bytes;    // experts within the budget
+    uint64_t resident_bytes;    // of the budget: experts, and what a prompt borrows of it
     uint64_t calls;             // multiplications seen
     uint64_t preferred;         // chosen experts that gave way to resident ones (lossy)
     uint64_t most_experts;      // that may be in memory at once, for want of mappings
@@ -82,6 +84,8 @@ struct trouble {
     cause       what = NONE;
     std::string why;
 };
+
+bool refuses(int error);
 
 constexpr const char * OUT_OF_MEMORY = "out of memory";  // short: to be said without any
 
@@ -113,6 +117,7 @@ constexpr int64_t MAX_RANK = 16;  // of a token's experts, the most that are pre
 constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spare
 
 struct expert {
+    int     copied   = 0;      // how many copies of it are being made
     bool    resident = false;  // has memory (private) or was routed before (page)
     origin  from     = DIRECT; // private: how it is read
     bool    fresh    = false;  // its memory was never touched, as far as thread 0 knows
@@ -143,6 +148,7 @@ struct tensor_info {
 struct group {
     int layer = 0;
     std::vector<tensor_info> tensors;
+    std::vector<int>         order;  // in which the tensors are multiplied
     std::vector<expert>      experts;
     char * base      = nullptr;  // private: address space of all experts
     size_t span      = 0;
@@ -150,6 +156,7 @@ struct group {
     size_t slot      = 0;        // bytes that one expert occupies there, whole pages
     bool   direct    = true;     // file and memory agree modulo BLOCK for every expert
     bool   taken     = false;    // tensors are redirected
+    bool   streamed  = false;    // in this visit
     int    resident  = 0;
     int    capacity  = 0;
     double share     = -1;       // of its experts at the planned budget; < 0: like the others
@@ -178,6 +185,24 @@ struct piece {  // of one expert's part of one tensor
     int     chunk, chunks;
 };
 
+// Room for one projection of a layer, in the layout of its file: where a large batch multiplies when the experts of
+// its layers do not stay.
+struct stage {
+    char *  base = nullptr;
+    group * g    = nullptr;  // whose projection it holds, or is about to; null: nobody's
+    int     t    = 0;
+    int64_t from = 0;        // what is at `base`: bytes from the start of the file, whole blocks
+    int     left = 0;        // parts that are not there yet
+    int     busy = 0;        // parts that somebody is bringing
+    trouble problem;
+};
+
+struct stage_part {  // the experts [first, end) of a stage
+    stage * to;
+    int     first, end;
+    bool    copied;  // from the cache
+};
+
 class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::extra_buffer_type {
   public:
     expert_cache(const localmoe_symbols & symbols, mode how, uint64_t budget, int readers, int32_t * interrupt);
@@ -186,7 +211,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool add_tensor(const localmoe_expert_tensor & entry);
     bool start();
     void remove();
-    bool begin(int64_t position, int64_t tokens, int64_t decoded);
+    bool begin(int64_t position, int64_t tokens, int64_t decoded, int64_t following, uint64_t buffers);
     bool end();
     trouble failure();
     localmoe_expert_stats stats();
@@ -265,6 +290,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
         return g.base + down(g.stride * size_t(expert), PAGE);
     }
 
+    void place_tensor(group & g, const tensor_info & t);
     void take_tensors(group & g);
     void give_tensors_back(group & g);
 
@@ -324,6 +350,24 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void count(group & g, expert & x);
     void miss(group & g, expert & x);
 
+    // ---- streaming -------------------------------------------------------------------------------
+
+    bool streams(const group & g, int64_t rows, int64_t used) const;
+    void borrow(uint64_t & what, uint64_t bytes);
+    bool stages();
+    void free_stages();
+    void stream(std::unique_lock<std::mutex> & lock, group & g, int t, int64_t rows, int64_t used);
+    void unstage();
+    void fill_next(stage & s, group & g, int t, int64_t rows, int64_t used);
+    void fill(stage & s, group & g, int t, bool all);
+    bool filled(std::unique_lock<std::mutex> & lock, stage & s);
+    bool take_part(stage_part & p);
+    void bring(std::unique_lock<std::mutex> & lock, const stage_part & p);
+    outcome read_run(const stage & s, const stage_part & p, bool past);
+    void cancel(std::unique_lock<std::mutex> & lock);
+    void refill();
+    void give_buffers_back();
+
     // ---- prediction ------------------------------------------------------------------------------
 
     bool routes(const ggml_tensor * op) const;
@@ -331,6 +375,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void learn(const ggml_tensor * op);
     void score(const ggml_compute_params * params, const ggml_tensor * op);
     static void weigh(const router & r, float * scores, size_t n);
+    static int  after(const group & g, int t);
     static bool there(const group & g, const expert & x);
     bool complete(const group & g) const;
     bool reads_ahead(const group & g, int64_t n) const;
@@ -356,6 +401,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     static constexpr int     SPINS   = 2000;  // some 50 µs, longer than an undisturbed decision takes
     static constexpr size_t  CHUNK   = 1 << 20;  // bytes of one read
+    static constexpr size_t  STAGE_READ = 4 << 20;  // bytes of one read into a stage
     static constexpr uint64_t OTHER_MAPPINGS = 2048;  // that the rest of the process may still need
     static constexpr double  SPIN_S  = 0.002;  // looking for a read again and again before sleeping
     static constexpr double  HALF_LIFE = 32;  // tokens
@@ -375,6 +421,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     extra_types_fn extra_types_ = nullptr;
     type_traits_fn type_traits_ = nullptr;
+    buffer_base_fn buffer_base_ = nullptr;
+    buffer_size_fn buffer_size_ = nullptr;
     int            mul_mat_id_ = -1, get_rows_ = -1, mul_ = -1, mul_mat_ = -1, add_ = -1, soft_max_ = -1, sqrt_ = -1;
     ggml_backend_buffer_type buffer_type_ = {};
     bool           installed_ = false;
@@ -395,6 +443,16 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::atomic<int>         left_{0};  // threads that have passed the gate
     int                      sleepers_ = 0;
     prefault_list            fresh_;  // of what this visit reads
+
+    std::array<stage, 2>     stages_;
+    std::deque<stage_part>   parts_;      // to be brought to them
+    size_t                   stage_bytes_ = 0;  // of each
+    size_t                   largest_slot_ = 0;  // of a group
+    uint64_t                 staged_ = 0;       // of the budget, that they take
+    uint64_t                 lent_ = 0;         // … that a prompt's buffers take
+    void *                   buffers_ = nullptr;  // llama.cpp's, in which graphs are computed
+    stage *                  multiplied_ = nullptr;  // where the last multiplication was, if in a stage
+    int64_t                  following_ = 0;    // tokens of the prompt's next batch
 
     direct_queue<piece>      queue_;  // thread 0 alone starts reads
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, cache_reads_;

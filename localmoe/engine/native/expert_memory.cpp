@@ -34,6 +34,10 @@ bool expert_cache::lay_out(group & g) {
     g.slot   = up(at, PAGE) + (rest ? PAGE : 0);
     g.stride = g.slot + rest;
     g.span   = g.stride * g.experts.size() + 2 * PAGE;
+    largest_slot_ = std::max(largest_slot_, g.slot);
+    for (auto & t : g.tensors) {
+        stage_bytes_ = std::max(stage_bytes_, up(size_t(t.offset) % BLOCK + t.bytes * g.experts.size(), PAGE));
+    }
     void * base = mmap(nullptr, g.span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         return fail(NO_MEMORY, "no address space for " + std::to_string(g.span >> 20) + " MiB of experts: " + strerror(errno));
@@ -42,11 +46,15 @@ bool expert_cache::lay_out(group & g) {
     return true;
 }
 
+void expert_cache::place_tensor(group & g, const tensor_info & t) {
+    t.tensor->data  = g.base + t.at;
+    t.tensor->nb[2] = g.stride;
+    t.tensor->nb[3] = g.stride * g.experts.size();
+}
+
 void expert_cache::take_tensors(group & g) {
     for (auto & t : g.tensors) {
-        t.tensor->data  = g.base + t.at;
-        t.tensor->nb[2] = g.stride;
-        t.tensor->nb[3] = g.stride * g.experts.size();
+        place_tensor(g, t);
     }
     g.taken = true;
 }
@@ -66,20 +74,20 @@ void expert_cache::give_tensors_back(group & g) {
 void expert_cache::share_budget() {
     layer_lookups_.resize(groups_.size());
     layer_misses_.resize(groups_.size());
-    uint64_t total = 0;
+    uint64_t total = 0, budget = budget_ - std::min(budget_, staged_ + lent_);
     for (auto & g : groups_) {
         total += uint64_t(g.slot) * g.experts.size();
     }
     for (auto & g : groups_) {
-        double share = g.share < 0 ? double(budget_) / double(std::max<uint64_t>(total, 1))
-                                   : g.share * double(budget_) / double(std::max<uint64_t>(planned_, 1));
+        double share = g.share < 0 ? double(budget) / double(std::max<uint64_t>(total, 1))
+                                   : g.share * double(budget) / double(std::max<uint64_t>(planned_, 1));
         g.capacity = int(std::min(1.0, share) * double(g.experts.size()) + 1e-3);
     }
 }
 
-// Whether an expert may be evicted now: not needed by this visit, no reader in it.
+// Whether an expert may be evicted now: not needed by this visit, no reader in it, no copy of it being made.
 bool expert_cache::idle(const expert & x) const {
-    if (!x.resident || x.pinned == visit_) {
+    if (!x.resident || x.pinned == visit_ || x.copied) {
         return false;
     }
     for (auto & p : x.pieces) {

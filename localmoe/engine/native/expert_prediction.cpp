@@ -40,9 +40,22 @@ void expert_cache::plan(const ggml_tensor * op) {
         return;
     }
     if (op->op == mul_mat_id_ && find(op->src[0], g, t)) {
+        if (g->planned < 0) {
+            g->order.clear();
+        }
+        if (std::find(g->order.begin(), g->order.end(), t) == g->order.end()) {
+            g->order.push_back(t);
+        }
         g->planned = op->src[2]->ne[1];
+        buffers_ = op->buffer;
     }
     learn(op);
+}
+
+// The tensor of a layer that is multiplied after t; after the last one, the first. One that no graph has shown is last.
+int expert_cache::after(const group & g, int t) {
+    auto at = std::find(g.order.begin(), g.order.end(), t);
+    return at == g.order.end() || at + 1 == g.order.end() ? g.order.front() : at[1];
 }
 
 // Whether the layer after `g` may be read for before it is asked: it routes no fewer tokens. Many

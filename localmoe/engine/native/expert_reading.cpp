@@ -16,10 +16,10 @@
 
 namespace localmoe {
 
-namespace {
-
 // What a read of a file system says that has no direct reads after all, or none of blocks as small as ours.
 bool refuses(int error) { return error == EINVAL || error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY; }
+
+namespace {
 
 // Whether blocks of BLOCK bytes can be read past the page cache, as far as can be known before: file systems
 // that allow to open a file so may still refuse to read it.
@@ -221,6 +221,11 @@ void expert_cache::read_loop() {
     std::vector<char> bounce;
     std::unique_lock<std::mutex> lock(mutex_);
     while (!stop_) {
+        stage_part s;
+        if (take_part(s)) {
+            bring(lock, s);
+            continue;
+        }
         piece p;
         if (!next_piece(p)) {
             work_.wait(lock);

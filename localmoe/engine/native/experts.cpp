@@ -50,6 +50,8 @@ expert_cache::expert_cache(const localmoe_symbols & symbols, mode how, uint64_t 
     soft_max_    = op_named(op_name, "SOFT_MAX");
     sqrt_        = op_named(op_name, "SQRT");
     type_traits_ = reinterpret_cast<type_traits_fn>(symbols.type_traits);
+    buffer_base_ = reinterpret_cast<buffer_base_fn>(symbols.buffer_base);
+    buffer_size_ = reinterpret_cast<buffer_size_fn>(symbols.buffer_size);
     batch_trust_.fill(1);
     buffer_type_.context = static_cast<ggml::cpu::extra_buffer_type *>(this);
 }
@@ -64,6 +66,7 @@ expert_cache::~expert_cache() {
     for (auto & thread : readers_) {
         thread.join();
     }
+    free_stages();
     for (auto & g : groups_) {
         give_tensors_back(g);
         if (g.base) {
@@ -114,6 +117,7 @@ bool expert_cache::add_tensor(const localmoe_expert_tensor & entry) {
         last_group_ = entry.group;
     }
     group & g = groups_.back();
+    g.order.push_back(int(g.tensors.size()));
     g.tensors.push_back({tensor, entry.file, entry.offset, size_t(entry.nbytes / entry.experts), 0,
                          tensor->data, tensor->nb[2], tensor->nb[3]});
     return true;
@@ -156,9 +160,10 @@ void expert_cache::remove() {
 }
 
 // Before each llama_decode: the tokens of the batch, how many came before them, and the number of
-// the decoded token (-1 while a prompt is read). False, here and at the end: `failure` says why not.
-bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
-    std::lock_guard<std::mutex> lock(mutex_);
+// the decoded token (-1 while a prompt is read); then the tokens of the prompt's next batch, and the bytes of the
+// budget that this one's buffers take. False, here and at the end: `failure` says why not.
+bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded, int64_t following, uint64_t buffers) {
+    std::unique_lock<std::mutex> lock(mutex_);
     failed_ = false;
     broken_ = false;
     error_ = {};
@@ -167,6 +172,17 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded) {
     last_     = decoding_ ? imposed_steps_ : imposed_prefill_;
     clock_ += batch_;
     batch_ = tokens;
+    following_ = following;
+    if (decoding_ && staged_) {
+        cancel(lock);
+        free_stages();
+    }
+    if (buffers < lent_) {
+        give_buffers_back();
+    }
+    if (buffers != lent_) {
+        borrow(lent_, buffers);
+    }
     rest();
     predicting_ = how_ == PRIVATE && (imposed_.empty() || imposed_predicted_ > 0);
     scored_for_ = predicted_for_ = nullptr;
@@ -197,9 +213,15 @@ void expert_cache::rest() {
 
 // After each llama_decode: nothing is needed any more.
 bool expert_cache::end() {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     visit_++;
     reap(0);
+    unstage();
+    if (staged_ && (stopped() || following_ == 0)) {
+        cancel(lock);
+        free_stages();
+        refill();
+    }
     keep_budget();
     return !failed_;
 }
@@ -451,6 +473,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
         g.seen = 0;
         g.turn = visit_;
         g.predicted = false;
+        g.streamed = streams(g, n, k);
         row = observe(g, ids);
     }
     g.seen |= 1u << t;
@@ -487,6 +510,10 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
                 needed_.push_back(e);
             }
         }
+    }
+    if (g.streamed) {
+        stream(lock, g, t, n, k);
+        return;
     }
     if (!needed_.empty()) {
         std::sort(needed_.begin(), needed_.end());
@@ -531,8 +558,7 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
     }
     share_zeroing(g, needed_);
     bool handed = false;
-    for (size_t i = 0; i < g.tensors.size(); i++) {
-        int tensor = int((t + i) % g.tensors.size());
+    for (int tensor = t, i = 0; i < int(g.tensors.size()); tensor = after(g, tensor), i++) {
         for (int e : needed_) {
             auto & x = g.experts[e];
             if (how_ == PRIVATE && x.pieces[tensor].state == ABSENT && x.from == DIRECT && g.direct &&
@@ -651,8 +677,9 @@ EXPORT void localmoe_experts_close(void * cache) {
     guarded(0, [&] { delete cache_of(cache); });
 }
 
-EXPORT bool localmoe_experts_begin(void * cache, int64_t position, int64_t tokens, int64_t decoded) {
-    return guarded(false, [&] { return cache_of(cache)->begin(position, tokens, decoded); });
+EXPORT bool localmoe_experts_begin(void * cache, int64_t position, int64_t tokens, int64_t decoded, int64_t following,
+                                   uint64_t buffers) {
+    return guarded(false, [&] { return cache_of(cache)->begin(position, tokens, decoded, following, buffers); });
 }
 
 EXPORT bool localmoe_experts_end(void * cache) {

@@ -69,6 +69,8 @@ class extra_buffer_type {
 using op_name_fn     = const char * (*)(int op);
 using extra_types_fn = std::vector<ggml_backend_buffer_type *> & (*)();
 using type_traits_fn = const ggml_type_traits_cpu * (*)(int type);
+using buffer_base_fn = void * (*)(void * buffer);
+using buffer_size_fn = size_t (*)(void * buffer);
 
 // -1 if it is not among the first operations of enum ggml_op, where all that we need are.
 inline int op_named(op_name_fn name_of, const char * name) {

@@ -22,6 +22,8 @@ _SYMBOLS = (  # library, mangled name; all of llama-cpp-python 0.3.36 have them
     (binding.cpu_library, "_Z39ggml_backend_cpu_get_extra_buffer_typesv"),
     (binding.base_library, "ggml_op_name"),
     (binding.cpu_library, "ggml_get_type_traits_cpu"),
+    (binding.base_library, "ggml_backend_buffer_get_base"),
+    (binding.base_library, "ggml_backend_buffer_get_size"),
 )
 
 
@@ -30,6 +32,8 @@ class _Symbols(ctypes.Structure):
         ("extra_types", ctypes.c_void_p),
         ("op_name", ctypes.c_void_p),
         ("type_traits", ctypes.c_void_p),
+        ("buffer_base", ctypes.c_void_p),
+        ("buffer_size", ctypes.c_void_p),
     )
 
 
@@ -82,7 +86,7 @@ class Counters:
     prefetched: int  # experts read before they were asked for
     prefetch_used: int
     stall_s: float  # computing waited for reading
-    resident_bytes: int  # of experts; never above the budget
+    resident_bytes: int  # of experts and what a prompt borrows; never above the budget
     calls: int  # multiplications by experts that were seen
     preferred: int  # choices changed by ``prefer``
     most_experts: int  # that the system's limit of mappings lets be in memory at once
@@ -183,7 +187,7 @@ class ExpertCache:
             self._native.localmoe_experts_begin,
             self._native.localmoe_experts_end,
         )
-        self._begin.argtypes = (ctypes.c_void_p, *(ctypes.c_int64,) * 3)
+        self._begin.argtypes = (ctypes.c_void_p, *(ctypes.c_int64,) * 4, ctypes.c_uint64)
         self._end.argtypes = (ctypes.c_void_p,)
         self._begin.restype = self._end.restype = ctypes.c_bool
 
@@ -192,13 +196,16 @@ class ExpertCache:
             self._native.localmoe_experts_close(self._handle)
             self._handle = ctypes.c_void_p()
 
-    def begin(self, position: int, tokens: int, decoded: int) -> bool:
+    def begin(
+        self, position: int, tokens: int, decoded: int, following: int = 0, buffers: int = 0
+    ) -> bool:
         """To be called before each llama_decode: ``tokens`` of one batch, from ``position`` on.
 
-        ``decoded``: the number of the answer's token, −1 while the prompt is read. False: a file
-        has changed, ``failure`` says so.
+        ``decoded``: the number of the answer's token, −1 while the prompt is read; ``following``:
+        tokens of the prompt's next batch; ``buffers``: bytes of the budget that the engine's
+        buffers take for this one. False: a file has changed, ``failure`` says so.
         """
-        return bool(self._begin(self._handle, position, tokens, decoded))
+        return bool(self._begin(self._handle, position, tokens, decoded, following, buffers))
 
     def end(self) -> bool:
         """To be called after each llama_decode: what it needed may be evicted again.

@@ -22,6 +22,7 @@ from localmoe.engine.worker.residency import Residency
 from localmoe.engine.worker.sampling import Sampler
 from localmoe.engine.worker.vocabulary import Utf8, Vocabulary
 from localmoe.errors import ContextOverflowError, EngineError
+from localmoe.planning.prefill import batch_at
 from localmoe.wording import option
 
 ABORTED = 2  # llama_decode's result when the abort callback said stop
@@ -95,7 +96,10 @@ class TokenStream:
 
 
 class Generator:
-    """Generates on one context. ``flag`` is set to 1, from any thread, to interrupt."""
+    """Generates on one context. ``flag`` is set to 1, from any thread, to interrupt.
+
+    ``attention``: what a layer's attention takes, as for ``batch_at``.
+    """
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class Generator:
         flag: ctypes.c_int32,
         experts: Residency,
         prompts: PromptCache | None = None,
+        attention: int = 0,
     ) -> None:
         self.vocabulary = Vocabulary(model)
         self.context = int(llama.llama_n_ctx(ctx))
@@ -113,6 +118,8 @@ class Generator:
         self._experts = experts
         self.batch = int(llama.llama_n_batch(ctx))
         self.ubatch = int(llama.llama_n_ubatch(ctx))
+        self._threads = int(llama.llama_n_threads_batch(ctx))
+        self._attention = attention
         self._batch = llama.llama_batch_init(self.batch, 0, 1)
         self.kv = KvState(ctx)
         self._prompts = prompts or PromptCache(0)
@@ -237,19 +244,25 @@ class Generator:
         at = len(self.kv.tokens)
         while at < len(prompt):
             yield at
-            end = min(at + self.batch, len(prompt))
-            if at < stable < end:
-                end = stable
+            end = self._batch_end(at, stable, len(prompt))
+            following = self._batch_end(end, stable, len(prompt)) - end
             self.kv.checkpoint_if_due()
-            self._decode(prompt[at:end], PROMPT)
+            self._decode(prompt[at:end], PROMPT, following)
             at = end
             if at == stable:
                 self.kv.checkpoint()
 
-    def _decode(self, tokens: list[int], number: int) -> None:
+    def _batch_end(self, at: int, stable: int, length: int) -> int:
+        """Where the batch ends that begins at token ``at`` of a prompt."""
+        size = batch_at(at, self.batch, self._attention, self._threads)
+        end = min(at + size, length)
+        return stable if at < stable < end else end
+
+    def _decode(self, tokens: list[int], number: int, following: int = 0) -> None:
         """Run the model over the next tokens; logits are kept for the last one.
 
-        ``number``: of the answer's token, or PROMPT.
+        ``number``: of the answer's token, or PROMPT; ``following``: tokens of the prompt's next
+        batch.
         """
         if self._flag.value:
             raise DecodeInterruptedError
@@ -262,7 +275,7 @@ class Generator:
             batch.seq_id[i][0] = 0
             batch.logits[i] = 0
         batch.logits[len(tokens) - 1] = 1
-        self._experts.begin(start, tokens, number)
+        self._experts.begin(start, tokens, number, following)
         status = llama.llama_decode(self._ctx, batch)
         failure = self._experts.failure()
         if status == 0 and failure is None:

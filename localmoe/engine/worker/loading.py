@@ -23,6 +23,7 @@ from localmoe.facts.hardware import free_memory
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.cache import dense_ranges
 from localmoe.planning.memory import CPU, EngineSettings
+from localmoe.planning.prefill import attention_work
 from localmoe.text import format_bytes, reason_of
 
 
@@ -72,7 +73,10 @@ class LoadedModel:
             self.note = self.note or self.experts.note
             if interrupt.value:  # set too late for the progress callback to see it
                 raise InterruptedLoadError("loading was interrupted")
-            self.generator = Generator(weights, context, interrupt, self.experts, prompts)
+            attention = attention_work(self.file, settings)
+            self.generator = Generator(
+                weights, context, interrupt, self.experts, prompts, attention
+            )
             stack.callback(self.generator.close)
             self.close = stack.pop_all().close
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from localmoe.facts.hardware import free_memory, own_memory
 from localmoe.facts.model import Model
-from localmoe.planning.cache import budget_under_pressure, left_over, needed_budget
+from localmoe.planning.cache import budget_under_pressure, left_over
 from localmoe.planning.memory import EngineSettings
+from localmoe.planning.prefill import least_budget
 
 if TYPE_CHECKING:
     from localmoe.engine.worker.expert_cache import ExpertCache
@@ -43,8 +44,7 @@ class MemoryWatch:
         self._unfilled = unfilled
         self._most = max(settings.cache_bytes, settings.cache_most)
         self._mapped_most = own_memory().mapped + mapped
-        layers = range(len(model.layers))
-        self._least = needed_budget(model, layers, settings.ubatch, settings.experts_used)
+        self._least = least_budget(model, range(len(model.layers)), settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -171,18 +171,21 @@ class Residency:
                     logits=settings.record_logits,
                 )
 
-    def begin(self, position: int, tokens: Sequence[int], decoded: int) -> None:
+    def begin(self, position: int, tokens: Sequence[int], decoded: int, following: int = 0) -> None:
         """Before each llama_decode of ``tokens``, the first of them at ``position``.
 
-        ``decoded``: the number of the answer's token, −1 while the prompt is read.
+        ``decoded``: the number of the answer's token, −1 while the prompt is read; ``following``:
+        tokens of the prompt's next batch.
         Raises ModelFileError when the file was changed since it was opened.
         """
         if self._pages is not None:
             self._pages.begin()
         if self._recording is not None:
             self._recording.begin(tokens, prefill=decoded < 0)
-        if self._cache is not None and not self._cache.begin(position, len(tokens), decoded):
-            raise self._failed(self._cache.failure())
+        settings, cache = self._settings, self._cache
+        lent = settings.cache_lent * len(tokens) // settings.ubatch if decoded < 0 else 0
+        if cache is not None and not cache.begin(position, len(tokens), decoded, following, lent):
+            raise self._failed(cache.failure())
 
     def done(self) -> None:
         """After one that went well. Raises StorageError when it could not be recorded."""

@@ -1,0 +1,149 @@
+"""How a prompt is read where experts come from the disk: in which batches, with which memory. Pure.
+
+A batch of some hundred tokens chooses nearly every expert, so all of them pass through memory once
+per batch: the larger the batch, the fewer bytes are read per token, and the more memory its buffers
+take. They are lent by the experts' memory while the prompt is read (``EngineSettings.cache_lent``).
+How the experts pass is decided by ``streams`` in ``expert_streaming.cpp``: layer by layer, the next
+one beside the one that is computed, or projection by projection through two stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from localmoe.facts.model import Model
+from localmoe.planning.cache import BLOCK, PAGE, needed_budget, routed_groups, slot_bytes
+from localmoe.planning.memory import EngineSettings
+from localmoe.planning.work import work_of
+
+BATCHES = (512, 1024, 2048, 4096)
+"""Tokens of the batches among which a plan chooses."""
+LONG = 4096  # tokens of a prompt for which as few bytes as possible are read
+NODE = 20e9
+"""Multiplications of one attention by one thread: some half a second, and an interrupt is only
+looked at between two operations."""
+LEAST = 32  # tokens; a batch is not made smaller for an interrupt's sake
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How large a prompt's batches are, and what the largest takes of the experts' memory."""
+
+    tokens: int
+    lent: int = 0  # bytes, for buffers beyond those that the plan has counted
+
+
+def stage_bytes(model: Model, layers: Iterable[int]) -> int:
+    """Bytes of the two stages through which a layer's projections pass."""
+    return 2 * max(
+        (
+            -(-(tensor.offset % BLOCK + tensor.nbytes) // PAGE) * PAGE
+            for tensors, _ in routed_groups(model, layers)
+            for tensor in tensors
+        ),
+        default=0,
+    )
+
+
+def working_bytes(
+    model: Model, layers: Iterable[int], budget: int, batch: int, used: int = 0
+) -> int | None:
+    """Bytes of ``budget`` in which experts pass while a batch is computed: two layers' or, where
+    those do not fit, the stages and one token's. None: it holds neither.
+
+    ``used``: experts per token, 0 for the model's own.
+    """
+    wanted = list(layers)
+    whole = 2 * needed_budget(model, wanted, batch, used)
+    staged = stage_bytes(model, wanted) + needed_budget(model, wanted, 1, used)
+    return next((size for size in (whole, staged) if size <= budget), None)
+
+
+def least_budget(model: Model, layers: Iterable[int], settings: EngineSettings) -> int:
+    """Bytes without which the private regime cannot compute a batch of the planned size."""
+    wanted, used = list(layers), settings.experts_used
+    staged = stage_bytes(model, wanted) + needed_budget(model, wanted, 1, used)
+    whole = needed_budget(model, wanted, settings.ubatch, used)
+    return min(whole, staged) + settings.cache_lent
+
+
+def small_batch(model: Model, layers: Iterable[int], budget: int, batch: int, used: int = 0) -> int:
+    """The largest batch, at most ``batch``, whose experts of a layer leave half of the budget free.
+
+    In the worst case a token's top-k are experts of its own. The free half is where the next layer
+    is read meanwhile. When even one token takes more than half, 1: it is the smallest there is.
+    """
+    for tensors, own in routed_groups(model, layers):
+        slots = budget // 2 // slot_bytes(tensors)
+        if slots < tensors[0].experts:
+            batch = min(batch, max(1, slots // max(1, used or own)))
+    return batch
+
+
+def choose_batches(
+    model: Model,
+    layers: Iterable[int],
+    budget: int,
+    settings: EngineSettings,
+    buffers: Callable[[int], int] | None = None,
+) -> Batches:
+    """The batches with which a long prompt reads the fewest bytes, in ``budget`` bytes for experts.
+
+    ``buffers``: bytes of the engine's buffers for batches of so many tokens; None: no larger batch
+    than the settings' is wanted.
+    """
+    wanted, used, planned = list(layers), settings.experts_used, settings.ubatch
+    every = sum(slot_bytes(group) * group[0].experts for group, _ in routed_groups(model, wanted))
+    sizes = {planned}
+    if buffers is not None:
+        attention, threads = attention_work(model, settings), batch_threads(settings)
+        larger = [size for size in BATCHES if planned < size <= settings.context]
+        sizes |= {size for size in larger if batch_at(0, size, attention, threads) == size}
+    found: list[tuple[int, Batches]] = []
+    for size in sorted(sizes):
+        lent = max(0, buffers(size) - buffers(planned)) if buffers is not None else 0
+        working = working_bytes(model, wanted, budget - lent, size, used)
+        if working is not None:
+            stays = max(0, budget - lent - working)
+            found.append((-(-LONG // size) * (every - min(every, stays)), Batches(size, lent)))
+    if not found:
+        return Batches(small_batch(model, wanted, budget, planned, used))
+    return min(found, key=lambda item: (item[0], item[1].tokens))[1]
+
+
+def batch_at(position: int, most: int, attention: int, threads: int) -> int:
+    """Tokens of the batch that begins at ``position``; a function of position and settings alone.
+
+    The largest of ``most``, its half, its quarter … whose longest operation, the attention to all
+    tokens before, takes an interrupt's patience: ``NODE``. ``attention``: multiplications of one
+    layer per pair of tokens; ``threads`` that compute it.
+    """
+    size = most
+    while size > LEAST and size * (position + size) * attention > NODE * max(1, threads):
+        size //= 2
+    return max(1, size)
+
+
+def batch_threads(settings: EngineSettings) -> int:
+    """Threads that read a prompt; 0 where the engine decides."""
+    return settings.threads_batch or settings.threads
+
+
+def attention_work(model: Model, settings: EngineSettings) -> int:
+    """``batch_at``'s ``attention``: of the layer that takes most; 0 where a GPU computes it."""
+    if settings.devices:
+        return 0
+    return max((x.heads * x.widths for x in work_of(model, settings).attending), default=0)
+
+
+def batches(
+    tokens: int, most: int, attention: int, threads: int, start: int = 0
+) -> Sequence[tuple[int, int]]:
+    """(tokens of the batch, tokens before it) of a prompt from ``start`` on."""
+    found, at = [], start
+    while at < tokens:
+        size = min(batch_at(at, most, attention, threads), tokens - at)
+        found.append((size, at))
+        at += size
+    return found

@@ -1,0 +1,110 @@
+"""Large batches whose layers do not fit pass through the stages, and change no logit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from localmoe.facts.model import Model, read_model
+from localmoe.planning.cache import needed_budget, routed_tensors
+from localmoe.planning.memory import EngineSettings
+from localmoe.planning.prefill import stage_bytes, working_bytes
+from scripts.make_standin import make_standin
+from tests.archs import qwen
+from tests.archs.families import Q4_K_M, Family
+from tests.archs.recipe import Dims
+from tests.engine.cache_matrix import FIRST
+from tests.engine.cached import Case, Turn, run_cases
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
+]
+BASE = EngineSettings(context=512, batch=64, ubatch=64, threads=2, threads_batch=2)
+LONG = FIRST * 6
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dims = Dims(layers=5, embd=512, heads=4, experts=24, used=3, expert_ff=768, context=512)
+    folder = tmp_path_factory.mktemp("streamed")
+    return make_standin(Family(qwen.qwen3moe, dims, Q4_K_M), folder / "wide.gguf", uniform=True)
+
+
+def least(model: Model) -> int:
+    layers = range(len(model.layers))
+    staged = stage_bytes(model, layers) + needed_budget(model, layers, 1)
+    assert working_bytes(model, layers, staged, BASE.ubatch) == staged
+    return staged
+
+
+def streamed(budget: int, base: EngineSettings = BASE) -> EngineSettings:
+    return dataclasses.replace(base, cache="private", cache_bytes=budget, read_ahead=False)
+
+
+def test_each_expert_is_read_once_per_batch(path: Path) -> None:
+    """With memory for two projections a prompt reads at most a tenth more than all experts once per
+    batch, and the logits are those without a cache."""
+    model = read_model(path)
+    turns = (Turn(LONG, 1),)
+    plain, cached = run_cases(path, [Case(BASE, turns), Case(streamed(least(model)), turns)])
+    assert cached.turns == plain.turns
+    (said,) = cached.turns
+    count = len(said.starts)
+    assert count >= 4
+    every = sum(tensor.nbytes for tensor in routed_tensors(model))
+    assert 0.5 * count * every < cached.counters["bytes_read"] <= 1.1 * count * every
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_interrupts_short_batches_and_the_answer_after(path: Path, threads: int) -> None:
+    """Stopped anywhere, in a prompt or in an answer; asked again, continued, with a prompt's last
+    batch of any length: at several budgets nothing differs, nor with a loan for buffers."""
+    base = dataclasses.replace(BASE, threads=threads, threads_batch=threads)
+    model = read_model(path)
+    turns = (
+        Turn(LONG, stop=("prefill", 1, 40)),
+        Turn(LONG + "one"),
+        Turn("Another. " + LONG, stop=("prefill", 0, 3)),
+        Turn("Another. " + LONG, stop=("prefill", 2, 77)),
+        Turn("Another. " + LONG, 8, stop=("decode", 2, 30)),
+        Turn("Another. " + LONG + " and", 8),
+        *(Turn(LONG + "more " * n, 2) for n in range(1, 4)),
+    )
+    budget = least(model)
+    small = streamed(budget, base)
+    more = streamed(budget * 5 // 4, base)
+    lent = dataclasses.replace(more, cache_lent=budget // 5)
+    plain, *cached = run_cases(path, [Case(s, turns) for s in (base, small, more, lent)])
+    for ran in cached:
+        assert ran.turns == plain.turns
+        assert 0 < ran.counters["resident_bytes"] <= budget * 5 // 4
+
+
+def test_a_budget_that_shrinks_and_grows_meanwhile(path: Path) -> None:
+    """Another thread moves the budget between what the stages take and all experts."""
+    model = read_model(path)
+    every = 2 * sum(tensor.nbytes for tensor in routed_tensors(model))
+    turns = tuple(Turn(f"{n} {LONG}", 2) for n in range(2))
+    shaken = Case(streamed(least(model)), turns, shaken=(least(model), every))
+    plain, cached = run_cases(path, [Case(BASE, turns), shaken])
+    assert cached.turns == plain.turns
+
+
+def test_without_direct_reads(path: Path) -> None:
+    """A file system that refuses them is read through the page cache, as whole projections too."""
+    place = Path("/dev/shm")
+    if not os.access(place, os.W_OK):
+        pytest.skip("no file system in memory")
+    copy = place / f"localmoe-streamed-{os.getpid()}.gguf"
+    try:
+        copy.write_bytes(path.read_bytes())
+        settings = streamed(least(read_model(path)))
+        turns = (Turn(LONG, 2),)
+        plain, cached = run_cases(copy, [Case(BASE, turns), Case(settings, turns)])
+        assert cached.turns == plain.turns
+    finally:
+        copy.unlink(missing_ok=True)
