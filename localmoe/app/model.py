@@ -115,7 +115,7 @@ class LoadedModel:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int | None = None,
-        tools: Sequence[Mapping[str, object]] = (),
+        tools: Sequence[Mapping[str, object]] | ToolUse = (),
         tool_choice: str | Mapping[str, object] = "auto",
         parallel_tool_calls: bool = True,
         **sampling: Unpack[SamplingOptions],
@@ -132,7 +132,11 @@ class LoadedModel:
         ContextOverflowError, EngineError.
         """
         messages = _messages(prompt, system, files)
-        use = read_tools(tools, tool_choice, parallel=parallel_tool_calls)
+        use = (
+            tools
+            if isinstance(tools, ToolUse)
+            else read_tools(tools, tool_choice, parallel=parallel_tool_calls)
+        )
         settings = self.settings(
             schema=schema,
             think=think,
@@ -232,7 +236,12 @@ class LoadedModel:
         return self._template
 
     def count_prompt(
-        self, prompt: str | Sequence[Mapping[str, object]], *, system: str = "", think: str = "auto"
+        self,
+        prompt: str | Sequence[Mapping[str, object]],
+        *,
+        system: str = "",
+        think: str = "auto",
+        tools: Sequence[Mapping[str, object]] | ToolUse = (),
     ) -> int:
         """Number of tokens that ``chat`` would read for these messages; from any thread.
 
@@ -240,7 +249,9 @@ class LoadedModel:
         """
         self._check_loaded()
         level = self.settings(think=think).think
-        rendered = self.template.render(_messages(prompt, system, ()), think=level)
+        use = tools if isinstance(tools, ToolUse) else read_tools(tools)
+        messages = _messages(prompt, system, ())
+        rendered = self.template.render(messages, tools=use.tools, think=level)
         return self.engine.count_prompt(rendered.prompt, rendered.data)
 
     def count_tokens(self, text: str) -> int:

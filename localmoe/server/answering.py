@@ -161,7 +161,9 @@ class Answering:
         return dataclasses.replace(ask, messages=messages)
 
     def _tokens_of(self, model: LoadedModel, messages: Sequence[Message], ask: Ask) -> int:
-        return model.count_prompt(messages, think=ask.think or self._defaults.think)
+        return model.count_prompt(
+            messages, think=ask.think or self._defaults.think, tools=ask.tools or ()
+        )
 
     def _stream(self, model: LoadedModel, ask: Ask) -> Stream:
         defaults = self._defaults
@@ -183,6 +185,7 @@ class Answering:
             think=ask.think or defaults.think,
             max_tokens=max_tokens,
             stop=stop,
+            tools=ask.tools or (),
             top_logprobs=ask.top_logprobs,
             **sampling,
         )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.chat.events import (
+    AnswerDelta,
+    ReasoningDelta,
+    ToolCallBegin,
+    ToolCallDelta,
+    ToolCallEnd,
+    TurnDone,
+)
 from localmoe.engine.events import Token
+from localmoe.server import tool_fields
 from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields
 from localmoe.server.figures import timings
@@ -22,7 +31,12 @@ from localmoe.server.sampling import (
     stop_texts,
 )
 
-STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "interrupted": "end_turn"}
+STOP_REASONS = {
+    "stop": "end_turn",
+    "tool_calls": "tool_use",
+    "length": "max_tokens",
+    "interrupted": "end_turn",
+}
 NONCE = "x-anthropic-billing-header:"
 """Begins a system block that is another one in each request: kept, it would make every prompt a new
 one from its first words on."""
@@ -46,10 +60,9 @@ def read(fields: Fields) -> MessagesRequest:
         max_tokens=most_tokens(fields, "max_tokens"),
         stop=stop_texts(fields, "stop_sequences"),
         schema=_schema(fields),
+        tools=tool_fields.of_messages(fields),
         think=_think(fields),
     )
-    if fields.items("tools"):
-        raise Problem(400, "tools: not here yet", param="tools")
     return MessagesRequest(ask, stream=fields.flag("stream") or False)
 
 
@@ -61,7 +74,7 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
         fields.wrong("messages", "a list with at least one message")
     system = _system(fields)
     first = ({"role": "system", "content": system},) if system else ()
-    return (*first, *map(_message, messages))
+    return (*first, *(said for message in messages for said in _message(message)))
 
 
 def _system(fields: Fields) -> str:
@@ -72,24 +85,47 @@ def _system(fields: Fields) -> str:
     return "\n\n".join(text for text in texts if not text.startswith(NONCE))
 
 
-def _message(fields: Fields) -> Message:
+def _message(fields: Fields) -> tuple[Message, ...]:
+    """A message; the results of tools in it become messages of their own, before it."""
     role = fields.choice("role", ("user", "assistant", "system")) or fields.missing("role")
     content = fields.raw("content")
     if content is None:
         fields.missing("content")
     if not isinstance(content, list):
-        return {"role": role, "content": fields.text("content") or ""}
+        return ({"role": role, "content": fields.text("content") or ""},)
     texts, thoughts = [], []
+    calls: list[Mapping[str, object]] = []
+    results: list[Message] = []
     for block in fields.objects("content") or ():
         match block.required_text("type"):
             case "thinking":
                 thoughts.append(block.text("thinking") or "")
             case "redacted_thinking":
                 pass  # nobody can read it
+            case "tool_use":
+                name, given = block.required_text("name"), block.raw("input") or {}
+                calls.append(tool_fields.call(block.required_text("id"), name, given))
+            case "tool_result":
+                results.append(_result(block))
             case _:
                 texts.append(_text_of(block))
-    message = {"role": role, "content": "\n\n".join(texts)}
-    return message | ({"reasoning": "".join(thoughts)} if thoughts else {})
+    message: Message = {"role": role, "content": "\n\n".join(texts)}
+    if thoughts:
+        message = {**message, "reasoning": "".join(thoughts)}
+    if calls:
+        message = tool_fields.with_calls(message, calls)
+    return (*results, message) if texts or calls or not results else tuple(results)
+
+
+def _result(block: Fields) -> Message:
+    """What a tool gave; that it failed is said in front."""
+    content = block.raw("content")
+    if isinstance(content, list):
+        text = "\n\n".join(map(_text_of, block.objects("content") or ()))
+    else:
+        text = block.text("content") or ""
+    failed = "Error: " if block.flag("is_error") else ""
+    return tool_fields.result(block.required_text("tool_use_id"), failed + text)
 
 
 def _text_of(block: Fields) -> str:
@@ -150,6 +186,14 @@ class MessagesWriter:
                 return self._delta("thinking", {"type": "thinking_delta", "thinking": text})
             case AnswerDelta(text):
                 return self._delta("text", {"type": "text_delta", "text": text})
+            case ToolCallBegin(_, id_, name):
+                return self._open_call(id_, name)
+            case ToolCallDelta(_, text):
+                delta = {"type": "input_json_delta", "partial_json": text}
+                place = {"index": self._index, "delta": delta}
+                return named_event("content_block_delta", place)
+            case ToolCallEnd():
+                return self._close()
             case TurnDone():
                 return self._end(event)
         return b""
@@ -164,8 +208,11 @@ class MessagesWriter:
         content: list[Mapping[str, object]] = []
         if done.reasoning:
             content.append({"type": "thinking", "thinking": done.reasoning, "signature": ""})
-        if done.answer or not content:
+        if done.answer or not (content or done.calls):
             content.append({"type": "text", "text": done.answer})
+        for call in done.calls:
+            given = json.loads(call.arguments)
+            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
         message = self._message(content, STOP_REASONS[done.finish_reason])
         return {**message, "usage": usage_of(done), "timings": timings(done)}
 
@@ -186,6 +233,13 @@ class MessagesWriter:
             start = {"index": self._index, "content_block": block}
             opened += named_event("content_block_start", start)
         return opened + named_event("content_block_delta", {"index": self._index, "delta": delta})
+
+    def _open_call(self, id_: str, name: str) -> bytes:
+        closed = self._close()
+        self._block, self._index = "tool_use", self._index + 1
+        block = {"type": "tool_use", "id": id_, "name": name, "input": {}}
+        start = {"index": self._index, "content_block": block}
+        return closed + named_event("content_block_start", start)
 
     def _close(self) -> bytes:
         if self._block is None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localmoe.chat.events import ChatEvent
+from localmoe.chat.tools import ToolUse
 
-Message = Mapping[str, object]  # "role", "content", of assistants perhaps "reasoning"
+Message = Mapping[str, object]  # as ``localmoe.chat.history`` reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     schema: object = None  # a JSON schema that the answer follows
     top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
+    tools: ToolUse | None = None  # that the model may call
     think: str | None = None  # a level; None: the server's default
 
 

@@ -8,8 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from localmoe.app.checks import MOST_LOGPROBS
-from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.chat.events import (
+    AnswerDelta,
+    ReasoningDelta,
+    ToolCallBegin,
+    ToolCallDelta,
+    TurnDone,
+)
 from localmoe.engine.events import PrefillProgress, Token
+from localmoe.server import tool_fields
 from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields
 from localmoe.server.figures import chat_logprobs, openai_usage, timings
@@ -24,8 +31,8 @@ from localmoe.server.sampling import (
     think_level,
 )
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-FINISH = {"stop": "stop", "length": "length", "interrupted": "stop"}
+ROLES = ("system", "developer", "user", "assistant", "tool")
+FINISH = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "interrupted": "stop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ def read(fields: Fields) -> ChatRequest:
         max_tokens=most_tokens(fields, "max_completion_tokens", "max_tokens"),
         stop=stop_texts(fields),
         schema=schema_of(fields),
+        tools=tool_fields.of_chat(fields),
         think=think_level(fields),
         top_logprobs=_top_logprobs(fields),
     )
@@ -77,6 +85,10 @@ def _message(fields: Fields) -> Message:
     reasoning = fields.text("reasoning_content") or fields.text("reasoning")
     if reasoning:
         message["reasoning"] = reasoning
+    if role == "tool":
+        message["tool_call_id"] = fields.required_text("tool_call_id")
+    if role == "assistant" and (calls := fields.items("tool_calls")):
+        return tool_fields.with_calls(message, calls)
     return message
 
 
@@ -107,9 +119,8 @@ def _top_logprobs(fields: Fields) -> int | None:
 
 
 def _refuse_what_is_not_here(fields: Fields) -> None:
-    for name in ("tools", "functions"):
-        if fields.items(name):
-            raise Problem(400, f"{name}: not here yet", param=name)
+    if fields.items("functions"):
+        raise Problem(400, "functions: they are called tools now", param="functions")
     one_answer(fields)
     modalities = fields.items("modalities")
     if modalities and modalities != ["text"]:
@@ -135,6 +146,13 @@ class ChatWriter:
                 return self._chunk({"content": text}, tokens=tokens)
             case ReasoningDelta(text):
                 return self._chunk({"reasoning_content": text})
+            case ToolCallBegin(index, id_, name):
+                function = {"name": name, "arguments": ""}
+                head = {"index": index, "id": id_, "type": "function", "function": function}
+                return self._chunk({"tool_calls": [head]})
+            case ToolCallDelta(index, text):
+                piece = {"index": index, "function": {"arguments": text}}
+                return self._chunk({"tool_calls": [piece]})
             case PrefillProgress() if self._request.progress:
                 progress = {
                     "total": event.total,
@@ -156,6 +174,11 @@ class ChatWriter:
         message: dict[str, object] = {"role": "assistant", "content": done.answer}
         if done.reasoning:
             message["reasoning_content"] = done.reasoning
+        if done.calls:
+            message["content"] = done.answer or None
+            message["tool_calls"] = [
+                tool_fields.call(call.id, call.name, call.arguments) for call in done.calls
+            ]
         finish = FINISH[done.finish_reason]
         choice = {"index": 0, "message": message, "finish_reason": finish}
         choice["logprobs"] = chat_logprobs(tokens)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from localmoe.chat.events import AnswerDelta, ReasoningDelta, TurnDone
+from localmoe.chat.events import (
+    AnswerDelta,
+    ReasoningDelta,
+    ToolCallBegin,
+    ToolCallDelta,
+    ToolCallEnd,
+    TurnDone,
+)
 from localmoe.engine.events import Token
+from localmoe.server import tool_fields
 from localmoe.server.asks import Accepted, Ask, Event, Message
 from localmoe.server.fields import Fields
 from localmoe.server.figures import timings
@@ -33,6 +41,8 @@ class ResponsesRequest:
     ask: Ask
     stream: bool
     instructions: str | None
+    tools: tuple[object, ...] = ()  # as they were given
+    spaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # of tools that have one
 
 
 def read(fields: Fields) -> ResponsesRequest:
@@ -40,8 +50,7 @@ def read(fields: Fields) -> ResponsesRequest:
     for name in ("previous_response_id", "conversation"):
         if fields.raw(name) is not None:
             raise Problem(400, f"{name}: no response is kept here, send all of it", param=name)
-    if fields.items("tools"):
-        raise Problem(400, "tools: not here yet", param="tools")
+    tools, spaces = tool_fields.of_responses(fields)
     instructions = fields.text("instructions")
     reasoning = fields.inner("reasoning")
     effort = None if reasoning is None else reasoning.choice("effort", tuple(EFFORTS))
@@ -52,9 +61,11 @@ def read(fields: Fields) -> ResponsesRequest:
         sampling=sampling_of(fields),
         max_tokens=most_tokens(fields, "max_output_tokens"),
         schema=_schema(fields),
+        tools=tools,
         think=None if effort is None else EFFORTS[effort],
     )
-    return ResponsesRequest(ask, fields.flag("stream") or False, instructions)
+    given = tuple(fields.items("tools") or ())
+    return ResponsesRequest(ask, fields.flag("stream") or False, instructions, given, spaces)
 
 
 def _input(fields: Fields) -> tuple[Message, ...]:
@@ -69,19 +80,37 @@ def _input(fields: Fields) -> tuple[Message, ...]:
     found: list[Message] = []
     thought = ""
     for item in items:
-        if (item.text("type") or "message") == "reasoning":
+        kind = item.text("type") or "message"
+        if kind == "reasoning":
             thought = _thought(item)
             continue
-        message = _message(item)
+        message = _message(item, kind)
         if thought and message["role"] == "assistant":
             message = {**message, "reasoning": thought}
+        if found and kind == "function_call" and found[-1]["role"] == "assistant":
+            earlier = found.pop()
+            calls = (*_calls_of(earlier), *_calls_of(message))
+            message = tool_fields.with_calls({**message, **earlier}, calls)
         found.append(message)
         thought = ""
     return tuple(found)
 
 
-def _message(item: Fields) -> Message:
-    kind = item.text("type") or "message"
+def _calls_of(message: Message) -> tuple[object, ...]:
+    calls = message.get("tool_calls")
+    return tuple(calls) if isinstance(calls, list) else ()
+
+
+def _message(item: Fields, kind: str) -> Message:
+    if kind == "function_call":
+        space = item.text("namespace")
+        name = item.required_text("name")
+        name = f"{space}{tool_fields.JOINT}{name}" if space else name
+        made = tool_fields.call(item.required_text("call_id"), name, item.raw("arguments") or "")
+        return tool_fields.with_calls({"role": "assistant"}, [made])
+    if kind == "function_call_output":
+        output = _content(item, TEXTS, "output")
+        return tool_fields.result(item.required_text("call_id"), output)
     if kind != "message":
         param = item.path("type")
         raise Problem(400, f"{param}: {kind} is not read here", param=param)
@@ -92,11 +121,11 @@ def _message(item: Fields) -> Message:
     }
 
 
-def _content(item: Fields, kinds: tuple[str, ...]) -> str:
-    if not isinstance(item.raw("content"), list):
-        return item.text("content") or ""
+def _content(item: Fields, kinds: tuple[str, ...], name: str = "content") -> str:
+    if not isinstance(item.raw(name), list):
+        return item.text(name) or ""
     texts = []
-    for part in item.objects("content") or ():
+    for part in item.objects(name) or ():
         kind = part.required_text("type")
         if kind not in kinds:
             param = part.path("type")
@@ -147,6 +176,7 @@ class ResponsesWriter:
         self._kind: str | None = None  # of the item under way
         self._texts: list[str] = []  # of the item under way
         self._item_id = ""
+        self._call = ("", "")  # id and name of the call under way
 
     def begin(self, accepted: Accepted) -> bytes:
         self._model = self._model or accepted.model
@@ -158,6 +188,14 @@ class ResponsesWriter:
                 return self._delta("reasoning", text)
             case AnswerDelta(text):
                 return self._delta("message", text)
+            case ToolCallBegin(_, id_, name):
+                return self._open_call(id_, name)
+            case ToolCallDelta(_, text):
+                self._texts.append(text)
+                place = {"item_id": self._item_id, "output_index": len(self._output)}
+                return self._event("response.function_call_arguments.delta", **place, delta=text)
+            case ToolCallEnd():
+                return self._close_call()
             case TurnDone():
                 return self._end(event)
         return b""
@@ -174,8 +212,11 @@ class ResponsesWriter:
 
     def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
         for kind, text in (("reasoning", done.reasoning), ("message", done.answer)):
-            if text or kind == "message":
+            if text or (kind == "message" and not done.calls):
                 self._output.append(_item(kind, _new_id(kind), text))
+        for call in done.calls:
+            item = self._call_item(f"fc_{call.id}", call.id, call.name, call.arguments)
+            self._output.append(item)
         return self._whole(done)
 
     def _open(self) -> bytes:
@@ -215,6 +256,33 @@ class ResponsesWriter:
         self._output.append(item)
         self._kind = None
         return data + self._event("response.output_item.done", output_index=index, item=item)
+
+    def _open_call(self, id_: str, name: str) -> bytes:
+        data = self._close()
+        self._texts, self._item_id, self._call = [], f"fc_{id_}", (id_, name)
+        item = {**self._call_item(self._item_id, id_, name, ""), "status": "in_progress"}
+        place = {"output_index": len(self._output), "item": item}
+        return data + self._event("response.output_item.added", **place)
+
+    def _close_call(self) -> bytes:
+        text, index = "".join(self._texts), len(self._output)
+        item = self._call_item(self._item_id, *self._call, text)
+        place = {"item_id": self._item_id, "output_index": index}
+        done = self._event("response.function_call_arguments.done", **place, arguments=text)
+        self._output.append(item)
+        return done + self._event("response.output_item.done", output_index=index, item=item)
+
+    def _call_item(self, item_id: str, id_: str, name: str, arguments: str) -> dict[str, object]:
+        space, own_name = self._request.spaces.get(name, ("", name))
+        return {
+            "type": "function_call",
+            "id": item_id,
+            "call_id": id_,
+            "name": own_name,
+            "arguments": arguments,
+            "status": "completed",
+            **({"namespace": space} if space else {}),
+        }
 
     def _end(self, done: TurnDone) -> bytes:
         data = self._close()
@@ -259,12 +327,12 @@ class ResponsesWriter:
             "instructions": self._request.instructions,
             "max_output_tokens": ask.max_tokens,
             "metadata": {},
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": ask.tools.parallel if ask.tools else True,
             "previous_response_id": None,
             "store": False,
             "temperature": ask.sampling.get("temperature"),
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": "required" if ask.tools and ask.tools.required else "auto",
+            "tools": list(self._request.tools),
             "top_p": ask.sampling.get("top_p"),
             "truncation": "disabled",
             "usage": None,
