@@ -47,7 +47,9 @@ def test_chat_completions(of_openai: openai.OpenAI) -> None:
     whole = of_openai.chat.completions.create(messages=ASKED, **how).choices[0]
     assert whole.finish_reason == "tool_calls"
     assert whole.message.content is None
-    (call,) = whole.message.tool_calls or ()
+    assert whole.message.tool_calls
+    call = whole.message.tool_calls[0]
+    assert call.type == "function"
     valid(call.function.arguments)
     stream = of_openai.chat.completions.create(messages=ASKED, stream=True, **how)
     chunks = [chunk.choices[0] for chunk in stream]
