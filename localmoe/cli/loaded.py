@@ -76,7 +76,7 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
     def watch() -> None:
         while not over.wait(1.0):
             if model.engine.silent_s > REMOTE_SILENCE:
-                output.note(f"{new_line}{awaited} has said nothing for {REMOTE_SILENCE:.0f} s")
+                output.note(f"{new_line}no word from {awaited} for {REMOTE_SILENCE:.0f} s")
                 return
 
     if settings.remotes:

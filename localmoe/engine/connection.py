@@ -167,7 +167,7 @@ class Connection(ABC):
         self._running = 0
         self._end(f"{awaited} did not answer")
         return EngineCrashError(
-            f"{awaited} has not answered for {seconds:.0f} s",
+            f"no answer from {awaited} for {seconds:.0f} s",
             hint="is that machine awake, and its network up? `localmoe worker` runs there",
         )
 
