@@ -9,6 +9,8 @@ form                                     what it names
 ``user/repo@REVISION``                   the same at a branch, a tag, a commit or ``refs/pr/3``
 ``hf://…``, ``hf:…``, ``-hf …``          the same, as other programs write it
 ``huggingface.co/…``, ``hf.co/…``        any page of a repository, with or without ``https://``
+``ollama.com/library/…``, ``ollama://…`` what Ollama calls it
+``file:///…``                            a path
 ======================================== =========================================================
 
 ``:latest`` is how Ollama says that no quantization was chosen. Case never matters but in what
@@ -56,6 +58,13 @@ _OTHER_KINDS = {
     "organizations": "a publisher",
 }
 _NO_QUANT = ("latest",)
+# A page of Ollama's library, and what it writes for its own models.
+_OLLAMA = re.compile(
+    r"(?:ollama://|(?:https?://)?(?:www\.|registry\.)?ollama\.(?:com|ai)/)(?:library/)?",
+    re.IGNORECASE,
+)
+_FILE = re.compile(r"file://(?:localhost)?(?=/)", re.IGNORECASE)
+_OTHER_WEIGHTS = re.compile(r"\.(?:safetensors|pth|ckpt|onnx)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +93,35 @@ class Name:
 def read_name(text: str) -> Name:
     """Take a name apart. Whatever fits no form is a name of one word: ``base`` is all of it."""
     text = _LOGIN.sub("", text.strip(_INVISIBLE))
+    if at := _FILE.match(text):
+        text = unquote(text[at.end() :])
     rest = _OPTION.sub("", text, count=1).strip(_INVISIBLE)
     address = _below_host(rest)
     if address is not None:
         return _of_page(text, address)
+    if is_of_ollama(rest):
+        return _of_word(text, _OLLAMA.sub("", rest, count=1))
     if scheme := _SCHEME.match(rest):
-        rest = rest[scheme.end() :].removeprefix("models/")
+        rest = rest[scheme.end() :]
+    if scheme or (rest.count("/") > 1 and not is_gguf(rest)):  # "datasets/user/data"
+        rest = rest.removeprefix("models/")
         kind, _, below = rest.partition("/")
         if below and kind.lower() in _OTHER_KINDS:
             return _refused(text, f"{_OTHER_KINDS[kind.lower()]} of the Hub, not a model")
-    elif _WEB.match(rest):
+    if _OTHER_WEIGHTS.search(rest):
+        return _refused(text, "a file of weights that is no GGUF")
+    if scheme:
+        return _of_reference(text, rest) or _of_word(text, rest)
+    if _WEB.match(rest):
         return Name(text, rest, refused="an address that is not the Hub's")
-    elif is_written_as_path(rest):
+    if is_written_as_path(rest):
         return Name(text, rest)
     return _of_reference(text, rest) or _of_word(text, rest)
+
+
+def is_of_ollama(text: str) -> bool:
+    """Whether it is an address of Ollama's library."""
+    return _OLLAMA.match(text) is not None
 
 
 def is_written_as_path(text: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from localmoe.facts.families import family_names
 from localmoe.facts.local_files import is_gguf, quant_of
-from localmoe.facts.model_names import Name
+from localmoe.facts.model_names import Name, is_of_ollama
 
 NEAR_MISS = 0.86  # difflib ratio; "nan" for "nano" is 0.857 and may well be a question
 SIMILAR = 0.7
@@ -32,6 +32,7 @@ def has_form_of_model(name: Name) -> bool:
     tag = name.text.partition(":")[2].lower()
     return (
         name.is_repo
+        or is_of_ollama(name.text)
         or is_gguf(name.text)
         or bool(
             difflib.get_close_matches(PurePosixPath(name.text).suffix.lower(), [".gguf"], 1, 0.8)

@@ -296,7 +296,9 @@ def test_a_worker_that_greets_and_then_hangs(
 ) -> None:
     """Every question has a limit, and the error names the worker."""
     monkeypatch.setattr(rpc, "ANSWER_LIMIT", 2.0)
-    with pytest.raises(EngineCrashError, match=f"no answer from the worker at {hangs_after_the_greeting}"):
+    with pytest.raises(
+        EngineCrashError, match=f"no answer from the worker at {hangs_after_the_greeting}"
+    ):
         engine_info((hangs_after_the_greeting,))
 
 

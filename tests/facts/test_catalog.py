@@ -11,6 +11,7 @@ import pytest
 from localmoe.errors import ModelFileError, UnknownModelError
 from localmoe.facts import catalog, local_files
 from localmoe.facts.catalog import NotHereError
+from localmoe.facts.model_names import read_name
 
 REPO = "bartowski/Qwen_Qwen3-30B-A3B-GGUF"  # the catalog's qwen3-30b-a3b
 
@@ -255,6 +256,9 @@ def test_names_of_nothing(name: str) -> None:
         ("big.ggf", True),
         ("gemma-3-270m-q4_k_m", True), ("llama3", True), ("llama3.2:1b", True),
         ("mistral:latest", True), ("MISTRAL:Latest", True), ("unheard:latest", True),
+        ("ollama.com/library/mixtral", True), ("ollama://mixtral:8x7b", True),
+        ("file:///models/x.gguf", True), ("model.safetensors", True), ("datasets/a/b", True),
+        ("claude-3.5-sonnet", True), ("2+2", False), ("user//repo", False),
         ("mistral:instruct", True), ("phi4", True), ("qwen3:30b-a3b-q4_K_M", True),
         ("anything:7b-instruct", True), ("smollm2-135m", True), ("my.finetune.Q8_0", True),
         ("name-bf16", True), ("unheard:i1-Q4_K_M", True), ("hf://user/R:Q8_0", True),
@@ -315,3 +319,14 @@ def test_no_hub_cache_at_all(monkeypatch: pytest.MonkeyPatch, home: Path) -> Non
     touch(home, "file")
     monkeypatch.setenv("HF_HUB_CACHE", str(home / "file"))
     assert local_files.cached_files("a/b") == []
+
+
+def test_what_ollama_and_file_managers_write() -> None:
+    """Its library's addresses are names, and the address of a file is its path."""
+    for text in (
+        "ollama://mixtral:8x7b", "https://ollama.com/library/mixtral:8x7b",
+        "ollama.com/library/mixtral:8x7b", "registry.ollama.ai/library/mixtral:8x7b",
+    ):  # fmt: skip
+        assert (read_name(text).base, read_name(text).wanted) == ("mixtral", "8x7b")
+    assert read_name("file:///my%20models/x.gguf").text == "/my models/x.gguf"
+    assert "no GGUF" in catalog.unknown("user/repo/model.safetensors").message
