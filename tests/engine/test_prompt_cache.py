@@ -90,19 +90,18 @@ def test_without_a_budget_nothing_is_kept(arch_file: Callable[[str], Path]) -> N
 
 
 def test_the_budget_is_kept(arch_file: Callable[[str], Path]) -> None:
-    """A state that just fits is kept; with one byte in ten less it is not."""
+    """A state that just fits is kept; of a larger one its beginning, if that is worth it."""
     path = arch_file("qwen3moe")
     with Engine(read_model(path), SETTINGS) as engine:
         loaded = list(engine.load())[-1]
         assert isinstance(loaded, Loaded)
         tokens = engine.count_prompt(MAIN) + 12
     state = tokens * loaded.memory.kv // loaded.context
-    for budget, kept in ((state * 9 // 10, False), (state * 11 // 10, True)):
-        with started(path, prompt_cache=budget) as engine:
+    for share, least, most in ((1.1, 0.9, 1.0), (0.7, 0.6, 0.7), (0.2, 0.0, 0.1)):
+        with started(path, prompt_cache=int(share * state)) as engine:
             ask(engine, MAIN)
             ask(engine, TITLE)
-            reused = ask(engine, MAIN + MORE)[1].reused_tokens
-            assert (reused > tokens - LOST) == kept
+            assert least <= ask(engine, MAIN)[1].reused_tokens / tokens <= most
 
 
 def test_a_tail_that_changes_is_not_worth_a_copy(arch_file: Callable[[str], Path]) -> None:

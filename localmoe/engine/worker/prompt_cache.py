@@ -15,6 +15,7 @@ from localmoe.engine.worker.kv import KvState, State
 from localmoe.facts.hardware import free_memory
 
 MIN_TOKENS = 64  # fewer are read again sooner than a state is moved
+CAREFUL = 0.97  # of a state's bytes, where its first tokens are to fit
 WORTH = 16  # a state is put away when more than one in so many of its tokens would be lost
 
 
@@ -62,10 +63,12 @@ class PromptCache:
         tokens = len(kv.tokens)
         if tokens - left < max(MIN_TOKENS, tokens // WORTH):
             return
-        size = kv.nbytes
-        if size > self.capacity - (instead_of.nbytes if instead_of else 0):
-            return
-        now = kv.now()
+        room = self.capacity - (instead_of.nbytes if instead_of else 0)
+        if kv.nbytes > room:  # its beginning is better than nothing
+            fits = int(tokens * room * CAREFUL / kv.nbytes)
+            if kv.rewind(max(fits, left)) - left < MIN_TOKENS or kv.nbytes > room:
+                return
+        size, now = kv.nbytes, kv.now()
         for state in list(self._states):  # what this one holds as well
             covered = kv.reach(now, state.tokens) > len(state.tokens) - MIN_TOKENS
             if covered and state is not instead_of:
