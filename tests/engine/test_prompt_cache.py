@@ -89,14 +89,19 @@ def test_without_a_budget_nothing_is_kept(arch_file: Callable[[str], Path]) -> N
         assert ask(engine, MAIN + MORE)[1].reused_tokens < 8
 
 
-def test_the_budget_is_kept(arch_file: Callable[[str], Path]) -> None:
-    """A state that just fits is kept; of a larger one its beginning, if that is worth it."""
-    path = arch_file("qwen3moe")
+def main_state(path: Path) -> tuple[int, int]:
+    """Tokens of MAIN and its answer, and the bytes of their state."""
     with Engine(read_model(path), SETTINGS) as engine:
         loaded = list(engine.load())[-1]
         assert isinstance(loaded, Loaded)
         tokens = engine.count_prompt(MAIN) + 12
-    state = tokens * loaded.memory.kv // loaded.context
+    return tokens, tokens * loaded.memory.kv // loaded.context
+
+
+def test_the_budget_is_kept(arch_file: Callable[[str], Path]) -> None:
+    """A state that just fits is kept; of a larger one its beginning, if that is worth it."""
+    path = arch_file("qwen3moe")
+    tokens, state = main_state(path)
     for share, least, most in ((1.1, 0.9, 1.0), (0.7, 0.6, 0.7), (0.2, 0.0, 0.1)):
         with started(path, prompt_cache=int(share * state)) as engine:
             ask(engine, MAIN)
@@ -107,9 +112,10 @@ def test_the_budget_is_kept(arch_file: Callable[[str], Path]) -> None:
 def test_a_tail_that_changes_is_not_worth_a_copy(arch_file: Callable[[str], Path]) -> None:
     """Thinking that is stripped, an answer asked for again: the conversation is kept once.
 
-    With room for a title and little more, a copy of the conversation would push the title out.
+    There is no room for the conversation beside the title: a copy would push that out.
     """
-    with started(arch_file("qwen3moe")) as engine:
+    path = arch_file("qwen3moe")
+    with started(path, prompt_cache=int(1.1 * main_state(path)[1])) as engine:
         ask(engine, TITLE)
         ask(engine, MAIN)
         for _ in range(3):
