@@ -241,19 +241,17 @@ def _round_step(wanted: float) -> int:
 
 
 def _key(names: Sequence[str], dashed: Sequence[bool]) -> list[str]:
-    """Names of the lines, right-aligned beside the title."""
+    """Names of the lines, below the plot from the left: in sight in a narrow window too."""
     parts = []
-    right = float(WIDTH - RIGHT)
-    for number in range(len(names) - 1, -1, -1):
-        width = 7.0 * len(names[number]) + 34
-        x = right - width
+    x = float(LEFT)
+    for number, name in enumerate(names):
         dash = _DASH if dashed[number] else ""
         parts.append(
-            f'<line x1="{x:.0f}" y1="32" x2="{x + 22:.0f}" y2="32" '
+            f'<line x1="{x:.0f}" y1="{HEIGHT - 12}" x2="{x + 22:.0f}" y2="{HEIGHT - 12}" '
             f'stroke="{LINES[number % len(LINES)]}" stroke-width="2"{dash}/>'
         )
-        parts.append(_text(x + 27, 36, names[number], "tick"))
-        right = x
+        parts.append(_text(x + 27, HEIGHT - 8, name, "tick"))
+        x += 7.0 * len(name) + 46
     return parts
 
 
