@@ -28,6 +28,7 @@ _HOMES = {
     "PrefillProgress": "localmoe.engine.events",
     "Attachment": "localmoe.chat.attachments",
     "read_attachment": "localmoe.chat.attachments",
+    "ExpertsOn": "localmoe.planning.plan",
     "Wishes": "localmoe.planning.plan",
     "LocalmoeError": "localmoe.errors",
     "UsageError": "localmoe.errors",

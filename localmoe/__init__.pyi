@@ -29,6 +29,7 @@ from localmoe.errors import TemplateError as TemplateError
 from localmoe.errors import TransferError as TransferError
 from localmoe.errors import UnknownModelError as UnknownModelError
 from localmoe.errors import UsageError as UsageError
+from localmoe.planning.plan import ExpertsOn as ExpertsOn
 from localmoe.planning.plan import Wishes as Wishes
 
 __version__: str

@@ -169,8 +169,8 @@ def test_unknown_options_are_type_errors(model: localmoe.LoadedModel) -> None:
 def test_hints_name_arguments(model: localmoe.LoadedModel) -> None:
     """What the engine's process says of options, a program reads as arguments."""
     with pytest.raises(localmoe.ContextOverflowError) as caught:
-        model.chat("Hello " * 2000).result()
-    assert re.fullmatch(r"shorten the prompt, or use context=\d+", caught.value.hint or "")
+        model.chat("Hello " * 300).result()
+    assert re.fullmatch(r"shorten the prompt, or use .*context=\d+", caught.value.hint or "")
 
 
 def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:

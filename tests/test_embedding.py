@@ -167,6 +167,23 @@ def test_diagnoses_are_true(model: localmoe.LoadedModel, tmp_path: Path) -> None
         localmoe.load(tmp_path / "none.gguf")
     with localmoe.load(remember=False) as other:
         pass
-    for call in (lambda: other.chat("hi"), lambda: other.count_tokens("hi")):
+    again = (lambda: other.count_tokens("hi"), lambda: list(other.bring_in()))
+    for call in (lambda: other.chat("hi"), *again):
         with pytest.raises(EngineError, match="the model is closed"):
             call()
+
+
+def test_what_a_conversation_and_its_files_are_given(model: localmoe.LoadedModel) -> None:
+    """A later turn is checked like a first one, and a path like a name."""
+    conversation = model.begin(max_tokens=2)
+    for wrong in (None, 5, b"x"):
+        with pytest.raises(UsageError, match="the question is a text"):
+            list(conversation.ask(wrong))  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="is no path"):
+            localmoe.read_attachment(wrong)  # type: ignore[arg-type]
+    half = localmoe.Attachment("a.txt", b"x")  # type: ignore[arg-type]
+    for files in (["a.txt"], [half]):
+        with pytest.raises(UsageError, match="files is a list of attachments"):
+            list(conversation.ask("x", files))  # type: ignore[arg-type]
+    assert localmoe.read_attachment(Path(__file__)).name == "test_embedding.py"
+    assert conversation.session.turns == ()

@@ -7,17 +7,17 @@ the same by a value and use the same words.
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from localmoe.chat.attachments import Attachment
 from localmoe.chat.settings import SETTINGS, Setting
 from localmoe.engine.events import Sampling
 from localmoe.errors import UsageError
 from localmoe.text import shortened
 
-_T = TypeVar("_T")
 _BY_FIELD = {setting.path: setting for setting in SETTINGS.values()}
 MOST_LOGPROBS = 20  # of one place
 SHOWN = 60  # characters of a wrong value
@@ -85,13 +85,6 @@ def text(name: str, value: object) -> str:
     return value
 
 
-def instance(name: str, value: object, kind: type[_T]) -> _T:
-    """Raises UsageError for what is no ``kind``."""
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UsageError(f"{name} is of type {kind.__name__}, not {_shown(value)}")
-    return value
-
-
 def texts(name: str, value: object) -> tuple[str, ...]:
     """Raises UsageError for what is no list of texts; a text alone is none either."""
     if isinstance(value, str) or not isinstance(value, Sequence):
@@ -106,14 +99,20 @@ def tokens(value: object) -> list[int]:
     raise UsageError(f"tokens is a list of their numbers, not {_shown(value)}")
 
 
-def attachments(value: object) -> tuple[Attachment, ...]:
-    """Raises UsageError for what is no list of attachments."""
-    if isinstance(value, Sequence) and all(isinstance(item, Attachment) for item in value):
-        return tuple(value)
-    raise UsageError(
-        f"files is a list of attachments, not {_shown(value)}",
-        hint='files=[localmoe.read_attachment("notes.txt")]',
-    )
+def model_name(value: object) -> str:
+    """A name, or a path as the system or pathlib has it. Raises UsageError."""
+    name = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(name, str) or not name.strip():
+        raise UsageError(f"name is the name of a model, or a path, not {_shown(value)}")
+    return name
+
+
+def schema(value: object) -> object:
+    """A schema as JSON has it: names are texts, lists are lists. Raises UsageError."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"schema is no JSON: {error}") from None
 
 
 def _shown(value: object) -> str:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from localmoe import config, ledger
-from localmoe.app import checks
+from localmoe.app import checks, wish_checks
 from localmoe.app.default_model import remember
 from localmoe.app.find import model_to_load
 from localmoe.app.forecasts import known, tuned_here
@@ -49,12 +49,8 @@ def load(
     loaded, 0 to 1. ``remember``: write down what makes the next start faster.
     Raises UsageError, UnknownModelError, ModelFileError, DoesNotFitError, EngineError.
     """
-    wanted = Wishes() if wishes is None else checks.instance("wishes", wishes, Wishes)
-    if context is not None:
-        if checks.instance("context", context, int) < 1:
-            raise UsageError(f"context is a number of tokens, not {context}")
-        wanted = dataclasses.replace(wanted, context=context)
-    name = None if name is None else checks.text("name", os.fspath(name))
+    wanted = wish_checks.checked(Wishes() if wishes is None else wishes, context)
+    name = None if name is None else checks.model_name(name)
     request = LoadRequest(
         config.read().target(name) if name else catalog.BUNDLED,
         PlanRequest(wanted),

@@ -14,7 +14,7 @@ from localmoe.app.requests import SampleRequest
 from localmoe.app.stream import Stream
 from localmoe.chat import answering
 from localmoe.chat.answering import TextEngine
-from localmoe.chat.attachments import Attachment
+from localmoe.chat.attachments import Attachment, attached
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.history import read_messages
 from localmoe.chat.renderer import Renderer
@@ -204,7 +204,7 @@ class LoadedModel:
         **sampling: Unpack[SamplingOptions],
     ) -> Settings:
         """Settings of a conversation. Raises UsageError for a schema that cannot be enforced."""
-        grammar = None if schema is None else schema_to_gbnf(schema)
+        grammar = None if schema is None else schema_to_gbnf(checks.schema(schema))
         tools = tools if tools and tools.tools else None
         if tools and grammar:
             raise UsageError("a schema says what the answer is, so that no tool can be called")
@@ -282,6 +282,8 @@ class LoadedModel:
 
         Raises ModelFileError, EngineError.
         """
+        if self.closed:
+            raise EngineError("the model is closed", hint="localmoe.load brings it back")
         for event in self.engine.load():
             if isinstance(event, Loaded):
                 self.loaded = event
@@ -357,5 +359,5 @@ def _messages(
     if not files:
         return messages
     last = max(i for i, message in enumerate(messages) if message.role == "user")
-    asked = dataclasses.replace(messages[last], files=checks.attachments(files))
+    asked = dataclasses.replace(messages[last], files=attached(files))
     return (*messages[:last], asked.for_prompt(), *messages[last + 1 :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.errors import UsageError
-from localmoe.text import clean_line, decoded
+from localmoe.text import clean_line, decoded, shortened
 
 FILE_LIMIT = 16 << 20  # bytes; several million tokens, more than any context takes
 
@@ -23,15 +24,17 @@ class Attachment:
     replaced: int = 0  # characters of it that stand for bytes which are no text
 
 
-def read_attachment(path: str) -> Attachment:
+def read_attachment(path: str | os.PathLike[str]) -> Attachment:
     """The text file at ``path`` (``~`` is the home folder).
 
     For its encoding see ``localmoe.text.decoded``. Raises ``UsageError`` for what is missing, too
     large, no regular file or no text.
     """
-    file = Path(path).expanduser()
-    shown = clean_line(path)
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"{path!r:.60} is no path", hint='read_attachment("notes.txt")')
+    shown = clean_line(os.fsdecode(path))
     try:
+        file = Path(os.fsdecode(path)).expanduser()
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
@@ -48,6 +51,22 @@ def read_attachment(path: str) -> Attachment:
     except ValueError as error:
         hint = "only text can be attached; UTF-16 needs its byte order mark"
         raise UsageError(f"{shown} is not text: {error}", hint=hint) from None
+
+
+def attached(files: object) -> tuple[Attachment, ...]:
+    """The files of a message. Raises UsageError for what is no list of attachments."""
+    if isinstance(files, Sequence) and all(map(_is_whole, files)):
+        return tuple(files)
+    raise UsageError(
+        f"files is a list of attachments, not {shortened(repr(files), 60)}",
+        hint='files=[localmoe.read_attachment("notes.txt")]',
+    )
+
+
+def _is_whole(file: object) -> bool:
+    return (
+        isinstance(file, Attachment) and isinstance(file.name, str) and isinstance(file.text, str)
+    )
 
 
 def with_files(text: str, files: Sequence[Attachment]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 from localmoe.chat.answering import Said, TextEngine, answer, template_for
-from localmoe.chat.attachments import Attachment
+from localmoe.chat.attachments import Attachment, attached
 from localmoe.chat.events import ChatEvent, TurnDone, Usage
 from localmoe.chat.session import Message, Session, Turn
 from localmoe.chat.settings import Settings
@@ -52,7 +52,9 @@ class Conversation:
         leaves the session as it was. Raises ``TemplateError``, ``ContextOverflowError``,
         ``EngineError``.
         """
-        question = Message("user", text, files=tuple(files))
+        if not isinstance(text, str):
+            raise UsageError(f"the question is a text, not {text!r:.60}")
+        question = Message("user", text, files=attached(files))
         said = Said()
         try:
             done = yield from self._answer(self.session.prompt_messages(question), said)
