@@ -19,12 +19,14 @@ def main() -> int:
     try:
         if ours:
             signal.signal(signal.SIGINT, before)
-        return run()
+        code = run()
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watchdog.end(code)
+    return code
 
 
 if __name__ == "__main__":

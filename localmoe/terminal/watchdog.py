@@ -18,6 +18,7 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ LOOK = 1.0  # seconds between two looks; what waits at both of them is not being
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLONE_VM, _CLONE_FILES = 0x100, 0x400  # of clone(2)
 _STACK = 1 << 16  # bytes
+_OURS = ("pipe:", "socket:", "/dev/", "/proc/")  # what is closed without waiting
+
+
+_NAME = "watchdog"  # of the thread
 
 
 def watch() -> None:
@@ -33,7 +38,31 @@ def watch() -> None:
 
     What the handler would have done cannot be done: the thread that would do it does not run.
     """
-    threading.Thread(target=_watch, args=(_terminal(),), daemon=True).start()
+    threading.Thread(target=_watch, args=(_terminal(),), name=_NAME, daemon=True).start()
+
+
+def end(code: int) -> None:
+    """The last call of a program: end it here, if a thread of it still waits for a file.
+
+    Else returns, and the interpreter ends as ever.
+    """
+    others = {thread.name for thread in threading.enumerate()} - {_NAME, "MainThread"}
+    if not (others and sys.platform.startswith("linux") and any(_files())):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    _leave_files_behind()
+    os._exit(code)
+
+
+def _files() -> Iterator[str]:
+    """What is open beside the standard streams, pipes and devices; none of it is looked at."""
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            name = str(link.readlink())
+            if int(link.name) > 2 and name.startswith("/") and not name.startswith(_OURS):
+                yield name
 
 
 def _watch(terminal: Any) -> None:
@@ -67,7 +96,7 @@ def _leave_files_behind() -> None:
     """
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            if str(link.readlink()).startswith(("pipe:", "socket:", "/dev/")):
+            if str(link.readlink()).startswith(_OURS):
                 os.close(int(link.name))
     libc = ctypes.CDLL(None)
     stack = ctypes.create_string_buffer(_STACK)

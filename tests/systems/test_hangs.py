@@ -16,7 +16,7 @@ import pexpect
 import pytest
 
 from tests import rates
-from tests.chat.terminal import CTRL_C, Terminal
+from tests.chat.terminal import CTRL_C, CTRL_D, Terminal
 from tests.cli.command import COMMAND, environment
 from tests.engine.test_process import gone
 from tests.systems.fault_fs import mounted
@@ -192,6 +192,26 @@ def open_files(pid: int) -> Iterator[Path]:
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             yield link.readlink()
+
+
+def test_a_chat_whose_model_never_comes(disk: Disk, tmp_path: Path) -> None:
+    """The input line is there, the file's header is not: leaving gives the prompt back."""
+    home = tmp_path / "home"
+    home.mkdir()
+    disk.hang()
+    terminal = Terminal(home, "-m", "localmoe", "chat", str(disk.path), *FEW)
+    try:
+        terminal.wait("planning")
+        pid = terminal.child.pid
+        assert pid is not None
+        wait_until(lambda: disk.path in open_files(pid))
+        terminal.type(CTRL_D)
+        terminal.child.expect(pexpect.EOF, timeout=2 * GRACE)
+        terminal.child.wait()
+        assert terminal.child.exitstatus == 0
+    finally:
+        disk.go_on()
+        terminal.child.close(force=True)
 
 
 def waits_for(pid: int, path: Path) -> bool:
