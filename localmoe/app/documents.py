@@ -215,8 +215,8 @@ def list_entry(entry: LocalModel) -> Json:
     }
 
 
-def show_document(model: Model) -> Json:
-    """``show MODEL --json``."""
+def show_document(model: Model, calling: str | None) -> Json:
+    """``show MODEL --json``; ``calling``: see ``calling_form``."""
     by_role = bytes_by_role(model)
     count, used = expert_counts(model)
     return {
@@ -237,6 +237,7 @@ def show_document(model: Model) -> Json:
         | {"not_loaded": sum(t.nbytes for t in model.tensors if not t.loaded)},
         "context_train": model.context_train,
         "chat_template": model.chat_template is not None,
+        "tool_calls": calling,
         "tokenizer": model.metadata.get("tokenizer.ggml.model"),
         "metadata": {key: _metadata_value(value) for key, value in model.metadata.items()},
     }

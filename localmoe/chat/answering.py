@@ -21,6 +21,7 @@ from localmoe.chat.events import (
     Usage,
 )
 from localmoe.chat.likelihoods import Likelihoods
+from localmoe.chat.replay import Prompt, Sampled, sampled_text
 from localmoe.chat.session import Message, ToolCall
 from localmoe.chat.settings import Settings
 from localmoe.chat.splitter import Answer, Calling, Piece, Reasoning, Splitter
@@ -90,11 +91,13 @@ def answer(
         top_logprobs=settings.top_logprobs,
     )
     likelihoods = Likelihoods()
+    sampled: list[Token] = []
     try:
         for event in engine.generate(request):
             if isinstance(event, PrefillProgress):
                 yield event
             elif isinstance(event, Token):
+                sampled.append(event)
                 if not reader.stopped_after:
                     yield from likelihoods.of(event, map(said.take, reader.feed(event)))
                     if reader.stopped_after:
@@ -104,11 +107,24 @@ def answer(
                 yield from likelihoods.rest(map(said.take, left))
                 if reader.stopped_after:
                     event = replace(event, reason="stop", completion_tokens=reader.stopped_after)
-                return said.done(event)
+                done = said.done(event)
+                if done.calls:
+                    _remember(template, rendered, sampled, done)
+                return done
     except GeneratorExit:
         engine.cancel()
         raise
     raise EngineError("the engine ended a turn without saying why")
+
+
+def _remember(
+    template: ChatTemplate, rendered: Rendered, tokens: Sequence[Token], done: TurnDone
+) -> None:
+    """Keep what was sampled for these calls, until their client returns them."""
+    text, data = sampled_text(tokens)
+    prompt = Prompt(rendered.prompt, rendered.stable_chars, rendered.data)
+    sampled = Sampled(rendered.canonical, prompt, text, data, done.reasoning)
+    template.replay.remember([call.id for call in done.calls], sampled)
 
 
 def _grammar(engine: TextEngine, rendered: Rendered, settings: Settings) -> str | None:

@@ -51,6 +51,11 @@ class CallFormat:
     derived: bool = False  # from the template; else it is from the list
 
     @property
+    def is_generic(self) -> bool:
+        """Whether the model has to be told of the form."""
+        return self == GENERIC
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """All marks, in which special tokens may be."""
         marks = (self.start, self.end, self.call_start, self.call_end, self.between, self.name_end)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from localmoe.chat.answer_format import AnswerFormat, Arguments, Probe, find_format
 from localmoe.chat.call_format import CallFormat
 from localmoe.chat.call_marks import find_calls
 from localmoe.chat.renderer import Renderer, RenderError
+from localmoe.chat.replay import Prompt, Replay
 from localmoe.chat.session import Message
 from localmoe.chat.template_messages import (
     Messages,
@@ -40,6 +42,7 @@ class Rendered:
     data: tuple[Span, ...]  # what came with the messages: text, not the template's marks
     format: AnswerFormat | None  # None: plain completion, nothing is split off
     calls: CallFormat | None = None  # how it calls tools; None where there are none
+    canonical: str = ""  # the prompt as the template alone writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class ChatTemplate:
         self._formats: dict[str, AnswerFormat] = {}
         self._styles: dict[str, ToolStyle] = {}
         self._calls: dict[str, CallFormat] = {}
+        self.replay = Replay()
 
     @classmethod
     def from_model(
@@ -109,18 +113,23 @@ class ChatTemplate:
         refusal: RenderError | None = None
         for arguments in self.think_control.attempts(think):
             format_ = self.format_of(arguments)
+            given = self.replay.with_reasoning(messages)
             try:
-                reply = self._render(messages, tools, arguments, format_)
+                prompt = self._render(given, tools, arguments, format_)
             except RenderError as error:
                 if error.kind not in ("raised", "failed"):
                     raise
                 refusal = refusal or error
                 continue
-            if not reply["prompt"].strip():
+            if not prompt.text.strip():
                 raise RenderError("empty", "it writes nothing")
-            data = tuple((start, end) for start, end in reply["data"])
             calls = self.calls_of(arguments) if tools else None
-            return Rendered(reply["prompt"], reply["stable_chars"], data, format_, calls)
+            canonical = prompt.text
+            if calls is not None:
+                render = partial(self._render, tools=tools, arguments=arguments, format_=format_)
+                prompt = self.replay.put_back(given, prompt, calls, render)
+            text, stable, data = prompt.text, prompt.stable_chars, prompt.data
+            return Rendered(text, stable, data, format_, calls, canonical)
         assert refusal is not None
         raise refusal
 
@@ -186,7 +195,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, object]] | None,
         arguments: Arguments,
         format_: AnswerFormat,
-    ) -> dict[str, Any]:
+    ) -> Prompt:
         request = {
             **self._request,
             "tools": list(tools) if tools else None,
@@ -215,7 +224,10 @@ class ChatTemplate:
             assert refusal is not None
             raise refusal
         system = given[0].content.strip() if given and given[0].role == "system" else ""
-        return ask(system_merged(given)) if system and system not in reply["prompt"] else reply
+        if system and system not in reply["prompt"]:
+            reply = ask(system_merged(given))
+        data = tuple((start, end) for start, end in reply["data"])
+        return Prompt(reply["prompt"], reply["stable_chars"], data)
 
 
 def _length(message: Message) -> int:

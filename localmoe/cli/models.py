@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from localmoe.app import documents
+from localmoe.app.calling_form import calling_form
 from localmoe.app.find import header_of
 from localmoe.app.local_models import local_models
 from localmoe.cli import render
@@ -30,8 +31,9 @@ def show_command(options: Options, output: Output) -> int:
     assert name is not None
     with header_of(name, plan_request(options), output) as (found, paths):
         model = dataclasses.replace(found, paths=paths)
+    calling = calling_form(model)
     if output.as_json:
-        output.json(documents.show_document(model))
+        output.json(documents.show_document(model, calling))
     else:
-        output.print(render.show_screen(model))
+        output.print(render.show_screen(model, calling))
     return 0

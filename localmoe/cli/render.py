@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from localmoe.app import documents, speeds
+from localmoe.app import calling_form, documents, speeds
 from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import verdict_words
 from localmoe.cli.tiers import TIER_STYLE, tier_names
@@ -111,7 +111,7 @@ def _batches_text(settings: EngineSettings) -> str:
     return text
 
 
-def show_screen(model: Model) -> RenderableType:
+def show_screen(model: Model, calling: str | None) -> RenderableType:
     """The answer of ``show``."""
     not_loaded = sum(t.nbytes for t in model.tensors if not t.loaded)
     names = {
@@ -131,6 +131,7 @@ def show_screen(model: Model) -> RenderableType:
         ("parameters", f"{format_count(model.parameters)}, {active} active per token"),
         ("context", context),
         ("chat template", "yes" if model.chat_template else "no"),
+        ("tool calls", calling_form.WORDS[calling]),
         ("tokenizer", shortened(clean_line(str(tokenizer)), 60)),
     ]
     by_role = documents.bytes_by_role(model)

@@ -14,7 +14,7 @@ from localmoe.errors import UsageError
 
 pytestmark = pytest.mark.process
 
-CASES = 12  # of 200; all of them with --soak-minutes: tests/soak/test_calls.py
+CASES = 12  # the first of the 200 of tests/soak/test_calls.py
 WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -111,6 +111,23 @@ def test_a_call_after_text_is_constrained_from_its_mark_on(nano: localmoe.Loaded
     ).result()  # fmt: skip
     for call in done.calls:
         jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+
+
+def test_what_was_sampled_is_not_read_again(nano: localmoe.LoadedModel) -> None:
+    """The call goes back as name and arguments; the prompt has what was written, and is kept."""
+    how: dict[str, Any] = {"tools": TOOLS, "temperature": 1.5, "seed": 5, "max_tokens": 300}
+    how |= {"tool_choice": "note", "parallel_tool_calls": False}
+    ask = {"role": "user", "content": "What is to be noted?"}
+    first = nano.chat([ask], **how).result()
+    (call,) = first.calls
+    function = {"name": call.name, "arguments": call.arguments}
+    history: list[dict[str, Any]] = [
+        ask,
+        {"role": "assistant", "tool_calls": [{"id": call.id, "function": function}]},
+        {"role": "tool", "tool_call_id": call.id, "content": "done"},
+    ]
+    second = nano.chat(history, **how).result()
+    assert second.usage.reused_tokens >= first.usage.total - 4  # the last are not decoded
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

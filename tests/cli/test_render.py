@@ -79,7 +79,7 @@ FINDINGS = [
 SCREENS: dict[str, Callable[[], RenderableType]] = {
     "fit": lambda: render.fit_screen(MODEL, PLAN),
     "plan": lambda: plan_screen(MODEL, PLAN),
-    "show": lambda: render.show_screen(MODEL),
+    "show": lambda: render.show_screen(MODEL, "template"),
     "list": lambda: render.list_table(
         [LocalModel(MODEL, "Ollama"), LocalModel(MODEL, "Ollama", "why")]
     ),
@@ -187,7 +187,7 @@ def test_strings_from_files_are_harmless(name: str) -> None:
     shown: dict[str, Callable[[], RenderableType]] = {
         "fit": lambda: render.fit_screen(model, plan),
         "plan": lambda: plan_screen(model, plan),
-        "show": lambda: render.show_screen(model),
+        "show": lambda: render.show_screen(model, "generic"),
         "list": lambda: render.list_table([LocalModel(model, "Ollama", model.name)]),
         "fit all": lambda: screens.local([PlannedModel(model, plan)]),
         "doctor": lambda: render.doctor_screen([(evil, evil, evil)]),

@@ -1,0 +1,85 @@
+"""Calls of tools, again and again: constrained ones of a model that knows no tools."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+import localmoe
+from localmoe.chat.renderer import Renderer
+from scripts import engine_source
+from tests.chat.calls_of_templates import Family
+from tests.chat.test_call_grammar import SCHEMAS, TOOLS
+from tests.chat.test_calls_of_templates import LOSSY, NO_CALLS
+from tests.soak.conftest import Figures
+
+pytestmark = pytest.mark.soak
+CALLS = 200
+GENERATED = 2000
+LETTERS = "ab \n\t\"'\\<>{}[]|/=:,é漢😀\u2028"
+MARKS = ("<tool_call>", "</tool_call>", "<|im_end|>", "[ARGS]", "</think>", "<arg_key>")
+
+
+def test_two_hundred_calls(figures: Figures) -> None:
+    """nano, which never saw a tool, writes 200 valid calls of 200."""
+    figures["valid calls"] = 0
+    with localmoe.load("nano", context=2048, wishes=localmoe.Wishes(threads=1)) as model:
+        for seed in range(CALLS):
+            done = model.chat(
+                "What is the weather?", tools=TOOLS, tool_choice="required", temperature=1.5,
+                seed=seed, max_tokens=400, parallel_tool_calls=False,
+            ).result()  # fmt: skip
+            (call,) = done.calls
+            jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+            figures["valid calls"] += 1
+
+
+def test_generated_arguments(figures: Figures) -> None:
+    """What a template writes of any arguments is read as it was, from every cut."""
+    rng = random.Random(8)
+    figures["calls of generated schemas"] = 0
+    with Renderer() as renderer:
+        sources = engine_source.templates()
+        names = sorted(sources.keys() - NO_CALLS - LOSSY.keys())
+        families = {name: Family.of(sources[name], renderer) for name in names}
+        for number in range(GENERATED):
+            family = families[names[number % len(names)]]
+            schema, arguments = generated(rng)
+            text = family.written({"f_1": schema}, [("f_1", arguments)])
+            for sizes in ((1,), (len(text),), tuple(rng.randint(1, 9) for _ in range(5))):
+                found = family.read(text, {"f_1": schema}, sizes).parsed()
+                assert found == [("f_1", arguments)], (names[number % len(names)], text)
+            figures["calls of generated schemas"] += 1
+
+
+def generated(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schema, and arguments that follow it."""
+    properties, arguments = {}, {}
+    for number in range(rng.randint(0, 4)):
+        key = f"key_{number}"
+        kind = rng.choice(("string", "integer", "number", "boolean", "array", "object"))
+        properties[key] = {"type": kind, "description": "It."}
+        if rng.random() < 0.8:
+            arguments[key] = _value(rng, kind, 2)
+    return {"type": "object", "properties": properties, "required": []}, arguments
+
+
+def _value(rng: random.Random, kind: str, depth: int) -> Any:
+    inner = ("string", "integer", "boolean", "array", "object") if depth else ("string", "integer")
+    match kind:
+        case "string":
+            text = "".join(rng.choice(LETTERS) for _ in range(rng.randint(0, 12)))
+            return rng.choice((text, text + rng.choice(MARKS) + text, "17", "true", "x"))
+        case "integer":
+            return rng.randint(-(10**12), 10**12)
+        case "number":
+            return rng.choice((0.5, -2.25, 3, 1e-7))
+        case "boolean":
+            return rng.random() < 0.5
+        case "array":
+            return [_value(rng, rng.choice(inner), depth - 1) for _ in range(rng.randint(0, 3))]
+    return {f"k{n}": _value(rng, rng.choice(inner), depth - 1) for n in range(rng.randint(0, 2))}
