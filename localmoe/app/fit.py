@@ -44,6 +44,11 @@ class Fit:
         """Whether something runs here, and fast enough."""
         return self.best is not None
 
+    @property
+    def runs(self) -> bool:
+        """Whether something runs here at all."""
+        return any(found.plan.verdict.runs for found in self.found)
+
 
 def fit(name: str, request: PlanRequest, listener: Listener) -> Fit:
     """What the model or the repository of that name would do on this machine.

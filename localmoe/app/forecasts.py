@@ -29,7 +29,7 @@ def with_forecast(
     is described by a file that says nothing of speed, or it could not be measured. A machine that
     was not measured yet is measured now, which takes some seconds.
     """
-    if not plan.verdict.fits:
+    if not plan.verdict.runs:
         return plan, None
     if request.machine is not None:
         measured, key = _in_file(request.machine, model)
@@ -78,7 +78,7 @@ def tuned_by(model: Model, plan: Plan, measured: Rates, request: PlanRequest) ->
 
 def _kept(model: Model, plan: Plan, machine: Machine) -> Rates | None:
     """What was measured of this machine, and of the model's disk if the plan reads it."""
-    measured = bandwidth.load(rates.key_of(machine)) if plan.verdict.fits else None
+    measured = bandwidth.load(rates.key_of(machine)) if plan.verdict.runs else None
     if measured is None:
         return None
     disk = measured.on_disk(bandwidth.disk_of(model.paths[0]))

@@ -120,6 +120,8 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
             machine = find_machine(request.plan, hypothetical=False)
             plan = plan_for(facts, machine, request.plan, hypothetical=False)
             require_fit(facts, plan)
+            if not plan.verdict.fits:
+                listener.warn(f"this will be too slow to use: {marked(plan.reason)}")
             for warning in plan.warnings:
                 listener.warn(warning)
             plan = tuned_here(facts, plan, machine, request.plan)
@@ -176,6 +178,6 @@ def require_fit_after(old: Plan, model: Model, request: PlanRequest) -> None:
 
 def require_fit(model: Model, plan: Plan, prefix: str = "") -> None:
     """Raises DoesNotFitError if the plan does not fit; ``prefix`` begins its message."""
-    if not plan.verdict.fits:
+    if not plan.verdict.runs:
         hint = marked(plan.advice[0]) if plan.advice else None
         raise DoesNotFitError(f"{prefix}{marked(plan.reason)}", hint=hint)

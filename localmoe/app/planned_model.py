@@ -25,6 +25,7 @@ _VERDICTS = {
     Verdict.GPU_DISK: "runs, with experts read from disk ({kind} and disk)",
     Verdict.GPU_RAM_DISK: "runs, with experts read from disk ({kind}, RAM and disk)",
     Verdict.RAM_DISK: "runs, with experts read from disk (RAM and disk)",
+    Verdict.TOO_SLOW: "runs, too slowly to use",
     Verdict.NO: "does not fit",
 }
 
@@ -72,7 +73,9 @@ class PlannedModel:
 
     @property
     def fits(self) -> bool:
-        """Whether it would run here: it fits in memory, and its download on the disk."""
+        """Whether it would run here, and not too slowly to use: it fits in memory, and its download
+        on the disk.
+        """
         return self.plan.verdict.fits and (self.offer is None or self.offer.fits_disk)
 
     @property
@@ -114,7 +117,7 @@ class PlannedModel:
     @property
     def reason(self) -> str:
         """One sentence: why it fits or not, in memory and on the disk."""
-        if self.plan.verdict.fits and self.offer is not None and not self.offer.fits_disk:
+        if self.plan.verdict.runs and self.offer is not None and not self.offer.fits_disk:
             free = format_size(self.offer.disk_free or 0)
             return f"no room: {format_size(self.offer.missing)} to download, {free} free"
         return self.plan.reason

@@ -121,7 +121,7 @@ def settle(error: EngineMemoryError, plan: Plan, other: Plan) -> Plan:
 
     Raises ``error`` if both are the same, DoesNotFitError if ``other`` does not fit.
     """
-    if not other.verdict.fits:
+    if not other.verdict.runs:
         hint = marked(other.advice[0]) if other.advice else None
         reason = marked(other.reason)
         raise DoesNotFitError(f"memory was taken meanwhile: {reason}", hint=hint) from error

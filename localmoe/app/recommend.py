@@ -137,6 +137,6 @@ def rank(guesses: Sequence[CatalogGuess]) -> list[CatalogGuess]:
 def _why_not(usual: PlannedModel, quick: Sequence[PlannedModel]) -> str:
     if usual.plan.verdict.fits and not usual.fits:
         return "has no room on the disk"
-    if usual.fits and usual not in quick:
+    if usual.plan.verdict.runs and usual not in quick:
         return "would be too slow"
     return "would need the disk" if usual.fits else "does not fit"

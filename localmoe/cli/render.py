@@ -29,7 +29,7 @@ BAR_FROM_COLUMNS = 60
 
 def verdict_text(verdict: Verdict, devices: Sequence[str]) -> Text:
     """What a verdict means for a plan with these devices, green, yellow or red."""
-    slow = verdict.fits and "disk" in verdict.value
+    slow = verdict.runs and (not verdict.fits or "disk" in verdict.value)
     style = "bold yellow" if slow else "bold green" if verdict.fits else "bold red"
     return Text(verdict_words(verdict, devices), style=style)
 

@@ -57,7 +57,7 @@ def explain(decision: Decision) -> str:
     """One sentence with the numbers that decided the verdict."""
     verdict, budget = decision.verdict, decision.budget
     devices = decision.candidate.settings.devices
-    if verdict is Verdict.NO:
+    if not verdict.fits:
         return _why_not(decision)
     if verdict is Verdict.RAM:
         need, ram = format_bytes(decision.need), format_bytes(budget.ram)
@@ -116,7 +116,7 @@ def _why_not(decision: Decision) -> str:
 
 def advise(decision: Decision, alternatives: Alternatives) -> Iterator[str]:
     """Suggestions, the most useful first. One that names a setting was planned and found to fit."""
-    if decision.verdict is Verdict.NO:
+    if not decision.verdict.fits:
         wished = list(_grant_less(decision, alternatives))
         yield from wished or _make_it_fit(decision, alternatives)
         return

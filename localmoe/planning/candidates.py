@@ -25,6 +25,7 @@ class Candidate:
     disk: int  # bytes of the host experts that stay on the disk: RAM is too small, or as wished
     gpus_fit: bool
     fits: bool  # on the GPUs and in RAM, with room for at least one token's experts
+    runs: bool  # the same with less room than that
     one_token: int  # bytes of the host experts that one token reads
     spare: int  # bytes of RAM left for experts beside what every token needs; --cache-ram applied
 
@@ -32,6 +33,12 @@ class Candidate:
     def room(self) -> int:
         """Bytes of experts that stay in RAM."""
         return sum(self.host_experts.values()) - self.disk
+
+    @property
+    def slow_room(self) -> bool:
+        """Whether it runs, and holds what one token reads of one layer's experts."""
+        layers = sum(1 for size in self.host_experts.values() if size)
+        return self.runs and self.spare * layers >= self.one_token
 
     @property
     def cache_room(self) -> int:
@@ -123,10 +130,12 @@ class Candidates:
         )
         # With less RAM than one token's experts, every read would evict what the next layer needs.
         in_ram = everything - disk
-        ram_fits = in_ram <= spare and (disk == 0 or spare >= one_token)
+        enough = disk == 0 or spare >= one_token
         wished = not any(self._on(layer, "gpu") for layer in experts)
-        fits = gpus_fit and ram_fits and wished
-        return Candidate(settings, memory, experts, disk, gpus_fit, fits, one_token, allowed)
+        runs = gpus_fit and in_ram <= spare and wished
+        return Candidate(
+            settings, memory, experts, disk, gpus_fit, runs and enough, runs, one_token, allowed
+        )
 
     def ram_use(self, memory: MemoryReport) -> int:
         """Bytes taken of the machine's RAM; GPUs without memory of their own take theirs there."""

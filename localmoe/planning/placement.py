@@ -133,7 +133,7 @@ class _Placement:
 
     def verdict(self, candidate: Candidate) -> Verdict:
         if not candidate.fits:
-            return Verdict.NO
+            return Verdict.TOO_SLOW if candidate.runs else Verdict.NO
         tiers = []
         on_gpu = bool(candidate.settings.devices)
         if on_gpu:
@@ -176,7 +176,7 @@ class _Placement:
             experts_used=wishes.experts or 0,
             prefer_cached=wishes.prefer_cached or 0.0,
         )
-        if not verdict.fits:
+        if not verdict.runs:
             return settings, CachePlan("none", 0, "the model does not fit")
         wish, room = wishes.cache, candidate.cache_room
         if wish == "auto" and room > candidate.room:
@@ -221,7 +221,7 @@ class _Placement:
         Memory grows with the context, so a bisection over multiples of 1,024 finds it.
         """
         if not candidate.fits:
-            return 0
+            return candidate.settings.context if candidate.runs else 0
         context = candidate.settings.context
         trained = trained_context(self.model) or max(DEFAULT_CONTEXTS[0], context)
         most = min(trained, self._reach(candidate))

@@ -18,11 +18,18 @@ class Verdict(enum.Enum):
     GPU_DISK = "gpu+disk"
     GPU_RAM_DISK = "gpu+ram+disk"
     RAM_DISK = "ram+disk"
+    TOO_SLOW = "too-slow"  # runs, but memory holds less than one token's experts
     NO = "no"
 
     @property
-    def fits(self) -> bool:
+    def runs(self) -> bool:
+        """Whether it can be loaded at all."""
         return self is not Verdict.NO
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs as fast as one may expect of the memories it needs."""
+        return self.runs and self is not Verdict.TOO_SLOW
 
 
 @dataclass(frozen=True, slots=True)

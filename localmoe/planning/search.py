@@ -98,7 +98,8 @@ class PlacementSearch:
         return self._shrunk(first, [(context, batch) for batch in self._batches[1:]])
 
     def _shrunk(self, first: Candidate, sizes: Sequence[tuple[int, int]]) -> Candidate:
-        """``first`` if it fits, else with the first of ``sizes`` (context, batch) that does.
+        """``first`` if it fits, else with the first of ``sizes`` (context, batch) that does, or the
+        first that runs at all.
 
         RAM then keeps one token's experts and no more, and the GPUs keep their layers and no more,
         even if a smaller batch leaves some memory free. Otherwise a little more memory, which
@@ -106,22 +107,24 @@ class PlacementSearch:
         """
         if first.fits or not sizes:
             return first
-        candidate = first
+        tried = [first]
         if first.gpus_fit:
             for context, batch in sizes:
                 batch = min(batch, context)
                 settings = dataclasses.replace(
                     first.settings, context=context, batch=batch, ubatch=batch
                 )
-                candidate = self._candidates.judge(settings, one_token_only=True)
-                if candidate.fits:
-                    return candidate
+                tried.append(self._candidates.judge(settings, one_token_only=True))
+                if tried[-1].fits:
+                    return tried[-1]
         if self._budgets:
             for context, batch in sizes:
-                candidate = self._with_batch(context, batch)
-                if candidate.fits:
-                    break
-        return candidate
+                tried.append(self._with_batch(context, batch))
+                if tried[-1].fits:
+                    return tried[-1]
+        roomy = (candidate for candidate in tried if candidate.slow_room)
+        running = (candidate for candidate in tried if candidate.runs)
+        return next(roomy, None) or next(running, tried[-1])
 
     @property
     def _batches(self) -> tuple[int, ...]:

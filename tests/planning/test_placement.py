@@ -103,12 +103,19 @@ def test_does_not_fit() -> None:
     assert result.advice
 
 
-def test_less_than_one_tokens_experts_is_no() -> None:
-    """RAM for the dense part but not for the experts of one token is refused, not thrashed."""
+def test_less_than_one_tokens_experts_is_too_slow() -> None:
+    """RAM for the dense part but not for the experts of one token runs, and is called too slow: the
+    figures, what would help, a context that it was planned with. With less it is refused."""
     model = moe_model(experts=8, used=8, expert_mib=60)
     result = plan(model, 4)
-    assert result.verdict is Verdict.NO
+    assert result.verdict is Verdict.TOO_SLOW
+    assert result.verdict.runs and not result.verdict.fits
     assert "one token" in result.reason
+    assert result.advice
+    assert result.cache.regime in ("private", "page")
+    assert result.max_context == result.settings.context
+    assert 0 <= result.settings.cache_bytes <= result.ram_budget
+    assert plan(model, 1.2).verdict is Verdict.NO
 
 
 def test_a_dense_model_never_plans_the_disk() -> None:
@@ -150,7 +157,7 @@ def test_a_no_counts_the_gpu() -> None:
     """What is missing is what RAM lacks beside the GPU, not what it would lack without one."""
     model = moe_model(dense_mib=200)
     with_card, without = plan(model, 1.2, 6), plan(model, 1.2)
-    assert with_card.verdict is without.verdict is Verdict.NO
+    assert not with_card.verdict.fits and not without.verdict.fits
     assert with_card.memory.on(CPU).total < without.memory.on(CPU).total
 
 
@@ -250,7 +257,7 @@ def test_a_context_that_nobody_asked_for_shrinks_until_the_model_fits() -> None:
     for ram in (step / 32 for step in range(32, 160)):
         automatic = plan(model, ram)
         assert automatic.verdict.fits == plan(model, ram, context=256).verdict.fits
-        assert automatic.verdict.fits or not any("--ctx" in line for line in automatic.advice)
+        assert automatic.verdict.runs or not any("--ctx" in line for line in automatic.advice)
         if automatic.verdict.fits:
             sizes.append((automatic.settings.context, automatic.settings.ubatch))
     assert sizes[0][0] <= 512 and sizes[-1][0] >= 8192

@@ -29,7 +29,7 @@ GAP = "   "
 def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> RenderableType:
     """The answer of ``plan``; for a model that does not fit, that of ``fit``."""
     answer = fit_screen(model, plan, forecast)
-    if not plan.verdict.fits:
+    if not plan.verdict.runs:
         return answer
     flags = ("-m", str(model.paths[0].absolute()), *llama_args(plan.settings))
     return Group(
