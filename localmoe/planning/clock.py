@@ -359,9 +359,12 @@ class Clock:
         return sum(m.nbytes * m.share for m in self._work.matrices if m.home == CPU)
 
     def _read_speed(self) -> float:
-        """Bytes per second of reads that are as large as one expert's matrix."""
-        sizes = [m.nbytes / m.experts / max(1, m.count) for m in self._routed]
-        return value_at(self._disk.reads, sum(sizes) / max(1, len(sizes)))
+        """Bytes per second of reads that are as large as one expert's matrix; of all the model's
+        experts, wherever they are, so that placing one elsewhere does not change it.
+        """
+        routed = [m for m in self._work.matrices if m.experts]
+        sizes = sum(m.nbytes * m.nbytes / m.experts / max(1, m.count) for m in routed)
+        return value_at(self._disk.reads, sizes / max(1, sum(m.nbytes for m in routed)))
 
 
 def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:

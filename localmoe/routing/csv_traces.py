@@ -5,7 +5,8 @@ is told by whichever of ``turn``, ``phase`` and ``step`` (or ``token``, ``positi
 Without a step, as in llama.cpp's own ``layer,expert``, the order of the rows tells
 (``_steps_by_order``). Optional: ``slot`` (rank), ``weight`` (``nan``: unknown), ``token_id``,
 ``label``; ``phase`` is 0 or ``prefill``, 1 or ``decode``, and decode when there is none. Other
-columns are ignored. A byte order mark, quotes, and semicolons or tabs between cells do no harm.
+columns are ignored. A byte order mark, quotes, and semicolons, tabs or bars between cells do no
+harm; ``layer_id`` and the like are understood.
 
 Lines with ``#`` before the columns may name what rows cannot, as in the route traces of
 BigMoeOnEdge::
@@ -42,6 +43,11 @@ MAX_LINE = 4096  # characters
 MAX_ROWS = 10_000_000
 _PHASES = {"0": PREFILL, "1": DECODE, "prefill": PREFILL, "decode": DECODE}
 _STEPS = ("step", "token", "position", "pos")
+_ALSO = {  # what others call a column
+    "layer_id": "layer", "layer_idx": "layer", "layer_index": "layer",
+    "expert_id": "expert", "expert_idx": "expert", "expert_index": "expert",
+    "token_idx": "token", "token_index": "token",
+}  # fmt: skip
 _FACT = re.compile(r"(\w{1,40})=(\S{1,400})")
 _AROUND = " \t\"'"  # what may stand around a cell
 
@@ -90,9 +96,9 @@ def _read(lines: Iterator[tuple[int, str]], table: _Table) -> None:
         if line.startswith("#"):
             _preamble(line, table)
         elif line and not columns:
-            separator = next((mark for mark in ",;\t" if mark in line), ",")
+            separator = next((mark for mark in ",;\t|" if mark in line), ",")
             words = (word.strip(_AROUND).lower() for word in line.split(separator))
-            columns = {word: at for at, word in enumerate(words)}
+            columns = {_ALSO.get(word, word): at for at, word in enumerate(words)}
             if not {"layer", "expert"} <= columns.keys():
                 raise TraceFileError("no columns named layer and expert: not a trace")
             table.has_steps = not columns.keys().isdisjoint(_STEPS)

@@ -9,6 +9,7 @@ trace.ids(layer)                                             # i16[tokens, k]
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import mmap
@@ -36,6 +37,7 @@ __all__ = [
 
 MAX_UNPACKED = 512 << 20  # bytes of a compressed trace
 MAX_PREAMBLE = 20_000  # lines before the rows, and empty ones
+MAX_UTF16 = 64 << 20  # bytes of a trace in UTF-16, which is read at once
 _BLOCK = 16 << 20
 
 
@@ -66,6 +68,11 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
 def _read(data: Buffer, file: BinaryIO, name: str) -> Trace:
     if data[: len(MAGIC)] == MAGIC:
         return read_binary(data, name)
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as spreadsheets write text
+        if len(data) > MAX_UTF16:
+            raise TraceFileError(f"{name}: too long for UTF-16", hint="save it as UTF-8")
+        text = bytes(data).decode("utf-16", "replace")
+        return _read(text.encode(), io.BytesIO(text.encode()), name)
     if b"\0" in data[:MAX_LINE]:
         raise TraceFileError(
             f"{name} is not a routing trace", hint="`localmoe experts record` writes one"

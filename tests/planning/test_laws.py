@@ -37,6 +37,7 @@ MODELS = (
 )
 EXAMPLES = int(os.environ.get("LOCALMOE_EXAMPLES", "8"))
 ROUNDING = 1 + 1e-9
+SECOND_GPU = 1.05
 laws = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -141,13 +142,18 @@ def better(box: Box, what: str, by: float) -> Box:
     return dataclasses.replace(box, **{what: new})
 
 
-def broken(before: Outcome, after: Outcome) -> str:
-    """The law that a better machine breaks; "" if it keeps all of them."""
+def broken(before: Outcome, after: Outcome, what: str) -> str:
+    """The law that a machine with more of ``what`` breaks; "" if it keeps all of them.
+
+    A second GPU may cost a first token some percent: it takes the last layers, and where their
+    experts do not fit there, those of the last token are computed on the processor.
+    """
+    patience = SECOND_GPU if what == "second" else ROUNDING
     if before.fits and not after.fits:
         return "it does not fit any more"
     if after.decode * ROUNDING < before.decode:
         return f"decoding: {before.decode} → {after.decode} tok/s"
-    if after.loaded > before.loaded * ROUNDING:
+    if after.loaded > before.loaded * patience:
         return f"first token: {before.loaded} → {after.loaded} s"
     if after.context < before.context:
         return f"largest context: {before.context} → {after.context} tokens"
@@ -181,4 +187,4 @@ def test_more_of_anything_never_makes_a_model_slower_or_its_context_smaller(
     """One figure of the machine grows by a little or a lot, everything else stays."""
     more = better(box, what, by)
     assume(more != box)
-    assert broken(outcome(name, box), outcome(name, more)) == ""
+    assert broken(outcome(name, box), outcome(name, more), what) == ""

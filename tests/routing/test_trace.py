@@ -459,3 +459,15 @@ def test_a_dense_model_has_no_header(arch_file: Callable[..., Path]) -> None:
     header = TraceHeader.of_model(read_model(arch_file("glm4moe")))
     assert [layer.index for layer in header.layers] == [1, 2]
     assert all(layer.expert_bytes > 0 for layer in header.layers)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_csv_in_other_encodings_and_words(encoding: str, tmp_path: Path) -> None:
+    """What spreadsheets call Unicode text, with the column names of other programs."""
+    rows = [f"{step}|{layer}|{expert}" for step in (0, 1) for layer in (0, 1) for expert in (3, 5)]
+    text = "\n".join(["token_idx|layer_id|Expert_Index", *rows])
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path = tmp_path / "t.csv"
+    path.write_bytes((mark + text).encode(encoding))
+    trace = read_trace(path)
+    assert len(trace) == 2 and len(trace.header.layers) == 2

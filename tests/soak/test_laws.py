@@ -44,6 +44,6 @@ def test_better_machines(under_way: Callable[[], bool], figures: Figures) -> Non
             by = rng.choice([rng.uniform(0.0001, 0.1), rng.uniform(0, 1), rng.uniform(0, 4)])
             more = better(box, what, by)
             after, machines = outcome(name, more), machines + 1
-            assert broken(before, after) == "", f"{name}, more {what}: {box} → {more}"
+            assert broken(before, after, what) == "", f"{name}, more {what}: {box} → {more}"
             before, box = after, more
         figures |= {"machines": machines}
