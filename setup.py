@@ -8,6 +8,7 @@ fails. So what it will lack is said here, in a few lines.
 """
 
 import os
+import runpy
 import shutil
 import sys
 import tempfile
@@ -38,6 +39,7 @@ HEADERS = (
     "usage",
 )
 
+BUILT_FROM = runpy.run_path(f"{NATIVE}/__init__.py")["fingerprint"]()
 LINUX = sys.platform.startswith("linux")
 EXPORTS = f"{NATIVE}/exports.map"  # it is preloaded, so no symbol may be seen that is not meant to
 
@@ -98,6 +100,7 @@ setup(
             "localmoe.engine.native._native",
             sources=[f"{NATIVE}/{name}.cpp" for name in SOURCES],
             depends=[*(f"{NATIVE}/{name}.h" for name in HEADERS), EXPORTS],
+            define_macros=[("LOCALMOE_SOURCES", f'"{BUILT_FROM}"')],
             extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden"],
             extra_link_args=[f"-Wl,--version-script={EXPORTS}"] if LINUX else [],
             optional=True,

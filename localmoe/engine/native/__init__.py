@@ -1,10 +1,13 @@
-"""Where the compiled ``native.cpp`` is, if it was built."""
+"""Where the compiled native helper is, if it was built, and whether it is of these sources."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
 import os
 from pathlib import Path
+
+FOLDER = Path(__file__).parent
 
 
 def native_path() -> Path | None:
@@ -12,7 +15,18 @@ def native_path() -> Path | None:
     if os.environ.get("LOCALMOE_NO_NATIVE"):
         return None
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_native{suffix}")
+        path = FOLDER / f"_native{suffix}"
         if path.exists():
             return path
     return None
+
+
+def fingerprint() -> str:
+    """What tells these C++ sources from any others; "" where only the library is installed.
+
+    ``setup.py`` compiles it into the library. The structures that cross from Python are declared
+    on both sides, so a library of other sources would read one where another was written.
+    """
+    sources = sorted(path for path in FOLDER.iterdir() if path.suffix in (".cpp", ".h"))
+    whole = b"".join(path.name.encode() + b"\0" + path.read_bytes() + b"\0" for path in sources)
+    return hashlib.sha256(whole).hexdigest()[:16] if sources else ""

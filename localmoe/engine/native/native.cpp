@@ -99,6 +99,12 @@ EXPORT int32_t localmoe_bring(int32_t fd, int64_t offset, int64_t length) {
 }
 #endif
 
+// What the library was built from: setup.py passes the fingerprint of the sources, which
+// engine/worker/binding.py compares with that of the sources that are there when it is loaded.
+EXPORT const char * localmoe_sources(void) {
+    return LOCALMOE_SOURCES;
+}
+
 // The build tool makes a Python extension file, and Windows' linker insists on this name.
 EXPORT void * PyInit__native(void) {
     return nullptr;

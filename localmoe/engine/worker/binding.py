@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmoe.engine.native import native_path
+from localmoe.engine.native import fingerprint, native_path
 from localmoe.errors import EngineError
 
 GGML_TYPES = {
@@ -210,9 +210,24 @@ class _BufferBytes(ctypes.Structure):
 def _load_native() -> ctypes.CDLL | None:
     path = native_path()
     try:
-        return ctypes.CDLL(str(path)) if path is not None else None
+        helper = ctypes.CDLL(str(path)) if path is not None else None
     except OSError:
         return None
+    here = fingerprint()
+    if helper is not None and here and _built_from(helper) != here:
+        raise EngineError(
+            "the native helper was built from other C++ sources than are here: "
+            "`pip install --no-deps -e .` builds it anew"
+        )
+    return helper
+
+
+def _built_from(helper: ctypes.CDLL) -> str:
+    """The fingerprint of the sources that it was compiled from; "" if it is older than that."""
+    if not hasattr(helper, "localmoe_sources"):
+        return ""
+    sources = _function(helper, "localmoe_sources", ctypes.c_char_p)
+    return str(sources().decode())
 
 
 native = _load_native()

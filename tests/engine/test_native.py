@@ -1,0 +1,35 @@
+"""The native helper and the Python that speaks to it are of the same sources, or a line says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.process
+
+LOAD = "from localmoe.engine.worker import binding; assert binding.native is not None"
+EDITED = f"from localmoe.engine import native; native.fingerprint = lambda: 'edited'; {LOAD}"
+INSTALLED = f"from localmoe.engine import native; native.fingerprint = lambda: ''; {LOAD}"
+
+
+def loading(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", [LOAD, INSTALLED])
+def test_a_helper_of_these_sources_is_used(script: str) -> None:
+    """Also where only the library is installed, without its sources."""
+    done = loading(script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_helper_of_other_sources_is_refused() -> None:
+    """Its structures may be others, and reading them would end in a crash: one line, and what to
+    type."""
+    done = loading(EDITED)
+    assert done.returncode == 1
+    (said,) = (line for line in done.stderr.splitlines() if "EngineError" in line)
+    assert "built from other C++ sources" in said
+    assert "pip install --no-deps -e ." in said
