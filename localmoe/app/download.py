@@ -15,9 +15,10 @@ from localmoe.app.repository import Repository, best_of
 from localmoe.app.requests import LoadRequest, PlanRequest
 from localmoe.errors import DoesNotFitError, UsageError
 from localmoe.hub.cache import RepoCache
-from localmoe.hub.client import Listing, Patience
 from localmoe.hub.download import Pulled, check_room, download
+from localmoe.hub.listing import Listing
 from localmoe.hub.names import ModelFiles, Reference
+from localmoe.hub.patience import Patience
 from localmoe.text import clean_line, format_size
 
 

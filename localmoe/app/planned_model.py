@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from localmoe.app import speeds
 from localmoe.facts.catalog import Entry
 from localmoe.facts.model import Model
-from localmoe.hub.client import Listing
+from localmoe.hub.listing import Listing
 from localmoe.hub.names import ModelFiles, Reference
 from localmoe.planning.places import kind_of, memory_of
 from localmoe.planning.plan import Plan, Verdict

@@ -17,9 +17,10 @@ from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.hub import headers, names
 from localmoe.hub.cache import RepoCache
-from localmoe.hub.client import ASKING, Listing, list_files
 from localmoe.hub.header_cache import HeaderCache
+from localmoe.hub.listing import Listing, list_files
 from localmoe.hub.names import ModelFiles, Reference
+from localmoe.hub.patience import ASKING
 from localmoe.hub.peek import look
 from localmoe.hub.ranges import Traffic
 from localmoe.hub.refusals import RefusedFileError

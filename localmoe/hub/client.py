@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from localmoe import __version__
-from localmoe.errors import LocalmoeError, TransferError
+from localmoe.errors import TransferError
 from localmoe.hub import library
-from localmoe.hub.names import Reference, RepoFile
+from localmoe.hub.names import Reference
+from localmoe.hub.patience import Patience, TryAgainError, persistently
 from localmoe.hub.refusals import (
     AGAIN,
     ENDPOINT_HINT,
@@ -40,63 +39,10 @@ if TYPE_CHECKING:
     import httpx2
 
 DOCUMENT_LIMIT = 64 << 20  # bytes of one JSON answer; 10,000 files take about 3 MB
-PAGES_LIMIT = 1000  # of one listing
 TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 SLOWEST = 20_000  # bytes/s of a header or a listing as a whole; below that it is given up
 GRACE = 3  # times the timeout that may pass beyond that
-TOLD = 1.0  # seconds; of a longer pause that a server asks for, the user is told
 OFFLINE_HINT = "unset HF_HUB_OFFLINE; `localmoe list` shows what is here without a network"
-
-T = TypeVar("T")
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of a repository at one commit."""
-
-    repo: str  # as its folder in the cache is called
-    revision: str  # what was asked for: "main", a tag, a commit
-    commit: str  # 40 hexadecimal digits
-    files: tuple[RepoFile, ...]
-    gguf: Mapping[str, Any] | None = None  # the Hub's own summary of a header; untrusted
-
-
-def _say_nothing(_text: str) -> None:
-    """The default of ``Patience.tell``: nobody is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How often to try again, how long to wait before, and who is told of it."""
-
-    tries: int = 8  # in a row that bring nothing new: half a minute without a network
-    first: float = 0.5  # seconds; each further pause is twice as long
-    most: float = 8.0
-    longest: float = 120.0  # seconds that a server may ask for
-    tell: Callable[[str], object] = _say_nothing  # a line, before a pause that a server asks for
-
-    def pause(self, failures: int, problem: TryAgainError) -> float | None:
-        """Seconds to wait after so many failures in a row; None: give up.
-
-        Tells of a pause that the server has asked for.
-        """
-        if failures >= self.tries:
-            return None
-        asked = problem.asked
-        if asked is None:
-            return min(self.most, self.first * 2.0 ** (failures - 1))
-        if asked > self.longest:
-            return None
-        if asked >= TOLD:
-            self.tell(f"{problem.what}: waiting {format_duration(asked)}")
-        return asked
-
-
-# Somebody waits for the answer; three failures in a row cost less than two seconds.
-ASKING: Patience = Patience(tries=5, first=0.25, longest=20)
 
 
 class Deadline:
@@ -127,52 +73,6 @@ class Deadline:
         self.check()
         time.sleep(seconds)
         self._end += seconds
-
-
-class TryAgainError(Exception):
-    """A failure that may pass by itself. ``error`` is raised when it does not."""
-
-    def __init__(
-        self, error: LocalmoeError, asked: float | None = None, what: str | None = None
-    ) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.asked = asked  # seconds that the server wants us to wait
-        self.what = what or error.message  # the failure, for a line that says how long we wait
-
-
-def list_files(reference: Reference, patience: Patience = ASKING) -> Listing:
-    """The files of ``reference`` with size and hash, in one request (more for an old mirror).
-
-    Raises UnknownModelError for a repository or revision that is not there (with the nearest
-    names), TransferError for everything that the network, the token or the server does.
-    """
-    repo, revision = reference.repo, reference.revision or "main"
-    path = f"/api/models/{repo}"
-    if reference.revision:
-        path += f"/revision/{quote(revision, safe='')}"
-    with hub_errors(reference):
-        deadline = Deadline()
-        document, _ = get_json(endpoint() + path + "?blobs=true", patience, deadline)
-        if not isinstance(document, dict):
-            raise _odd_answer("no description of the repository")
-        commit = str(document.get("sha", ""))
-        if not _COMMIT.fullmatch(commit):
-            raise _odd_answer("no commit")
-        siblings = document.get("siblings")
-        files = _files(siblings, "rfilename", "blobId", "sha256")
-        if files is None:  # a mirror that does not know ``blobs``
-            files = _tree(repo, commit, patience, deadline)
-    name = str(document.get("id", ""))
-    summary = document.get("gguf")
-    return Listing(
-        # The Hub ignores case, the cache does not; a renamed repository keeps the asked name.
-        repo=name if name.lower() == repo.lower() else repo,
-        revision=revision,
-        commit=commit,
-        files=files,
-        gguf=summary if isinstance(summary, dict) else None,
-    )
 
 
 def file_url(repo: str, commit: str, path: str) -> str:
@@ -219,22 +119,6 @@ def get_json(url: str, patience: Patience, deadline: Deadline) -> tuple[Any, str
     return persistently(lambda: _get_json(url, deadline), patience, deadline.sleep)
 
 
-def persistently(
-    action: Callable[[], T], patience: Patience, sleep: Callable[[float], object]
-) -> T:
-    """The result of ``action``, called again while it raises TryAgainError and patience lasts."""
-    failures = 0
-    while True:
-        try:
-            return action()
-        except TryAgainError as problem:
-            failures += 1
-            pause = patience.pause(failures, problem)
-            if pause is None:
-                raise problem.error from problem
-            sleep(pause)
-
-
 @contextlib.contextmanager
 def hub_errors(reference: Reference) -> Iterator[None]:
     """Errors of huggingface_hub and of its HTTP client, as ours."""
@@ -252,7 +136,7 @@ def hub_errors(reference: Reference) -> Iterator[None]:
     except httpx2.TransportError as error:
         raise unreachable(error).error from error
     except (httpx2.InvalidURL, httpx2.TooManyRedirects, httpx2.DecodingError) as error:
-        raise _odd_answer(clean_line(str(error))[:200]) from error
+        raise odd_answer(clean_line(str(error))[:200]) from error
 
 
 def check_status(response: httpx2.Response) -> None:
@@ -347,64 +231,14 @@ def _get_json(url: str, deadline: Deadline) -> tuple[Any, str | None]:
                 deadline.received(len(chunk))
                 data += chunk
                 if len(data) > DOCUMENT_LIMIT:
-                    raise _odd_answer("an endless document")
+                    raise odd_answer("an endless document")
             following = response.links.get("next", {}).get("url")
     except httpx2.TransportError as error:
         raise unreachable(error) from error
     try:
         return json.loads(data), following
     except (ValueError, RecursionError) as error:
-        raise _odd_answer("something that is not JSON") from error
-
-
-def _tree(repo: str, commit: str, patience: Patience, deadline: Deadline) -> tuple[RepoFile, ...]:
-    """Files with sizes and hashes from the tree of a commit, page by page.
-
-    For mirrors that leave both out of a repository's description.
-    """
-    first = f"{endpoint()}/api/models/{repo}/tree/{commit}?recursive=true"
-    files: list[RepoFile] = []
-    following: str | None = first
-    for _ in range(PAGES_LIMIT):
-        if following is None:
-            return tuple(files)
-        if urlsplit(following)[:2] != urlsplit(first)[:2]:
-            raise _odd_answer("a next page on another host")
-        entries, following = get_json(following, patience, deadline)
-        if isinstance(entries, list):
-            entries = [e for e in entries if not (isinstance(e, dict) and e.get("type") != "file")]
-        page = _files(entries, "path", "oid", "oid")
-        if page is None:
-            raise _odd_answer("a listing without sizes")
-        files += page
-    raise _odd_answer("an endless listing")
-
-
-def _files(
-    entries: object, path_key: str, blob_key: str, sha256_key: str
-) -> tuple[RepoFile, ...] | None:
-    """The entries of a listing, checked, as files; None when sizes or hashes are missing.
-
-    The other parameters are the entries' keys. Raises TransferError for impossible entries.
-    """
-    if not isinstance(entries, list):
-        raise _odd_answer("no list of files")
-    files = []
-    for entry in entries:
-        path = entry.get(path_key) if isinstance(entry, dict) else None
-        if not isinstance(path, str):
-            raise _odd_answer("a file without a name")
-        lfs = entry.get("lfs")
-        size = (lfs if isinstance(lfs, dict) else entry).get("size")
-        etag = lfs.get(sha256_key) if isinstance(lfs, dict) else entry.get(blob_key)
-        if size is None or etag is None:
-            return None
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
-            raise _odd_answer(f"an impossible size of {clean_line(path)[:120]}")
-        if not isinstance(etag, str) or not _ETAG.fullmatch(etag):  # it becomes a file's name
-            raise _odd_answer(f"no hash of {clean_line(path)[:120]}")
-        files.append(RepoFile(path, size, etag, lfs=len(etag) == 64))
-    return tuple(files)
+        raise odd_answer("something that is not JSON") from error
 
 
 def _token() -> str | None:
@@ -421,7 +255,7 @@ def _token() -> str | None:
     return token
 
 
-def _odd_answer(what: str) -> TransferError:
+def odd_answer(what: str) -> TransferError:
     return TransferError(f"{_host()} sent {what}", hint=ENDPOINT_HINT)
 
 

@@ -22,9 +22,11 @@ from typing import Literal
 
 from localmoe.errors import DoesNotFitError, TransferError
 from localmoe.hub.cache import DISK_FULL, RepoCache, storage_failed
-from localmoe.hub.client import Listing, Patience, file_url, hub_errors
+from localmoe.hub.client import file_url, hub_errors
+from localmoe.hub.listing import Listing
 from localmoe.hub.locks import try_lock
 from localmoe.hub.names import Reference, RepoFile
+from localmoe.hub.patience import Patience
 from localmoe.hub.refusals import RefusedFileError
 from localmoe.hub.transfer import FollowingHash, Stop, StoppedError, fill, whole_until
 from localmoe.text import clean_line, format_size

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from localmoe.errors import TransferError
 from localmoe.facts.file_kind import read_kind
-from localmoe.hub.client import Listing
 from localmoe.hub.compact import BytesSource
 from localmoe.hub.header_cache import HeaderCache
+from localmoe.hub.listing import Listing
 from localmoe.hub.names import Reference, RepoFile, doubtful
 from localmoe.hub.ranges import RemoteSource, Traffic
 

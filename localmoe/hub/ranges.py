@@ -18,8 +18,9 @@ from urllib.parse import urljoin, urlsplit
 
 from localmoe.errors import TransferError, UnknownModelError
 from localmoe.hub import client
-from localmoe.hub.client import ASKING, Deadline, Patience, TryAgainError
+from localmoe.hub.client import Deadline
 from localmoe.hub.names import Reference, RepoFile
+from localmoe.hub.patience import ASKING, Patience, TryAgainError, persistently
 from localmoe.hub.refusals import RefusedFileError
 from localmoe.text import clean_line
 
@@ -100,7 +101,7 @@ class RemoteSource:
 
         try:
             with client.hub_errors(self._reference):
-                client.persistently(attempt, self._traffic.patience, deadline.sleep)
+                persistently(attempt, self._traffic.patience, deadline.sleep)
         except RefusedFileError as error:
             raise RefusedFileError(f"{self.name}: {error.message}", hint=error.hint) from error
         except UnknownModelError as error:

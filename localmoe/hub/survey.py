@@ -12,8 +12,9 @@ from queue import Empty, SimpleQueue
 from localmoe.errors import LocalmoeError, TransferError, UnknownModelError
 from localmoe.facts.catalog import Entry
 from localmoe.hub import library, names
-from localmoe.hub.client import Listing, Patience, list_files
+from localmoe.hub.listing import Listing, list_files
 from localmoe.hub.names import ModelFiles, Reference
+from localmoe.hub.patience import Patience
 
 CONNECTIONS = 8
 SECONDS = 8.0  # that someone may wait for a guess

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING
 
 from localmoe.errors import TransferError
 from localmoe.hub.client import (
-    Patience,
-    TryAgainError,
     check_status,
     request_headers,
     session,
@@ -28,6 +26,7 @@ from localmoe.hub.client import (
     unreachable,
 )
 from localmoe.hub.names import RepoFile
+from localmoe.hub.patience import Patience, TryAgainError
 from localmoe.text import clean_line
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 
 from localmoe.hub import names
-from localmoe.hub.client import Listing, Patience, list_files
 from localmoe.hub.download import Progress, Pulled, download
+from localmoe.hub.listing import Listing, list_files
 from localmoe.hub.names import ModelFiles, RepoFile
+from localmoe.hub.patience import Patience
 
 REPO = "user/repo"
 FILE = "model-Q4_K_M.gguf"

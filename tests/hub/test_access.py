@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from localmoe.errors import TransferError, UnknownModelError
 from localmoe.hub import client, names
-from localmoe.hub.client import list_files
+from localmoe.hub.listing import list_files
 from tests.hub.command import HubCommand
 from tests.hub.content import Generated
 from tests.hub.pulling import FILE, QUICK, REPO, SIZE, lookup, pull, sha256

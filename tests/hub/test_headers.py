@@ -21,10 +21,11 @@ from localmoe.engine.process import WorkerProcess
 from localmoe.errors import LocalmoeError, ModelFileError, TransferError
 from localmoe.facts.model import Model, read_model
 from localmoe.hub import client, headers, names, skeleton
-from localmoe.hub.client import Patience
 from localmoe.hub.compact import Compact
 from localmoe.hub.header_cache import HeaderCache
+from localmoe.hub.listing import list_files
 from localmoe.hub.names import ModelFiles
+from localmoe.hub.patience import Patience
 from localmoe.hub.ranges import RemoteSource, Traffic
 from localmoe.hub.refusals import RefusedFileError
 from localmoe.planning.memory import EngineSettings
@@ -62,7 +63,7 @@ class Fetched:
     ) -> None:
         reference = names.parse(REPO + (f":{wanted}" if wanted else ""))
         assert reference is not None
-        listing = client.list_files(reference)
+        listing = list_files(reference)
         self.models: Sequence[ModelFiles] = names.model_files(listing.files)
         if wanted:
             chosen = names.choose(self.models, reference)
@@ -398,7 +399,7 @@ def test_a_file_that_changes_meanwhile(hub: HubServer, twenty: list[list[Path]])
     repository = hub.add(REPO, standins.served([path]))
     reference = names.parse(REPO)
     assert reference is not None
-    listing = client.list_files(reference)
+    listing = list_files(reference)
     repository.revisions[listing.commit] = {
         path.name: dataclasses.replace(
             repository.revisions[listing.commit][path.name],
@@ -454,7 +455,7 @@ def test_a_slow_listing_has_one_deadline(hub: HubServer, monkeypatch: pytest.Mon
     assert reference is not None
     clock.each_chunk_takes = 0.1
     with pytest.raises(TransferError, match="too slow"):
-        client.list_files(reference, QUICK)
+        list_files(reference, QUICK)
     assert 3 < hub.count("/tree/") < 30
 
 
@@ -498,7 +499,7 @@ def test_a_rewritten_history_is_no_missing_revision(
     repository = hub.add(REPO, standins.served([path]))
     reference = names.parse(REPO)
     assert reference is not None
-    listing = client.list_files(reference)
+    listing = list_files(reference)
     repository.revisions["f" * 40] = repository.revisions.pop(listing.commit)
     repository.refs["main"] = "f" * 40
     source = RemoteSource(reference, listing.commit, listing.files[0], Traffic(QUICK))
@@ -506,7 +507,7 @@ def test_a_rewritten_history_is_no_missing_revision(
         source.read(0, 4)
     assert "main" not in caught.value.message
     assert "run it again" in (caught.value.hint or "")
-    assert client.list_files(reference).commit == "f" * 40
+    assert list_files(reference).commit == "f" * 40
 
 
 @pytest.mark.parametrize(
