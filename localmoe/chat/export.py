@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from localmoe.chat.log_lines import to_json
 from localmoe.chat.session import Session, Turn
-from localmoe.chat.store import to_json
 from localmoe.schema import SCHEMA_VERSION
 
 

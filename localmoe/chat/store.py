@@ -1,38 +1,24 @@
 """Chats on disk: one file per conversation, one JSON line per change, private, only ever appended.
 
-Each line ends with a checksum of itself, so a line that a crash cut off, or in which a letter was
-changed, is noticed and left out; lines of earlier versions have none and are taken as they are. The
-next line begins on a line of its own. Files are 0600 below folders that are 0700.
+A line that a crash cut off, or in which a letter was changed, is noticed (``log_lines``) and left
+out. The next line begins on a line of its own. Files are 0600 below folders that are 0700.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
-import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localmoe import kept, storage
-from localmoe.chat.attachments import Attachment
-from localmoe.chat.session import (
-    Change,
-    Cleared,
-    Message,
-    ModelUsed,
-    Session,
-    Shortened,
-    SystemText,
-    Turn,
-    Undone,
-)
+from localmoe.chat.log_lines import decode, encode
+from localmoe.chat.session import Change, Session
 from localmoe.engine import kv_store
 from localmoe.errors import StorageError, UsageError
 from localmoe.text import clean_line, did_you_mean
@@ -41,7 +27,6 @@ SUFFIX = ".jsonl"
 READ_LIMIT = 256 << 20  # bytes of one conversation
 AUTOMATIC = re.compile(r"\d{4}-\d\d-\d\d-\d{4}(?:-\d+)?")  # the names that ``begin`` gives
 _NAME = re.compile(r"[\w][\w.+-]{0,79}")
-_SUM = re.compile(rb',"sum":"([0-9a-f]{8})"}$')
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,90 +247,3 @@ def read(path: Path) -> tuple[Session, int]:
 
     session = Session(changes=changes())
     return session, damaged
-
-
-_KINDS: Mapping[str, type[Any]] = {
-    "turn": Turn,
-    "undo": Undone,
-    "clear": Cleared,
-    "system": SystemText,
-    "shorten": Shortened,
-    "model": ModelUsed,
-}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
-# fmt: off
-_MEMBERS = {  # of a line; one that has another is not a line of ours
-    "kind", "question", "files", "answer", "reasoning", "interrupted", "model", "at",
-    "prompt_tokens", "completion_tokens", "text", "turns", "summary", "name", "source",
-}
-# fmt: on
-
-
-def encode(change: Change) -> bytes:
-    """One line of a log: a JSON object whose last member is the checksum of what is before it."""
-    line = json.dumps(to_json(change), separators=(",", ":")).encode()
-    return line[:-1] + b',"sum":"' + _checksum(line) + b'"}'
-
-
-def decode(line: bytes) -> Change:
-    """The inverse of ``encode``. Raises one of ``kept.DAMAGED`` for what it did not write."""
-    if found := _SUM.search(line):
-        line = line[: found.start()] + b"}"
-        if found[1] != _checksum(line):
-            raise ValueError("not the line that was written")
-    return from_json(kept.parse(line))
-
-
-def _checksum(line: bytes) -> bytes:
-    return hashlib.sha256(line).hexdigest()[:8].encode()
-
-
-def to_json(change: Change) -> dict[str, Any]:
-    """One line of a log, without its checksum."""
-    if not isinstance(change, Turn):
-        return {"kind": _NAMES[type(change)], **asdict(change)}
-    files = [{"name": file.name, "text": file.text} for file in change.question.files]
-    return {
-        "kind": "turn",
-        "question": change.question.content,
-        **({"files": files} if files else {}),
-        "answer": change.answer.content,
-        **({"reasoning": change.answer.reasoning} if change.answer.reasoning else {}),
-        **({"interrupted": True} if change.answer.interrupted else {}),
-        "model": change.model,
-        "at": change.at,
-        "prompt_tokens": change.prompt_tokens,
-        "completion_tokens": change.completion_tokens,
-    }
-
-
-def from_json(line: Mapping[str, Any]) -> Change:
-    """Raises one of ``kept.DAMAGED`` for what ``to_json`` did not write."""
-    kind = _KINDS[line["kind"]]
-    if unknown := line.keys() - _MEMBERS:
-        raise ValueError(f"unknown members: {unknown}")
-    if kind is not Turn:
-        fields = {name: value for name, value in line.items() if name != "kind"}
-        for name, value in fields.items():
-            kept.whole(value) if name == "turns" else kept.text(value)
-        change: Change = kind(**fields)
-        return change
-    files = tuple(Attachment(_text(f, "name"), _text(f, "text")) for f in line.get("files", ()))
-    answer = Message(
-        "assistant",
-        _text(line, "answer"),
-        _text(line, "reasoning", ""),
-        line.get("interrupted") is True,
-    )
-    return Turn(
-        Message("user", _text(line, "question"), files=files),
-        answer,
-        _text(line, "model", ""),
-        _text(line, "at", ""),
-        kept.whole(line.get("prompt_tokens", 0)),
-        kept.whole(line.get("completion_tokens", 0)),
-    )
-
-
-def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    return kept.text(fields[name] if default is None else fields.get(name, default))

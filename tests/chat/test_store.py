@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from localmoe.chat.attachments import Attachment
 from localmoe.chat.export import to_document, to_markdown
+from localmoe.chat.log_lines import decode, encode, from_json, to_json
 from localmoe.chat.session import (
     Change,
     Cleared,
@@ -27,7 +28,7 @@ from localmoe.chat.session import (
     Undone,
 )
 from localmoe.chat.state import Chat
-from localmoe.chat.store import Store, decode, encode, from_json, read, to_json
+from localmoe.chat.store import Store, read
 from localmoe.errors import StorageError, UsageError
 
 
