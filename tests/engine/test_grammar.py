@@ -90,6 +90,10 @@ SCHEMAS: dict[str, Any] = {
         },
         "$ref": "#/$defs/tree",
     },
+    "a definition called root": {
+        "$defs": {"root": {"type": "array", "items": {"$ref": "#/$defs/root"}, "maxItems": 2}},
+        "$ref": "#/$defs/root",
+    },
     "recursive root": {
         "type": "object",
         "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},

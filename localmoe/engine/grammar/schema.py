@@ -26,7 +26,7 @@ from localmoe.errors import UsageError
 MOST_DEEP = 3  # objects and lists in each other, where a schema leaves them open within bounds
 PLAIN = "string | number | boolean | null"
 MAX_REPEAT = 1000  # llama.cpp refuses 2000; a lower upper bound only narrows what is allowed
-_RESERVED = re.compile(r"answer|thought.*|plain|(?:value|object|array)-\d")
+_RESERVED = re.compile(r"root|answer|thought.*|plain|(?:value|object|array)-\d")
 BASIC_RULES = {
     "ws": r'| " " | "\n" [ \t]{0,20}',
     "char": strings.CHAR,
@@ -115,12 +115,9 @@ class _Converter:
         self._of_ref: dict[str, str] = {}  # JSON pointer → its rule, for recursive schemas
 
     def grammar(self) -> str:
-        root = self._rule(self._document, "root", "#")
-        if root != "root":
-            self._rules["root"] = root
-        rules = with_basic_rules(self._rules)
-        lines = (f"{name} ::= {rule}" for name, rule in rules.items() if name != "root")
-        return "\n".join([f"root ::= {rules['root']}", *lines])
+        root = self._visit(self._document, "root", "#")
+        rules = with_basic_rules({"root": root} | self._rules)
+        return "\n".join(f"{name} ::= {rule}" for name, rule in rules.items())
 
     def rule(self, name: str) -> str:
         """The name of the rule for the whole document."""
