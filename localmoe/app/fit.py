@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from dataclasses import dataclass
 
 from localmoe.app.find import model_here, on_the_hub
@@ -13,6 +14,7 @@ from localmoe.app.plans import ModelPlanner
 from localmoe.app.recommend import guess_for, rank, recommend
 from localmoe.app.repository import Repository
 from localmoe.app.requests import PlanRequest
+from localmoe.engine.process import WorkerProcess
 from localmoe.errors import EngineError, ModelFileError, TransferError
 from localmoe.facts import catalog
 from localmoe.facts.hardware import Machine
@@ -64,9 +66,10 @@ def fit(name: str, request: PlanRequest, listener: Listener) -> Fit:
                 raise
             listener.note("the Hub cannot be asked: only what is on this machine")
     model = model_here(name, listener)
-    machine = find_machine(request, hypothetical=True)
-    with ModelPlanner(machine, request, listener) as planner:
-        found = planner.plan(model)
+    with closing(WorkerProcess()) as worker:
+        machine = find_machine(request, hypothetical=True, worker=worker)
+        with ModelPlanner(machine, request, listener, worker=worker) as planner:
+            found = planner.plan(model)
     return Fit(model.name, machine, (found,), _best((found,), request))
 
 

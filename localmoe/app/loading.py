@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from localmoe import config, ledger
@@ -24,6 +24,7 @@ from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
 from localmoe.engine.client import Engine
 from localmoe.engine.events import LoadProgress
+from localmoe.engine.process import WorkerProcess
 from localmoe.errors import DoesNotFitError, EngineMemoryError, UsageError
 from localmoe.facts import catalog
 from localmoe.facts.model import Model
@@ -117,8 +118,9 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
         if request.record:
             _check_recording(facts, request)
         with ledger.planning():  # other processes plan only after this memory is promised
-            machine = find_machine(request.plan, hypothetical=False)
-            plan = plan_for(facts, machine, request.plan, hypothetical=False)
+            with closing(WorkerProcess()) as worker:
+                machine = find_machine(request.plan, hypothetical=False, worker=worker)
+                plan = plan_for(facts, machine, request.plan, hypothetical=False, worker=worker)
             require_fit(facts, plan)
             if not plan.verdict.fits:
                 listener.warn(f"this will be too slow to use: {marked(plan.reason)}")

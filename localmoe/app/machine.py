@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from localmoe.app.machine_file import read_machine
 from localmoe.app.requests import PlanRequest
 from localmoe.engine.devices import engine_info
+from localmoe.engine.process import WorkerProcess
 from localmoe.errors import UsageError
 from localmoe.facts import hardware
 from localmoe.facts.hardware import Gpu, Machine
@@ -16,13 +17,16 @@ from localmoe.text import format_bytes
 from localmoe.wording import option
 
 
-def find_machine(request: PlanRequest, *, hypothetical: bool) -> Machine:
+def find_machine(
+    request: PlanRequest, *, hypothetical: bool, worker: WorkerProcess | None = None
+) -> Machine:
     """This machine, or the one of ``--machine``, with ``--ram`` and ``--vram`` applied.
 
     ``hypothetical``: nothing will be loaded, so the plan may use devices that the engine does not
-    have. Raises UsageError for a ``--machine`` that cannot be read or cannot be used here.
+    have. ``worker``: the process to ask; None: a new one. Raises UsageError for a ``--machine``
+    that cannot be read or cannot be used here.
     """
-    devices = engine_info(request.remotes).gpus
+    devices = engine_info(request.remotes, worker).gpus
     if request.machine is None:
         machine = hardware.detect(devices)
     elif hypothetical:

@@ -22,13 +22,21 @@ from localmoe.text import format_bytes
 from localmoe.wording import marked
 
 
-def plan_for(model: Model, machine: Machine, request: PlanRequest, *, hypothetical: bool) -> Plan:
+def plan_for(
+    model: Model,
+    machine: Machine,
+    request: PlanRequest,
+    *,
+    hypothetical: bool,
+    worker: WorkerProcess | None = None,
+) -> Plan:
     """The plan of a model for a machine. Raises ModelFileError, EngineError or EngineCrashError.
 
     Memory promised to other loaded models is not free, unless nothing will be loaded
-    (``hypothetical``) and the request states how much is free.
+    (``hypothetical``) and the request states how much is free. ``worker``: the process to ask;
+    None: a new one.
     """
-    return plans_for(model, machine, None, request, hypothetical=hypothetical)[0]
+    return plans_for(model, machine, None, request, hypothetical=hypothetical, worker=worker)[0]
 
 
 def plans_for(
@@ -71,14 +79,15 @@ class ModelPlanner:
         listener: Listener,
         *,
         hypothetical: bool = True,
+        worker: WorkerProcess | None = None,
     ) -> None:
-        """``hypothetical``: nothing will be loaded."""
+        """``hypothetical``: nothing will be loaded. ``worker``: a running one to take over."""
         self.machine = machine
         self._hypothetical = hypothetical
         self._request = request
         self._listener = listener
         self._with_gpu = with_gpu_build(machine, request.wishes)
-        self._worker: WorkerProcess | None = None
+        self._worker = worker
         self._warned: set[str] = set()
 
     def __enter__(self) -> ModelPlanner:

@@ -1,7 +1,8 @@
-"""What this engine build is and which devices it sees, asked of a short-lived worker."""
+"""What this engine build is and which devices it sees, asked of a worker."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,18 +27,17 @@ class EngineInfo:
     rpc: bool = False  # workers on other machines can be used, and this one can be a worker
 
 
-def engine_info(remotes: Sequence[str] = ()) -> EngineInfo:
-    """Start a worker, ask, and end it (about 0.2 s).
+def engine_info(remotes: Sequence[str] = (), worker: WorkerProcess | None = None) -> EngineInfo:
+    """Ask ``worker``, or one that is started for it and ended (about 0.1 s).
 
     The devices of ``remotes`` ("host:port" of RPC workers) are among the GPUs. Raises EngineError
     when one of them cannot be used.
     """
-    worker = WorkerProcess()
-    try:
+    with contextlib.ExitStack() as stack:
+        if worker is None:
+            worker = stack.enter_context(contextlib.closing(WorkerProcess()))
         limits = rpc.limits(remotes, rpc.ANSWER_LIMIT)
         answer = worker.ask("info", **limits, remotes=list(remotes))
-    finally:
-        worker.close()
     devices = answer["devices"]
     gpus = tuple(
         Gpu(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import closing
 from itertools import groupby
 
 from localmoe.app import documents, speeds
@@ -19,6 +20,7 @@ from localmoe.cli.fit import screens
 from localmoe.cli.fit.plan_screen import plan_screen
 from localmoe.cli.output import Output
 from localmoe.cli.requests import plan_request
+from localmoe.engine.process import WorkerProcess
 from localmoe.errors import DoesNotFitError
 from localmoe.facts.hardware import Machine
 from localmoe.planning.plan import Plan
@@ -58,13 +60,13 @@ def plan_command(options: Options, output: Output) -> int:
     """The placement of one model; exit code as ``fit``."""
     name, request = only_model(options, required=True), plan_request(options)
     assert name is not None
-    machine = find_machine(request, hypothetical=True)
-    with (
-        header_of(name, request, output) as header,
-        ModelPlanner(machine, request, output) as planner,
-    ):
-        model, paths = header
-        found = planner.plan(model)
+    with closing(WorkerProcess()) as worker:
+        machine = find_machine(request, hypothetical=True, worker=worker)
+        with (
+            header_of(name, request, output) as (model, paths),
+            ModelPlanner(machine, request, output, worker=worker) as planner,
+        ):
+            found = planner.plan(model)
     plan, model = found.plan, dataclasses.replace(model, paths=paths)
     if output.as_json:
         output.json(documents.plan_document(model, machine, plan, found.forecast))

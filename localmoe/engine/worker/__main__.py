@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmoe.engine import protocol
 from localmoe.engine.events import Finished, Loaded, LoadProgress
@@ -21,11 +21,13 @@ from localmoe.engine.protocol import Message
 from localmoe.engine.worker import binding, loader
 from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.inbox import Inbox
-from localmoe.engine.worker.loading import LoadedModel
 from localmoe.engine.worker.questions import Questions
 from localmoe.engine.worker.rpc_devices import Servers
 from localmoe.errors import EngineError, LocalmoeError
 from localmoe.planning.memory import EngineSettings
+
+if TYPE_CHECKING:
+    from localmoe.engine.worker.loading import LoadedModel
 
 PROGRESS_INTERVAL = 0.05  # seconds between load progress events
 
@@ -116,6 +118,8 @@ class Worker:
         return model
 
     def _do_load(self, message: Message) -> None:
+        from localmoe.engine.worker.loading import LoadedModel  # a worker that is asked loads none
+
         settings = protocol.settings_from_json(message["settings"])
         self._unload()
         self._servers.add(settings.remotes)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from localmoe.engine.rpc import INSTALL, greet, watch
-from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.engine.worker import binding
 from localmoe.errors import EngineError
 
@@ -29,6 +28,8 @@ class Servers:
         if not new:
             return
         if self._library is None:
+            from localmoe.engine.rpc_build import find_rpc_library  # late: most workers have none
+
             path = find_rpc_library()
             if path is None:
                 raise EngineError("this engine build has no RPC backend", hint=INSTALL)
