@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -66,6 +68,31 @@ def write(
     ]
 
 
+class _Writer(GGUFWriter):  # type: ignore[misc]
+    """Packs the arrays of a vocabulary, which are tuples, once for all files that have them."""
+
+    def _pack_val(
+        self, val: Any, vtype: Any, add_vtype: bool, sub_type: GGUFValueType | None = None
+    ) -> bytes:
+        if isinstance(val, tuple):
+            return _packed(val)
+        packed: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
+        return packed
+
+
+@lru_cache(maxsize=8)
+def _packed(values: tuple[str, ...] | tuple[int, ...]) -> bytes:
+    """An array of texts or of whole numbers, as GGUF has it: type, element type, count, elements."""
+    if isinstance(values[0], str):
+        kind = GGUFValueType.STRING
+        texts = [str(value).encode() for value in values]
+        body = b"".join(struct.pack("<Q", len(text)) + text for text in texts)
+    else:
+        kind = GGUFValueType.INT32
+        body = struct.pack(f"<{len(values)}i", *values)
+    return struct.pack("<IIQ", GGUFValueType.ARRAY, kind, len(values)) + body
+
+
 def _write_all(
     path: Path,
     recipe: Recipe,
@@ -78,7 +105,7 @@ def _write_all(
 ) -> int:
     """Writes ``path`` or its parts; returns how many there are."""
     per_part = -(-len(recipe.tensors) // split) if split else 0
-    writer = GGUFWriter(path, recipe.architecture, split_max_tensors=per_part)
+    writer = _Writer(path, recipe.architecture, split_max_tensors=per_part)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(file_type)
@@ -149,9 +176,9 @@ def _add_array(writer: GGUFWriter, key: str, values: Sequence[bool | int | float
 def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, template: str | None) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(list(vocabulary.tokens))
-    writer.add_token_types(list(vocabulary.types))
-    writer.add_token_merges(list(vocabulary.merges))
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
     writer.add_bos_token_id(vocabulary.id("<|endoftext|>"))
     writer.add_pad_token_id(vocabulary.id("<|endoftext|>"))
     writer.add_eos_token_id(vocabulary.id("<|im_end|>"))
