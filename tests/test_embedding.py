@@ -13,6 +13,7 @@ import pytest
 
 import localmoe
 from localmoe.errors import ContextOverflowError, EngineBusyError, EngineError, UsageError
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.process
 
@@ -41,9 +42,9 @@ def test_a_stream_is_stopped_from_another_thread(model: localmoe.LoadedModel) ->
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert begun.wait(30)
+    assert begun.wait(PATIENCE)
     stream.close()
-    reader.join(30)
+    reader.join(PATIENCE)
     assert not reader.is_alive()
     assert works(model)
     assert not list(stream)
@@ -145,9 +146,13 @@ def test_wrong_values_are_told(model: localmoe.LoadedModel, message: str) -> Non
 def test_wrong_messages_are_told(model: localmoe.LoadedModel, prompt: Any) -> None:
     with pytest.raises(UsageError):
         model.chat(prompt)
+
+
+def test_a_message_may_come_in_parts(model: localmoe.LoadedModel) -> None:
+    """The parts together are what is asked."""
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "a router?"}]
-    done = model.chat([{"role": "user", "content": parts}]).result()
-    assert done.answer == model.chat("What is a router?").result().answer
+    done = model.chat([{"role": "user", "content": parts}], max_tokens=24).result()
+    assert done.answer == model.chat("What is a router?", max_tokens=24).result().answer
 
 
 def test_diagnoses_are_true(model: localmoe.LoadedModel, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class _Writer(GGUFWriter):  # type: ignore[misc]
 
 @lru_cache(maxsize=8)
 def _packed(values: tuple[str, ...] | tuple[int, ...]) -> bytes:
-    """An array of texts or of whole numbers, as GGUF has it: type, element type, count, elements."""
+    """An array of texts or whole numbers as GGUF has it: type, element type, count, elements."""
     if isinstance(values[0], str):
         kind = GGUFValueType.STRING
         texts = [str(value).encode() for value in values]

@@ -6,14 +6,23 @@ Plain attention (qwen3moe), sliding windows (gpt-oss, gemma4), recurrent and con
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import localmoe
-from localmoe import AnswerDelta, Conversation, PrefillProgress, ReasoningDelta, TurnDone
+from localmoe import (
+    AnswerDelta,
+    Conversation,
+    LoadedModel,
+    PrefillProgress,
+    ReasoningDelta,
+    TurnDone,
+)
 from localmoe.engine.worker.kv import CHECKPOINT_TOKENS, least_useful
 from tests.chat import templates
 
@@ -36,35 +45,35 @@ BATCH = 64  # tokens
 LOST = CHECKPOINT_TOKENS + 2 * BATCH  # tokens that going back may cost: a checkpoint is at a batch
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def architecture(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 Begin = Callable[[str], Conversation]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALMOE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def begin(request: pytest.FixtureRequest, arch_file: Callable[..., Path]) -> Iterator[Begin]:
+    """``begin(template)`` → a conversation with a real engine, which the tests of one architecture
+    share: each begins with words of its own (``long``)."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def load(template: str) -> LoadedModel:
+            path = arch_file(request.param, template=template)
+            wishes = localmoe.Wishes(threads=1, batch=BATCH)
+            return stack.enter_context(localmoe.load(path, context=2048, wishes=wishes))
+
+        yield lambda template: load(template).begin(temperature=0, max_tokens=8)
+
+
 @pytest.fixture
-def begin(architecture: str, arch_file: Callable[..., Path]) -> Iterator[Begin]:
-    """``begin(template)`` → a conversation with a real engine."""
-    open_models = []
-
-    def make(template: str) -> Conversation:
-        path = arch_file(architecture, template=template)
-        model = localmoe.load(
-            str(path), context=2048, wishes=localmoe.Wishes(threads=1, batch=BATCH)
-        )
-        open_models.append(model)
-        return model.begin(temperature=0, max_tokens=8)
-
-    yield make
-    for model in open_models:
-        model.close()
+def long(request: pytest.FixtureRequest) -> str:
+    """A first question that no other test has asked."""
+    return f"{request.node.name}: {LONG}"
 
 
 def ask(conversation: Conversation, text: str) -> TurnDone:
@@ -76,10 +85,10 @@ def fresh(done: TurnDone) -> int:
     return done.usage.prompt_tokens - done.usage.reused_tokens
 
 
-def test_next_turns_regenerating_and_undoing(begin: Begin) -> None:
+def test_next_turns_regenerating_and_undoing(begin: Begin, long: str) -> None:
     """The long first question is read once, whatever follows it."""
     conversation = begin(templates.CHATML)
-    assert fresh(ask(conversation, LONG)) > 200
+    assert fresh(ask(conversation, long)) > 200
     assert fresh(ask(conversation, "Why?")) < NEAR
     again = localmoe.result(conversation.regenerate())
     assert fresh(again) < NEAR
@@ -88,14 +97,14 @@ def test_next_turns_regenerating_and_undoing(begin: Begin) -> None:
     conversation.session.undo()
     conversation.session.undo()
     assert conversation.session.turns == ()
-    another_first_question = LONG + "Really?"
+    another_first_question = long + "Really?"
     assert fresh(ask(conversation, another_first_question)) < 200
 
 
-def test_templates_that_strip_old_reasoning(begin: Begin) -> None:
+def test_templates_that_strip_old_reasoning(begin: Begin, long: str) -> None:
     """The thoughts of a turn are gone in the next prompt; what stood before them is kept."""
     conversation = begin(STRIPPING)
-    first = ask(conversation, LONG)
+    first = ask(conversation, long)
     assert first.reasoning and fresh(first) > 200
     second = ask(conversation, "Why?")
     assert (
@@ -108,10 +117,10 @@ def test_templates_that_strip_old_reasoning(begin: Begin) -> None:
 
 
 @pytest.mark.parametrize("kind", [AnswerDelta, PrefillProgress])
-def test_ctrl_c(begin: Begin, kind: type[AnswerDelta | PrefillProgress]) -> None:
+def test_ctrl_c(begin: Begin, long: str, kind: type[AnswerDelta | PrefillProgress]) -> None:
     """In an answer the turn is kept, in a prefill what was read so far: both are built on."""
     conversation = begin(templates.CHATML)
-    ask(conversation, LONG)
+    ask(conversation, long)
     short = conversation.settings
     conversation.settings = dataclasses.replace(short, max_tokens=1000)
     seen = 0
@@ -125,25 +134,25 @@ def test_ctrl_c(begin: Begin, kind: type[AnswerDelta | PrefillProgress]) -> None
     assert fresh(ask(conversation, "Why?")) < NEAR
 
 
-def test_a_first_prefill_that_was_interrupted_is_gone_on_with(begin: Begin) -> None:
+def test_a_first_prefill_that_was_interrupted_is_gone_on_with(begin: Begin, long: str) -> None:
     """The first long prompt, stopped in the middle: what was read is not read again."""
     conversation = begin(templates.CHATML)
     read = 0
-    events = conversation.ask(LONG * 5)
+    events = conversation.ask(long * 5)
     for event in events:
         if isinstance(event, PrefillProgress) and read == 0 and event.done > event.total // 2:
             read = event.done
             conversation.engine.cancel()
     assert isinstance(event, TurnDone) and event.finish_reason == "interrupted"
     conversation.session.undo()
-    done = ask(conversation, LONG * 5)
+    done = ask(conversation, long * 5)
     assert done.usage.reused_tokens > read - LOST
 
 
-def test_how_far_back_is_a_matter_of_tokens(begin: Begin) -> None:
+def test_how_far_back_is_a_matter_of_tokens(begin: Begin, long: str) -> None:
     """Another end of a long prompt: however fast it was read, so much of it is read again."""
     conversation = begin(templates.CHATML)
-    words = LONG * 5
+    words = long * 5
     for share in (0.9, 0.7, 0.5):
         ask(conversation, words)
         conversation.session.undo()

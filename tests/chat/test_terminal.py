@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import termios
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tests.chat import templates
 from tests.chat.conftest import Spawn, Start
 from tests.chat.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB, UP
 from tests.cli.command import environment
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -252,7 +251,7 @@ def test_ctrl_z_in_an_answer_gives_the_shell_its_terminal(tmp_path: Path) -> Non
         cwd=str(root),
         encoding="utf-8",
         dimensions=(40, 120),
-        timeout=60,
+        timeout=PATIENCE,
     )
     try:
         replies = json.dumps([["one ", "two ", "three ", *(f"{n} " for n in range(400)), "end"]])
@@ -400,7 +399,6 @@ def test_a_terminal_that_answers_nothing(start: Start) -> None:
     terminal = start(
         ["fine"], TERM="vt100", PROMPT_TOOLKIT_NO_CPR="0", SSH_CONNECTION="10.0.0.1 1 10.0.0.2 22"
     )
-    time.sleep(2.2)  # a terminal that was asked would be given up by now
     terminal.say("hello")
     text = terminal.turns(1)
     assert "CPR" not in text and "\x1b[6n" not in terminal.raw

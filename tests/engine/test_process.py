@@ -35,7 +35,6 @@ pytestmark = pytest.mark.process
 
 SETTINGS = EngineSettings(context=512, batch=64, ubatch=64, threads=1, threads_batch=1)
 GREEDY = Sampling(temperature=0)
-GRACE = 5.0  # seconds; what is bounded by about two may take longer on a busy machine
 
 
 @pytest.fixture
@@ -244,7 +243,7 @@ def test_closing_frees_whoever_waits(engine: Engine) -> None:
         while not engine._worker._running:
             time.sleep(0.01)
         engine.close()
-        thread.join(GRACE)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert isinstance(found[0], EngineCrashError)
     assert found[0].message == "the engine process was ended: the model was closed"

@@ -12,7 +12,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ from tests.archs.rpc_server import HOST, free_port
 from tests.chat import scripted_model
 from tests.chat.test_real import Running
 from tests.cli.command import Localmoe, assert_clear_error
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -64,13 +65,14 @@ def test_a_port_of_something_else_is_refused(rpc_lib: Path, tmp_path: Path, web:
         require_free("0.0.0.0", web)
 
 
-def test_a_web_server_is_no_worker(web: int) -> None:
+def test_a_web_server_is_no_worker(web: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked as a worker it is told for what it is."""
+    monkeypatch.setattr(rpc, "PROBE_PATIENCE", PATIENCE)
     with pytest.raises(EngineError, match="a web server listens"):
         greet(f"{HOST}:{web}", patience=0.5)
 
 
-def test_an_older_worker_is_told_from_one_in_use() -> None:
+def test_an_older_worker_is_told_from_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that answers the old greeting only is of another version; a mute one is in use."""
 
     def answer(listening: socket.socket, old: bool) -> None:
@@ -87,6 +89,7 @@ def test_an_older_worker_is_told_from_one_in_use() -> None:
                             pass
 
     for old, words in ((True, "older version"), (False, "serves somebody else")):
+        monkeypatch.setattr(rpc, "PROBE_PATIENCE", 3.0 if old else 0.2)  # a mute one lets it pass
         with socket.create_server((HOST, 0)) as listening:
             threading.Thread(target=answer, args=(listening, old), daemon=True).start()
             with pytest.raises(EngineError, match=words):
@@ -237,7 +240,7 @@ def test_connections_get_signs_of_life(pair: tuple[socket.socket, socket.socket]
     near, far = pair
     there = far.getsockname()
     rpc.watch(lambda connection: _peer(connection) == there)
-    until(lambda: near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000)
+    wait_until(lambda: near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000)
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert far.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0  # nobody asked for that one
 
@@ -254,7 +257,7 @@ def test_a_peer_that_says_nothing_is_let_go(pair: tuple[socket.socket, socket.so
         ours = {here, served.getsockname()}
         rpc.watch(lambda c: c.getsockname() in ours and bool(c.getpeername()), patience=0.2)
         with mute, served:
-            mute.settimeout(30)
+            mute.settimeout(PATIENCE)
             assert mute.recv(1) == b""
             near.sendall(b"more")
             assert far.recv(4) == b"more"
@@ -264,12 +267,6 @@ def _peer(connection: socket.socket) -> object:
     with contextlib.suppress(OSError):
         return connection.getpeername()
     return None
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that comes soon; the time limit of the test is the limit."""
-    while not true():
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -314,7 +311,7 @@ def test_ctrl_c_leaves_a_machine_that_sleeps(
             os.kill(server.pid, signal.SIGSTOP)
             time.sleep(0.5)
             running.process.send_signal(signal.SIGINT)
-            _, said = running.process.communicate(timeout=60)
+            _, said = running.process.communicate(timeout=PATIENCE)
         finally:
             os.kill(server.pid, signal.SIGCONT)
             running.process.kill()

@@ -5,7 +5,7 @@
 Read-only and flat. Needs root and /dev/fuse; ends when it is unmounted. ``--no-mappings``: every
 open file has direct I/O, so that mapping it shared is refused with ENODEV. ``--direct`` and
 ``--cached``: the name of the errno with which reads past the page cache and through it end.
-``--stall FILE``: while FILE exists, no read is answered.
+``--stall FILE``: while FILE exists, no read is answered; FILE.waiting tells that one waits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, DESTROY, BATCH_FORGET = (
 )
 DIRECT_IO, ASYNC_READ, MAX_PAGES = 1 << 0, 1 << 0, 1 << 22
 ROOT = 1
+WAITING = ".waiting"
 
 
 class FaultFs:
@@ -91,8 +92,11 @@ class FaultFs:
     def _read(
         self, node: int, _: int, offset: int, size: int, __: int, ___: int, flags: int
     ) -> bytes | int:
-        while self._options.stall and self._options.stall.exists():
-            time.sleep(0.1)
+        stall: Path | None = self._options.stall
+        if stall is not None and stall.exists():
+            stall.with_suffix(WAITING).touch()
+            while stall.exists():
+                time.sleep(0.1)
         fault = self._options.direct if flags & os.O_DIRECT else self._options.cached
         if fault:
             return int(getattr(errno, fault))

@@ -19,8 +19,8 @@ from tests import rates
 from tests.chat.terminal import CTRL_C, CTRL_D, Terminal
 from tests.cli.command import COMMAND, environment
 from tests.engine.test_process import gone
-from tests.systems.fault_fs import mounted
-from tests.waiting import wait_until
+from tests.systems.fault_fs import WAITING, mounted
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = [
     pytest.mark.process,
@@ -41,7 +41,6 @@ FEW = [
     "--temp",
     "0",
 ]
-GRACE = 10.0  # seconds; what is bounded by about two may take longer on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,9 @@ class Disk:
     stall: Path
 
     def hang(self) -> None:
+        """From now on it answers nothing; wait until somebody waits for it."""
         self.stall.touch()
+        wait_until(self.stall.with_suffix(WAITING).exists)
 
     def go_on(self) -> None:
         self.stall.unlink(missing_ok=True)
@@ -140,7 +141,7 @@ def test_ctrl_c_twice(answering: Answering) -> None:
     answering.process.send_signal(signal.SIGINT)
     assert answering.says("waiting for the disk; Ctrl-C again leaves")
     answering.process.send_signal(signal.SIGINT)
-    assert answering.process.wait(GRACE) == 130
+    assert answering.process.wait(PATIENCE) == 130  # while the disk still hangs
     answering.disk.go_on()
     assert gone(answering.worker)
 
@@ -149,7 +150,7 @@ def test_the_first_sigterm(answering: Answering) -> None:
     """It ends the program, whatever the disk does."""
     answering.hang()
     answering.process.terminate()
-    assert answering.process.wait(GRACE) == 143
+    assert answering.process.wait(PATIENCE) == 143
     answering.disk.go_on()
     assert gone(answering.worker)
 
@@ -159,7 +160,7 @@ def test_ctrl_c_once_where_the_disk_comes_back(answering: Answering) -> None:
     answering.hang()
     answering.process.send_signal(signal.SIGINT)
     answering.disk.go_on()
-    assert answering.process.wait(GRACE) == 130
+    assert answering.process.wait(PATIENCE) == 130
 
 
 @pytest.mark.parametrize("ends", ["Ctrl-C twice", "SIGTERM"])
@@ -179,7 +180,7 @@ def test_in_a_chat(ends: str, disk: Disk, tmp_path: Path) -> None:
             terminal.type(CTRL_C)
             terminal.wait("waiting for the disk; Ctrl-C again leaves")
             terminal.type(CTRL_C)
-        terminal.child.expect(pexpect.EOF, timeout=GRACE)
+        terminal.child.expect(pexpect.EOF, timeout=PATIENCE)
         terminal.child.wait()
         assert terminal.child.exitstatus == (143 if ends == "SIGTERM" else 130)
     finally:
@@ -248,7 +249,7 @@ def test_before_there_is_an_engine(
     try:
         wait_until(lambda: waits_for(process.pid, disk.path))
         process.send_signal(number)
-        assert process.wait(GRACE) == code
+        assert process.wait(PATIENCE) == code
         assert process.stderr is not None
         assert b"the disk does not answer" in process.stderr.read()
     finally:

@@ -19,7 +19,7 @@ from tests.cli.command import COMMAND, Localmoe, environment
 from tests.needs import no_mount
 from tests.systems.fault_fs import mounted
 from tests.systems.shims import shim
-from tests.systems.test_reads_and_pages import OFF, PAGE, PROMPT, TIGHT, System
+from tests.systems.system import OFF, PAGE, PROMPT, TIGHT, Answer, System
 
 pytestmark = [
     pytest.mark.process,
@@ -37,17 +37,17 @@ def test_no_more_mappings_are_to_be_had(
     localmoe: Localmoe,
     libraries: Path,
     tmp_path: Path,
+    plain: Callable[[Path], Answer],
 ) -> None:
     """Where the system refuses another mapping, the place of an expert that is there is reused."""
     refused = tmp_path / "refused"
-    plain = System(localmoe).answer(arch_file("qwen3moe"), *OFF)
     cached = System(localmoe, shim("mappings", libraries)).answer(
         arch_file("qwen3moe"),
         *("--cache", "private", "--cache-ram", "0.006", "-b", "8"),
         PLACES=places,
         REFUSED=str(refused),
     )
-    assert (cached.text, cached.regime) == (plain.text, "private")
+    assert (cached.text, cached.regime) == (plain(arch_file("qwen3moe")).text, "private")
     assert Counter(refused.read_text().splitlines())["mmap"] > 0
 
 
@@ -155,20 +155,30 @@ def folder(arch_file: Callable[[str], Path], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("options", [("--direct", "EINVAL"), ("--direct", "EIO"), ()])
 def test_a_file_system_with_odd_reads(
-    options: tuple[str, ...], folder: Path, localmoe: Localmoe, tmp_path: Path
+    options: tuple[str, ...],
+    folder: Path,
+    arch_file: Callable[[str], Path],
+    localmoe: Localmoe,
+    tmp_path: Path,
+    plain: Callable[[Path], Answer],
 ) -> None:
     """FUSE that refuses direct reads, or fails them: the same words."""
-    plain = System(localmoe).answer(folder / "model.gguf", *OFF)
     with mounted(folder, tmp_path / "mount", *options) as point:
         private = System(localmoe).answer(point / "model.gguf", *TIGHT)
         page = System(localmoe).answer(point / "model.gguf", *PAGE)
-    assert private.text == page.text == plain.text != ""
+    assert private.text == page.text == plain(arch_file("gpt-oss")).text != ""
     assert private.regime == "private"
 
 
-def test_a_file_system_without_mappings(folder: Path, localmoe: Localmoe, tmp_path: Path) -> None:
+def test_a_file_system_without_mappings(
+    folder: Path,
+    arch_file: Callable[[str], Path],
+    localmoe: Localmoe,
+    tmp_path: Path,
+    plain: Callable[[Path], Answer],
+) -> None:
     """What fits is read into memory, whatever was planned: the same words, and said once."""
-    plain = System(localmoe).answer(folder / "model.gguf", *OFF)
+    text = plain(arch_file("gpt-oss")).text
     with mounted(folder, tmp_path / "mount", "--no-mappings") as point:
         for options in (OFF, TIGHT):
-            assert System(localmoe).answer(point / "model.gguf", *options).text == plain.text != ""
+            assert System(localmoe).answer(point / "model.gguf", *options).text == text != ""

@@ -6,14 +6,11 @@ system, or under such a limit.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,48 +19,12 @@ from localmoe.facts.model import read_model
 from localmoe.planning.cache import routed_tensors
 from tests.cli.command import Localmoe
 from tests.systems.shims import shim
+from tests.systems.system import PAGE, TIGHT, Answer, System
 
 pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
 ]
-PROMPT = "A mixture of experts has many small networks and a router. " * 2
-TIGHT = ("--cache", "private", "--cache-ram", "0.002")
-PAGE = ("--cache", "page", "-b", "8")
-OFF = ("--cache", "off", "-b", "8")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    text: str
-    regime: str
-    misses: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """The command on a machine that a preloaded library makes another."""
-
-    localmoe: Localmoe
-    library: Path | None = None
-
-    def run(self, path: Path, *options: str, **environment: str) -> dict[str, Any]:
-        """The JSON document of a greedy answer, an error's too."""
-        if self.library is not None:
-            environment["LD_PRELOAD"] = str(self.library)
-        done = self.localmoe(
-            "run", path, PROMPT, "--plain", "--temp", "0", "-n", "12", "-t", "2", "--json",
-            "--no-history", *options, timeout=240, **environment,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr
-        document: dict[str, Any] = json.loads(done.stdout)
-        return document
-
-    def answer(self, path: Path, *options: str, **environment: str) -> Answer:
-        document = self.run(path, *options, **environment)
-        assert "error" not in document, document
-        cache = document["cache"]
-        return Answer(document["text"], cache["regime"], cache["misses"])
 
 
 # ---- pages of 16 and 64 KiB ------------------------------------------------------------------
@@ -78,16 +39,16 @@ def test_larger_pages(
     localmoe: Localmoe,
     libraries: Path,
     tmp_path: Path,
+    plain: Callable[[Path], Answer],
 ) -> None:
     """Private and page answer as off does, and nothing is asked of the kernel that it refuses."""
     path, refused = arch_file(architecture), tmp_path / "refused"
     system = System(localmoe, shim("pages", libraries))
     large = {"PAGES": size, "REFUSED": str(refused)}
-    plain = System(localmoe).answer(path, *OFF)
     private = system.answer(path, "--cache", "private", "--cache-ram", "0.004", "-b", "8", **large)
     page = system.answer(path, *PAGE, **large)
     assert not refused.exists(), Counter(refused.read_text().splitlines())
-    assert private.text == page.text == plain.text != ""
+    assert private.text == page.text == plain(path).text != ""
     assert (private.regime, page.regime) == ("private", "page")
     assert private.misses
 
@@ -114,10 +75,10 @@ def test_direct_reads_that_fail(
     localmoe: Localmoe,
     libraries: Path,
     tmp_path: Path,
+    plain: Callable[[Path], Answer],
 ) -> None:
     """A file opens with O_DIRECT; its reads fail or come short: the page cache serves instead."""
     faults = tmp_path / "faults"
-    plain = System(localmoe).answer(arch_file("gpt-oss"), *OFF)
     cached = System(localmoe, shim("faults", libraries)).answer(
         arch_file("gpt-oss"), *TIGHT, DIRECT=fault, RATE=rate, FAULTS=str(faults)
     )
@@ -125,7 +86,7 @@ def test_direct_reads_that_fail(
     assert done.total() > 0
     if fault in ("EINVAL", "EOPNOTSUPP") and rate == "100":
         assert done.total() == 1, "a file system that refuses direct reads is not asked again"
-    assert cached.text == plain.text != ""
+    assert cached.text == plain(arch_file("gpt-oss")).text != ""
     assert cached.regime == "private"
     assert cached.misses
 
@@ -146,14 +107,17 @@ def test_a_refusal_that_comes_late_is_said(
 
 @pytest.mark.parametrize("fault", ["short", "torn"])
 def test_reads_through_the_page_cache_that_come_short(
-    fault: str, arch_file: Callable[[str], Path], localmoe: Localmoe, libraries: Path
+    fault: str,
+    arch_file: Callable[[str], Path],
+    localmoe: Localmoe,
+    libraries: Path,
+    plain: Callable[[Path], Answer],
 ) -> None:
     """Network file systems may give less than was asked for; it is read on."""
-    plain = System(localmoe).answer(arch_file("gpt-oss"), *OFF)
     cached = System(localmoe, shim("faults", libraries)).answer(
         arch_file("gpt-oss"), *TIGHT, DIRECT="EINVAL", CACHED=fault
     )
-    assert (cached.text, cached.regime) == (plain.text, "private")
+    assert (cached.text, cached.regime) == (plain(arch_file("gpt-oss")).text, "private")
 
 
 @pytest.mark.parametrize("fault", ["EIO", "EINVAL"])
