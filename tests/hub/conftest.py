@@ -46,6 +46,12 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
     return list(standins.twenty(tmp_path_factory.mktemp("twenty")))
 
 
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
+    """Four of them with a vocabulary of 20k tokens, where its size does not matter."""
+    return list(standins.few(tmp_path_factory.mktemp("few")))
+
+
 @pytest.fixture
 def localmoe(hub: HubServer, tmp_path: Path) -> HubCommand:
     """The command, in an empty home folder."""

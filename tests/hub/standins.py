@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -120,3 +121,9 @@ def twenty(folder: Path, model: str = "qwen3-30b-a3b") -> Iterator[list[Path]]:
     """Twenty quantizations of one model, the largest of them in three parts."""
     for quant in QUANTS:
         yield conversion(folder, model, quant, split=3 if quant == "BF16" else None)
+
+
+def few(folder: Path, model: str = "qwen3-30b-a3b") -> Iterator[list[Path]]:
+    """The first four of them with a small vocabulary."""
+    for quant in itertools.islice(QUANTS, 4):
+        yield conversion(folder, model, quant, vocab=20_000)

@@ -327,10 +327,10 @@ FAULTS = {
     + [("resolve", name) for name, fault in FAULTS.items() if fault.status],  # without content
 )
 def test_faults_are_typed_errors(
-    stage: str, name: str, hub: HubServer, twenty: list[list[Path]]
+    stage: str, name: str, hub: HubServer, few: list[list[Path]]
 ) -> None:
     """Exit code 5, a hint, few bytes and few requests; nothing of it is remembered."""
-    (path,) = twenty[0]
+    (path,) = few[0]
     hub.add(REPO, standins.served([path]))
     key = f"{REPO}/{path.name}"
     hub.fault(stage, key, FAULTS[name])  # type: ignore[arg-type]
@@ -358,9 +358,9 @@ def test_faults_are_typed_errors(
     ],
     ids=["503", "429", "dropped", "short", "signature expired"],
 )
-def test_what_passes_is_survived(fault: Fault, hub: HubServer, twenty: list[list[Path]]) -> None:
+def test_what_passes_is_survived(fault: Fault, hub: HubServer, few: list[list[Path]]) -> None:
     """Trying again helps, and bytes that have come are not asked for again."""
-    (path,) = twenty[0]
+    (path,) = few[0]
     hub.add(REPO, standins.served([path]))
     hub.fault("content", f"{REPO}/{path.name}", fault)
     found = Fetched()
@@ -415,11 +415,11 @@ def test_a_file_that_changes_meanwhile(hub: HubServer, twenty: list[list[Path]])
 @pytest.mark.parametrize("status", [404, 410, 500, 503])
 @pytest.mark.parametrize("broken", [0, 2])
 def test_one_file_that_cannot_be_had(
-    stage: str, status: int, broken: int, hub: HubServer, twenty: list[list[Path]]
+    stage: str, status: int, broken: int, hub: HubServer, few: list[list[Path]]
 ) -> None:
     """Is named, and the others are answered all the same: the first one, and any other."""
-    hub.add(REPO, standins.served([paths[0] for paths in twenty[:4]]))
-    name = twenty[broken][0].name
+    hub.add(REPO, standins.served([paths[0] for paths in few[:4]]))
+    name = few[broken][0].name
     code = {"X-Error-Code": "EntryNotFound"} if broken else {}
     hub.fault(stage, f"{REPO}/{name}", Fault(status=status, headers=code))  # type: ignore[arg-type]
     found = Fetched()
