@@ -14,6 +14,8 @@ from localmoe.routing.capacity import expert_sizes
 from localmoe.routing.policies import Accesses, Capacities, Policy, replay
 from localmoe.routing.records import Mask, Trace
 
+LAST_TO_GO = 1e300  # the rank of what the layer at work uses: evicted when nothing else is left
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -78,32 +80,30 @@ def simulate_shared(
 
 def _replay_shared(accesses: Accesses, sizes: NDArray[np.int64], budget: int, cyclic: bool) -> Mask:
     layers, width = accesses.shape
-    last = np.zeros(layers * width)
-    resident = np.zeros(layers * width, bool)
+    used = np.full(layers * width, np.inf)  # when a resident expert was used last
     bytes_of = np.repeat(sizes, width)
     number = np.repeat(np.arange(layers), width)
     hits = np.zeros(accesses.ids.shape, bool)
     held, clock = 0, 0
+    # Layers until the next visit, from each: the one just done has the longest way to go.
+    away = [((number - layer - 1) % layers) * 1e9 if cyclic else 0.0 for layer in range(layers)]
     for step, ids in enumerate(accesses.ids):
         for layer in range(layers):
             slots = np.nonzero(ids[layer] >= 0)[0]
             wanted = layer * width + ids[layer, slots]
-            hits[step, layer, slots] = resident[wanted]
-            held += int(sizes[layer]) * int((~resident[np.unique(wanted)]).sum())
-            resident[wanted] = True
+            is_new = np.isinf(used[wanted])
+            hits[step, layer, slots] = ~is_new
+            held += int(sizes[layer]) * len(set(wanted[is_new].tolist()))
             clock += 1
-            last[wanted] = clock
+            used[wanted] = clock
             if held <= budget:
                 continue
-            rank = last.copy()
-            if cyclic:  # layers until the next visit; this one has the longest way to go
-                rank -= ((number - layer - 1) % layers) * 1e9
-            rank[wanted] = np.inf
-            order = np.argsort(np.where(resident, rank, np.inf))
-            order = order[: np.count_nonzero(resident)]
-            drop = np.searchsorted(np.cumsum(bytes_of[order]), held - budget) + 1
-            resident[order[:drop]] = False
-            held -= int(bytes_of[order[:drop]].sum())
+            rank = used - away[layer]
+            rank[wanted] = LAST_TO_GO
+            while held > budget:
+                evicted = int(rank.argmin())  # of equals the first, on every machine
+                rank[evicted] = used[evicted] = np.inf
+                held -= int(bytes_of[evicted])
     return hits
 
 
