@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import make_standin
 from scripts.terminal_svg import Line, screen_of, svg, text_of, typed
-from tests.chat.terminal import Terminal
+from tests.cli.chat.terminal import Terminal
 from tests.cli.command import environment
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs/pictures"
@@ -123,7 +123,7 @@ def shots() -> list[Shot]:
         Shot("experts", "Where the experts of an answer came from", *localmoe("chat nano"),
              experts, start="> /experts", end="$LAST"),
         Shot("answer", "An answer with code and a table (scripted)", "",
-             ("-m", "tests.chat.scripted_chat", scripted, "0.002"), scripted_answer, wide,
+             ("-m", "tests.cli.chat.scripted_chat", scripted, "0.002"), scripted_answer, wide,
              start="> How do I", end="tok/s"),
         Shot("run", "One answer", f'localmoe run "{QUESTION}"', run, ended),
         Shot("fit", "Whether a model fits", *localmoe(f"fit {large}"), ended, wide),

@@ -12,7 +12,7 @@ import pytest
 
 from localmoe.facts.model import read_model
 from localmoe.routing.trace import DECODE, PREFILL, TraceHeader, TraceWriter
-from tests.chat.terminal import Terminal
+from tests.cli.chat.terminal import Terminal
 from tests.cli.command import Localmoe
 
 pytestmark = pytest.mark.process

@@ -232,7 +232,7 @@ def test_memory_that_is_gone_without_a_better_plan_is_an_error(
 
 def test_the_worker_command(rpc_lib: Path, tmp_path: Path) -> None:
     """``localmoe worker`` serves what it says, and ends with its starter."""
-    from tests.chat.test_real import Running
+    from tests.cli.chat.test_real import Running
 
     port = free_port()
     command = Running(tmp_path, "worker", "--port", str(port), "--ram", "1", "--json")
@@ -258,7 +258,7 @@ def test_the_chat_outlives_its_worker(
     arch_file: Callable[..., Path], server: Server, tmp_path: Path
 ) -> None:
     """The error is one line, what was said stays, and the chat takes the next command."""
-    from tests.chat.test_real import Running
+    from tests.cli.chat.test_real import Running
 
     path = arch_file("qwen3moe", template=templates.CHATML)
     command = Running(tmp_path, "chat", path, "--remote", server.endpoint, "--ctx", "2k")

@@ -30,8 +30,8 @@ from localmoe.errors import EngineCrashError, EngineError, UsageError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests.archs.rpc_server import HOST, free_port
-from tests.chat import scripted_model
-from tests.chat.test_real import Running
+from tests.cli.chat import scripted_model
+from tests.cli.chat.test_real import Running
 from tests.cli.command import Localmoe, assert_clear_error
 from tests.waiting import PATIENCE, wait_until
 

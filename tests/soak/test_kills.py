@@ -19,7 +19,7 @@ from localmoe.errors import EngineCrashError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests.chat import templates
-from tests.chat.test_real import Running
+from tests.cli.chat.test_real import Running
 from tests.cli.command import Localmoe
 from tests.hub.command import HubCommand
 from tests.hub.content import Generated

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.chat import templates
-from tests.chat.test_real import Running
+from tests.cli.chat.test_real import Running
 from tests.cli.command import environment
 from tests.soak.conftest import Figures
 

@@ -16,7 +16,7 @@ import pexpect
 import pytest
 
 from tests import rates
-from tests.chat.terminal import CTRL_C, CTRL_D, Terminal
+from tests.cli.chat.terminal import CTRL_C, CTRL_D, Terminal
 from tests.cli.command import COMMAND, environment
 from tests.engine.test_process import gone
 from tests.systems.fault_fs import WAITING, mounted

@@ -1,4 +1,4 @@
-"""``python -m tests.chat.scripted_chat REPLIES``: the real chat on this terminal, scripted engine.
+"""``python -m tests.cli.chat.scripted_chat REPLIES``: the real chat here, over a scripted engine.
 
 REPLIES is a JSON list of replies, each a list of chunks; ``!`` as a chunk is a crash. The second
 argument is the number of seconds before each chunk.
@@ -22,7 +22,7 @@ from localmoe.cli.requests import session_request
 from localmoe.errors import EngineCrashError
 from localmoe.terminal.tty import kept
 from tests.chat.scripted import ScriptedEngine
-from tests.chat.scripted_model import make_loop
+from tests.cli.chat.scripted_model import make_loop
 
 
 def slow(chat: Chat, seconds: str) -> str:

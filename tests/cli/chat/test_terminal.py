@@ -15,8 +15,8 @@ import pexpect
 import pytest
 
 from tests.chat import templates
-from tests.chat.conftest import Spawn, Start
-from tests.chat.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB, UP
+from tests.cli.chat.conftest import Spawn, Start
+from tests.cli.chat.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, TAB, UP
 from tests.cli.command import environment
 from tests.waiting import PATIENCE, wait_until
 
@@ -242,7 +242,7 @@ def test_an_error_stays_in_sight_above_a_long_draft(start: Start) -> None:
 @pytest.mark.skipif(shutil.which("dash") is None, reason="no shell that leaves a terminal as it is")
 def test_ctrl_z_in_an_answer_gives_the_shell_its_terminal(tmp_path: Path) -> None:
     """The shell's lines are echoed while the chat is stopped; after fg keys are hushed again."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     env = environment(tmp_path, TERM="xterm-256color", PS1="shell> ", PYTHONPATH=str(root))
     child = pexpect.spawn(
         "dash",  # bash would mend the terminal itself
@@ -256,7 +256,7 @@ def test_ctrl_z_in_an_answer_gives_the_shell_its_terminal(tmp_path: Path) -> Non
     try:
         replies = json.dumps([["one ", "two ", "three ", *(f"{n} " for n in range(400)), "end"]])
         child.expect_exact("shell> ")
-        child.sendline(f"{sys.executable} -m tests.chat.scripted_chat '{replies}' 0.05")
+        child.sendline(f"{sys.executable} -m tests.cli.chat.scripted_chat '{replies}' 0.05")
         child.expect_exact("lists the commands")
         child.send("go\r")
         child.expect_exact("three")

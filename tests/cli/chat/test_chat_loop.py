@@ -39,7 +39,7 @@ from localmoe.errors import (
 from localmoe.terminal.line_sources import Notices, PipedLines, TerminalLines
 from localmoe.text import format_duration
 from tests.chat.scripted import Reply, ScriptedEngine
-from tests.chat.scripted_model import MODEL, plan, run_chat, scripted_model
+from tests.cli.chat.scripted_model import MODEL, plan, run_chat, scripted_model
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.process

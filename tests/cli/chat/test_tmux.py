@@ -30,7 +30,7 @@ class Window:
     def __init__(self, home: Path, reply: list[str], delay: float, columns: int, rows: int) -> None:
         self._home = home
         self._env = environment(home, TERM="xterm-256color")
-        script = ["-m", "tests.chat.scripted_chat", json.dumps([reply]), str(delay)]
+        script = ["-m", "tests.cli.chat.scripted_chat", json.dumps([reply]), str(delay)]
         command = shlex.join([sys.executable, *script])
         size = ("-x", str(columns), "-y", str(rows))
         self.tmux(

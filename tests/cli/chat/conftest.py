@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.terminal import Terminal
+from tests.cli.chat.terminal import Terminal
 
 Spawn = Callable[..., Terminal]
 Start = Callable[..., Terminal]
@@ -45,7 +45,7 @@ def start(spawn: Spawn) -> Start:
         rows: int = 40,
         **env: str,
     ) -> Terminal:
-        script = ("-m", "tests.chat.scripted_chat", json.dumps(replies), str(delay), *options)
+        script = ("-m", "tests.cli.chat.scripted_chat", json.dumps(replies), str(delay), *options)
         terminal = spawn(*script, columns=columns, rows=rows, **env)
         terminal.wait("tiny ·")
         terminal.prompt()

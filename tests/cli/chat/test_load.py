@@ -19,7 +19,7 @@ from localmoe.terminal.interrupts import PressedTwice, interrupts
 from localmoe.terminal.line_sources import Notices
 from localmoe.terminal.live_line import LiveLine
 from tests.chat.scripted import ScriptedEngine
-from tests.chat.scripted_model import scripted_model
+from tests.cli.chat.scripted_model import scripted_model
 from tests.waiting import PATIENCE
 
 

@@ -10,9 +10,9 @@ from localmoe.cli.arguments import Options
 from localmoe.cli.options import FLAGS
 from localmoe.cli.output import Output
 from tests.chat.scripted import ScriptedEngine
-from tests.chat.scripted_model import make_loop
+from tests.cli.chat.scripted_model import make_loop
 
-TEXT = Path(__file__).parents[2].joinpath("docs/chat.md").read_text()
+TEXT = Path(__file__).parents[3].joinpath("docs/chat.md").read_text()
 
 
 def test_every_command_is_in_the_list_and_no_other() -> None:

@@ -17,7 +17,7 @@ from localmoe.chat.events import Timings, TurnDone, Usage
 from localmoe.cli.chat.status import card, status_lines
 from localmoe.engine.events import CacheStats, Finished
 from localmoe.planning.plan import Tiers
-from tests.chat.scripted_model import MODEL, plan
+from tests.cli.chat.scripted_model import MODEL, plan
 
 WORDS = st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=1, max_size=8).map(" ".join)
 ON_DISK = plan(*["gpu"] * 8, *["ram"] * 16, *["disk"] * 24)

@@ -15,8 +15,8 @@ from tests.archs import others
 from tests.archs.families import F16, Family
 from tests.archs.recipe import Dims
 from tests.chat import templates
-from tests.chat.conftest import Spawn
-from tests.chat.terminal import CTRL_C, CTRL_D, Terminal
+from tests.cli.chat.conftest import Spawn
+from tests.cli.chat.terminal import CTRL_C, CTRL_D, Terminal
 from tests.cli.command import environment
 
 LONG = "A mixture of experts has many small networks and a router. " * 8

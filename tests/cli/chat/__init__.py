@@ -1,0 +1,1 @@
+"""The chat as people use it: terminals, pipes, the screen."""
