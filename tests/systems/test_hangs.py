@@ -51,8 +51,10 @@ class Disk:
     stall: Path
 
     def hang(self) -> None:
-        """From now on it answers nothing; wait until somebody waits for it."""
         self.stall.touch()
+
+    def wait_for_a_reader(self) -> None:
+        """Until somebody waits for an answer of the disk, which hangs."""
         wait_until(self.stall.with_suffix(WAITING).exists)
 
     def go_on(self) -> None:
@@ -83,6 +85,7 @@ class Answering:
     def hang(self) -> None:
         """From now on the disk answers nothing; wait until no more of the answer comes."""
         self.disk.hang()
+        self.disk.wait_for_a_reader()
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         while self.process.stdout.read() is not None:
@@ -173,6 +176,7 @@ def test_in_a_chat(ends: str, disk: Disk, tmp_path: Path) -> None:
         terminal.say("Go on")
         terminal.wait(lambda text: len(text.partition("> Go on")[2]) > 40)
         disk.hang()
+        disk.wait_for_a_reader()
         time.sleep(1.5)  # what the system knows of the file is old then
         if ends == "SIGTERM":
             terminal.child.kill(signal.SIGTERM)
