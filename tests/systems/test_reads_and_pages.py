@@ -6,6 +6,7 @@ system, or under such a limit.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections import Counter
@@ -19,7 +20,7 @@ from localmoe.facts.model import read_model
 from localmoe.planning.cache import routed_tensors
 from tests.cli.command import Localmoe
 from tests.systems.shims import shim
-from tests.systems.system import PAGE, TIGHT, Answer, System
+from tests.systems.system import PAGE, PROMPT, TIGHT, Answer, System
 
 pytestmark = [
     pytest.mark.process,
