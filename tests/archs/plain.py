@@ -1,7 +1,8 @@
 """Greedy generation with nothing but the engine's low-level binding: the reference for identity.
 
 ``plain_greedy`` runs in a child process, since a failed assertion of the engine aborts. As a
-program it reads the request from standard input as JSON and writes the answer as JSON.
+program of ``tests.forked`` it reads the request from standard input as JSON and writes the answer
+as JSON.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import importlib.util
 import itertools
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests import forked
+
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 LOAD_MODES = {"none": 0, "mmap": 1}
 
@@ -81,15 +82,7 @@ def plain_greedy(
     """
     words = prompt if isinstance(prompt, str) else list(prompt)
     request = Request(str(path), words, n, **options)
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.archs.plain"],
-        input=json.dumps(asdict(request)),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-        cwd=ROOT,
-    )
+    child = forked.answer("tests.archs.plain", json.dumps(asdict(request)), timeout)
     if child.returncode:
         raise PlainRunError(f"exit {child.returncode}: {child.stderr[-2000:]}")
     return Answer(**json.loads(child.stdout))
@@ -269,5 +262,9 @@ def _detokenize(llama: Any, vocab: Any, tokens: list[int]) -> str:
     return b"".join(pieces).decode(errors="replace")
 
 
-if __name__ == "__main__":
+def ready() -> None:
+    low_level()
+
+
+def main() -> None:
     print(json.dumps(asdict(run(Request(**json.load(sys.stdin))))))

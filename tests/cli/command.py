@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import localmoe
 from tests import rates
-from tests.cli.forked import forker
+from tests.forked import forker
 from tests.waiting import PATIENCE
 
 COMMAND = [sys.executable, "-m", "localmoe"]
@@ -44,7 +44,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """What ``subprocess.run`` returns for the command.
 
-    It is forked (see ``tests.cli.forked``), unless ``env`` has something that counts when a program
+    It is forked (see ``tests.forked``), unless ``env`` has something that counts when a program
     starts.
     """
     words = [str(arg) for arg in args]
@@ -66,7 +66,7 @@ def run(
             ).returncode
         else:
             descriptors = (file.fileno(), out.fileno(), err.fileno())
-            code = forker().run(words, env, folder, descriptors, timeout)
+            code = forker("tests.cli.forked_command").run(words, env, folder, descriptors, timeout)
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(args, code, out.read(), err.read())

@@ -28,6 +28,7 @@ from localmoe.errors import LocalmoeError
 from localmoe.facts.model import read_model
 from localmoe.planning.cache_plan import plan_cache
 from localmoe.planning.memory import EngineSettings
+from tests import forked
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -115,16 +116,20 @@ def run_cases(
 
     Raises AssertionError with the child's standard error when it dies.
     """
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.engine.cached"],
-        input=json.dumps({"path": str(path), "cases": [dataclasses.asdict(c) for c in cases]}),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-    )
+    request = json.dumps({"path": str(path), "cases": [dataclasses.asdict(c) for c in cases]})
+    if environment:  # which may count when a program starts
+        child = subprocess.run(
+            [sys.executable, "-m", "tests.engine.cached"],
+            input=request,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+    else:
+        child = forked.answer("tests.engine.cached", request, timeout)
     assert child.returncode == 0, f"exit {child.returncode}: {child.stderr[-3000:]}"
     return [ran_from_json(each) for each in json.loads(child.stdout)]
 
@@ -324,6 +329,12 @@ def case_from_json(document: dict[str, Any]) -> Case:
     settings = settings_from_json(document["settings"])
     shaken = tuple(document["shaken"]) if document["shaken"] else None
     return Case(settings, turns, document["hot"], document["warm"], shaken)
+
+
+def ready() -> None:
+    from localmoe.engine.worker import generation, residency
+
+    assert generation and residency
 
 
 def main() -> None:

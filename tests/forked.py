@@ -1,9 +1,10 @@
-"""Commands in processes of their own that need not import localmoe first: they are forked.
+"""Programs in processes of their own that need not import anything first: they are forked.
 
-A process that has imported what every command imports waits for command lines and forks a child
-for each; the child is a command like any other, with arguments, environment, folder and standard
-streams of its own, and runs from ``localmoe.__main__`` to the interpreter's end. That saves the
-better part of a second each time. Where the start itself matters, tests start a real one.
+A program is a module of the tests with two functions. ``ready`` imports what every run needs; a
+process that has done that waits for command lines and forks a child for each. ``main`` is what the
+child does, with arguments, environment, folder and standard streams of its own, to the
+interpreter's end. That saves the better part of a second each time. Where the start itself matters,
+tests start a real one.
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class Forker:
-    """The waiting process; one command at a time."""
+    """The waiting process of a program; one command at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._answers = ours.makefile("r", encoding="utf-8")
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.cli.forked", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.forked", program, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
@@ -66,9 +68,25 @@ class Forker:
 
 
 @cache
-def forker() -> Forker:
-    """This process's."""
-    return Forker()
+def forker(program: str) -> Forker:
+    """This process's, for that module."""
+    return Forker(program)
+
+
+def answer(program: str, request: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """What ``subprocess.run`` returns for the program, with ``request`` on its standard input."""
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as asked,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as err,
+    ):
+        asked.write(request)
+        asked.seek(0)
+        streams = (asked.fileno(), out.fileno(), err.fileno())
+        code = forker(program).run((), os.environ, ROOT, streams, timeout)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(program, code, out.read(), err.read())
 
 
 def serve(connection: socket.socket) -> dict[str, object]:
@@ -94,7 +112,7 @@ def serve(connection: socket.socket) -> dict[str, object]:
         connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
-def become(command: dict[str, object]) -> None:
+def become(program: str, command: dict[str, object]) -> None:
     """Make this process what a fresh one would be."""
     env, arguments = command["env"], command["arguments"]
     assert isinstance(env, dict) and isinstance(arguments, list)
@@ -103,7 +121,7 @@ def become(command: dict[str, object]) -> None:
     os.chdir(str(command["folder"]))
     time.tzset()
     locale.setlocale(locale.LC_CTYPE, "")
-    sys.argv = ["localmoe", *arguments]
+    sys.argv = [program, *arguments]
     encoding = locale.getencoding()
     sys.stdin = os.fdopen(0, "r", -1, encoding, closefd=False)
     sys.stdout = os.fdopen(1, "w", -1, encoding, closefd=False)
@@ -111,18 +129,12 @@ def become(command: dict[str, object]) -> None:
 
 
 def main() -> int:
-    from localmoe.cli.main import HANDLERS
-
-    for module, _ in HANDLERS.values():
-        importlib.import_module(module)
-    importlib.import_module("httpx2")
-    assert "huggingface_hub" not in sys.modules, "it reads the environment when it is imported"
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
+    program = importlib.import_module(sys.argv[1])
+    program.ready()
+    with socket.socket(fileno=int(sys.argv[2])) as connection:
         command = serve(connection)
-    become(command)
-    from localmoe.__main__ import main as run
-
-    return run()
+    become(sys.argv[1], command)
+    return int(program.main() or 0)
 
 
 if __name__ == "__main__":
