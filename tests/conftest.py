@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from localmoe.engine.rpc_build import build_rpc_library
 from localmoe.errors import EngineError
-from tests import rates
+from tests import forked_workers, rates
 from tests.archs import generate
 from tests.archs.rpc_server import rpc_server
 from tests.needs import missing
@@ -89,6 +89,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALMOE_HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_are_forked() -> None:
+    """See ``tests.forked_workers``."""
+    forked_workers.install()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from tests import forked_workers
+
 
 def ready() -> None:
     from localmoe.cli.main import HANDLERS
@@ -12,6 +14,7 @@ def ready() -> None:
     for module, _ in HANDLERS.values():
         importlib.import_module(module)
     importlib.import_module("httpx2")
+    forked_workers.install(at_once=True)
     assert "huggingface_hub" not in sys.modules, "it reads the environment when it is imported"
 
 
