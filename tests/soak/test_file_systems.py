@@ -11,7 +11,7 @@ import pytest
 from tests.cli.command import Localmoe
 from tests.soak.conftest import Figures
 from tests.systems.file_systems import KINDS, Kind
-from tests.systems.test_reads_and_pages import OFF, PAGE, TIGHT, System
+from tests.systems.system import OFF, PAGE, TIGHT, System
 
 pytestmark = [
     pytest.mark.soak,
