@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 
