@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from errno import ENOMEM
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -21,9 +22,10 @@ from localmoe.cli.arguments import Options, parse, scope_of
 from localmoe.cli.commands import COMMANDS
 from localmoe.cli.output import Output
 from localmoe.cli.parser import help_text
-from localmoe.errors import INTERRUPTED, LocalmoeError, StorageError
+from localmoe.errors import INTERRUPTED, EngineMemoryError, LocalmoeError, StorageError
 
 TERMINATED = 143  # exit code after SIGTERM
+LIFT = "free some memory; `ulimit -v unlimited` lifts a limit of the shell"
 
 Handler = Callable[[Options, Output], int]
 
@@ -81,13 +83,22 @@ def _told(argv: Sequence[str]) -> int:
         return 1
     except LocalmoeError as error:
         return _fail(output, error)
-    except OSError as error:
-        what = f"{error.filename}" if error.filename else "could not write the output"
-        return _fail(output, StorageError(f"{what}: {error.strerror or error}"))
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
+        if _is_short_of_memory(error):
+            return _fail(output, EngineMemoryError(f"no memory is left: {line}"[:300], hint=LIFT))
+        if isinstance(error, OSError):
+            what = f"{error.filename}" if error.filename else "could not write the output"
+            return _fail(output, StorageError(f"{what}: {error.strerror or error}"))
         hint = "please report it, with what LOCALMOE_DEBUG=1 prints"
         return _fail(output, InternalError(f"internal error: {line}", hint=hint))
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Python has no class for a thread or a library that there is no address space for."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
+        return True
+    return any(words in str(error) for words in ("can't start new thread", "failed to map segment"))
 
 
 def _run(argv: Sequence[str]) -> int:
