@@ -211,7 +211,7 @@ def test_a_chat_whose_model_never_comes(disk: Disk, tmp_path: Path) -> None:
         assert pid is not None
         wait_until(lambda: disk.path in open_files(pid))
         terminal.type(CTRL_D)
-        terminal.child.expect(pexpect.EOF, timeout=2 * GRACE)
+        terminal.child.expect(pexpect.EOF, timeout=PATIENCE)
         terminal.child.wait()
         assert terminal.child.exitstatus == 0
     finally:
