@@ -97,6 +97,12 @@ def workers_are_forked() -> None:
     forked_workers.install()
 
 
+@pytest.fixture
+def own_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers and renderers are children of this process, not forked from one that waits."""
+    monkeypatch.setattr(forked_workers, "IMPORTED", {})
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder for all processes of this run. What is built there needs ``build_once``."""

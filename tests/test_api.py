@@ -173,7 +173,9 @@ def test_hints_name_arguments(model: localmoe.LoadedModel) -> None:
     assert re.fullmatch(r"shorten the prompt, or use .*context=\d+", caught.value.hint or "")
 
 
-def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+def test_what_cannot_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path, own_children: None
+) -> None:
     """The errors of the command line; and no process is left behind."""
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))
     before = len(psutil.Process().children(recursive=True))
@@ -189,7 +191,7 @@ def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_name_may_be_an_alias(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path, own_children: None
 ) -> None:
     """Progress is told up to the end, and closing ends the processes."""
     monkeypatch.setenv("LOCALMOE_HOME", str(tmp_path))

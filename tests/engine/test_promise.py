@@ -64,7 +64,7 @@ def test_two_models_of_one_process_count_each_other(model: Model) -> None:
         assert 2 * GIB < promised() < 3 * GIB
 
 
-def test_a_dead_worker_holds_no_memory_back(model: Model) -> None:
+def test_a_dead_worker_holds_no_memory_back(model: Model, own_children: None) -> None:
     """Until it is started again, its memory is free for others."""
     with Engine(model, SETTINGS, promised_ram=3 * GIB) as engine:
         list(engine.load())
