@@ -27,12 +27,16 @@ def make_console(stream: TextIO) -> Console:
             """Raise: rich would end the program and close stdout, even if stderr is what broke."""
             raise BrokenPipeError(32, "Broken pipe")
 
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    if (columns := os.environ.get("COLUMNS", "")).isdigit() and int(columns):
+        environment["COLUMNS"] = columns  # rich would write nothing on 0 columns
     styled = stream.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
     return PlainConsole(
         file=stream,
         force_terminal=styled,
         color_system="auto" if styled else None,
-        width=None if styled or "COLUMNS" in os.environ else _width(stream),
+        width=None if styled or "COLUMNS" in environment else _width(stream),
+        _environ=environment,
         markup=False,
         emoji=False,
         highlight=False,

@@ -206,3 +206,18 @@ def test_pipes_get_whole_lines_without_padding(monkeypatch: pytest.MonkeyPatch) 
     assert PLAN.reason in text
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [("0", 1000), ("abc", 1000), ("-5", 1000), ("", 1000), ("60", 60)]
+)
+def test_columns_that_cannot_be_are_none(
+    columns: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COLUMNS=0, as some programs leave it, once made every table empty."""
+    monkeypatch.setenv("COLUMNS", columns)
+    out = io.StringIO()
+    output = Output(out=out)
+    assert output.stdout.width == width
+    output.print(SCREENS["list"]())
+    assert MODEL.name in "".join(out.getvalue().split())
