@@ -1,0 +1,136 @@
+"""Many clients for minutes: some leave, the engine is killed, nothing is mixed up or left."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.server.served import Served, events_of
+from tests.waiting import wait_until
+
+SECONDS = float(os.environ.get("LOCALMOE_SERVER_SOAK", "600"))
+CLIENTS = 8
+QUESTIONS = (
+    "What is a mixture of experts?",
+    "What does the router do?",
+    "What is a KV cache?",
+    "What is quantization?",
+    "How do I see what fits?",
+)
+
+
+class Clients:
+    """Clients that ask until the end; every third request is left at a random moment."""
+
+    def __init__(self, served: Served, answers: dict[str, str]) -> None:
+        self._served = served
+        self._answers = answers
+        self._end = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CLIENTS)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        chance = random.Random(number)
+        while not self._end.is_set():
+            question, stream = chance.choice(QUESTIONS), chance.random() < 0.7
+            leaves = chance.random() < 1 / 3
+            try:
+                self._one(question, stream, chance.uniform(0, 0.5) if leaves else None)
+            except (OSError, http.client.HTTPException):
+                self.counts["broken"] += 1  # the engine died in an answer that is not streamed
+
+    def _one(self, question: str, stream: bool, leaves_after: float | None) -> None:
+        connection = self._served.connect()
+        try:
+            messages = [{"role": "user", "content": question}]
+            body = {"messages": messages, "temperature": 0, "stream": stream}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body))
+            if leaves_after is not None:
+                time.sleep(leaves_after)
+                self.counts["left"] += 1
+                return
+            answer = connection.getresponse()
+            text = answer.read().decode()
+        finally:
+            connection.close()
+        if answer.status != 200 or '"error"' in text:
+            self.counts["error"] += 1
+            return
+        said = _said(text, stream)
+        self.counts["answered"] += 1
+        if said != self._answers[question]:
+            self.wrong.append(f"{question}: {said}")
+
+
+def _said(text: str, stream: bool) -> str:
+    if not stream:
+        return str(json.loads(text)["choices"][0]["message"]["content"])
+    assert text.endswith("data: [DONE]\n\n"), text[-200:]
+    deltas = [chunk["choices"][0]["delta"] for chunk in events_of(text)]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def another(served: Served, worker: int) -> bool:
+    """Whether the server has an engine again, and not that one."""
+    return served.worker not in (0, worker)
+
+
+def descriptors_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SECONDS * 3 + 600)
+def test_clients_come_and_go(serve: Callable[..., Served]) -> None:
+    """An answer is cut off without an error, or is another's; or something is left behind."""
+    served = serve("nano")
+    answers = {q: served.chat(q)["choices"][0]["message"]["content"] for q in QUESTIONS}
+    warm = Clients(served, answers)
+    warm.start()
+    time.sleep(min(20.0, SECONDS / 4))
+    warm.stop()
+    pid = served.process.pid
+    descriptors, memory = descriptors_of(pid), resident(pid)
+    clients = Clients(served, answers)
+    clients.start()
+    for _ in range(2):
+        time.sleep(SECONDS / 3)
+        worker = served.worker
+        os.kill(worker, signal.SIGKILL)
+        wait_until(functools.partial(another, served, worker))
+    time.sleep(SECONDS / 3)
+    clients.stop()
+    print(dict(clients.counts), f"{(resident(pid) - memory) / 2**20:+.1f} MiB")
+    assert not clients.wrong
+    assert clients.counts["answered"] > CLIENTS
+    assert clients.counts["error"] + clients.counts["broken"] <= 4  # of two deaths
+    wait_until(lambda: descriptors_of(pid) <= descriptors + 2)
+    assert resident(pid) < memory + (48 << 20)
+    worker = served.worker
+    assert served.end() == 0
+    assert not Path(f"/proc/{worker}").exists()
