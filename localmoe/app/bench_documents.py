@@ -72,6 +72,7 @@ def summary_document(summary: Summary) -> Json:
         "load_s": _spread(summary.load_s),
         "hit_rate": _spread(summary.hit_rate),
         "bytes_read_per_token": _spread(summary.bytes_per_token),
+        "bytes_read_per_prompt_token": _spread(summary.bytes_per_prompt_token),
         "disk_bandwidth": _spread(summary.disk),
         "of_own_bound": _spread(summary.own_bound),
         "of_stretch_bound": _spread(summary.stretch),

@@ -6,7 +6,7 @@ import dataclasses
 
 from localmoe.planning.plan import Plan
 from localmoe.planning.speed import Forecast, Range
-from localmoe.text import format_duration, format_size
+from localmoe.text import format_bytes, format_duration, format_size
 
 SLOW = 2.0  # tok/s below which a model counts as slow: reading is faster
 MINUTE = 59.5  # shorter times are shown in seconds alone
@@ -92,9 +92,19 @@ def rows(forecast: Forecast) -> list[tuple[str, str]]:
     return [
         ("speed", f"{decode_text(forecast)}, {limit_text(forecast)}"),
         ("", forecast.why),
-        ("first token", f"after {first_text(forecast)} of a {prompt}, read at {read} tok/s"),
+        (
+            "first token",
+            f"after {first_text(forecast)} of a {prompt}, "
+            f"read at {read} tok/s{_from_disk(forecast)}",
+        ),
         ("", cold_text(forecast)),
     ]
+
+
+def _from_disk(forecast: Forecast) -> str:
+    """``, 10.6 MiB a token from the disk``; nothing where nothing is."""
+    size = int(forecast.prompt_bytes)
+    return f", {format_bytes(size)} a token from the disk" if size else ""
 
 
 def document(forecast: Forecast | None) -> dict[str, object]:
@@ -102,8 +112,8 @@ def document(forecast: Forecast | None) -> dict[str, object]:
     when the model is loaded.
     """
     if forecast is None:
-        names = ("decode_tps", "prefill_tps", "first_token_s", "loaded_first_token_s", "speed_why")
-        return dict.fromkeys(names)
+        speeds = ("decode_tps", "prefill_tps", "first_token_s", "loaded_first_token_s")
+        return dict.fromkeys((*speeds, "prompt_bytes_per_token", "speed_why"))
     return {
         "decode_tps": {**_range(forecast.decode), "limited_by": forecast.limit},
         "prefill_tps": _range(forecast.prefill),
@@ -116,6 +126,7 @@ def document(forecast: Forecast | None) -> dict[str, object]:
             **_range(forecast.loaded_first_token),
             "prompt_tokens": forecast.prompt_tokens,
         },
+        "prompt_bytes_per_token": int(forecast.prompt_bytes),
         "speed_why": forecast.why,
     }
 

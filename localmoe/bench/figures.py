@@ -57,6 +57,7 @@ class Summary:
     load_s: Spread | None
     hit_rate: Spread | None
     bytes_per_token: Spread | None
+    bytes_per_prompt_token: Spread | None
     disk: Spread | None  # bytes per second around the runs
     own_bound: Spread | None  # share of it that was reached
     stretch: Spread | None
@@ -162,6 +163,11 @@ def summarize(
         load_s=Spread.of(run.load_s for run in good),
         hit_rate=Spread.of(_hit_rate(run) for run in good),
         bytes_per_token=Spread.of(w.read / w.steps for w in windows if w.read is not None),
+        bytes_per_prompt_token=Spread.of(
+            run.prompt_read / run.job.prompt_tokens
+            for run in good
+            if run.prompt_read is not None and run.job.prompt_tokens
+        ),
         disk=Spread.of(run.disk or None for run in good),
         own_bound=Spread.of(own_share(run, compute_s) for run in good),
         stretch=Spread.of(

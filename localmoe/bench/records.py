@@ -64,6 +64,7 @@ class Run:
     hits: int | None = None  # of the cache, where it counts
     misses: int | None = None
     bytes_read: int | None = None  # as the cache counts
+    prompt_read: int | None = None  # bytes fetched until the first token, as the system counts
     stall_s: float | None = None  # computing waited for reading
     regime: str = ""  # what ran, where it was chosen or stepped down
     digest: str = ""  # of the text: equal runs wrote the same

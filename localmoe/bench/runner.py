@@ -103,6 +103,7 @@ def measure_engine(record: Run, model: Model, start: Start, box: Box) -> Run:
             add_bos=False,
             ignore_end=True,
         )
+        fetched = bytes_fetched(engine.pid)
         asked = time.perf_counter()
         ticks: list[Tick] = []
         text = hashlib.sha256()
@@ -134,6 +135,7 @@ def measure_engine(record: Run, model: Model, start: Start, box: Box) -> Run:
             hits=cache.hits if cache else None,
             misses=cache.misses if cache else None,
             bytes_read=cache.bytes_read if cache else None,
+            prompt_read=ticks[0].read - fetched if ticks else None,
             stall_s=cache.stall_s if cache else None,
         )
 

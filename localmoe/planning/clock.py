@@ -7,7 +7,7 @@ are slower. They were found on models that are not in the table of docs/speed.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRate, value_at
@@ -138,6 +138,12 @@ class Clock:
         """
         return self._prefill(tokens, self._batch_threads, cold=cold)
 
+    def prompt_bytes(self, tokens: int) -> float:
+        """Bytes of experts that are read from the disk while a prompt of ``tokens`` tokens is."""
+        if self._regime not in MISS:
+            return 0.0
+        return sum(self._missed(size, self._kept) for size, _ in self._batches(tokens))
+
     def fastest_threads(self, context: int, tokens: int) -> tuple[int, int]:
         """The numbers of threads, up to those planned, with which decoding after ``context`` tokens
         and reading ``tokens`` tokens take least: every operation waits for its slowest thread, so
@@ -223,8 +229,7 @@ class Clock:
 
     def _prefill(self, tokens: int, threads: int, *, cold: bool = False) -> Seconds:
         total = NOTHING
-        most = self._plan.settings.ubatch
-        for size, before in batches(tokens, most, self._attention, self._batch_threads):
+        for size, before in self._batches(tokens):
             computing = Seconds.of(self._processor(size, before, threads), BATCH)
             computing += self._apart(size, before)
             if self._regime in MISS:
@@ -233,6 +238,10 @@ class Clock:
                 computing = self._beside(computing, self._missed(size, kept), hidden)
             total += computing
         return total
+
+    def _batches(self, tokens: int) -> Sequence[tuple[int, int]]:
+        most = self._plan.settings.ubatch
+        return batches(tokens, most, self._attention, self._batch_threads)
 
     def _touched(self, tokens: int) -> float:
         """Share of the host's expert bytes that so many tokens of one text use."""

@@ -41,6 +41,7 @@ class Forecast:
     )
     first_token: Range  # seconds to the first token from a cold start, loading included
     prompt_tokens: int
+    prompt_bytes: float  # per token of that prompt: experts read from the disk, the model loaded
     limit: str  # of decoding: "compute", "ram", "disk", "gpu", "worker" or "network"
     why: str  # one short sentence with the numbers behind it
     sent_bytes: int = 0  # of weights that ``first_token`` sends to workers
@@ -79,6 +80,7 @@ def forecast(
         loaded_first_token=Range(reading.least, reading.expected, reading.most),
         first_token=Range(first.least, first.expected, first.most),
         prompt_tokens=prompt_tokens,
+        prompt_bytes=clock.prompt_bytes(prompt_tokens) / prompt_tokens,
         limit=clock.limit(prompt_tokens),
         why=clock.why(prompt_tokens)
         + (f", × {decode.factor:.2f} as in earlier runs" if decode else ""),

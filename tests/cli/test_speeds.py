@@ -50,6 +50,7 @@ def forecast(tps: float, limit: str = "disk", first: float = 4.3) -> Forecast:
         loaded_first_token=Range(0.7 * first, first, 1.4 * first),
         first_token=Range(1.4 * first, 2 * first, 2.8 * first),
         prompt_tokens=512,
+        prompt_bytes=0.0,
         limit=limit,
         why="1.1 GiB of weights a token at 9.4 GB/s (2 threads)",
     )

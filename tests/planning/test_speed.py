@@ -151,6 +151,22 @@ def test_prefill_multiplies_for_each_token_and_reads_each_weight_once() -> None:
     assert forecast(MODEL, small, RATES).prefill.expected < told.prefill.expected
 
 
+def test_a_prompt_reads_the_missing_experts_once_per_batch() -> None:
+    """With everything in memory none; else what is not kept, per batch: half as many bytes per
+    token in batches of twice the size, a little less where a batch does not choose all experts."""
+    assert forecast(MODEL, resident(), RATES).prompt_bytes == 0
+    plan = planned(MODEL, machine(4))
+    missing = MODEL.expert_bytes - plan.cache.budget
+
+    def told(batch: int) -> float:
+        settings = dataclasses.replace(plan.settings, batch=batch, ubatch=batch)
+        sized = dataclasses.replace(plan, settings=settings)
+        return forecast(MODEL, sized, RATES, prompt_tokens=2048).prompt_bytes
+
+    assert told(1024) == pytest.approx(missing * 2 / 2048, rel=0.1)
+    assert told(512) / told(1024) == pytest.approx(2, rel=0.1)
+
+
 def test_a_cold_start_reads_the_model_first() -> None:
     """9.4 GiB through the page cache at 1 GB/s come before the prompt."""
     told = forecast(MODEL, resident(), RATES)
