@@ -20,6 +20,8 @@ from localmoe.engine.protocol import Message
 from localmoe.errors import EngineBusyError, EngineCrashError, EngineError, LocalmoeError
 
 PATIENCE = 3.0  # seconds that a cancelled request may take to end
+AT_WORK = 0.2  # of a processor; a worker that uses as much is inside a long operation
+LONGEST = 60.0  # seconds that such a one may take
 LAST_PATIENCE = 1.0  # the same when the program is ending, and that a killed process may take
 
 _Events = queue.SimpleQueue[Message | None]  # None: there will be no more
@@ -60,6 +62,10 @@ class Connection(ABC):
     @abstractmethod
     def _end(self, why: str) -> None:
         """Do not wait for it any longer."""
+
+    def _processor_s(self) -> float:
+        """Seconds for which it has used a processor, where that is seen from here."""
+        return 0.0
 
     @abstractmethod
     def _obituary(self, *, reading: bool, awaited: str = "") -> LocalmoeError:
@@ -220,13 +226,23 @@ class Connection(ABC):
         return message
 
     def _abandon(self, number: int, events: _Events, patience: float) -> None:
-        """Cancel a request nobody waits for any more; a worker that does not stop is ended."""
-        deadline = time.monotonic() + patience
+        """Cancel a request nobody waits for any more; a worker that does not stop is ended.
+
+        One that computes looks for the interrupt at the end of an operation, which may take longer
+        far into a prompt: it is waited for, so that what it has read is not lost.
+        """
+        started = time.monotonic()
+        deadline, used = started + patience, self._processor_s()
         self.cancel()
         while self._running == number:
             try:
                 self._next(events, max(0.0, deadline - time.monotonic()))
             except queue.Empty:
+                before, used = used, self._processor_s()
+                at_work = patience >= PATIENCE and used - before >= AT_WORK * patience
+                if at_work and time.monotonic() - started < LONGEST:
+                    deadline = time.monotonic() + patience
+                    continue
                 self._running = 0
                 self._end("it did not stop when it was interrupted")
 

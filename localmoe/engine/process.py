@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Sequence
 from typing import IO, Any
 
+import psutil
+
 from localmoe.engine.connection import LAST_PATIENCE, Connection
 from localmoe.engine.preload import open_helper, worker_environment
 from localmoe.errors import EngineCrashError, EngineError, ModelFileError
@@ -106,6 +108,13 @@ class WorkerProcess(Connection):
             self._ended = why
             self._hang_up()  # whoever waits for an answer need not wait for the death
             end(self._process)
+
+    def _processor_s(self) -> float:
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     def _close_pipes(self) -> None:
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):

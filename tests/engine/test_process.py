@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ import pytest
 import localmoe
 from localmoe import ledger
 from localmoe.app.model import LoadedModel
+from localmoe.engine import connection, protocol
 from localmoe.engine.client import Engine
+from localmoe.engine.connection import Connection
 from localmoe.engine.events import Request, Sampling, Token
 from localmoe.engine.process import WorkerProcess, cause_of_death
-from localmoe.errors import EngineCrashError, LocalmoeError
+from localmoe.errors import EngineCrashError, EngineError, LocalmoeError
 from localmoe.facts.model import read_model
 from localmoe.planning.memory import EngineSettings
 from tests.waiting import PATIENCE
@@ -225,6 +227,51 @@ def test_dropping_an_answer_of_a_worker_that_hangs(engine: Engine) -> None:
     assert "memory" not in caught.value.message
     list(engine.load())
     assert engine.count_tokens("words") > 0
+
+
+class AtWork(Connection):
+    """A worker that ends a request ``after`` seconds from its cancel, and computes until then."""
+
+    alive = True
+
+    def __init__(self, after: float, share: float) -> None:
+        super().__init__()
+        self._after, self._share, self._started = after, share, time.monotonic()
+
+    def _processor_s(self) -> float:
+        return self._share * (time.monotonic() - self._started)
+
+    def close(self) -> None:
+        pass
+
+    def _put_bytes(self, data: bytes) -> None:
+        message = protocol.decode(data)
+        answer = {"event": "finished", "id": message["id"]}
+        if message["op"] == "cancel":
+            threading.Timer(self._after, self._deliver, [answer]).start()
+        else:
+            self._deliver({"event": "prefill", "id": message["id"]})
+
+    def _end(self, why: str) -> None:
+        self._ended = why
+
+    def _obituary(self, *, reading: bool, awaited: str = "") -> EngineError:
+        raise AssertionError("it is not gone")
+
+
+@pytest.mark.parametrize(("share", "ended"), [(1.0, False), (0.0, True)])
+def test_a_worker_inside_a_long_operation_is_waited_for(
+    share: float, ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times as long as a cancelled request may take: one that uses the processor meanwhile
+    lives on, one that does not is given up."""
+    monkeypatch.setattr(connection, "PATIENCE", 0.2)
+    worker = AtWork(0.6, share)
+    events = worker.request("generate")
+    assert next(events)["event"] == "prefill"
+    assert isinstance(events, Generator)
+    events.close()
+    assert bool(worker._ended) is ended
 
 
 def test_closing_frees_whoever_waits(engine: Engine) -> None:
