@@ -113,23 +113,6 @@ def test_a_call_after_text_is_constrained_from_its_mark_on(nano: localmoe.Loaded
         jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
 
 
-def test_what_was_sampled_is_not_read_again(nano: localmoe.LoadedModel) -> None:
-    """The call goes back as name and arguments; the prompt has what was written, and is kept."""
-    how: dict[str, Any] = {"tools": TOOLS, "temperature": 1.5, "seed": 5, "max_tokens": 300}
-    how |= {"tool_choice": "note", "parallel_tool_calls": False}
-    ask = {"role": "user", "content": "What is to be noted?"}
-    first = nano.chat([ask], **how).result()
-    (call,) = first.calls
-    function = {"name": call.name, "arguments": call.arguments}
-    history: list[dict[str, Any]] = [
-        ask,
-        {"role": "assistant", "tool_calls": [{"id": call.id, "function": function}]},
-        {"role": "tool", "tool_call_id": call.id, "content": "done"},
-    ]
-    second = nano.chat(history, **how).result()
-    assert second.usage.reused_tokens >= first.usage.total - 4  # the last are not decoded
-
-
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no list": ({"tools": "x"}, "tools is a list of tools"),
     "no tool": ({"tools": [3]}, r"tools\[0\] is a tool, not 3"),

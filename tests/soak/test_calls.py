@@ -17,7 +17,7 @@ from tests.chat.test_call_grammar import SCHEMAS, TOOLS
 from tests.chat.test_calls_of_templates import LOSSY, NO_CALLS
 from tests.soak.conftest import Figures
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 CALLS = 200
 GENERATED = 2000
 LETTERS = "ab \n\t\"'\\<>{}[]|/=:,é漢😀\u2028"
