@@ -25,7 +25,7 @@ from tests.chat import scripted
 CONTEXT = 200_000  # tokens: agents send long prompts
 scripted.CONTEXT = CONTEXT
 
-from tests.chat.scripted_model import scripted_model  # noqa: E402 - after the context is set
+from tests.cli.chat.scripted_model import scripted_model  # noqa: E402 - after the context is set
 
 
 class Agent(scripted.ScriptedEngine):
