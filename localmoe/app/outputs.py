@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.errors import StorageError, UsageError
-from localmoe.routing.recorder import MAGIC as TRACE_MAGIC
-from localmoe.routing.report import BEGINNING as PAGE_BEGINNING
 from localmoe.text import clean_line
 
 HEAD = 4096  # bytes that are read to recognise a file's kind
@@ -23,8 +21,20 @@ class Kind:
     matches: Callable[[bytes], bool]
 
 
-TRACE = Kind("routing trace", lambda head: head.startswith(TRACE_MAGIC))
-PAGE = Kind("page of `localmoe experts report`", lambda head: head.startswith(PAGE_BEGINNING))
+def _is_trace(head: bytes) -> bool:
+    from localmoe.routing.recorder import MAGIC  # late: NumPy, which a run need not wait for
+
+    return head.startswith(MAGIC)
+
+
+def _is_page(head: bytes) -> bool:
+    from localmoe.routing.report import BEGINNING
+
+    return head.startswith(BEGINNING)
+
+
+TRACE = Kind("routing trace", _is_trace)
+PAGE = Kind("page of `localmoe experts report`", _is_page)
 PICTURE = Kind("PNG picture", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"))
 RUN_LOG = Kind("log of `localmoe bench`", lambda head: head.startswith(b'{"job":'))
 

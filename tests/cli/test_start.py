@@ -53,6 +53,16 @@ print([name for name in {HEAVY!r} if name in sys.modules], costly, file=sys.stde
     assert done.stderr == "[] []\n"
 
 
+def test_an_answer_waits_for_no_numpy() -> None:
+    """Neither ``run`` nor ``chat`` imports it; whoever records or reads a trace does."""
+    script = """
+import sys
+import localmoe.app.loading, localmoe.cli.chat.command, localmoe.cli.run.command
+assert "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_unknown_command(localmoe: Localmoe) -> None:
     assert_clear_error(localmoe("fetch", "nano"), 2, 'no command "fetch"')
     assert_clear_error(localmoe("shwo"), 2, "did you mean show?")
