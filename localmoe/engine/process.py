@@ -25,6 +25,10 @@ REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
     "Failed to connect to",
     "RPC handshake failed",
 )
+NO_MEMORY = (  # what ggml and the C++ library say when an allocation fails, before they abort
+    "GGML_ASSERT(ctx->mem_buffer != NULL)",
+    "std::bad_alloc",
+)
 LINKER = "ERROR: ld.so:"  # begins its complaints about what is preloaded, ours or the user's
 _CHECK = "`localmoe doctor` checks the engine"
 
@@ -165,6 +169,11 @@ def cause_of_death(
         return EngineCrashError(
             f"lost the connection to {who}; the engine process ended with it",
             hint="start `localmoe worker` there again, or go on without its --remote",
+        )
+    if any(sign in line for sign in NO_MEMORY for line in said):
+        return EngineError(
+            f"the engine did not get the memory that it needs{words}",
+            hint="free some memory; `ulimit -v unlimited` lifts a limit of the shell",
         )
     if status is None:
         return EngineCrashError(f"the engine process stopped answering{words}", hint=_CHECK)
