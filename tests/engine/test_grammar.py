@@ -48,6 +48,7 @@ SCHEMAS: dict[str, Any] = {
     "large maximum": {"type": "array", "items": {"const": 0}, "maxItems": 9999, "minItems": 1},
     "empty object": {"type": "object", "additionalProperties": False},
     "no optional": {"type": "object", "properties": {"a": {"const": 1}}},
+    "described alone": {"properties": {"a": {"description": "It."}}, "required": ["a"]},
     "map": {"type": "object", "additionalProperties": {"type": "integer", "maximum": 9}},
     "unnamed required": {"type": "object", "required": ["x y", 'q"'], "maxProperties": 2},
     "union": {"anyOf": [{"type": "integer", "minimum": 5, "maximum": 7}, {"const": "none"}]},

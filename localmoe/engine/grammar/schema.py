@@ -153,6 +153,8 @@ class _Converter:
             if keyword not in KNOWN and not keyword.startswith("x-"):
                 raise refusal(f"{at}/{keyword}", "a grammar cannot enforce this keyword")
         core = {k: v for k, v in schema.items() if k in KNOWN - ANNOTATIONS}
+        if not core:  # nothing but a description
+            return "value"
         if "$ref" in core:
             return self._reference(core, name, at)
         for combiner in ("allOf", "anyOf", "oneOf"):
