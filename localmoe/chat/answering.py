@@ -107,7 +107,7 @@ def answer(
                 yield from likelihoods.rest(map(said.take, left))
                 if reader.stopped_after:
                     event = replace(event, reason="stop", completion_tokens=reader.stopped_after)
-                done = said.done(event)
+                done = replace(said.done(event), stop_text=reader.stop_text)
                 if done.calls:
                     _remember(template, rendered, sampled, done)
                 return done
@@ -171,6 +171,11 @@ class Reader:
     def stopped_after(self) -> int:
         """Tokens of the answer when a stop text was complete; 0 while none was."""
         return self._tokens if self._stops.met else 0
+
+    @property
+    def stop_text(self) -> str | None:
+        """The stop text that was complete; None while none was."""
+        return self._stops.which
 
     def feed(self, token: Token) -> Iterator[Piece]:
         self._tokens = token.tokens

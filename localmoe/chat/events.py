@@ -81,6 +81,7 @@ class TurnDone:
     timings: Timings
     finished: Finished | None = None  # what the engine itself said
     calls: tuple[ToolCall, ...] = ()  # whole ones, in the order in which they were written
+    stop_text: str | None = None  # of those that were asked for, the one that ended the answer
 
     @property
     def no_answer(self) -> NoAnswerError | None:

@@ -13,7 +13,12 @@ class StopTexts:
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = frozenset(texts)
         self._scanner = Scanner(self._texts)
-        self.met = False
+        self.which: str | None = None  # the text that would have come
+
+    @property
+    def met(self) -> bool:
+        """Whether one of the texts has ended the answer."""
+        return self.which is not None
 
     def feed(self, piece: Piece) -> Iterator[Piece]:
         if isinstance(piece, Answer):
@@ -28,7 +33,8 @@ class StopTexts:
 
     def control(self, spelling: str) -> None:
         """A control token has come, which is not shown; it may be named as an end all the same."""
-        self.met = self.met or spelling in self._texts
+        if not self.met and spelling in self._texts:
+            self.which = spelling
 
     def finish(self) -> Iterator[Piece]:
         """What was held back, since a text might have begun with it."""
@@ -39,7 +45,7 @@ class StopTexts:
             return
         for text, is_stop in parts:
             if is_stop:
-                self.met = True
+                self.which = text
                 return
             yield Answer(text)
 

@@ -213,13 +213,12 @@ class MessagesWriter:
         for call in done.calls:
             given = json.loads(call.arguments)
             content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
-        message = self._message(content, STOP_REASONS[done.finish_reason])
+        message = {**self._message(content, None), **_stopped(done)}
         return {**message, "usage": usage_of(done), "timings": timings(done)}
 
     def _end(self, done: TurnDone) -> bytes:
-        delta = {"stop_reason": STOP_REASONS[done.finish_reason], "stop_sequence": None}
         figures = {"usage": usage_of(done), "timings": timings(done)}
-        last = named_event("message_delta", {"delta": delta, **figures})
+        last = named_event("message_delta", {"delta": _stopped(done), **figures})
         return self._close() + last + named_event("message_stop", {})
 
     def _delta(self, kind: str, delta: Mapping[str, object]) -> bytes:
@@ -259,6 +258,12 @@ class MessagesWriter:
             "stop_reason": stop_reason,
             "stop_sequence": None,
         }
+
+
+def _stopped(done: TurnDone) -> Document:
+    """Why the answer has ended, and at which of the texts that were asked for."""
+    reason = STOP_REASONS[done.finish_reason] if done.stop_text is None else "stop_sequence"
+    return {"stop_reason": reason, "stop_sequence": done.stop_text}
 
 
 def usage_of(done: TurnDone) -> Document:

@@ -17,6 +17,7 @@ from localmoe.engine.events import PrefillProgress, Token
 from localmoe.server import limits
 from localmoe.server.asks import Accepted, Event, Loading, Waiting
 from localmoe.server.problems import Document, Problem, problem_of
+from localmoe.text import format_duration
 
 STREAM = "text/event-stream; charset=utf-8"
 JSON = "application/json"
@@ -183,7 +184,8 @@ def in_words(event: Event) -> str | None:
         case Loading(fraction):
             return f"loading the model: {100 * fraction:.0f} %"
         case PrefillProgress(done, total):
-            return f"reading the prompt: {done} of {total} tokens"
+            left = f", {format_duration((total - done) / event.tps)} left" if event.tps else ""
+            return f"reading the prompt: {done} of {total} tokens{left}"
     return None
 
 

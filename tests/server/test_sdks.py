@@ -161,7 +161,10 @@ class TestAnthropic:
         assert final.usage.output_tokens == 12
         before = whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
         assert final.usage.input_tokens + (final.usage.cache_read_input_tokens or 0) == before
-        del how["max_tokens"], how["extra_body"]
+        how["stop_sequences"] = ["nothing", "neural"]
+        stopped = of_anthropic.messages.create(**how)
+        assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "neural")
+        del how["max_tokens"], how["extra_body"], how["stop_sequences"]
         assert of_anthropic.messages.count_tokens(**how).input_tokens == before
 
     def test_errors(self, of_anthropic: anthropic.Anthropic) -> None:
