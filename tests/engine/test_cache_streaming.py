@@ -23,13 +23,13 @@ pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif("sys.platform != 'linux'", reason="the cache is made for Linux"),
 ]
-BASE = EngineSettings(context=512, batch=64, ubatch=64, threads=2, threads_batch=2)
+BASE = EngineSettings(context=512, batch=64, ubatch=64, threads=1, threads_batch=1)
 LONG = FIRST * 6
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dims = Dims(layers=5, embd=512, heads=4, experts=24, used=3, expert_ff=768, context=512)
+    dims = Dims(layers=5, embd=256, heads=4, experts=16, used=2, expert_ff=512, context=512)
     folder = tmp_path_factory.mktemp("streamed")
     return make_standin(Family(qwen.qwen3moe, dims, Q4_K_M), folder / "wide.gguf", uniform=True)
 
@@ -59,26 +59,28 @@ def test_each_expert_is_read_once_per_batch(path: Path) -> None:
     assert 0.5 * count * every < cached.counters["bytes_read"] <= 1.1 * count * every
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_interrupts_short_batches_and_the_answer_after(path: Path, threads: int) -> None:
     """Stopped anywhere, in a prompt or in an answer; asked again, continued, with a prompt's last
     batch of any length: at several budgets nothing differs, nor with a loan for buffers."""
     base = dataclasses.replace(BASE, threads=threads, threads_batch=threads)
     model = read_model(path)
+    text = FIRST * 3
     turns = (
-        Turn(LONG, stop=("prefill", 1, 40)),
-        Turn(LONG + "one"),
-        Turn("Another. " + LONG, stop=("prefill", 0, 3)),
-        Turn("Another. " + LONG, stop=("prefill", 2, 77)),
-        Turn("Another. " + LONG, 8, stop=("decode", 2, 30)),
-        Turn("Another. " + LONG + " and", 8),
-        *(Turn(LONG + "more " * n, 2) for n in range(1, 4)),
+        Turn(text, stop=("prefill", 1, 40)),
+        Turn(text + "one"),
+        Turn("Another. " + text, stop=("prefill", 0, 77)),
+        Turn("Another. " + text, 4, stop=("decode", 2, 30)),
+        *(Turn(text + "more " * n, 2) for n in range(1, 4)),
     )
+    if threads > 1:  # which wait for each other on a busy machine
+        turns = turns[:3]
     budget = least(model)
     small = streamed(budget, base)
     more = streamed(budget * 5 // 4, base)
     lent = dataclasses.replace(more, cache_lent=budget // 5)
-    plain, *cached = run_cases(path, [Case(s, turns) for s in (base, small, more, lent)])
+    cached_so = (small, more, lent) if threads == 1 else (small,)
+    plain, *cached = run_cases(path, [Case(s, turns) for s in (base, *cached_so)])
     for ran in cached:
         assert ran.turns == plain.turns
         assert 0 < ran.counters["resident_bytes"] <= budget * 5 // 4

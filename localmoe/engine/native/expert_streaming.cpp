@@ -138,7 +138,7 @@ void expert_cache::fill(stage & s, group & g, int t, bool all) {
         bool copied = one.pieces[t].state == READY;
         one.copied += copied;
         stage_part * last = !copied && !parts_.empty() && !parts_.back().copied ? &parts_.back() : nullptr;
-        if (last && last->end == e && e - last->first < most) {
+        if (last && last->to == &s && last->end == e && e - last->first < most) {
             last->end = e + 1;
         } else {
             parts_.push_back({&s, e, e + 1, copied});
