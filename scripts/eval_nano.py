@@ -45,7 +45,9 @@ def ask_all(model: str, items: list[HeldOut], first: str = "") -> Iterator[Asked
     ``first``: a message before it, which is answered too.
     """
     known = intents.load()
-    options = arguments.parse(["run", "-m", model, "--temp", "0", "-n", "160", "--quiet", "-"])
+    options = arguments.parse(
+        ["run", "-m", model, "-t", "1", "--temp", "0", "-n", "160", "--quiet", "-"]
+    )
     output = Output(quiet=True)
     with loaded.open_model(model, options, output) as nano:
         loaded.load(nano, output)
