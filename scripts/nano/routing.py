@@ -41,7 +41,7 @@ def domain_load(model: Nano, tokenizer: Tokenizer, composer: Composer, domain: s
         pieces = vocabulary.render(Conversation(None, (composer.turn(domain),)))
         tokens = torch.tensor(vocabulary.encode(tokenizer, pieces)[0][:LENGTH])
         row[: len(tokens)] = tokens
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad():
         _, reports = model.hidden(rows, padding)
     return torch.stack([report.load for report in reports])
 
