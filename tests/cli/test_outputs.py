@@ -112,7 +112,7 @@ def test_a_log_of_runs_is_no_other_file(localmoe: Localmoe, model: Path, trace: 
 def test_the_page_names_every_option_that_writes() -> None:
     """docs/files.md has them all: an option that takes a file and is none that is read."""
     page = (Path(__file__).parents[2] / "docs" / "files.md").read_text("utf-8")
-    read = {"file", "machine", "schema", "replay"}
+    read = {"file", "machine", "schema", "replay", "tools", "api-key-file"}
     takes = {option.name for option in OPTIONS if option.proposes == FILES} - read
     assert takes == {"trace", "output", "png", "log"}
     for name in takes:

@@ -562,6 +562,7 @@ class TestRun:
         assert document == {
             "text": "a\x1b[0m",
             "reasoning": "hm",
+            "tool_calls": [],
             "finish_reason": "stop",
             "no_answer": None,
             "model": "tiny",
