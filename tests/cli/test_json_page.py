@@ -191,7 +191,7 @@ def calling(home: Path) -> tuple[str | Path, ...]:
     parameters = {"properties": {"at": {"const": "sky"}}, "required": ["at"]}
     path = home / "tools.json"
     path.write_text(json.dumps([{"name": "look", "parameters": parameters}]))
-    return "--tools", path, "--tool-choice", "look", "-n", "64", "-c", "1024", "-t", "1"
+    return "--tools", path, "--tool-choice", "look", "-n", "200", "-c", "1024", "-t", "1"
 
 
 def schema(home: Path) -> Path:
