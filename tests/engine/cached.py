@@ -277,7 +277,7 @@ def run(path: Path, case: Case) -> Ran:
     with Conversation(path, case.settings, case.hot) as conversation:
         experts, said = conversation.experts, []
         if case.warm:
-            wait_until(lambda: conversation.counters().prefetched >= case.warm)
+            wait_until(lambda: conversation.counters().warmed >= case.warm)
         with shaking(conversation, case.shaken):
             for turn in case.turns:
                 if turn.resize is not None:

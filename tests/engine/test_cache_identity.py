@@ -38,7 +38,7 @@ def check(matrix: Matrix, path: Path) -> None:
     assert min(each.ran.counters["evictions"] for each in (least, half, warmed)) > 0
     assert least.ran.counters["evictions"] > half.ran.counters["evictions"]
     assert whole.ran.counters["evictions"] == page.ran.counters["evictions"] == 0
-    assert warmed.ran.counters["prefetched"] >= WARMED
+    assert warmed.ran.counters["warmed"] >= WARMED
     # The planner's idea of an expert's memory is the cache's.
     slots = sum(slot_bytes(groups[list(groups)[index]]) for index, _ in least.ran.resident)
     assert slots == least.ran.counters["resident_bytes"]

@@ -55,7 +55,8 @@ struct localmoe_expert_stats {
     uint64_t lookups, misses;   // routed experts of decoded tokens, and those that were not there
     uint64_t bytes_read;        // by us, from files
     uint64_t evictions;
-    uint64_t prefetched, prefetch_used;
+    uint64_t prefetched, prefetch_used; // on a prediction
+    uint64_t warmed;            // read in the background because they were used before
     double   stall_s;           // computing waited for reading
     uint64_t resident_bytes;    // of the budget: experts, and what a prompt borrows of it
     uint64_t calls;             // multiplications seen
@@ -121,7 +122,7 @@ struct expert {
     bool    resident = false;  // has memory (private) or was routed before (page)
     origin  from     = DIRECT; // private: how it is read
     bool    fresh    = false;  // its memory was never touched, as far as thread 0 knows
-    bool    foretold = false;  // brought by prefetch, not used yet
+    bool    foretold = false;  // brought by a prediction, not used yet
     bool    counted  = false;  // this visit's lookup is a decoded token's (page: miss not seen yet)
     struct {
         piece_state state = ABSENT;
@@ -448,6 +449,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::deque<stage_part>   parts_;      // to be brought to them
     size_t                   stage_bytes_ = 0;  // of each
     size_t                   largest_slot_ = 0;  // of a group
+    uint64_t                 all_slots_ = 0;    // bytes with every expert in memory
     uint64_t                 staged_ = 0;       // of the budget, that they take
     uint64_t                 lent_ = 0;         // … that a prompt's buffers take
     void *                   buffers_ = nullptr;  // llama.cpp's, in which graphs are computed

@@ -35,6 +35,7 @@ bool expert_cache::lay_out(group & g) {
     g.stride = g.slot + rest;
     g.span   = g.stride * g.experts.size() + 2 * PAGE;
     largest_slot_ = std::max(largest_slot_, g.slot);
+    all_slots_ += uint64_t(g.slot) * g.experts.size();
     for (auto & t : g.tensors) {
         stage_bytes_ = std::max(stage_bytes_, up(size_t(t.offset) % BLOCK + t.bytes * g.experts.size(), PAGE));
     }

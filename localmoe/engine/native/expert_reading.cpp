@@ -170,8 +170,13 @@ bool expert_cache::expect(group & g, int e, urgency why) {
     if (x.resident || (how_ == PRIVATE && !give_memory(g, e, why))) {
         return false;
     }
-    x.resident = x.foretold = true;
-    stats_.prefetched++;
+    x.resident = true;
+    if (why == SPARE) {
+        stats_.warmed++;
+    } else {
+        x.foretold = true;
+        stats_.prefetched++;
+    }
     return true;
 }
 

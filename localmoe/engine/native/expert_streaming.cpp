@@ -23,7 +23,7 @@ namespace localmoe {
 bool expert_cache::streams(const group & g, int64_t rows, int64_t used) const {
     auto     bytes = [&](int64_t experts) { return uint64_t(std::min(int64_t(g.experts.size()), experts)) * largest_slot_; };
     uint64_t left  = budget_ - std::min(budget_, lent_ + staged_);
-    return how_ == PRIVATE && !decoding_ && rows > 1 && 2 * bytes(rows * used) > left &&
+    return how_ == PRIVATE && !decoding_ && rows > 1 && all_slots_ > left && 2 * bytes(rows * used) > left &&
            (staged_ || 2 * stage_bytes_ + bytes(used) <= left);
 }
 

@@ -56,6 +56,7 @@ class _Stats(ctypes.Structure):
         ("evictions", ctypes.c_uint64),
         ("prefetched", ctypes.c_uint64),
         ("prefetch_used", ctypes.c_uint64),
+        ("warmed", ctypes.c_uint64),
         ("stall_s", ctypes.c_double),
         ("resident_bytes", ctypes.c_uint64),
         ("calls", ctypes.c_uint64),
@@ -83,8 +84,9 @@ class Counters:
     misses: int  # those that had to be read first
     bytes_read: int
     evictions: int
-    prefetched: int  # experts read before they were asked for
-    prefetch_used: int
+    prefetched: int  # experts read because they were predicted
+    prefetch_used: int  # … and chosen then
+    warmed: int  # experts read in the background because they were used before
     stall_s: float  # computing waited for reading
     resident_bytes: int  # of experts and what a prompt borrows; never above the budget
     calls: int  # multiplications by experts that were seen
