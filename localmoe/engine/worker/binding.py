@@ -210,7 +210,13 @@ class _BufferBytes(ctypes.Structure):
 def _load_native() -> ctypes.CDLL | None:
     path = native_path()
     try:
-        helper = ctypes.CDLL(str(path)) if path is not None else None
+        if path is None:
+            helper = None
+        elif "$" in str(path):  # the linker would expand $ORIGIN and the like in a name
+            with path.open("rb") as file:
+                helper = ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
+        else:
+            helper = ctypes.CDLL(str(path))
     except OSError:
         return None
     here = fingerprint()
