@@ -125,10 +125,7 @@ class DocumentPrinter(Printer):
         return document | self.more
 
 
-EVENT_NAMES: Mapping[type[ChatEvent], str] = {
-    PrefillProgress: "prefill",
-    ReasoningDelta: "reasoning",
-    AnswerDelta: "answer",
+TOOL_CALL_EVENTS: Mapping[type[ChatEvent], str] = {
     ToolCallBegin: "tool_call_begin",
     ToolCallDelta: "tool_call_delta",
     ToolCallEnd: "tool_call_end",
@@ -149,6 +146,8 @@ class EventPrinter(DocumentPrinter):
             self.output.json({"event": "reasoning", "text": event.text})
         elif isinstance(event, AnswerDelta):
             self.output.json({"event": "answer", "text": event.text})
+        elif isinstance(event, ToolCallBegin | ToolCallDelta | ToolCallEnd):
+            self.output.json({"event": TOOL_CALL_EVENTS[type(event)], **asdict(event)})
         super().show(event)
 
 
