@@ -49,7 +49,7 @@ class Fit:
     @property
     def runs(self) -> bool:
         """Whether something runs here at all."""
-        return any(found.plan.verdict.runs for found in self.found)
+        return any(found.runs for found in self.found)
 
 
 def fit(name: str, request: PlanRequest, listener: Listener) -> Fit:

@@ -72,11 +72,14 @@ class PlannedModel:
     forecast: Forecast | None = None  # None: the machine's speed is unknown
 
     @property
+    def runs(self) -> bool:
+        """Whether it would run here at all, however slowly, and its download fits on the disk."""
+        return self.plan.verdict.runs and (self.offer is None or self.offer.fits_disk)
+
+    @property
     def fits(self) -> bool:
-        """Whether it would run here, and not too slowly to use: it fits in memory, and its download
-        on the disk.
-        """
-        return self.plan.verdict.fits and (self.offer is None or self.offer.fits_disk)
+        """Whether it would run here, and not too slowly to use."""
+        return self.runs and self.plan.verdict.fits
 
     @property
     def resident(self) -> bool:
