@@ -30,6 +30,10 @@ def tell(event: localmoe.ChatEvent) -> str:
         return f"{event.done / event.total:.0%}"
     if isinstance(event, localmoe.ReasoningDelta | localmoe.AnswerDelta):
         return event.text
+    if isinstance(event, localmoe.ToolCallBegin):
+        return event.name
+    if isinstance(event, localmoe.ToolCallDelta | localmoe.ToolCallEnd):
+        return ""
     if isinstance(event, localmoe.TurnDone):
         return f"{event.usage.completion_tokens} tokens, {event.finish_reason}"
     assert_never(event)

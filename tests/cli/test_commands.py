@@ -22,7 +22,7 @@ MACHINE = {"ram_total", "ram_available", "gpus", "disk_free"}
 FILE = {
     "name", "quant", "parts", "size", "cached", "fits", "memory", "placement", "context",
     "max_context", "decode_tps", "prefill_tps", "first_token_s", "loaded_first_token_s",
-    "speed_why", "reason", "advice", "warnings",
+    "speed_why", "reason", "advice", "warnings", "prompt_bytes_per_token",
 }  # fmt: skip
 FITTED = FILE | {"download", "with_gpu_build", "rank"}
 PLAN = FILE | {
@@ -31,7 +31,7 @@ PLAN = FILE | {
 }  # fmt: skip
 RUN = {
     "schema_version", "text", "reasoning", "finish_reason", "model", "usage", "timings", "cache",
-    "plan",
+    "plan", "tool_calls",
 }  # fmt: skip
 LAYER = {
     "index", "dense", "experts", "dense_bytes", "expert_bytes", "expert_count", "expert_used",
@@ -40,7 +40,7 @@ LAYER = {
 SHOW = {
     "schema_version", "model", "paths", "size", "architecture", "quantization", "layers",
     "moe_layers", "experts", "parameters", "bytes", "context_train", "chat_template", "tokenizer",
-    "metadata",
+    "metadata", "tool_calls",
 }  # fmt: skip
 
 
