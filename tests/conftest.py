@@ -44,12 +44,12 @@ _running: list[str] = []  # the unit test under way
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes per core; none for a single file: that is quicker, and can be debugged."""
+    """A process more than cores; none for a single file: that is quicker, and can be debugged."""
     places = [Path(arg.split("::")[0]) for arg in config.args]
     if len(places) == 1 and places[0].is_file():
         return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return 2 * cores  # half of them wait, for a disk or a process, while others compute
+    return cores + 1  # some wait, for a disk or a process, while others compute
 
 
 @pytest.hookimpl(tryfirst=True)

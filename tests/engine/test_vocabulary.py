@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localmoe.engine.worker.binding import llama
+from localmoe.engine.worker.binding import llama, set_log
 from localmoe.engine.worker.vocabulary import Vocabulary
 from tests.archs import parrot
 from tests.archs.parrot import control, user_defined
@@ -29,10 +29,13 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocabulary]
     )
     params = llama.llama_model_default_params()
     params.vocab_only = True
+    # Whoever used llama.cpp in this process before may have left it a log function that is gone.
+    kept = set_log(lambda level, text: None)
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     yield Vocabulary(model)
     llama.llama_model_free(model)
+    del kept
 
 
 def spelled(vocabulary: Vocabulary, tokens: list[int]) -> list[str]:
