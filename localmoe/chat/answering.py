@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from localmoe.chat.call_grammar import call_grammar
+from localmoe.chat.calls.grammar import call_grammar
 from localmoe.chat.constraint import grammar_for
 from localmoe.chat.events import (
     AnswerDelta,

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from localmoe.chat.call_format import CallFormat
+from localmoe.chat.calls.format import CallFormat
 from localmoe.chat.session import Message
 from localmoe.engine.events import Span, Token
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from localmoe.chat.answer_format import AnswerFormat
-from localmoe.chat.call_format import CallFormat
-from localmoe.chat.call_reader import CallReader, Tools
-from localmoe.chat.call_text import NoCall, Pattern
+from localmoe.chat.calls.call import Tools
+from localmoe.chat.calls.format import CallFormat
+from localmoe.chat.calls.reader import CallReader
+from localmoe.chat.calls.text import NoCall, Pattern
 from localmoe.chat.events import ToolCallEvent
 from localmoe.chat.marks import FormatMarks, Mark, SplitSpecials
 

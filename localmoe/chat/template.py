@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from localmoe.chat.answer_format import AnswerFormat, Arguments, Probe, find_format
-from localmoe.chat.call_format import CallFormat
-from localmoe.chat.call_marks import find_calls
+from localmoe.chat.calls.derivation import find_calls
+from localmoe.chat.calls.format import CallFormat
 from localmoe.chat.renderer import Renderer, RenderError
 from localmoe.chat.replay import Prompt, Replay
 from localmoe.chat.session import Message

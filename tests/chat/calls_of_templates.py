@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localmoe.chat.answer_format import QUESTION, AnswerFormat, shared
-from localmoe.chat.call_format import CallFormat
+from localmoe.chat.calls.format import CallFormat
 from localmoe.chat.events import ToolCallBegin, ToolCallDelta, ToolCallEnd
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.session import Message, ToolCall

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localmoe.chat.answer_format import AnswerFormat, Marks
-from localmoe.chat.call_format import GENERIC, Body, CallFormat
+from localmoe.chat.calls.format import GENERIC, Body, CallFormat
 from localmoe.chat.events import ToolCallBegin, ToolCallDelta, ToolCallEnd
 from localmoe.chat.splitter import Answer, Calling, Piece, Reasoning, Splitter
 from tests.chat.scripted import split_at

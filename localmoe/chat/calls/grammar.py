@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from localmoe.chat.answer_format import AnswerFormat
-from localmoe.chat.call_format import ANY, KEY, Body, CallFormat
-from localmoe.chat.call_values import types_of
+from localmoe.chat.calls.format import ANY, KEY, Body, CallFormat
+from localmoe.chat.calls.values import types_of
 from localmoe.chat.marks import SplitSpecials
 from localmoe.chat.tools import ToolUse
 from localmoe.engine.grammar import (

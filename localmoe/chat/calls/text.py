@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from localmoe.chat.call_format import ANY
+from localmoe.chat.calls.format import ANY
 
 _T = TypeVar("_T")
 Waiting = Generator[None, None, _T]
@@ -48,6 +48,11 @@ class Pattern:
     @property
     def first(self) -> str:
         return self._parts[0][:1] if self._parts else ""
+
+    @property
+    def is_token(self) -> bool:
+        """Whether it begins with a special token."""
+        return "\ud800" <= self.first <= "\udfff"
 
     def match(self, text: str, at: int) -> tuple[int, str] | None:
         """Where it ends if it stands at ``at``, and the word for ANY.
@@ -87,7 +92,8 @@ class Text:
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
-        self.final = False
+        self.final = False  # no more comes
+        self.cut = False  # though the model had more to say
 
     def peek(self) -> Waiting[str]:
         """The next character; "" at the end."""
@@ -102,6 +108,11 @@ class Text:
             if not char.isspace():
                 return char
             self.at += 1
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether the model has said all, and nothing but blank space is left."""
+        return self.final and not self.cut and not self.text[self.at :].strip()
 
     def skip(self, chars: str) -> None:
         if chars and self.text.startswith(chars, self.at):

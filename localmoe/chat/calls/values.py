@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from localmoe.chat.call_text import NoCall
+from localmoe.chat.calls.text import NoCall
 
 PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 MOST_REFERENCES = 16  # followed from one schema
@@ -14,15 +14,7 @@ MOST_REFERENCES = 16  # followed from one schema
 
 def types_of(schema: object, root: object) -> frozenset[str]:
     """The JSON types that a schema allows, as far as it says so; empty where it does not."""
-    for _ in range(MOST_REFERENCES):
-        if not isinstance(schema, Mapping):
-            return frozenset()
-        pointer = schema.get("$ref")
-        if not isinstance(pointer, str) or not pointer.startswith("#/"):
-            break
-        schema = root
-        for part in pointer[2:].split("/"):
-            schema = schema.get(part) if isinstance(schema, Mapping) else None
+    schema = _followed(schema, root)
     if not isinstance(schema, Mapping):
         return frozenset()
     given = schema.get("type")
@@ -38,6 +30,33 @@ def types_of(schema: object, root: object) -> frozenset[str]:
     if isinstance(values, list) and values:
         return frozenset(map(_type_of, values))
     return frozenset()
+
+
+def property_schema(schema: object, key: str, root: object) -> object:
+    """The schema of a member; None where an object's schema does not say."""
+    schema = _followed(schema, root)
+    if not isinstance(schema, Mapping):
+        return None
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping) and key in properties:
+        return properties[key]
+    return schema.get("additionalProperties")
+
+
+def item_schema(schema: object, _: str, root: object) -> object:
+    """The schema of a list's items; None where it does not say."""
+    schema = _followed(schema, root)
+    return schema.get("items") if isinstance(schema, Mapping) else None
+
+
+def joined(members: Sequence[tuple[str, str]], *, as_list: bool) -> str:
+    """The JSON of a list, or of an object, from that of its members. Raises NoCall."""
+    if as_list:
+        return f"[{', '.join(value for _, value in members)}]"
+    if len({key for key, _ in members}) < len(members):
+        raise NoCall
+    pairs = (f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in members)
+    return f"{{{', '.join(pairs)}}}"
 
 
 def is_text(schema: object, root: object) -> bool:
@@ -70,6 +89,18 @@ def from_python(text: str) -> str:
     if value is None and text.strip() not in ("None", "null"):
         raise NoCall
     return json.dumps(value, ensure_ascii=False)
+
+
+def _followed(schema: object, root: object) -> object:
+    """What a schema refers to within ``root``, or itself."""
+    for _ in range(MOST_REFERENCES):
+        pointer = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(pointer, str) or not pointer.startswith("#"):
+            break
+        schema = root
+        for part in filter(None, pointer[1:].split("/")):
+            schema = schema.get(part) if isinstance(schema, Mapping) else None
+    return schema
 
 
 def _from_literal(text: str) -> object:

@@ -22,7 +22,7 @@ from localmoe.chat.answer_format import (
     Render,
     shared,
 )
-from localmoe.chat.call_format import ANY, GENERIC, KEY, Body, CallFormat, listed
+from localmoe.chat.calls.format import ANY, GENERIC, KEY, Body, CallFormat, listed
 from localmoe.chat.tool_style import Ids, ToolStyle
 
 # Stand for the parts of two calls; none is a part of another.

@@ -46,6 +46,7 @@ class CallFormat:
     value_end: str = ""
     text_word: str = ""  # what stands for ANY in ``key_end`` where the value is text
     other_word: str = ""  # and where it is a number
+    item_key: str = ""  # TAGGED: objects and lists are tags within tags, an item's is this one
     bare: bool = False  # calls may come without these marks, at the beginning of an answer
     several: bool = True  # an answer may have more than one call
     derived: bool = False  # from the template; else it is from the list
