@@ -265,17 +265,29 @@ class PlacementSearch:
         return candidate if candidate.gpus_fit else first
 
     def _fewer_layers(self, settings: EngineSettings, host: list[int]) -> Candidate:
-        """As many layers' dense weights on the GPUs as fit, no experts of ``host`` layers."""
-        low, high = 0, len(self._model.layers) + 1  # 0 layers on the GPUs fit, all do not
+        """As many layers' dense weights on the GPUs as fit, no experts of ``host`` layers.
+
+        The last device is filled first, with the last layers, then the one before it: so more
+        memory on any of them never means fewer layers on all of them.
+        """
         alone = dataclasses.replace(settings, devices=(), tensor_split=(), gpu_layers=0)
         best = self._judge(alone, ())
-        while high - low > 1:
-            middle = (low + high) // 2
-            candidate = self._judge(dataclasses.replace(settings, gpu_layers=middle), host)
-            if candidate.gpus_fit:
-                best, low = candidate, middle
-            else:
-                high = middle
+        devices: tuple[str, ...] = ()
+        counts: tuple[int, ...] = ()  # layers on each of them
+        for device in reversed(settings.devices):
+            low, high = 0, len(self._model.layers) + 2 - (used := sum(counts))
+            while high - low > 1:
+                middle = (low + high) // 2
+                split = tuple(float(count) for count in (middle, *counts)) if counts else ()
+                sized = dataclasses.replace(settings, tensor_split=split, gpu_layers=used + middle)
+                sized = dataclasses.replace(sized, devices=(device, *devices))
+                candidate = self._judge(sized, host)
+                if candidate.gpus_fit:
+                    best, low = candidate, middle
+                else:
+                    high = middle
+            if low:
+                devices, counts = (device, *devices), (low, *counts)
         return best
 
     def _without_idle(self, candidate: Candidate) -> Candidate:
