@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 NATIVE = "localmoe/engine/native"
 SOURCES = (
@@ -93,8 +95,25 @@ def check() -> None:
         raise SystemExit(f"localmoe: {why}\n{SKIP}=1 goes on in spite of it.")
 
 
+class Helper(build_ext):
+    """The helper is opened with ctypes, so it is the same file for every Python."""
+
+    def get_ext_filename(self, ext_name: str) -> str:
+        """The name without the tag of the Python that builds it."""
+        return str(Path(*ext_name.split(".")).with_suffix(".so"))
+
+
+class Wheel(bdist_wheel):
+    """One wheel for a platform, whatever the Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """``py3-none-PLATFORM``."""
+        return "py3", "none", super().get_tag()[2]
+
+
 check()
 setup(
+    cmdclass={"bdist_wheel": Wheel, "build_ext": Helper},
     ext_modules=[
         Extension(
             "localmoe.engine.native._native",
@@ -105,5 +124,5 @@ setup(
             extra_link_args=[f"-Wl,--version-script={EXPORTS}"] if LINUX else [],
             optional=True,
         )
-    ]
+    ],
 )

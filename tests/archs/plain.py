@@ -107,8 +107,10 @@ def run(request: Request) -> Answer:
     """Runs ``request`` in this process; may abort it."""
     llama = low_level()
     log = _capture_log(llama)
-    llama.llama_backend_init()
     ggml = ggml_library(llama)
+    if not ggml.ggml_backend_reg_count():  # an engine for any processor, which chooses its backend
+        ggml.ggml_backend_load_all_from_path(str(Path(llama._lib._name).parent).encode())
+    llama.llama_backend_init()
     if request.rpc_library and request.rpc_endpoint:
         add_rpc_server(ggml, request.rpc_library, request.rpc_endpoint)
     model = _load(llama, request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import os
 import zlib
 from pathlib import Path
@@ -14,11 +13,8 @@ def native_path() -> Path | None:
     """The library's file; None if there is none, or if LOCALMOE_NO_NATIVE says to do without."""
     if os.environ.get("LOCALMOE_NO_NATIVE"):
         return None
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = FOLDER / f"_native{suffix}"
-        if path.exists():
-            return path
-    return None
+    # One that was built before it had the same name for every Python has a longer one.
+    return min(FOLDER.glob("_native*.so"), key=lambda path: len(path.name), default=None)
 
 
 def fingerprint() -> str:

@@ -1,12 +1,16 @@
 """The low-level interface: llama.cpp through llama-cpp-python, ggml through ctypes.
 
-Three things need care here, each found by trying:
+Four things need care here, each found by trying:
 
 * Importing ``llama_cpp`` the ordinary way costs 0.3 s (its high-level classes, numpy, jinja2).
   Only the submodule ``llama_cpp.llama_cpp`` is needed, so the package's ``__init__`` is not run.
 * ggml's functions live in sibling libraries. libllama is linked to the names that end in ``.so.0``;
   the plain ``.so`` files are separate copies, and loading one maps a second ggml with a device
   registry of its own.
+* An engine for any x86-64 (``scripts/wheelhouse.py``) has a CPU backend for each kind of processor,
+  and ggml chooses one when it is told the folder. Untold, ``llama_backend_init`` would look beside
+  the interpreter and in the working directory. Which library was chosen is asked of one of its
+  functions, as it is where there is only one.
 * ``llama_get_memory_breakdown`` returns a C++ map by value. ``native.cpp`` unpacks it. Without that
   helper ``memory_breakdown`` returns None, and the abort callback enters Python, so it is used for
   prefill only (see ``generation.py``).
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,9 +86,6 @@ def _sibling(stem: str) -> ctypes.CDLL:
 
 _REGISTRY = _sibling("ggml")
 _BASE = _sibling("ggml-base")
-_CPU = _sibling("ggml-cpu")
-
-base_library, cpu_library = _BASE, _CPU
 
 _POINTER = ctypes.c_void_p
 
@@ -94,6 +96,42 @@ def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> 
     function.argtypes = list(arguments)
     return function
 
+
+class _SymbolInfo(ctypes.Structure):
+    """``Dl_info`` of dlfcn.h."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _cpu_backend() -> ctypes.CDLL:
+    """The library of the CPU backend, which is loaded first where ggml has to choose one."""
+    registered = _function(_REGISTRY, "ggml_backend_reg_by_name", _POINTER, ctypes.c_char_p)
+    if not registered(b"CPU"):
+        load = _function(_REGISTRY, "ggml_backend_load_all_from_path", None, ctypes.c_char_p)
+        load(os.fsencode(LIBRARY_DIR))
+    backend = registered(b"CPU")
+    if not backend:
+        raise EngineError(f"the engine in {LIBRARY_DIR} has no CPU backend for this processor")
+    symbol = _function(
+        _BASE, "ggml_backend_reg_get_proc_address", _POINTER, _POINTER, ctypes.c_char_p
+    )
+    info = _SymbolInfo()
+    where = _function(
+        ctypes.CDLL(None), "dladdr", ctypes.c_int, _POINTER, ctypes.POINTER(_SymbolInfo)
+    )
+    if not where(symbol(backend, b"ggml_backend_set_n_threads"), ctypes.byref(info)):
+        raise EngineError(f"the CPU backend of the engine in {LIBRARY_DIR} cannot be found")
+    return ctypes.CDLL(os.fsdecode(info.file))
+
+
+_CPU = _cpu_backend()
+
+base_library, cpu_library = _BASE, _CPU
 
 dev_count = _function(_REGISTRY, "ggml_backend_dev_count", ctypes.c_size_t)
 dev_get = _function(_REGISTRY, "ggml_backend_dev_get", _POINTER, ctypes.c_size_t)
