@@ -21,7 +21,7 @@ from localmoe.chat.renderer import Renderer
 from localmoe.chat.sampling import default_sampling
 from localmoe.chat.session import Message, Session
 from localmoe.chat.settings import Settings
-from localmoe.chat.template import ChatTemplate
+from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.chat.tools import ToolUse, read_tools
 from localmoe.engine.events import (
@@ -247,12 +247,18 @@ class LoadedModel:
 
         Raises UsageError, TemplateError, EngineError.
         """
-        self._check_loaded()
-        level = self.settings(think=think).think
-        use = tools if isinstance(tools, ToolUse) else read_tools(tools)
-        messages = _messages(prompt, system, ())
-        rendered = self.template.render(messages, tools=use.tools, think=level)
+        rendered = self._rendered(_messages(prompt, system, ()), think, tools)
         return self.engine.count_prompt(rendered.prompt, rendered.data)
+
+    def render_prompt(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        think: str = "auto",
+        tools: Sequence[Mapping[str, object]] | ToolUse = (),
+    ) -> str:
+        """The text that ``chat`` would read for these messages. Raises as ``count_prompt``."""
+        return self._rendered(read_messages(messages), think, tools).prompt
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens in ``text``, without a beginning token.
@@ -293,6 +299,18 @@ class LoadedModel:
         """End the engine, which frees the model's memory."""
         self.closed = True
         self.owned.close()
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        think: str,
+        tools: Sequence[Mapping[str, object]] | ToolUse,
+    ) -> Rendered:
+        self._check_loaded()
+        use = tools if isinstance(tools, ToolUse) else read_tools(tools)
+        return self.template.render(
+            messages, tools=use.tools, think=self.settings(think=think).think
+        )
 
     def _check_loaded(self) -> None:
         if self.closed:

@@ -107,7 +107,7 @@ def answer(
                 yield from likelihoods.rest(map(said.take, left))
                 if reader.stopped_after:
                     event = replace(event, reason="stop", completion_tokens=reader.stopped_after)
-                done = replace(said.done(event), stop_text=reader.stop_text)
+                done = said.done(event, reader.reasoning_tokens, reader.stop_text)
                 if done.calls:
                     _remember(template, rendered, sampled, done)
                 return done
@@ -166,6 +166,8 @@ class Reader:
         self._splitter = splitter  # None: all text is the answer
         self._stops = StopTexts(settings.stop)
         self._tokens = 0
+        self._told = 0  # of them, those whose text has been passed on
+        self.reasoning_tokens = 0  # those that were thinking
 
     @property
     def stopped_after(self) -> int:
@@ -186,13 +188,21 @@ class Reader:
         else:
             pieces = iter([] if token.control or not token.text else [Answer(token.text)])
         for piece in pieces:
+            self._count(piece)
             yield from self._stops.feed(piece)
 
     def finish(self, *, cut: bool) -> Iterator[Piece]:
         """What was held back; ``cut``: the model had more to say."""
         for piece in self._splitter.finish(cut=cut) if self._splitter is not None else ():
+            self._count(piece)
             yield from self._stops.feed(piece)
         yield from self._stops.finish()
+
+    def _count(self, piece: Piece) -> None:
+        """The tokens since the piece before belong to this one, marks between them included."""
+        if isinstance(piece, Reasoning):
+            self.reasoning_tokens += self._tokens - self._told
+        self._told = self._tokens
 
 
 class Said:
@@ -235,14 +245,20 @@ class Said:
                 self._calls.append(ToolCall(begun.id, begun.name, arguments))
         return piece
 
-    def done(self, finished: Finished) -> TurnDone:
+    def done(self, finished: Finished, reasoning_tokens: int, stop_text: str | None) -> TurnDone:
         reason = finished.reason
         return TurnDone(
             finish_reason="tool_calls" if reason == "stop" and self._calls else reason,
             answer=self.answer,
             reasoning=self.reasoning,
-            usage=Usage(finished.prompt_tokens, finished.completion_tokens, finished.reused_tokens),
+            usage=Usage(
+                finished.prompt_tokens,
+                finished.completion_tokens,
+                finished.reused_tokens,
+                reasoning_tokens,
+            ),
             timings=Timings(finished.ttft_s, finished.prefill_tps, finished.decode_tps),
             finished=finished,
             calls=tuple(self._calls),
+            stop_text=stop_text,
         )

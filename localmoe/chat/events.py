@@ -56,6 +56,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0  # of the prompt, already in the KV cache
+    reasoning_tokens: int = 0  # of the completion, up to the last word of thinking
 
     @property
     def total(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from localmoe.errors import ContextOverflowError
 from localmoe.facts.model import Model
+from localmoe.wording import option
 
 DEFAULT_CONTEXTS = (32768, 16384, 8192)
 """Context sizes tried when none is asked for, largest first."""
@@ -57,6 +59,18 @@ def context_warnings(model: Model, wished: int | None) -> Iterator[str]:
         )
     if usable != wished:
         yield f"--ctx {wished}: the engine counts in steps of {MULTIPLE} tokens, so it is {usable}"
+
+
+def too_long(tokens: int, context: int, trained: int) -> ContextOverflowError:
+    """The error of a prompt of so many ``tokens``, and what to do about it: the next round context
+    with room for an answer, if the model was ``trained`` for that many (0: not known).
+    """
+    size = -(-(tokens + 512) // 1024) * 1024
+    if trained and size > trained:
+        hint = f"shorten the prompt: this model was trained for {trained:,} tokens of context"
+    else:
+        hint = f"shorten the prompt, or use {option('ctx', size)}"
+    return ContextOverflowError(f"the prompt has {tokens} tokens, the context {context}", hint=hint)
 
 
 def _rounded_down(tokens: int) -> int:

@@ -18,7 +18,7 @@ from localmoe.app.stream import Stream
 from localmoe.chat.context import answer_room
 from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.engine.events import PrefillProgress
-from localmoe.errors import ContextOverflowError
+from localmoe.planning.context import too_long
 from localmoe.server import limits
 from localmoe.server.admission import Admission
 from localmoe.server.asks import Accepted, Ask, Event, Loading, Message, Waiting
@@ -54,7 +54,7 @@ class Answering:
         self._threads = ThreadPoolExecutor(limits.QUEUE + 2, "request")
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
-        """The events of one answer, the last one ``TurnDone``.
+        """The events of the answer, the last one ``TurnDone``; of several, each ends with one.
 
         Closing the generator leaves the queue, or stops the answer and waits until the engine is
         free. Raises Problem, and what planning, loading and answering raise.
@@ -72,6 +72,19 @@ class Answering:
         """Tokens of the prompt that the answer would begin with, while others are answered too."""
         model = await self._model(ask.model)
         return await asyncio.to_thread(self._count, model, ask)
+
+    async def prompt(self, ask: Ask) -> str:
+        """The text that the answer would begin with, as the model reads it."""
+        model = await self._model(ask.model)
+        use, level = ask.tools or (), ask.think or self._defaults.think
+        return await asyncio.to_thread(
+            lambda: model.render_prompt(ask.messages, think=level, tools=use)
+        )
+
+    async def spelled(self, name: str | None, tokens: Sequence[int]) -> bytes:
+        """The text of tokens; nothing for a number that is none."""
+        model = await self._model(name)
+        return b"".join(await asyncio.to_thread(model.spell, tokens))
 
     async def tokens(
         self, name: str | None, text: str, *, special: bool, whole: bool
@@ -105,10 +118,7 @@ class Answering:
         if model is not None and model.loaded is not None:
             tokens = await asyncio.to_thread(self._count, model, ask)
             if tokens >= model.loaded.context and (ask.prompt is not None or not self._drops):
-                raise ContextOverflowError(
-                    f"the prompt has {tokens} tokens, the context {model.loaded.context}",
-                    hint="shorten the prompt",
-                )
+                raise too_long(tokens, model.loaded.context, model.facts.context_train)
 
     async def load(self, name: str | None) -> None:
         """Have a model loaded. Raises what planning and loading raise."""
@@ -140,16 +150,17 @@ class Answering:
         model = self._load(ask.model, emit)
         if self._drops and ask.prompt is None:
             ask = self._shortened(model, ask)
-        stream = self._stream(model, ask)
         accepted = False
-        with work.running(stream):
-            for event in stream:
-                if not accepted:
-                    emit(_accepted(model, event))
-                    accepted = True
-                emit(event)
-                if isinstance(event, TurnDone) and self._learns:
-                    learn_from(model.facts, model.plan, model.machine, event.finished)
+        for number in range(ask.answers):
+            stream = self._stream(model, ask, number)
+            with work.running(stream):
+                for event in stream:
+                    if not accepted:
+                        emit(_accepted(model, event))
+                        accepted = True
+                    emit(event)
+                    if isinstance(event, TurnDone) and self._learns:
+                        learn_from(model.facts, model.plan, model.machine, event.finished)
 
     def _shortened(self, model: LoadedModel, ask: Ask) -> Ask:
         """The ask without the oldest turns, as far as it would not fit with them."""
@@ -165,9 +176,12 @@ class Answering:
             messages, think=ask.think or self._defaults.think, tools=ask.tools or ()
         )
 
-    def _stream(self, model: LoadedModel, ask: Ask) -> Stream:
+    def _stream(self, model: LoadedModel, ask: Ask, number: int) -> Stream:
+        """The answer of that number; a seed is the first one's, and the next ones' follow."""
         defaults = self._defaults
         sampling = {**defaults.sampling, **ask.sampling}
+        if (seed := sampling.get("seed")) is not None:
+            sampling["seed"] = (seed + number) % 2**32
         max_tokens = defaults.max_tokens if ask.max_tokens is None else ask.max_tokens
         stop = (*defaults.stop, *ask.stop)
         if ask.prompt is not None:
@@ -235,9 +249,11 @@ def fitting(
 def _accepted(model: LoadedModel, first: ChatEvent) -> Accepted:
     assert model.loaded is not None
     name, context = model.facts.name, model.loaded.context
-    if isinstance(first, PrefillProgress):
-        return Accepted(name, context, first.total, first.reused)
-    return Accepted(name, context)
+    if not isinstance(first, PrefillProgress):
+        return Accepted(name, context)
+    reads = first.total - first.reused
+    wait = None if model.forecast is None else reads / model.forecast.prefill.expected
+    return Accepted(name, context, first.total, first.reused, wait)
 
 
 class _Work:

@@ -16,11 +16,10 @@ from localmoe.chat.events import (
     ToolCallEnd,
     TurnDone,
 )
-from localmoe.engine.events import Token
 from localmoe.server import tool_fields
-from localmoe.server.asks import Accepted, Ask, Event, Message
+from localmoe.server.asks import Accepted, Answered, Ask, Event, Message
 from localmoe.server.fields import Fields
-from localmoe.server.figures import timings
+from localmoe.server.figures import forecast, timings
 from localmoe.server.problems import Document, Problem, for_anthropic
 from localmoe.server.replies import named_event
 from localmoe.server.sampling import (
@@ -178,7 +177,7 @@ class MessagesWriter:
             "output_tokens": 0,
         }
         message = {**self._message([], None), "usage": usage}
-        return named_event("message_start", {"message": message})
+        return named_event("message_start", {"message": message, **forecast(accepted)})
 
     def event(self, event: Event) -> bytes:
         match event:
@@ -199,12 +198,13 @@ class MessagesWriter:
         return b""
 
     def sign_of_life(self, words: str) -> bytes:
-        return named_event("ping", {})
+        return named_event("ping", {"status": words})
 
     def problem(self, problem: Problem) -> bytes:
         return named_event("error", for_anthropic(problem))
 
-    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
+    def document(self, answers: Sequence[Answered]) -> Document:
+        done = answers[0].done
         content: list[Mapping[str, object]] = []
         if done.reasoning:
             content.append({"type": "thinking", "thinking": done.reasoning, "signature": ""})

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from localmoe.chat.events import ChatEvent
+from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.chat.tools import ToolUse
+from localmoe.engine.events import Token
 
 Message = Mapping[str, object]  # as ``localmoe.chat.history`` reads it
 
@@ -26,6 +27,7 @@ class Ask:
     top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
     tools: ToolUse | None = None  # that the model may call
     think: str | None = None  # a level; None: the server's default
+    answers: int = 1  # to the same prompt, one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,15 @@ class Accepted:
     context: int  # tokens
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, that need not be read again
+    first_token_s: float | None = None  # until the first word, by the forecast; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole answer, and its tokens, if they were asked for."""
+
+    done: TurnDone
+    tokens: tuple[Token, ...] = ()
 
 
 Event = Waiting | Loading | Accepted | ChatEvent

@@ -7,18 +7,30 @@ from collections.abc import Sequence
 
 from localmoe.chat.events import TurnDone
 from localmoe.engine.events import Token
+from localmoe.server.asks import Accepted
 from localmoe.server.problems import Document
 
 
-def openai_usage(done: TurnDone) -> Document:
-    """``usage`` of chat completions and completions."""
-    usage = done.usage
+def openai_usage(dones: Sequence[TurnDone]) -> Document:
+    """``usage`` of chat completions and completions: the prompt counts once."""
+    first, usages = dones[0].usage, [done.usage for done in dones]
+    written = sum(usage.completion_tokens for usage in usages)
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total,
-        "prompt_tokens_details": {"cached_tokens": usage.reused_tokens},
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": first.prompt_tokens + written,
+        "prompt_tokens_details": {"cached_tokens": first.reused_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)
+        },
     }
+
+
+def forecast(accepted: Accepted) -> Document:
+    """``forecast``: how long the first word will take, where that is known."""
+    if accepted.first_token_s is None:
+        return {}
+    return {"forecast": {"first_token_s": round(accepted.first_token_s, 1)}}
 
 
 def timings(done: TurnDone) -> Document:

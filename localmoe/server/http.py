@@ -31,6 +31,7 @@ from localmoe.server.listing import model_document, models_document
 from localmoe.server.metrics import Metrics
 from localmoe.server.problems import Problem, problem_of
 from localmoe.server.replies import Reply, Writer, refusal
+from localmoe.server.sampling import MAX_INT
 from localmoe.text import clean_line, counted, format_duration, shortened
 
 
@@ -50,7 +51,13 @@ DIALECTS: Sequence[tuple[str, Callable[[Fields], Spoken], Callable[[Any], Writer
     ("/v1/responses", openai_responses.read, openai_responses.ResponsesWriter),
     ("/v1/messages", anthropic.read, anthropic.MessagesWriter),
 )
-COUNTED = frozenset((*(path for path, _, _ in DIALECTS), "/v1/messages/count_tokens", "/tokenize"))
+COUNTS: Sequence[tuple[str, Callable[[Fields], Spoken]]] = (
+    ("/v1/chat/completions/input_tokens", openai_chat.read),
+    ("/v1/responses/input_tokens", openai_responses.read),
+    ("/v1/messages/count_tokens", anthropic.read),
+)
+TEXTS = ("/tokenize", "/detokenize", "/apply-template")
+COUNTED = frozenset((*(path for path, _, _ in DIALECTS), *(path for path, _ in COUNTS), *TEXTS))
 UNSUPPORTED = (
     "/v1/embeddings",
     "/v1/images/{what:path}",
@@ -81,7 +88,9 @@ class Paths:
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._openapi),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
-                Route("/v1/messages/count_tokens", self._count, methods=["POST"]),
+                Route("/detokenize", self._detokenize, methods=["POST"]),
+                Route("/apply-template", self._apply_template, methods=["POST"]),
+                *(Route(path, self._count(read), methods=["POST"]) for path, read in COUNTS),
                 *(
                     Route(path, self._dialect(read, writer), methods=["POST"])
                     for path, read, writer in DIALECTS
@@ -122,10 +131,15 @@ class Paths:
 
         return endpoint
 
-    async def _count(self, request: Request) -> Response:
-        asked = anthropic.read(await self._fields(request))
-        tokens = await self._answering.count(asked.ask)
-        return JSONResponse({"input_tokens": tokens})
+    def _count(self, read: Callable[[Fields], Spoken]) -> Any:
+        """The endpoint that counts the tokens of a request that is read so."""
+
+        async def endpoint(request: Request) -> Response:
+            asked = read(await self._fields(request))
+            tokens = await self._answering.count(asked.ask)
+            return JSONResponse({"input_tokens": tokens})
+
+        return endpoint
 
     async def _tokenize(self, request: Request) -> Response:
         fields = await self._fields(request)
@@ -141,6 +155,20 @@ class Paths:
             return JSONResponse({"tokens": [token for token, _ in tokens]})
         pieces = [{"id": token, "piece": piece_of(spelled)} for token, spelled in tokens]
         return JSONResponse({"tokens": pieces})
+
+    async def _detokenize(self, request: Request) -> Response:
+        fields = await self._fields(request)
+        tokens = fields.items("tokens")
+        if tokens is None:
+            fields.missing("tokens")
+        if not all(type(token) is int and 0 <= token <= MAX_INT for token in tokens):
+            fields.wrong("tokens", "a list of the numbers of tokens")
+        text = await self._answering.spelled(fields.text("model"), tokens)
+        return JSONResponse({"content": text.decode(errors="replace")})
+
+    async def _apply_template(self, request: Request) -> Response:
+        asked = openai_chat.read(await self._fields(request))
+        return JSONResponse({"prompt": await self._answering.prompt(asked.ask)})
 
     async def _metrics(self, request: Request) -> Response:
         admission = self._answering.admission
@@ -168,11 +196,11 @@ class Paths:
         started = time.monotonic()
         self.last_used = started
 
-        def note(status: int, done: TurnDone | None) -> None:  # never a text of it
+        def note(status: int, dones: Sequence[TurnDone]) -> None:  # never a text of it
             self.last_used = time.monotonic()
-            self._metered.add(known(request.url.path), status, done)
+            self._metered.add(known(request.url.path), status, dones)
             took = format_duration(self.last_used - started)
-            self._listener.note(_line(request, status, ask.model, done, took))
+            self._listener.note(_line(request, status, ask.model, dones, took))
 
         events = self._answering.answer(ask)
         return Reply(events, writer, problems_at(request.url.path), note, stream=stream)
@@ -184,8 +212,8 @@ class Paths:
         else:
             problem = problem_of(error)
         if request.method == "POST" or problem.status >= 500:
-            self._metered.add(known(request.url.path), problem.status, None)
-            self._listener.note(_line(request, problem.status, None, None, ""))
+            self._metered.add(known(request.url.path), problem.status, ())
+            self._listener.note(_line(request, problem.status, None, (), ""))
         return refusal(problem, problems_at(request.url.path))
 
     async def _left(self, request: Request, error: Exception) -> Response:
@@ -206,16 +234,16 @@ def known(path: str) -> str:
 
 
 def _line(
-    request: Request, status: int, model: str | None, done: TurnDone | None, took: str
+    request: Request, status: int, model: str | None, dones: Sequence[TurnDone], took: str
 ) -> str:
     """A line of the log: who, what, how much, how long; never a text."""
     parts = [f"{request.method} {shortened(request.url.path, 60)} {status}"]
     if model:
         parts.append(shortened(model, 60))
-    if done is not None:
-        usage = done.usage
+    if dones:
+        usage = dones[0].usage
         cached = f" ({usage.reused_tokens:,} cached)" if usage.reused_tokens else ""
-        written = counted(usage.completion_tokens, "token")
+        written = counted(sum(done.usage.completion_tokens for done in dones), "token")
         parts.append(f"{usage.prompt_tokens:,}{cached} + {written}")
     parts.append(took)
     parts.append(request.client.host if request.client else "")

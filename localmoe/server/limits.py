@@ -13,6 +13,7 @@ CONNECTIONS = 256
 DEPTH = 64  # of nested JSON
 STOP_TEXTS = 16
 STOP_LENGTH = 1_000  # characters of each
+ANSWERS = 16  # to one prompt
 QUEUE = 32  # requests that wait for their turn
 SIGN_OF_LIFE = 5.0  # silence before a client is told that its request is alive
 UNDECIDED = 4.0  # before the status is sent, although the prompt is not accepted yet

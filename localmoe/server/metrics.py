@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from localmoe.chat.events import TurnDone
 
@@ -30,11 +31,13 @@ class Metrics:
             (name for name in _HELP if name.endswith("_total") and name != "requests_total"), 0.0
         )
 
-    def add(self, path: str, status: int, done: TurnDone | None) -> None:
-        """Count a request that has ended."""
+    def add(self, path: str, status: int, dones: Sequence[TurnDone]) -> None:
+        """Count a request that has ended, with the answers that it had."""
         self._requests[path, status] += 1
-        if done is None:
-            return
+        for done in dones:
+            self._add(done)
+
+    def _add(self, done: TurnDone) -> None:
         usage, times, sums = done.usage, done.timings, self._sums
         sums["prompt_tokens_total"] += usage.prompt_tokens
         sums["prompt_tokens_cached_total"] += usage.reused_tokens

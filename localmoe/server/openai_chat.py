@@ -17,14 +17,14 @@ from localmoe.chat.events import (
 )
 from localmoe.engine.events import PrefillProgress, Token
 from localmoe.server import tool_fields
-from localmoe.server.asks import Accepted, Ask, Event, Message
+from localmoe.server.asks import Accepted, Answered, Ask, Event, Message
 from localmoe.server.fields import Fields
-from localmoe.server.figures import chat_logprobs, openai_usage, timings
+from localmoe.server.figures import chat_logprobs, forecast, openai_usage, timings
 from localmoe.server.problems import Document, Problem, for_openai
 from localmoe.server.replies import DONE, comment, data_line
 from localmoe.server.sampling import (
+    answers_of,
     most_tokens,
-    one_answer,
     sampling_of,
     schema_of,
     stop_texts,
@@ -32,6 +32,7 @@ from localmoe.server.sampling import (
 )
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+BEGINNING = {"role": "assistant", "content": ""}
 FINISH = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "interrupted": "stop"}
 
 
@@ -59,6 +60,7 @@ def read(fields: Fields) -> ChatRequest:
         tools=tool_fields.of_chat(fields),
         think=think_level(fields),
         top_logprobs=_top_logprobs(fields),
+        answers=answers_of(fields),
     )
     return ChatRequest(
         ask,
@@ -121,7 +123,6 @@ def _top_logprobs(fields: Fields) -> int | None:
 def _refuse_what_is_not_here(fields: Fields) -> None:
     if fields.items("functions"):
         raise Problem(400, "functions: they are called tools now", param="functions")
-    one_answer(fields)
     modalities = fields.items("modalities")
     if modalities and modalities != ["text"]:
         raise Problem(400, "modalities: the models here write text alone", param="modalities")
@@ -135,10 +136,11 @@ class ChatWriter:
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = request.ask.model or ""
+        self._ended: list[TurnDone] = []  # answers; their number is the index of the next one
 
     def begin(self, accepted: Accepted) -> bytes:
         self._model = self._model or accepted.model
-        return self._chunk({"role": "assistant", "content": ""})
+        return self._chunk(BEGINNING, None, (), **forecast(accepted))
 
     def event(self, event: Event) -> bytes:
         match event:
@@ -170,30 +172,22 @@ class ChatWriter:
     def problem(self, problem: Problem) -> bytes:
         return data_line(for_openai(problem))
 
-    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
-        message: dict[str, object] = {"role": "assistant", "content": done.answer}
-        if done.reasoning:
-            message["reasoning_content"] = done.reasoning
-        if done.calls:
-            message["content"] = done.answer or None
-            message["tool_calls"] = [
-                tool_fields.call(call.id, call.name, call.arguments) for call in done.calls
-            ]
-        finish = FINISH[done.finish_reason]
-        choice = {"index": 0, "message": message, "finish_reason": finish}
-        choice["logprobs"] = chat_logprobs(tokens)
+    def document(self, answers: Sequence[Answered]) -> Document:
         return {
             **self._head("chat.completion"),
-            "choices": [choice],
-            "usage": openai_usage(done),
-            "timings": timings(done),
+            "choices": [_choice(index, answer) for index, answer in enumerate(answers)],
+            "usage": openai_usage([answer.done for answer in answers]),
+            "timings": timings(answers[-1].done),
         }
 
     def _end(self, done: TurnDone) -> bytes:
         data = self._chunk({}, FINISH[done.finish_reason], timings=timings(done))
+        self._ended.append(done)
+        if len(self._ended) < self._request.ask.answers:
+            return data + self._chunk(BEGINNING)
         if self._request.usage:
             head = self._head("chat.completion.chunk")
-            usage = {**head, "choices": [], "usage": openai_usage(done)}
+            usage = {**head, "choices": [], "usage": openai_usage(self._ended)}
             data += data_line(usage)
         return data + DONE
 
@@ -204,7 +198,8 @@ class ChatWriter:
         tokens: Sequence[Token] = (),
         **more: object,
     ) -> bytes:
-        choice: dict[str, object] = {"index": 0, "delta": delta, "finish_reason": finish}
+        index = len(self._ended)
+        choice: dict[str, object] = {"index": index, "delta": delta, "finish_reason": finish}
         if tokens:
             choice["logprobs"] = chat_logprobs(tokens)
         head = self._head("chat.completion.chunk")
@@ -218,3 +213,21 @@ class ChatWriter:
             "model": self._model,
             "system_fingerprint": "localmoe",
         }
+
+
+def _choice(index: int, answer: Answered) -> Document:
+    done = answer.done
+    message: dict[str, object] = {**BEGINNING, "content": done.answer}
+    if done.reasoning:
+        message["reasoning_content"] = done.reasoning
+    if done.calls:
+        message["content"] = done.answer or None
+        message["tool_calls"] = [
+            tool_fields.call(call.id, call.name, call.arguments) for call in done.calls
+        ]
+    return {
+        "index": index,
+        "message": message,
+        "finish_reason": FINISH[done.finish_reason],
+        "logprobs": chat_logprobs(answer.tokens),
+    }

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from localmoe.app.checks import MOST_LOGPROBS
 from localmoe.chat.events import AnswerDelta, TurnDone
 from localmoe.engine.events import Token
-from localmoe.server.asks import Accepted, Ask, Event
+from localmoe.server.asks import Accepted, Answered, Ask, Event
 from localmoe.server.fields import Fields
 from localmoe.server.figures import openai_usage, text_logprobs, timings
 from localmoe.server.problems import Document, Problem, for_openai
 from localmoe.server.replies import DONE, comment, data_line
 from localmoe.server.sampling import (
+    answers_of,
     checked_schema,
     most_tokens,
-    one_answer,
     sampling_of,
     schema_of,
     stop_texts,
@@ -41,7 +41,6 @@ def read(fields: Fields) -> CompletionRequest:
     """The request in a body. Raises Problem."""
     model = fields.text("model")
     options = fields.inner("stream_options")
-    one_answer(fields)
     if fields.text("suffix"):
         raise Problem(400, "suffix: the models here only go on from a prompt", param="suffix")
     schema = schema_of(fields)
@@ -54,6 +53,7 @@ def read(fields: Fields) -> CompletionRequest:
         stop=stop_texts(fields),
         top_logprobs=fields.whole("logprobs", 0, MOST_LOGPROBS),
         schema=schema if own is None else checked_schema(own, "json_schema"),
+        answers=answers_of(fields),
     )
     return CompletionRequest(
         ask,
@@ -82,7 +82,8 @@ class CompletionWriter:
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = request.ask.model or ""
-        self._offset = 0  # characters that were sent
+        self._offset = 0  # characters that were sent of the answer under way
+        self._ended: list[TurnDone] = []  # answers; their number is the index of the next one
 
     def begin(self, accepted: Accepted) -> bytes:
         self._model = self._model or accepted.model
@@ -102,44 +103,53 @@ class CompletionWriter:
     def problem(self, problem: Problem) -> bytes:
         return data_line(for_openai(problem))
 
-    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
-        finish = FINISH[done.finish_reason]
+    def document(self, answers: Sequence[Answered]) -> Document:
         return {
-            **self._body(self._prefix + done.answer, finish, tokens),
-            "usage": openai_usage(done),
-            "timings": timings(done),
+            **self._head,
+            "choices": [self._whole(index, answer) for index, answer in enumerate(answers)],
+            "usage": openai_usage([answer.done for answer in answers]),
+            "timings": timings(answers[-1].done),
         }
+
+    def _whole(self, index: int, answer: Answered) -> Document:
+        text = self._prefix + answer.done.answer
+        logprobs = text_logprobs(answer.tokens, len(self._prefix))
+        return _choice(index, text, logprobs, FINISH[answer.done.finish_reason])
 
     @property
     def _prefix(self) -> str:
         return (self._request.ask.prompt or "") if self._request.echo else ""
 
     def _end(self, done: TurnDone) -> bytes:
-        last = {**self._body("", FINISH[done.finish_reason]), "timings": timings(done)}
-        data = data_line(last)
+        data = self._line("", FINISH[done.finish_reason], timings=timings(done))
+        self._ended.append(done)
+        self._offset = 0
+        if len(self._ended) < self._request.ask.answers:
+            return data + (self._chunk(self._prefix) if self._prefix else b"")
         if self._request.usage:
-            data += data_line({**self._body("", None), "choices": [], "usage": openai_usage(done)})
+            data += data_line({**self._head, "choices": [], "usage": openai_usage(self._ended)})
         return data + DONE
 
     def _chunk(self, text: str, tokens: Sequence[Token] = ()) -> bytes:
-        data = data_line(self._body(text, None, tokens))
+        data = self._line(text, None, text_logprobs(tokens, self._offset))
         self._offset += len(text)
         return data
 
-    def _body(
-        self, text: str, finish: str | None, tokens: Sequence[Token] = ()
-    ) -> dict[str, object]:
-        offset = self._offset + (len(self._prefix) if finish else 0)
-        choice = {
-            "index": 0,
-            "text": text,
-            "logprobs": text_logprobs(tokens, offset),
-            "finish_reason": finish,
-        }
+    def _line(
+        self, text: str, finish: str | None, logprobs: Document | None = None, **more: object
+    ) -> bytes:
+        choice = _choice(len(self._ended), text, logprobs, finish)
+        return data_line({**self._head, "choices": [choice], **more})
+
+    @property
+    def _head(self) -> dict[str, object]:
         return {
             "id": self._id,
             "object": "text_completion",
             "created": self._created,
             "model": self._model,
-            "choices": [choice],
         }
+
+
+def _choice(index: int, text: str, logprobs: Document | None, finish: str | None) -> Document:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}

@@ -15,11 +15,10 @@ from localmoe.chat.events import (
     ToolCallEnd,
     TurnDone,
 )
-from localmoe.engine.events import Token
 from localmoe.server import tool_fields
-from localmoe.server.asks import Accepted, Ask, Event, Message
+from localmoe.server.asks import Accepted, Answered, Ask, Event, Message
 from localmoe.server.fields import Fields
-from localmoe.server.figures import timings
+from localmoe.server.figures import forecast, timings
 from localmoe.server.problems import Document, Problem
 from localmoe.server.replies import named_event
 from localmoe.server.sampling import (
@@ -180,7 +179,9 @@ class ResponsesWriter:
 
     def begin(self, accepted: Accepted) -> bytes:
         self._model = self._model or accepted.model
-        return self._open()
+        if self._opened:  # by a sign of life
+            return self._in_progress(**forecast(accepted))
+        return self._open(**forecast(accepted))
 
     def event(self, event: Event) -> bytes:
         match event:
@@ -202,15 +203,16 @@ class ResponsesWriter:
 
     def sign_of_life(self, words: str) -> bytes:
         if not self._opened:
-            return self._open()
-        return self._event("response.in_progress", response=self._response("in_progress"))
+            return self._open(status=words)
+        return self._in_progress(status=words)
 
     def problem(self, problem: Problem) -> bytes:
         error = {"code": problem.code or "server_error", "message": problem.message}
         failed = {**self._response("failed"), "error": error}
         return self._open() + self._event("response.failed", response=failed)
 
-    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
+    def document(self, answers: Sequence[Answered]) -> Document:
+        done = answers[0].done
         for kind, text in (("reasoning", done.reasoning), ("message", done.answer)):
             if text or (kind == "message" and not done.calls):
                 self._output.append(_item(kind, _new_id(kind), text))
@@ -219,14 +221,15 @@ class ResponsesWriter:
             self._output.append(item)
         return self._whole(done)
 
-    def _open(self) -> bytes:
+    def _open(self, **more: object) -> bytes:
         if self._opened:
             return b""
         self._opened = True
-        response = self._response("in_progress")
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        created = self._event("response.created", response=self._response("in_progress"))
+        return created + self._in_progress(**more)
+
+    def _in_progress(self, **more: object) -> bytes:
+        return self._event("response.in_progress", response=self._response("in_progress"), **more)
 
     def _delta(self, kind: str, text: str) -> bytes:
         opened = b""
@@ -307,7 +310,7 @@ class ResponsesWriter:
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.reused_tokens},
                 "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
                 "total_tokens": usage.total,
             },
             "timings": timings(done),

@@ -45,6 +45,7 @@ def _object(required: tuple[str, ...] = (), **fields: Schema) -> Schema:
 STOP_TEXT = {"type": "string", "maxLength": limits.STOP_LENGTH}
 STOPS = _either(STOP_TEXT, _list(STOP_TEXT, limits.STOP_TEXTS))
 MOST = _whole(1, MAX_INT)
+ANSWERS = _whole(1, limits.ANSWERS)
 SAMPLING: dict[str, Schema] = {
     "temperature": _number(0, 100),
     "top_p": _number(0, 1),
@@ -85,6 +86,7 @@ CHAT = _object(
     ),
     max_tokens=MOST,
     max_completion_tokens=MOST,
+    n=ANSWERS,
     stop=STOPS,
     stream_options=_object(include_usage=FLAG),
     return_progress=FLAG,
@@ -99,6 +101,7 @@ COMPLETION = _object(
     **COMMON,
     prompt={"type": "string", "minLength": 1},
     max_tokens=MOST,
+    n=ANSWERS,
     stop=STOPS,
     echo=FLAG,
     logprobs=_whole(0, MOST_LOGPROBS),
@@ -154,13 +157,18 @@ TOKENIZE = _object(
     parse_special=FLAG,
     with_pieces=FLAG,
 )
+DETOKENIZE = _object(("tokens",), model=TEXT, tokens=_list(_whole(0, MAX_INT)))
 POSTS: Mapping[str, tuple[str, Schema]] = {
     "/v1/chat/completions": ("OpenAI's chat completions", CHAT),
     "/v1/completions": ("OpenAI's completions", COMPLETION),
     "/v1/responses": ("OpenAI's responses, without a memory of earlier ones", RESPONSE),
     "/v1/messages": ("Anthropic's messages", MESSAGES),
+    "/v1/chat/completions/input_tokens": ("tokens of the prompt of such messages", CHAT),
+    "/v1/responses/input_tokens": ("tokens of the prompt of such a request", RESPONSE),
     "/v1/messages/count_tokens": ("tokens of the prompt of such messages", MESSAGES),
     "/tokenize": ("the tokens of a text, as llama-server gives them", TOKENIZE),
+    "/detokenize": ("the text of tokens", DETOKENIZE),
+    "/apply-template": ("the prompt that such messages become", CHAT),
 }
 GETS: Mapping[str, str] = {
     "/health": "whether requests are answered",

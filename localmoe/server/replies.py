@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from localmoe.chat.events import AnswerDelta, TurnDone
 from localmoe.engine.events import PrefillProgress, Token
 from localmoe.server import limits
-from localmoe.server.asks import Accepted, Event, Loading, Waiting
+from localmoe.server.asks import Accepted, Answered, Event, Loading, Waiting
 from localmoe.server.problems import Document, Problem, problem_of
 from localmoe.text import format_duration
 
@@ -43,13 +43,13 @@ class Writer(Protocol):
         """What a streaming client is sent when the answer breaks off."""
         ...
 
-    def document(self, done: TurnDone, tokens: Sequence[Token]) -> Document:
-        """The whole answer, for a client that does not stream; its tokens, if it asked for them."""
+    def document(self, answers: Sequence[Answered]) -> Document:
+        """What was answered, whole, for a client that does not stream."""
         ...
 
 
 Problems = Callable[[Problem], Document]
-Note = Callable[[int, TurnDone | None], None]
+Note = Callable[[int, Sequence[TurnDone]], None]
 
 
 class Reply(Response):
@@ -74,8 +74,8 @@ class Reply(Response):
         self._words = "on its way"
         self._sent = 0.0  # when the client last heard something
         self._begun = False  # the status was sent
-        self._done: TurnDone | None = None
-        self._tokens: list[Token] = []
+        self._answers: list[Answered] = []
+        self._tokens: list[Token] = []  # of the answer under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(scope, receive, send))
@@ -90,7 +90,7 @@ class Reply(Response):
             for task in (gone, heart, answer):
                 task.cancel()
             await asyncio.gather(gone, heart, answer, return_exceptions=True)
-            self._note(status, self._done)
+            self._note(status, [answer.done for answer in self._answers])
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Send the answer, or why there is none; returns the status."""
@@ -98,11 +98,12 @@ class Reply(Response):
             async with contextlib.aclosing(self._events) as events:
                 async for event in events:
                     self._words = in_words(event) or self._words
-                    if isinstance(event, TurnDone):
-                        self._done = event
                     data = b""
                     if isinstance(event, AnswerDelta) and event.tokens and not self._stream:
                         self._tokens += event.tokens
+                    if isinstance(event, TurnDone):
+                        self._answers.append(Answered(event, tuple(self._tokens)))
+                        self._tokens = []
                     if isinstance(event, Accepted):
                         await self._begin(send)
                         data = self._writer.begin(event)
@@ -113,8 +114,7 @@ class Reply(Response):
         except Exception as error:
             return await self._break_off(scope, receive, send, problem_of(error))
         if not self._stream:
-            assert self._done is not None
-            await self._send(send, encoded(self._writer.document(self._done, self._tokens)))
+            await self._send(send, encoded(self._writer.document(self._answers)))
         await send({"type": "http.response.body", "body": b""})
         return 200
 

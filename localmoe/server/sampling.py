@@ -99,11 +99,12 @@ def think_level(fields: Fields) -> str | None:
     return None if effort is None else EFFORTS[effort]
 
 
-def one_answer(fields: Fields) -> None:
-    """Raises Problem for a request that wants several."""
-    for name in ("n", "best_of"):
-        if (fields.whole(name, 1, 128) or 1) > 1:
-            raise Problem(400, f"{name}: one answer to a request is given here", param=name)
+def answers_of(fields: Fields) -> int:
+    """How many answers to the prompt are wanted. Raises Problem."""
+    wanted = fields.whole("n", 1, limits.ANSWERS) or 1
+    if (fields.whole("best_of", 1, limits.ANSWERS) or wanted) != wanted:
+        raise Problem(400, "best_of: all answers are given back, as many as n", param="best_of")
+    return wanted
 
 
 def _logit_bias(fields: Fields) -> object:

@@ -49,7 +49,7 @@ def test_a_turn(renderer: Renderer) -> None:
     done = events[-1]
     assert isinstance(done, TurnDone)
     assert (done.finish_reason, done.answer, done.reasoning) == ("stop", "Four", "add")
-    assert done.usage.completion_tokens == 4
+    assert (done.usage.completion_tokens, done.usage.reasoning_tokens) == (4, 1)
     assert done.timings.decode_tps == 10.0
     assert chat.session.messages == (
         Message("user", "2+2?"),

@@ -80,6 +80,54 @@ class TestAnswers:
         assert "mixture" not in answer["message"]["content"]
         assert answer["finish_reason"] == "stop"
 
+    def test_several_answers(self, nano: Served) -> None:
+        """An answer has another's index or seed, or the prompt counts twice."""
+        how: dict[str, Any] = {"max_tokens": 6, "temperature": 2, "top_k": 0, "top_p": 1}
+        alone = [nano.chat(QUESTION, seed=seed, **how) for seed in (5, 6)]
+        texts = [one["choices"][0]["message"]["content"] for one in alone]
+        assert texts[0] != texts[1]
+        both = nano.chat(QUESTION, n=2, seed=5, **how)
+        assert [choice["index"] for choice in both["choices"]] == [0, 1]
+        assert [choice["message"]["content"] for choice in both["choices"]] == texts
+        usages = [one["usage"] for one in (*alone, both)]
+        assert usages[2]["prompt_tokens"] == usages[0]["prompt_tokens"]
+        assert usages[2]["completion_tokens"] == sum(u["completion_tokens"] for u in usages[:2])
+        text = nano.chat(
+            QUESTION, n=2, seed=5, stream=True, stream_options={"include_usage": True}, **how
+        )
+        *chunks, usage = events_of(text)
+        for index in (0, 1):
+            own = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+            assert "".join(c["delta"].get("content") or "" for c in own) == texts[index]
+            assert own[-1]["finish_reason"] == "length"
+            assert own[0]["delta"]["role"] == "assistant"
+        assert usage["usage"]["completion_tokens"] == usages[2]["completion_tokens"]
+        assert text.count("[DONE]") == 1
+        prompt = {"prompt": "A mixture of", "n": 2, "max_tokens": 3, "seed": 5, "echo": True}
+        listed = nano.post("/v1/completions", **prompt)["choices"]
+        streamed = [c["choices"][0] for c in events_of(nano.post(
+            "/v1/completions", stream=True, **prompt))]  # fmt: skip
+        for index, choice in enumerate(listed):
+            pieces = [piece["text"] for piece in streamed if piece["index"] == index]
+            assert "".join(pieces) == choice["text"]
+            assert choice["text"].startswith("A mixture of")
+
+    def test_texts_and_tokens(self, nano: Served) -> None:
+        """Tokens are another text's, or what is counted is not what is read."""
+        text = "Zwölf <|im_end|> 媽"
+        tokens = nano.post("/tokenize", content=text)["tokens"]
+        assert nano.post("/detokenize", tokens=tokens)["content"] == text
+        status, _, wrong = nano.ask("POST", "/detokenize", {"tokens": [1, "2"]})
+        assert (status, wrong["error"]["param"]) == (400, "tokens")
+        messages = [{"role": "user", "content": QUESTION}]
+        prompt = nano.post("/apply-template", messages=messages)["prompt"]
+        assert QUESTION in prompt
+        count = len(nano.post("/tokenize", content=prompt, add_special=True)["tokens"])
+        paths = ("chat/completions/input_tokens", "messages/count_tokens")
+        counts = [nano.post(f"/v1/{path}", messages=messages)["input_tokens"] for path in paths]
+        counts.append(nano.post("/v1/responses/input_tokens", input=QUESTION)["input_tokens"])
+        assert counts == [count] * 3
+
     def test_models_are_listed(self, nano: Served) -> None:
         """A client that looks for models under either name finds none, or another name fails."""
         _, _, listed = nano.ask("GET", "/v1/models")
@@ -108,6 +156,8 @@ class TestAnswers:
         ({"top_p": 1e999}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
+        ({"n": 17}, "n"),
+        ({"best_of": 2}, "best_of"),
         ({"stop": [1]}, "stop"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"stream": "yes"}, "stream"),
@@ -143,6 +193,21 @@ def test_a_prompt_that_is_too_long_is_an_error_with_counts(nano: Served) -> None
     status, _, document = nano.ask("POST", CHAT, body)
     assert (status, document["error"]["code"]) == (400, "context_length_exceeded")
     assert "2048" in document["error"]["message"]
+    assert "trained for" in document["error"]["message"]  # and so no larger context would help
+
+
+def test_a_longer_context_is_named(
+    arch_file: Callable[..., Path], serve: Callable[..., Served]
+) -> None:
+    """A prompt that another start could read is refused without a way on; also in the queue."""
+    served = serve(arch_file("qwen3moe"), "--ctx", "4k")
+    body = {"messages": [{"role": "user", "content": "word " * 5_000}]}
+    busy, _ = begin(served, long_request())
+    queued = served.ask("POST", CHAT, body)
+    busy.close()
+    for status, _, document in (queued, served.ask("POST", CHAT, body)):
+        assert status == 400
+        assert "use --ctx " in document["error"]["message"]
 
 
 class TestClientsThatLeave:

@@ -21,9 +21,9 @@ from localmoe.engine.worker.prompt_cache import PromptCache
 from localmoe.engine.worker.residency import Residency
 from localmoe.engine.worker.sampling import Sampler
 from localmoe.engine.worker.vocabulary import Utf8, Vocabulary
-from localmoe.errors import ContextOverflowError, EngineError
+from localmoe.errors import EngineError
+from localmoe.planning.context import too_long
 from localmoe.planning.prefill import batch_at
-from localmoe.wording import option
 
 ABORTED = 2  # llama_decode's result when the abort callback said stop
 PROMPT = -1  # in place of the number of an answer's token
@@ -182,10 +182,7 @@ class Generator:
         if not prompt:
             raise EngineError("the prompt is empty")
         if len(prompt) >= self.context:
-            raise ContextOverflowError(
-                f"the prompt has {len(prompt)} tokens, the context {self.context}",
-                hint=_room_for(len(prompt), self._trained),
-            )
+            raise too_long(len(prompt), self.context, self._trained)
         return prompt
 
     def _most_tokens(self, request: Request, prompt: list[int]) -> int:
@@ -291,13 +288,3 @@ class Generator:
             f"the engine could not decode {len(tokens)} tokens at position {start} "
             f"(llama_decode returned {status})"
         )
-
-
-def _room_for(tokens: int, trained: int) -> str:
-    """What to do about a prompt of ``tokens``: the next round context size with room for an answer,
-    if the model was ``trained`` for that many.
-    """
-    size = -(-(tokens + 512) // 1024) * 1024
-    if trained and size > trained:
-        return f"shorten the prompt: this model was trained for {trained:,} tokens of context"
-    return f"shorten the prompt, or use {option('ctx', size)}"
