@@ -24,14 +24,7 @@ from localmoe.chat.settings import Settings
 from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.chat.tools import ToolUse, read_tools
-from localmoe.engine.events import (
-    Finished,
-    Loaded,
-    LoadProgress,
-    PrefillProgress,
-    Request,
-    Token,
-)
+from localmoe.engine.events import AnswerEvent, Loaded, LoadProgress, Request
 from localmoe.engine.grammar import schema_to_gbnf
 from localmoe.errors import EngineError, UsageError
 from localmoe.facts.model import Model, Value
@@ -45,9 +38,7 @@ if TYPE_CHECKING:  # imported late: an attached program need not wait for what t
 class LoadableEngine(TextEngine, Protocol):
     """The part of ``localmoe.engine.client.Engine`` that a loaded model needs."""
 
-    def generate(
-        self, request: Request
-    ) -> Generator[PrefillProgress | Token | Finished, None, None]: ...
+    def generate(self, request: Request) -> Generator[AnswerEvent, None, None]: ...
 
     def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]: ...
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from localmoe.app.model import LoadedModel
 from localmoe.engine.events import (
+    AnswerEvent,
     Finished,
     Loaded,
     LoadProgress,
@@ -23,7 +24,7 @@ from localmoe.engine.events import (
 )
 from localmoe.errors import EngineError, LocalmoeError
 
-_Events = Generator[PrefillProgress | Token | Finished, None, None]
+_Events = Generator[AnswerEvent, None, None]
 
 SHORTER = 8  # times shorter than what is left of a prompt is one that may overtake it
 OVERTAKEN = 4  # times that a prompt is overtaken at most

@@ -27,7 +27,15 @@ from localmoe.chat.settings import Settings
 from localmoe.chat.splitter import Answer, Calling, Piece, Reasoning, Splitter
 from localmoe.chat.stopping import StopTexts
 from localmoe.chat.template import ChatTemplate, Rendered
-from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Span, Token
+from localmoe.engine.events import (
+    AnswerEvent,
+    Finished,
+    Part,
+    PrefillProgress,
+    Request,
+    Span,
+    Token,
+)
 from localmoe.errors import EngineError
 
 PLAIN = ChatTemplate(None)
@@ -36,7 +44,7 @@ PLAIN = ChatTemplate(None)
 class TextEngine(Protocol):
     """The part of ``localmoe.engine.client.Engine`` that a conversation needs."""
 
-    def generate(self, request: Request) -> Iterator[PrefillProgress | Token | Finished]:
+    def generate(self, request: Request) -> Iterator[AnswerEvent]:
         """Raises ``ContextOverflowError``, ``EngineError``, ``EngineCrashError``."""
 
     def count_tokens(self, text: str) -> int:

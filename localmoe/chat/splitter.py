@@ -158,7 +158,7 @@ class Splitter:
         while True:
             before = self._state, self._held
             yield from self._step(final)
-            if (self._state, self._held) == before:
+            if (self._state, self._held) == before or not (self._held or final):
                 break
 
     def _step(self, final: bool) -> Iterator[Piece]:
@@ -211,7 +211,7 @@ class Splitter:
     def _find_call(self, text: str, final: bool) -> tuple[int, int]:
         """Where a call begins in ``text``, and where its mark ends; as ``_find`` does."""
         firsts = {mark.first for mark in self._triggers}
-        for begin in range(len(text)):
+        for begin in range(len(text) if firsts else 0):
             if text[begin] not in firsts:
                 continue
             found = [mark.match(text, begin) for mark in self._triggers]

@@ -64,6 +64,10 @@ class Scanner:
 
     def feed(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yields (text, is it a marker?)."""
+        if not self._markers:
+            if text:
+                yield text, False
+            return
         self._held += text
         yield from self._scan(final=False)
 

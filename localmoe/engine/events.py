@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from localmoe.planning.memory import MemoryReport
 
@@ -82,9 +83,8 @@ class Likely:
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of the answer.
+class Token(NamedTuple):
+    """One token of the answer. A tuple, which is made in a third of a dataclass's time.
 
     ``special``: the vocabulary sets it apart from text; its spelling is then all of ``text``.
     ``control``: it steers the model and is not meant to be read. Text that spells such a token is
@@ -161,4 +161,5 @@ class Finished:
     note: str = ""  # what the user should know of the engine, and came out during this answer
 
 
-Event = LoadProgress | Loaded | PrefillProgress | Token | Finished
+AnswerEvent = PrefillProgress | Token | Finished
+Event = LoadProgress | Loaded | AnswerEvent

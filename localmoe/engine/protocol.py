@@ -74,7 +74,6 @@ _EVENTS: dict[str, type[Any]] = {
     "progress": LoadProgress,
     "loaded": Loaded,
     "prefill": PrefillProgress,
-    "token": Token,
     "finished": Finished,
 }
 CONSULTING = frozenset({"count", "tokenize", "spell", "split"})
@@ -102,12 +101,17 @@ _ERRORS: dict[str, type[LocalmoeError]] = {
 }
 
 
+# Made once: ``json.dumps`` with separators, and ``json.loads`` of bytes, begin anew for each token.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().decode
+
+
 def encode(message: Message) -> bytes:
-    return json.dumps(message, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+    return _to_json(message).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    message = json.loads(line)
+    message = _from_json(line.decode())
     if not isinstance(message, dict):
         raise ValueError("a message is a JSON object")
     return message
@@ -131,9 +135,9 @@ def event_to_message(event: Event) -> Message:
 
 
 def message_to_event(message: Message) -> Event:
+    if message["event"] == "token":
+        return _message_to_token(message)
     fields = {key: value for key, value in message.items() if key not in ("event", "id")}
-    if fields.get("top"):
-        fields["top"] = tuple(Likely(*likely) for likely in fields["top"])
     if message["event"] == "loaded":
         fields["memory"] = report_from_json(fields["memory"])
     if message["event"] == "finished" and fields.get("cache"):
@@ -143,6 +147,19 @@ def message_to_event(message: Message) -> Event:
         fields["load"] = tuple(LayerLoad(**layer) for layer in fields.get("load", ()))
     event: Event = _EVENTS[message["event"]](**fields)
     return event
+
+
+def _message_to_token(message: Message) -> Token:
+    token = Token(
+        message["token"],
+        message["text"],
+        message["tokens"],
+        message.get("special", False),
+        message.get("control", False),
+        message.get("logprob"),
+    )
+    top = message.get("top")
+    return token._replace(top=tuple(Likely(*likely) for likely in top)) if top else token
 
 
 def error_to_message(error: LocalmoeError) -> Message:

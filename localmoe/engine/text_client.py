@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 
 from localmoe.engine import protocol, rpc
 from localmoe.engine.connection import Connection
-from localmoe.engine.events import Finished, Part, PrefillProgress, Request, Span, Token
+from localmoe.engine.events import AnswerEvent, Part, Request, Span
 
 
 class TextClient:
@@ -26,9 +26,7 @@ class TextClient:
         """Seconds since the worker last said something of what it is asked for; 0 if of nothing."""
         return self._worker.silent_s
 
-    def generate(
-        self, request: Request
-    ) -> Generator[PrefillProgress | Token | Finished, None, None]:
+    def generate(self, request: Request) -> Generator[AnswerEvent, None, None]:
         """Answer one request; the last event is ``Finished``. Dropping the iterator cancels.
 
         Raises ContextOverflowError when the prompt is longer than the context, EngineError, or
@@ -37,7 +35,7 @@ class TextClient:
         fields = {"request": dataclasses.asdict(request)}
         for message in self._worker.request("generate", **self._limits, **fields):
             event = protocol.message_to_event(message)
-            assert isinstance(event, PrefillProgress | Token | Finished)
+            assert isinstance(event, AnswerEvent)
             yield event
 
     def count_tokens(self, text: str) -> int:

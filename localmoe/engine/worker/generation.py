@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from localmoe.engine.events import Finished, Likely, PrefillProgress, Request, Token
+from localmoe.engine.events import AnswerEvent, Finished, Likely, PrefillProgress, Request, Token
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.kv import KvState
@@ -133,7 +133,7 @@ class Generator:
 
     def generate(
         self, request: Request, pausing: Callable[[], bool] = lambda: False
-    ) -> Iterator[PrefillProgress | Token | Finished]:
+    ) -> Iterator[AnswerEvent]:
         """Events of one answer, ``Finished`` last. An interrupt ends it with that reason.
 
         ``pausing``: asked before each batch of the prompt; True ends it there, as ``paused``.
