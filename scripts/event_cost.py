@@ -21,7 +21,7 @@ from localmoe.chat.session import Message
 from localmoe.engine import protocol
 from localmoe.engine.events import Finished, Request, Token
 
-EVENTS, ROUNDS, ANSWERS = 2000, 60, 5
+EVENTS, ROUNDS, ANSWERS = 2000, 40, 5
 FINISHED = Finished("stop", 1, 0, EVENTS, 0.1, None, None)
 TEXT = " experts"
 

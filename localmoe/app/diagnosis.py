@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from localmoe import storage
+from localmoe import __version__, storage
 from localmoe.app.idle_gpus import idle_gpus, install_command
 from localmoe.app.listener import Listener
 from localmoe.app.machine import apply_limits
-from localmoe.app.rates import machine_rates
+from localmoe.app.machine_file import machine_document
+from localmoe.app.rates import key_of, machine_rates
 from localmoe.app.requests import PlanRequest
 from localmoe.engine.builds import binding_version
 from localmoe.engine.devices import EngineInfo, engine_info
@@ -183,3 +185,21 @@ def engine_findings(
             f"native helper: missing ({lost})",
             f"install a C++ compiler, then {REINSTALL}",
         )
+
+
+def diagnosis_document(found: Diagnosis) -> dict[str, object]:
+    """``doctor --json``."""
+    rates = bandwidth.to_json(found.rates) if found.rates else None
+    return {
+        "version": __version__,
+        "python": sys.version.split()[0],
+        "machine": machine_document(found.machine) | {"rates": rates, "key": key_of(found.machine)},
+        "engine": asdict(found.engine) if found.engine else None,
+        "paths": {
+            "models": str(storage.models_dir()),
+            "cache": str(storage.cache_dir()),
+            "hub_cache": str(catalog.hub_cache()),
+            "bundled": str(catalog.models_package()),
+        },
+        "findings": [asdict(finding) for finding in found.findings],
+    }

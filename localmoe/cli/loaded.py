@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from localmoe.app.attach import served_model
 from localmoe.app.model import LoadedModel, settings_for
+from localmoe.app.tiers import experts_sentence
 from localmoe.chat.conversation import Conversation
 from localmoe.chat.events import TurnDone
 from localmoe.chat.session import Session
 from localmoe.cli.arguments import Options
 from localmoe.cli.output import Output
 from localmoe.cli.requests import load_request, sample_request
-from localmoe.cli.tiers import experts_sentence
 from localmoe.engine.events import Loaded, LoadProgress
 from localmoe.engine.rpc import named
 from localmoe.errors import EngineCrashError, EngineError, InterruptedLoadError

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from errno import ENOMEM
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from localmoe import __version__
 from localmoe.cli.arguments import Options, parse, scope_of
@@ -23,6 +23,7 @@ from localmoe.cli.commands import COMMANDS
 from localmoe.cli.output import Output
 from localmoe.cli.parser import help_text
 from localmoe.errors import INTERRUPTED, EngineMemoryError, LocalmoeError, StorageError
+from localmoe.terminal import standard_streams
 
 TERMINATED = 143  # exit code after SIGTERM
 LIFT = "free some memory; `ulimit -v unlimited` lifts a limit of the shell"
@@ -58,13 +59,13 @@ class InternalError(LocalmoeError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if not _claim_standard_streams():
+    if not standard_streams.claim():
         return 1
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return _told(argv)
     finally:
-        _give_up_unwritable(sys.stderr)
+        standard_streams.flush_or_drop(sys.stderr)
 
 
 def _told(argv: Sequence[str]) -> int:
@@ -79,7 +80,7 @@ def _told(argv: Sequence[str]) -> int:
     except SystemExit as exit_:  # SIGTERM, or rich after a broken pipe
         return exit_.code if isinstance(exit_.code, int) else 1
     except BrokenPipeError:
-        _drop(sys.stdout)
+        standard_streams.drop(sys.stdout)
         return 1
     except LocalmoeError as error:
         return _fail(output, error)
@@ -142,51 +143,10 @@ def _fail(output: Output, error: LocalmoeError) -> int:
         output.error(error)
         sys.stdout.flush()
     except OSError:  # stdout is broken: try stderr
-        _drop(sys.stdout)
+        standard_streams.drop(sys.stdout)
         with contextlib.suppress(OSError):
             Output().error(error)
     return error.exit_code
-
-
-def _claim_standard_streams() -> bool:
-    """Open closed standard streams on /dev/null; False if stdout is closed.
-
-    Else a file opened later would get the closed stream's number, and output would go into it.
-    """
-    closed = [s is None for s in (sys.stdin, sys.stdout, sys.stderr)]
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
-            os.set_inheritable(fd, True)
-    if closed[0]:
-        sys.stdin = open(0)  # noqa: SIM115
-    if closed[2]:
-        sys.stderr = open(2, "w")  # noqa: SIM115
-    if closed[1]:
-        sys.stderr.write("error: standard output is closed\n")
-        return False
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a test may have put a plain buffer here
-            stream.reconfigure(errors="backslashreplace")
-    return True
-
-
-def _give_up_unwritable(stream: TextIO) -> None:
-    """Flush a stream; if that fails, drop what it holds, so that the exit does not fail on it."""
-    try:
-        stream.flush()
-    except OSError:
-        _drop(stream)
-
-
-def _drop(stream: TextIO) -> None:
-    """Send what is still buffered to /dev/null."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

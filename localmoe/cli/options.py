@@ -7,13 +7,9 @@ all made from this table.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from localmoe.cli import placement_options
 from localmoe.cli.commands import COMMANDS
+from localmoe.cli.option import FILES, MODELS, SESSIONS, group, option
 from localmoe.cli.option_types import (
     MAX_INT,
     alias,
@@ -37,8 +33,6 @@ CACHES = ("auto", "off", "page", "private")
 THINK_LEVELS = ("auto", "off", "low", "medium", "high")
 OVERFLOWS = ("ask", "drop", "summarise", "stop")  # chat/context.py
 
-FILES, MODELS, SESSIONS = ":files", ":models", ":sessions"  # what Tab proposes
-
 PLANS = ("fit", "pull", "plan", "run", "chat", "serve", "show", "bench", "experts record")
 LOADS = ("run", "chat", "serve", "bench", "experts record")
 WRITES = ("run", "chat", "experts record")
@@ -49,93 +43,32 @@ EVERY = (*COMMANDS, *(f"{c.name} {action}" for c in COMMANDS.values() for action
 ANSWERS = tuple(name for name in EVERY if name != "completion")
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option. ``commands`` take it: names, or name and action as in "experts record"."""
-
-    flags: tuple[str, ...]
-    value: str  # what its value is called in the help
-    help: str
-    parse: Callable[[str], Any] = str
-    field: str = ""  # of ``Options``
-    commands: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    is_switch: bool = False  # has no value: it is typed or not
-    repeatable: bool = False  # ``parse`` gives a list, and the lists are joined
-    proposes: str = ""  # FILES, MODELS or SESSIONS
-    setting: bool = True  # may stand in the configuration file
-    why: str = ""  # what it is for, where a refusal should say so
-
-    @property
-    def name(self) -> str:
-        """The first long form, without dashes: what a setting is called."""
-        return next(flag for flag in self.flags if flag.startswith("--")).removeprefix("--")
-
-    def taken_by(self, scope: str) -> bool:
-        """Whether a command takes it, or one of its actions where only the command is named."""
-        return any(name == scope or name.startswith(f"{scope} ") for name in self.commands)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Options under one heading of the help."""
-
-    title: str
-    commands: tuple[str, ...]  # take its options, where an option says nothing else
-    options: tuple[Option, ...]
-
-
-def _option(typed: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Option:
-    """``typed``: the flags, and what the value is called: "-c --ctx N"; a switch has no value."""
-    words = typed.split()
-    flags = tuple(word for word in words if word.startswith("-"))
-    value = words[len(flags) :]
-    option = Option(flags, "".join(value), help, parse, is_switch=not value, **more)
-    return dataclasses.replace(option, field=option.field or option.name.replace("-", "_"))
-
-
-def _group(
-    title: str, commands: tuple[str, ...], *options: Option, settings: bool = False
-) -> Group:
-    """``commands`` take those options that name none; ``settings``: they can be configured."""
-    return Group(
-        title,
-        commands,
-        tuple(
-            dataclasses.replace(
-                option, commands=option.commands or commands, setting=settings and option.setting
-            )
-            for option in options
-        ),
-    )
-
-
 GROUPS = (
-    _group(
+    group(
         "memory and placement",
         PLANS,
-        _option("-c --ctx N", "context in tokens (8k = 8192)", tokens, field="context"),
-        _option(
+        option("-c --ctx N", "context in tokens (8k = 8192)", tokens, field="context"),
+        option(
             "-t --threads N",
             "processor threads",
             whole(1, 4096),
             commands=(*PLANS, "worker", *REPLAYS),
         ),
-        _option("--kv-type TYPE", "KV cache type: " + ", ".join(KV_TYPES), choices=KV_TYPES),
-        _option(
+        option("--kv-type TYPE", "KV cache type: " + ", ".join(KV_TYPES), choices=KV_TYPES),
+        option(
             "-ctk --cache-type-k TYPE", "type of the keys alone", field="type_k", choices=KV_TYPES
         ),
-        _option(
+        option(
             "-ctv --cache-type-v TYPE", "type of the values alone", field="type_v", choices=KV_TYPES
         ),
-        _option(
+        option(
             "--ram GIB",
             "plan with this much free RAM; worker: give so much",
             ram,
             commands=(*PLANS, "worker", "experts simulate"),
         ),
-        _option("--vram GIB", "plan with this much free GPU memory", gib),
-        _option(
+        option("--vram GIB", "plan with this much free GPU memory", gib),
+        option(
             "--machine FILE",
             "plan for another machine: its `doctor --json`",
             commands=("fit", "pull", "plan", "show", *REPLAYS),
@@ -143,47 +76,47 @@ GROUPS = (
             setting=False,
             why="plans for another machine",
         ),
-        _option("-ngl --gpu-layers N", "layers on the GPU (all: every one)", layers),
-        _option(
+        option("-ngl --gpu-layers N", "layers on the GPU (all: every one)", layers),
+        option(
             "-ncmoe --n-cpu-moe N",
             "keep the experts of the first N layers off the GPU",
             whole(0, MAX_INT),
         ),
-        _option("-b --batch N", "tokens per prefill batch", whole(1, MAX_INT)),
-        _option(
+        option("-b --batch N", "tokens per prefill batch", whole(1, MAX_INT)),
+        option(
             "--cache HOW", "experts that do not fit in RAM: " + ", ".join(CACHES), choices=CACHES
         ),
-        _option(
+        option(
             "--cache-ram GIB",
             "RAM that experts may take at most",
             ram,
             commands=(*PLANS, "experts simulate"),
         ),
-        _option(
+        option(
             "--experts N",
             "experts per token (fewer than the model's own: faster, and worse answers)",
             whole(1, 4096),
         ),
-        _option(
+        option(
             "--prefer-cached X",
             "take an expert in memory that the router likes up to X (0 to 1) less: faster, and "
             "other answers",
             number(0, 1),
         ),
-        _option(
+        option(
             "--experts-on TIER[:LAYERS]",
             "gpu, ram or disk for the experts of some layers (ram:0-11,15) or of all; repeatable",
             each(placement_options.experts_on),
             repeatable=True,
         ),
-        _option(
+        option(
             "-ot --override --override-tensor REGEX=DEVICE",
             "put tensors by name: -ot 'blk.3.*exps=CPU'; before every other rule; repeatable",
             placement_options.override,
             field="overrides",
             repeatable=True,
         ),
-        _option(
+        option(
             "--remote --rpc HOST:PORT",
             "use the memory of a `localmoe worker` on another machine; repeatable",
             placement_options.remote,
@@ -193,112 +126,112 @@ GROUPS = (
         ),
         settings=True,
     ),
-    _group(
+    group(
         "the network",
         ("serve",),
-        _option(
+        option(
             "--host ADDRESS",
             "where to listen (127.0.0.1: this machine only)",
             commands=("worker", "serve"),
         ),
-        _option(
+        option(
             "--port N",
             f"and at which port (worker: {placement_options.DEFAULT_PORT}; serve: 8080, 0: any)",
             whole(0, 65535),
             commands=("worker", "serve"),
         ),
-        _option("--api-key KEY", "clients have to know it"),
-        _option(
+        option("--api-key KEY", "clients have to know it"),
+        option(
             "--api-key-file FILE", "the same, one key a line (not seen by `ps`)", proposes=FILES
         ),
-        _option(
+        option(
             "--allow-host NAME",
             "a name by which clients call this machine, beside its own; repeatable",
             each(str),
             repeatable=True,
         ),
-        _option(
+        option(
             "--cors ORIGIN",
             "pages of this origin may use the server (https://chat.example); repeatable",
             each(str),
             repeatable=True,
         ),
-        _option(
+        option(
             "--alias NAME=MODEL",
             "requests for NAME are answered by MODEL; repeatable",
             each(alias),
             repeatable=True,
         ),
-        _option("--idle TIME", "unload the model after so long without a request", duration),
-        _option("--allow-pull", "a request may download the model that it names"),
+        option("--idle TIME", "unload the model after so long without a request", duration),
+        option("--allow-pull", "a request may download the model that it names"),
     ),
-    _group(
+    group(
         "the answer",
         SAMPLES,
-        _option("--system TEXT", "system prompt", commands=WRITES),
-        _option("--plain", "no chat template: the model continues the text", commands=WRITES),
-        _option(
+        option("--system TEXT", "system prompt", commands=WRITES),
+        option("--plain", "no chat template: the model continues the text", commands=WRITES),
+        option(
             "-v --verbose",
             "say first where the model lives, and how fast it should be",
             commands=("run",),
         ),
-        _option(
+        option(
             "--trace FILE",
             "record which experts every token used",
             commands=TALKS,
             proposes=FILES,
             setting=False,
         ),
-        _option("--logits", "with --trace: the routers' logits too (larger)", commands=TALKS),
-        _option("-n --max-tokens --tokens N", "stop after N tokens", token_limit, commands=LOADS),
-        _option("--temp X", "0: greedy, repeatable", number(0, 100), field="temperature"),
-        _option("--top-k N", "sample from the N likeliest; 0: all", whole(0, MAX_INT)),
-        _option("--top-p X", "sample from the likeliest that sum to X", number(0, 1)),
-        _option("--min-p X", "drop tokens below X times the likeliest", number(0, 1)),
-        _option(
+        option("--logits", "with --trace: the routers' logits too (larger)", commands=TALKS),
+        option("-n --max-tokens --tokens N", "stop after N tokens", token_limit, commands=LOADS),
+        option("--temp X", "0: greedy, repeatable", number(0, 100), field="temperature"),
+        option("--top-k N", "sample from the N likeliest; 0: all", whole(0, MAX_INT)),
+        option("--top-p X", "sample from the likeliest that sum to X", number(0, 1)),
+        option("--min-p X", "drop tokens below X times the likeliest", number(0, 1)),
+        option(
             "--repeat-penalty X", "make tokens of the last N less likely; 1: off", number(0.01, 100)
         ),
-        _option("--repeat-last-n N", "how far the penalties look back (64)", whole(0, 1 << 20)),
-        _option("--presence-penalty X", "against words used; 0: off", number(-2, 2)),
-        _option("--frequency-penalty X", "against words used often; 0: off", number(-2, 2)),
-        _option("--seed N", "repeat the same random choices", seed),
-        _option(
+        option("--repeat-last-n N", "how far the penalties look back (64)", whole(0, 1 << 20)),
+        option("--presence-penalty X", "against words used; 0: off", number(-2, 2)),
+        option("--frequency-penalty X", "against words used often; 0: off", number(-2, 2)),
+        option("--seed N", "repeat the same random choices", seed),
+        option(
             "-r --stop TEXT",
             "end the answer where TEXT would come (repeatable)",
             each(str),
             repeatable=True,
         ),
-        _option(
+        option(
             "--schema FILE",
             "answer in JSON that a JSON schema describes",
             commands=TALKS,
             proposes=FILES,
             setting=False,
         ),
-        _option(
+        option(
             "--tools FILE",
             "functions that the model may call, as a JSON list; --json has the calls",
             commands=("run",),
             proposes=FILES,
             setting=False,
         ),
-        _option(
+        option(
             "--tool-choice CHOICE",
             "auto, none, required, or the name of the tool that must be called",
             commands=("run",),
             setting=False,
         ),
-        _option(
+        option(
             "--think LEVEL",
             "how much the model reasons first: " + ", ".join(THINK_LEVELS),
             choices=THINK_LEVELS,
         ),
         settings=True,
     ),
-    _group(
+    group(
         "the conversation",
         TALKS,
-        _option(
+        option(
             "-f --file FILE",
             "attach a text file to the first message (repeatable); experts record: its paragraphs "
             "are the prompts",
@@ -309,15 +242,15 @@ GROUPS = (
             proposes=FILES,
             setting=False,
         ),
-        _option("--continue", "go on with the last conversation", field="resume", setting=False),
-        _option(
+        option("--continue", "go on with the last conversation", field="resume", setting=False),
+        option(
             "--session NAME",
             "go on with this conversation, or begin it",
             proposes=SESSIONS,
             setting=False,
         ),
-        _option("--no-history", "leave no trace: no session, no typed lines", commands=SAMPLES),
-        _option(
+        option("--no-history", "leave no trace: no session, no typed lines", commands=SAMPLES),
+        option(
             "--overflow CHOICE",
             "when the next turn does not fit the context: "
             + ", ".join(OVERFLOWS)
@@ -329,66 +262,66 @@ GROUPS = (
         ),
         settings=True,
     ),
-    _group(
+    group(
         "the measurement",
         ("bench",),
-        _option(
+        option(
             "--memory LIST",
             "hard limits: 0.4x of the model's size, or GiB; separated by commas",
             limits,
         ),
-        _option("--runs N", "runs of each kind (3), alternating", whole(1, 1000)),
-        _option(
+        option("--runs N", "runs of each kind (3), alternating", whole(1, 1000)),
+        option(
             "--regimes LIST",
             "of plain, off, page, private, auto; plain is llama.cpp's own mapping",
             names,
         ),
-        _option("--prompt-tokens N", "tokens to read (32)", whole(1, MAX_INT)),
-        _option("--replay TRACE", "impose a recorded routing on every run", proposes=FILES),
-        _option("--sweep", "eight limits between 0.3x and 1.2x"),
-        _option("--log FILE", "remember runs there, and make only what is missing", proposes=FILES),
-        _option(
+        option("--prompt-tokens N", "tokens to read (32)", whole(1, MAX_INT)),
+        option("--replay TRACE", "impose a recorded routing on every run", proposes=FILES),
+        option("--sweep", "eight limits between 0.3x and 1.2x"),
+        option("--log FILE", "remember runs there, and make only what is missing", proposes=FILES),
+        option(
             "--vs COMMAND", "the same runs of a llama.cpp program: llama-server, or llama-bench"
         ),
-        _option(
+        option(
             "--tune SECONDS",
             "look for faster settings at the end, for so long at most (180; 0: not at all)",
             number(0, 86400),
         ),
     ),
-    _group(
+    group(
         "this machine",
         ("doctor",),
-        _option("--measure", "measure how fast it is once more, which takes some seconds"),
+        option("--measure", "measure how fast it is once more, which takes some seconds"),
     ),
-    _group(
+    group(
         "the routing",
         ("experts record",),
-        _option(
+        option(
             "-o --output FILE",
             "where the trace or the page is written",
             commands=("experts record", "experts report"),
             proposes=FILES,
         ),
-        _option("--domains", "the bundled prompts, by domain"),
-        _option(
+        option("--domains", "the bundled prompts, by domain"),
+        option(
             "--png FOLDER",
             "the plots as pictures too",
             commands=("experts report",),
             proposes=FILES,
         ),
     ),
-    _group(
+    group(
         "output",
         ANSWERS,
-        _option(
+        option(
             "--json",
             "one JSON document on stdout",
             commands=tuple(name for name in ANSWERS if name != "chat"),
             setting=False,
         ),
-        _option("-q --quiet", "no notes, no warnings"),
-        _option(
+        option("-q --quiet", "no notes, no warnings"),
+        option(
             "--jsonl",
             "JSON, one document per line; run, pull, bench: events as they happen",
             commands=tuple(name for name in ANSWERS if name != "chat"),
@@ -396,29 +329,29 @@ GROUPS = (
         ),
         settings=True,
     ),
-    _group(
+    group(
         "speed",
         PLANS,
-        _option(
+        option(
             "--min-tps X",
             "what is too slow: fewer than X tok/s to be expected (pull asks below 2)",
             number(0.001, 1e6),
         ),
     ),
-    _group(
+    group(
         "building",
         ("engine install",),
-        _option("--dry-run", "say what would be done, and do nothing"),
+        option("--dry-run", "say what would be done, and do nothing"),
     ),
-    _group(
+    group(
         "downloads",
         ("pull", *LOADS, "engine install"),
-        _option(
+        option(
             "-y --yes --force",
             "download without a question, even what does not fit here; engine install: build anew",
         ),
     ),
-    _group(
+    group(
         "the model",
         (
             *(command.name for command in COMMANDS.values() if command.takes_model),
@@ -427,13 +360,13 @@ GROUPS = (
             "config set",
             "config unset",
         ),
-        _option(
+        option(
             "-m --model -hf --hf-repo MODEL",
             "the model, when in doubt (-hf as llama.cpp has it)",
             proposes=MODELS,
         ),
     ),
-    _group("other", EVERY, _option("-h --help", "this text"), _option("--version", "the version")),
+    group("other", EVERY, option("-h --help", "this text"), option("--version", "the version")),
 )
 
 OPTIONS = tuple(option for group in GROUPS for option in group.options)

@@ -8,7 +8,8 @@ import textwrap
 from typing import Any, NoReturn
 
 from localmoe.cli.commands import COMMANDS
-from localmoe.cli.options import EVERY, GROUPS, Group, Option
+from localmoe.cli.option import Group, Option
+from localmoe.cli.options import EVERY, GROUPS
 from localmoe.errors import UsageError
 
 HINT = "`localmoe COMMAND --help` lists the options"

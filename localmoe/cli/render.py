@@ -7,24 +7,22 @@ from files are cleaned, and are never read as markup.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from localmoe.app import calling_form, documents, speeds
 from localmoe.app.local_models import LocalModel
 from localmoe.app.planned_model import verdict_words
-from localmoe.cli.tiers import TIER_STYLE, tier_names
+from localmoe.app.tiers import tier_names
 from localmoe.facts.model import Model, Role
 from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Plan, Verdict
 from localmoe.planning.speed import Forecast
+from localmoe.terminal.placement import TIER_STYLE, TierBars
 from localmoe.terminal.tables import Rows, cell, indented, pairs
 from localmoe.text import clean_line, counted, format_bytes, format_count, format_size, shortened
-
-BAR_FROM_COLUMNS = 60
 
 
 def verdict_text(verdict: Verdict, devices: Sequence[str]) -> Text:
@@ -65,7 +63,7 @@ def fit_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> Re
         Text(),
         indented(_memory_parts(model, plan)),
         Text(),
-        indented(_Tiers(plan)),
+        indented(TierBars(plan)),
         Text(),
         pairs(
             (
@@ -179,49 +177,6 @@ def doctor_screen(findings: Sequence[tuple[str, str, str | None]]) -> Renderable
         if fix:
             grid.add_row(Text(), Text("→", justify="right"), Text(clean_line(fix), style="cyan"))
     return grid
-
-
-@dataclass(frozen=True, slots=True)
-class _Tiers:
-    """Bytes used per tier, of those that may be used, with bars on a wide terminal."""
-
-    plan: Plan
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        plan = self.plan
-        bars = console.is_terminal and options.max_width >= BAR_FROM_COLUMNS
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        for numbers in (False, True, False, False):
-            grid.add_column(justify="right" if numbers else "left")
-        names = tier_names(plan.settings.devices)
-        gpus = [("gpu", names["gpu"], plan.tiers.gpu, plan.vram_budget)]
-        if len(plan.gpu_budgets) > 1 or plan.settings.remotes:
-            gpus = [
-                ("gpu", clean_line(device), plan.memory.on(device).total, budget)
-                for device, budget in plan.gpu_budgets
-            ]
-        tiers = (
-            *gpus,
-            ("ram", names["ram"], plan.tiers.ram, plan.ram_budget),
-            ("disk", names["disk"], plan.tiers.disk, 0),
-        )
-        for tier, label, used, budget in tiers:
-            if not used and not budget:
-                continue
-            of = f"of {format_bytes(budget)} to use" if tier != "disk" else "read as needed"
-            if tier == "ram" and not budget:
-                kept = format_bytes(plan.ram_reserve)
-                of = f"none to use: {kept} are kept for the system" if plan.ram_reserve else "none"
-            bar = _bar(used, budget, TIER_STYLE[tier]) if bars and budget else Text()
-            name = Text(label, style=TIER_STYLE[tier])
-            grid.add_row(name, Text(format_bytes(used)), Text(of, "dim"), bar)
-        yield grid
-
-
-def _bar(used: int, budget: int, style: str, width: int = 20) -> Text:
-    filled = min(width, -(-used * width // budget))
-    color = style if used <= budget else "red"
-    return Text("█" * filled, style=color).append("░" * (width - filled), style="dim")
 
 
 def tiers_needed(verdict: Verdict, devices: Sequence[str]) -> Text:

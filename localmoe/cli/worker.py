@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import ipaddress
-import socket
 from dataclasses import asdict
 
+from localmoe.app.addresses import LOOPBACK, how_to_connect, warning_for
 from localmoe.cli.arguments import Options, no_words
 from localmoe.cli.output import Output
 from localmoe.cli.placement_options import DEFAULT_PORT
-from localmoe.engine.rpc_serving import ANY, Server
+from localmoe.engine.rpc_serving import Server
 from localmoe.facts import hardware
 from localmoe.terminal.live_line import LiveLine
 from localmoe.text import clean_line, format_bytes
-
-LOOPBACK = "127.0.0.1"
 
 
 def worker_command(options: Options, output: Output) -> int:
@@ -57,37 +53,3 @@ def document(server: Server, warning: str | None) -> dict[str, object]:
         "devices": [asdict(device) for device in server.devices],
         "warning": warning,
     }
-
-
-def warning_for(host: str, port: int) -> str | None:
-    """What is dangerous about an address that others can reach. Pure but for our own names."""
-    if is_loopback(host):
-        return None
-    return (
-        f"anyone who reaches {host}:{port} can use this machine's memory and crash the server: the "
-        "protocol has no password and no encryption. Safer: listen on 127.0.0.1 and, on the other "
-        f"machine, {ssh_line(port)}"
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def ssh_line(port: int) -> str:
-    """A tunnel from the other machine to this one."""
-    return f"ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
-
-
-def how_to_connect(host: str, port: int) -> list[str]:
-    """What to type on the other machine."""
-    if is_loopback(host):
-        return [
-            f"on the other machine: {ssh_line(port)}",
-            f"and there: localmoe chat MODEL --remote 127.0.0.1:{port}",
-        ]
-    name = socket.gethostname() if host == ANY else host
-    return [f"on the other machine: localmoe chat MODEL --remote {name}:{port}"]

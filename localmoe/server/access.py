@@ -8,7 +8,6 @@ the key.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from localmoe.app.addresses import is_loopback
 from localmoe.server import limits
 from localmoe.server.dialects import problems_at
 from localmoe.server.problems import Problem
@@ -50,14 +50,6 @@ def rules(
         origins=frozenset(origin.lower().rstrip("/") for origin in origins),
         keys=tuple(key.encode() for key in keys),
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 class Access:

@@ -13,10 +13,11 @@ from dataclasses import replace
 
 import uvicorn
 
+from localmoe.app.addresses import is_loopback
 from localmoe.app.listener import Listener
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.server import limits
-from localmoe.server.access import Access, is_loopback, rules
+from localmoe.server.access import Access, rules
 from localmoe.server.admission import Admission
 from localmoe.server.answering import Answering
 from localmoe.server.connections import BoundedConnection

@@ -286,3 +286,18 @@ def _cells(row: str) -> tuple[str, ...]:
     if len(cells) > 1 and not cells[-1].strip():
         cells.pop()
     return tuple(cell.strip().replace("\\|", "|") for cell in cells)
+
+
+def code_blocks(markdown: str) -> list[str]:
+    """The text of each code block."""
+    blocks: list[list[str]] = []
+    stream = MarkdownStream()
+    for piece in (*stream.feed(markdown), *stream.finish()):
+        match piece:
+            case CodeStart():
+                blocks.append([])
+            case CodeLine(text):
+                blocks[-1].append(text)
+            case CodeEnd():
+                pass
+    return ["\n".join(lines) for lines in blocks]

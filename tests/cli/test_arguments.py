@@ -17,7 +17,8 @@ from localmoe.cli.arguments import (
 )
 from localmoe.cli.commands import COMMANDS
 from localmoe.cli.config.completion import candidates
-from localmoe.cli.options import EVERY, OPTIONS, Option
+from localmoe.cli.option import Option
+from localmoe.cli.options import EVERY, OPTIONS
 from localmoe.cli.parser import help_text
 from localmoe.errors import UsageError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from localmoe.cli.chat.experts import load_so_far, sources
+from localmoe.app.expert_use import load_so_far, sources
 from localmoe.engine.events import CacheStats, LayerLoad
 from localmoe.planning.plan import LayerPlacement
 

@@ -15,7 +15,8 @@ from localmoe.cli.commands import COMMANDS
 from localmoe.cli.config import completion
 from localmoe.cli.config.completion import candidates
 from localmoe.cli.config.defaults import SETTINGS
-from localmoe.cli.options import FILES, FLAGS, OPTIONS
+from localmoe.cli.option import FILES
+from localmoe.cli.options import FLAGS, OPTIONS
 from tests.cli.command import Localmoe, assert_clear_error, environment
 from tests.waiting import PATIENCE
 

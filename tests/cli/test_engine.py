@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from localmoe.app.addresses import is_loopback, warning_for
 from localmoe.app.diagnosis import engine_findings
 from localmoe.app.idle_gpus import idle_gpus, idle_line
 from localmoe.cli import placement_options
-from localmoe.cli.worker import is_loopback, warning_for
 from localmoe.engine.devices import EngineInfo, once_per_card
 from localmoe.facts.hardware import Gpu
 from tests.cli.command import Localmoe, assert_clear_error

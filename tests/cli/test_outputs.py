@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from localmoe.app.outputs import PAGE, PICTURE, TRACE, check_output
-from localmoe.cli.options import FILES, OPTIONS
+from localmoe.cli.option import FILES
+from localmoe.cli.options import OPTIONS
 from localmoe.errors import UsageError
 from localmoe.routing import profile
 from localmoe.routing.profile import Profile

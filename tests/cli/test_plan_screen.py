@@ -11,11 +11,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from localmoe.cli.fit.command import note_hardware
-from localmoe.cli.fit.plan_screen import LayerMap
 from localmoe.cli.output import Output
 from localmoe.cli.render import fit_screen
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
+from localmoe.terminal.placement import LayerMap
 from tests.planning.invented import engine, machine, moe_model
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from localmoe.app.tiers import experts_place, experts_sentence
 from localmoe.cli.fit.plan_screen import plan_screen
-from localmoe.cli.tiers import experts_place, experts_sentence
 from localmoe.facts.bandwidth import DeviceRate
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.planning import clock

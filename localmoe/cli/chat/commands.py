@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from localmoe.app.expert_use import experts_text
 from localmoe.chat.builtin import files
 from localmoe.chat.commands import Ask, Command, Registry, Result
 from localmoe.chat.state import Chat
-from localmoe.cli.chat.experts import experts_text
 from localmoe.cli.chat.model import ChatModel
 from localmoe.cli.output import Output
 from localmoe.errors import UsageError
 from localmoe.terminal import tty
-from localmoe.terminal.markdown import CodeEnd, CodeLine, CodeStart, MarkdownStream
+from localmoe.terminal.markdown import code_blocks
 from localmoe.text import clean
 
 
@@ -88,18 +88,3 @@ def _to_copy(chat: Chat, argument: str) -> str:
     if not answer:
         raise UsageError("the last answer is empty")
     return answer
-
-
-def code_blocks(markdown: str) -> list[str]:
-    """The text of each code block."""
-    blocks: list[list[str]] = []
-    stream = MarkdownStream()
-    for piece in (*stream.feed(markdown), *stream.finish()):
-        match piece:
-            case CodeStart():
-                blocks.append([])
-            case CodeLine(text):
-                blocks[-1].append(text)
-            case CodeEnd():
-                pass
-    return ["\n".join(lines) for lines in blocks]

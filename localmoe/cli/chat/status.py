@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from rich.cells import cell_len
 from rich.text import Text
 
+from localmoe.app.tiers import experts_place, joined, layers_by_tier, tier_names
 from localmoe.chat.columns import BETWEEN, flow
 from localmoe.chat.context import Meter, bar
 from localmoe.chat.events import TurnDone
 from localmoe.cli.render import experts_short
-from localmoe.cli.tiers import TIER_STYLE, experts_place, joined, layers_by_tier, tier_names
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
+from localmoe.terminal.placement import TIER_STYLE
 from localmoe.text import clean_line, counted, format_bytes, format_duration, format_size
 
 BAR_CELLS = 10

@@ -12,7 +12,7 @@ from localmoe.app.default_model import default_model
 from localmoe.cli.arguments import Options
 from localmoe.cli.config import defaults
 from localmoe.cli.config.defaults import OFF, ON
-from localmoe.cli.options import Option
+from localmoe.cli.option import Option
 from localmoe.cli.output import Output
 from localmoe.config import Config, Value
 from localmoe.errors import UsageError

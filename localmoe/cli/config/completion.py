@@ -15,7 +15,8 @@ from localmoe import config
 from localmoe.cli.arguments import Options, scope_of
 from localmoe.cli.commands import COMMANDS, HELP, SHORT_NAMES
 from localmoe.cli.config.defaults import SETTINGS
-from localmoe.cli.options import FILES, FLAGS, MODELS, OPTIONS, SESSIONS, Option
+from localmoe.cli.option import FILES, MODELS, SESSIONS, Option
+from localmoe.cli.options import FLAGS, OPTIONS
 from localmoe.cli.output import Output
 from localmoe.errors import LocalmoeError, UsageError
 from localmoe.facts import catalog

@@ -16,7 +16,8 @@ from typing import Any
 from localmoe import config, storage
 from localmoe.app.default_model import default_model
 from localmoe.cli.arguments import Options, model_and_prompt, option_values
-from localmoe.cli.options import OPTIONS, Option
+from localmoe.cli.option import Option
+from localmoe.cli.options import OPTIONS
 from localmoe.config import Config, Value
 from localmoe.errors import UsageError
 from localmoe.facts import catalog

@@ -18,6 +18,7 @@ import pytest
 from localmoe.app import documents
 from localmoe.app.model import LoadedModel, settings_for
 from localmoe.app.sessions import open_session
+from localmoe.app.tiers import experts_sentence
 from localmoe.chat.events import TurnDone
 from localmoe.chat.store import Store
 from localmoe.cli.arguments import Options
@@ -27,7 +28,6 @@ from localmoe.cli.output import Output
 from localmoe.cli.requests import sample_request, session_request
 from localmoe.cli.run import printers
 from localmoe.cli.run.command import compose
-from localmoe.cli.tiers import experts_sentence
 from localmoe.engine.events import Loaded, LoadProgress, PrefillProgress, Request
 from localmoe.errors import (
     ContextOverflowError,

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from localmoe.planning.places import holder, kind_of
 from localmoe.planning.plan import LayerPlacement, Plan
 
-TIER_STYLE = {"gpu": "green", "ram": "cyan", "disk": "yellow"}
-
 
 def tier_names(devices: Sequence[str]) -> dict[str, str]:
     """What each tier is called with these devices: "gpu" may be another machine's memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from localmoe.cli.tiers import tier_names
+from localmoe.app.tiers import tier_names
 from localmoe.engine.events import CacheStats, Finished, LayerLoad
 from localmoe.planning.plan import LayerPlacement, Plan
 from localmoe.text import clean_line, format_bytes, format_duration
