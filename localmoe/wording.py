@@ -57,6 +57,11 @@ def marked(text: str) -> str:
     return _TYPED.sub(lambda found: option(found[1], found[2] or ""), text)
 
 
+def for_program(text: str) -> str:
+    """A text of the planner's in the words of the Python API."""
+    return in_python(marked(text))
+
+
 def typed(text: str) -> str:
     """The text for a command line: ``--ctx 8192``."""
     return re.sub("⟦(--[a-z-]+[^⟧]*)⟧", r"\1", text)

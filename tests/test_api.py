@@ -32,7 +32,7 @@ def path(arch_file: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def model(path: Path) -> Iterator[localmoe.LoadedModel]:
-    with localmoe.load(str(path), context=1024, wishes=WISHES) as loaded:
+    with localmoe.load(str(path), context=1000, wishes=WISHES) as loaded:
         yield loaded
 
 
@@ -171,6 +171,12 @@ def test_hints_name_arguments(model: localmoe.LoadedModel) -> None:
     with pytest.raises(localmoe.ContextOverflowError) as caught:
         model.chat("Hello " * 300).result()
     assert re.fullmatch(r"shorten the prompt, or use .*context=\d+", caught.value.hint or "")
+
+
+def test_a_plan_names_arguments(model: localmoe.LoadedModel) -> None:
+    """What the planner says to a command line of --ctx, a program reads of ``context``."""
+    (warning,) = model.plan.warnings
+    assert warning.startswith("context=1000: the engine counts in steps of 256 tokens")
 
 
 def test_what_cannot_be_loaded(

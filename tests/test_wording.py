@@ -114,3 +114,25 @@ def test_no_error_of_the_api_names_an_option_unmarked() -> None:
         for line, text in texts_of_errors(path):
             if OPTION.search(text):
                 assert allowed.search(text), f"{path}:{line}: {text}"
+
+
+def test_a_plan_told_to_a_program_names_no_option() -> None:
+    """Whatever options the planner's texts name, the words for a program name arguments."""
+    seen = set()
+    for path in sorted((SOURCE / "planning").glob("*.py")):
+        if path.name == "llama_args.py":  # llama.cpp's options, which are none of ours
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        docs = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        }
+        for node in ast.walk(tree):
+            text = getattr(node, "value", None)
+            if not isinstance(text, str) or text in docs:
+                continue
+            seen |= set(OPTION.findall(text))
+            left = OPTION.findall(wording.for_program(text))
+            assert left in ([], ["--remote"]), f"{path}: {text}"  # no program names other machines
+    assert {"--ctx", "--n-cpu-moe", "--kv-type", "--ram"} <= seen

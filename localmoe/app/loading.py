@@ -31,7 +31,7 @@ from localmoe.facts.model import Model
 from localmoe.planning.memory import EngineSettings
 from localmoe.planning.plan import Plan, Wishes
 from localmoe.text import clean_line, counted
-from localmoe.wording import marked, option
+from localmoe.wording import for_program, marked, option
 
 
 def load(
@@ -60,7 +60,7 @@ def load(
     )
     stack = ExitStack()
     try:
-        model = stack.enter_context(planned(request, Silent()))
+        model = stack.enter_context(planned(request, Silent(), tell=for_program))
         for event in model.bring_in():
             if isinstance(event, LoadProgress):
                 progress(event.fraction)
@@ -90,10 +90,13 @@ def opened(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
 
 
 @contextmanager
-def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
+def planned(
+    request: LoadRequest, listener: Listener, *, tell: Callable[[str], str] = str
+) -> Iterator[LoadedModel]:
     """A model planned for this machine, with its engine, not loaded yet.
 
-    Raises DoesNotFitError when the plan says no, ModelFileError, EngineError, and what
+    ``tell`` words the texts of its plan, which name options as they are typed. Raises
+    DoesNotFitError when the plan says no, ModelFileError, EngineError, and what
     ``find.model_to_load`` raises.
     """
 
@@ -107,7 +110,7 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
         before = model.plan
         after = plan_for(facts, model.machine, request.plan, hypothetical=False)
         after = tuned_here(facts, after, model.machine, request.plan)
-        model.plan, model.forecast = settle(error, before, after), None
+        model.plan, model.forecast = settle(error, before, after).told(tell), None
         changes = moved(before, model.plan)
         listener.note(f"{error.message}; planned anew with what is free now: {changes}")
         return settings(model.plan), model.plan.promised_ram
@@ -123,7 +126,7 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
                 plan = plan_for(facts, machine, request.plan, hypothetical=False, worker=worker)
             require_fit(facts, plan)
             if not plan.verdict.fits:
-                listener.warn(f"this will be too slow to use: {marked(plan.reason)}")
+                listener.warn(f"this will be too slow to use: {plan.reason}")
             for warning in plan.warnings:
                 listener.warn(warning)
             plan = tuned_here(facts, plan, machine, request.plan)
@@ -138,7 +141,7 @@ def planned(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel]:
             )
             engine.promise()
         with engine:
-            model = LoadedModel(facts, machine, plan, engine, renderer)
+            model = LoadedModel(facts, machine, plan.told(tell), engine, renderer)
             yield model
 
 

@@ -8,7 +8,6 @@ are slower. They were found on models that are not in the table of docs/speed.md
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRate, value_at
 from localmoe.facts.ggml_types import TENSOR_TYPES
@@ -19,6 +18,7 @@ from localmoe.planning.memory import CPU
 from localmoe.planning.places import holder, is_remote
 from localmoe.planning.plan import Plan
 from localmoe.planning.prefill import attention_work, batches
+from localmoe.planning.seconds import NOTHING, Seconds, Spread
 from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
 from localmoe.text import counted, format_bytes
@@ -45,7 +45,6 @@ FIRST_HIDDEN = {"private": 0.5, "page": 0.0, "off": 0.0}  # while the memory for
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
 TILED = 64  # tokens; from here on ggml attends with its tiled kernel
 
-Spread = tuple[float, float]  # the expected seconds are multiplied by it, at best and at worst
 COMPUTE: Spread = (0.85, 1.22)
 BATCH: Spread = (0.65, 1.4)
 READ: Spread = (0.5, 1.8)
@@ -60,31 +59,6 @@ _WORKER = DeviceRate("", {"Q4_K": _TYPE}, 3e-4, 1e-3, 1.1e8, 1.1e8)  # at a giga
 _BYTES_PER_WEIGHT = {
     kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Seconds:
-    """How long something takes: at best, as expected, at worst."""
-
-    least: float
-    expected: float
-    most: float
-
-    @classmethod
-    def of(cls, seconds: float, spread: Spread) -> Seconds:
-        return cls(seconds * spread[0], seconds, seconds * spread[1])
-
-    def scaled(self, factor: float) -> Seconds:
-        """``factor`` times as long."""
-        return Seconds(self.least * factor, self.expected * factor, self.most * factor)
-
-    def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(
-            self.least + other.least, self.expected + other.expected, self.most + other.most
-        )
-
-
-NOTHING = Seconds(0.0, 0.0, 0.0)
 
 
 class Clock:

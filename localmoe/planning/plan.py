@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from localmoe.planning.memory import CPU, EngineSettings, MemoryReport
@@ -110,7 +111,7 @@ class Plan:
     ram_budget: int  # bytes of RAM that the plan may use, without the reserve
     ram_reserve: int  # bytes left for everything else
     vram_budget: int
-    reason: str  # one sentence: why this verdict
+    reason: str  # one sentence: why this verdict; it and those below name options as typed
     advice: tuple[str, ...]  # what would change it, most useful first
     warnings: tuple[str, ...] = ()  # about the wishes; to be said once, before anything runs
     gpu_budgets: tuple[tuple[str, int], ...] = ()  # bytes allowed on each GPU, of ``vram_budget``
@@ -123,6 +124,16 @@ class Plan:
     def promised_ram(self) -> int:
         """Bytes of RAM that the model will take in the end, what it has read included."""
         return self.tiers.ram + self.settings.prompt_cache
+
+    def told(self, tell: Callable[[str], str]) -> Plan:
+        """This plan with each of its texts as ``tell`` words it."""
+        return dataclasses.replace(
+            self,
+            cache=dataclasses.replace(self.cache, why=tell(self.cache.why)),
+            reason=tell(self.reason),
+            advice=tuple(map(tell, self.advice)),
+            warnings=tuple(map(tell, self.warnings)),
+        )
 
     def off_the_bus(self) -> Plan:
         """This plan with the host's weights multiplied by the processor in large batches, too."""

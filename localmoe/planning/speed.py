@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from localmoe.facts.bandwidth import Rates, value_at
 from localmoe.facts.model import Model
-from localmoe.planning.clock import MISS, Clock, Seconds
+from localmoe.planning.clock import MISS, Clock
 from localmoe.planning.experience import Correction
 from localmoe.planning.memory import EngineSettings, MemoryReport
 from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict
+from localmoe.planning.seconds import Seconds
 from localmoe.routing.profile import Profile
 
 PROMPT = 512  # tokens of the prompt that a first token is forecast for

@@ -1,12 +1,8 @@
 """What an answer must look like, as a GBNF grammar for llama.cpp's sampler. Pure."""
 
+from localmoe.engine.grammar.basic_rules import Bounds, with_basic_rules
 from localmoe.engine.grammar.errors import SchemaRefusedError
-from localmoe.engine.grammar.schema import (
-    Bounds,
-    schema_rules,
-    schema_to_gbnf,
-    with_basic_rules,
-)
+from localmoe.engine.grammar.schema import schema_rules, schema_to_gbnf
 from localmoe.engine.grammar.strings import (
     Symbols,
     literal,
