@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis import GenerationMode
 
 from localmoe.server.openapi import MESSAGES, document
 from tests.server.served import Served
@@ -35,6 +33,9 @@ def short() -> dict[str, Any]:
 
 def visit(served: Served, cases: int) -> set[int]:
     """Statuses of that many requests to each path, right ones and wrong ones."""
+    import schemathesis
+    from schemathesis import GenerationMode
+
     schema = schemathesis.openapi.from_dict(short())
     seen: set[int] = set()
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):

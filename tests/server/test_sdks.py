@@ -5,29 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
-import openai
 import pytest
 
 from tests.server.served import Served
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    import anthropic
+    import openai
 
 QUESTION = "What is a mixture of experts?"
 TEXT = "A mixture of experts is a neural network"
 GREEDY = {"temperature": 0}  # the library leaves it out, the protocol has it
 ASKED: list[Any] = [{"role": "user", "content": QUESTION}]
-
-
-@pytest.fixture
-def of_openai(nano: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{nano.url}/v1", api_key="x", max_retries=0, timeout=PATIENCE)
-
-
-@pytest.fixture
-def of_anthropic(nano: Served) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=nano.url, api_key="x", max_retries=0, timeout=PATIENCE)
 
 
 class TestOpenAI:
@@ -102,6 +94,8 @@ class TestOpenAI:
 
     def test_errors(self, of_openai: openai.OpenAI) -> None:
         """An error is not the one that the library has for it."""
+        import openai
+
         long: list[Any] = [{"role": "user", "content": "word " * 5000}]
         with pytest.raises(openai.BadRequestError) as caught:
             of_openai.chat.completions.create(model="any", messages=long, stream=True)
@@ -119,6 +113,7 @@ class TestOpenAI:
 
     def test_async(self, nano: Served) -> None:
         """The asynchronous client cannot read what the other can."""
+        import openai
 
         async def scene() -> tuple[str, ...]:
             async with openai.AsyncOpenAI(base_url=f"{nano.url}/v1", api_key="x") as client:
@@ -169,6 +164,8 @@ class TestAnthropic:
 
     def test_errors(self, of_anthropic: anthropic.Anthropic) -> None:
         """An error is not the one that the library has for it, or not in agents' words."""
+        import anthropic
+
         long: list[Any] = [{"role": "user", "content": "word " * 5000}]
         with pytest.raises(
             anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 2048"
@@ -185,6 +182,7 @@ class TestAnthropic:
 
     def test_async(self, nano: Served) -> None:
         """The asynchronous client cannot read what the other can."""
+        import anthropic
 
         async def scene() -> str:
             async with (
@@ -202,6 +200,8 @@ def test_a_client_is_cancelled_while_its_prompt_is_read(
     arch_file: Callable[..., Path], serve: Callable[..., Served]
 ) -> None:
     """A cancel in the prompt waits for its end; or what was read of it is read again."""
+    import openai
+
     served = serve(arch_file("qwen3moe"), "--ctx", "8k", "--batch", "32")
     messages: list[Any] = [{"role": "user", "content": "word " * 500}]
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import jsonschema
-import openai
 import pytest
 
 from tests.server.served import Served
-from tests.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    import anthropic
+    import openai
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -22,16 +23,6 @@ FUNCTION: dict[str, Any] = {"name": "get_weather", "description": "It.", "parame
 TOOLS: list[Any] = [{"type": "function", "function": FUNCTION}]
 ASKED: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 HOW: dict[str, Any] = {"model": "any", "max_tokens": 300, "temperature": 0}
-
-
-@pytest.fixture
-def of_openai(nano: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{nano.url}/v1", api_key="x", max_retries=0, timeout=PATIENCE)
-
-
-@pytest.fixture
-def of_anthropic(nano: Served) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=nano.url, api_key="x", max_retries=0, timeout=PATIENCE)
 
 
 def valid(arguments: str | object) -> Any:
