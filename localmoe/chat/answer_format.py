@@ -34,7 +34,7 @@ MOST_LITERALS = 200
 BATCH = 20  # probes at once: each time has the time limit of one prompt
 
 _T = TypeVar("_T")
-_TAG = re.compile(r"<[^<>\s]{1,80}>|\[[^\[\]\s]{1,80}\]")
+_TAG = re.compile(r"<[^<>\s]{1,80}>|\[[^\[\]<>\s]{1,80}\]")
 ATOM = re.compile(rf"{_TAG.pattern}|\w+|\s+|.", re.DOTALL)
 
 

@@ -157,7 +157,8 @@ def _reader(
         return Reader(None, settings)
     calling = None
     if settings.tools and rendered.calls and settings.tools.allowed and not settings.grammar:
-        calling = Calling(rendered.calls, settings.tools.callable, hold=grammar is None)
+        free = rendered.calls.is_unmarked and not settings.tools.required
+        calling = Calling(rendered.calls, settings.tools.callable, hold=grammar is None or free)
     splitter = Splitter(
         rendered.format,
         engine.split_specials,

@@ -179,10 +179,10 @@ class Splitter:
             case State.CALLS:
                 yield from self._read_calls(final)
 
-    def _begin_calls(self, before: str, name: str = "") -> None:
+    def _begin_calls(self, before: str, name: str = "", *, led: bool = False) -> None:
         assert self._calls is not None
         self._state, self._before = State.CALLS, before
-        self._calls.begin(name)
+        self._calls.begin(name, led=led)
 
     def _read_calls(self, final: bool) -> Iterator[Piece]:
         calls = self._calls
@@ -230,14 +230,6 @@ class Splitter:
             if final and self._state is State.BEGIN:
                 yield from self._say(text)
             return
-        opens = self._calls is not None and text[at] == self._calls.opening
-        begin, met_call = self._find_call(text[at:], final)
-        if (begin == 0 and met_call >= 0) or opens:
-            self._held = text[at:]
-            self._begin_calls(text[:at] if self._state is State.BEGIN else "")
-            return
-        if begin == 0 and not final:
-            return
         starts: list[tuple[Mark, Mark | None]] = list(self._starts)
         if self._answer_start and (self._wrapped or self._state is State.BETWEEN):
             starts.append((self._answer_start, None))
@@ -254,6 +246,16 @@ class Splitter:
             else:
                 self._state, self._wrapped = State.BETWEEN, True
                 self._starts, self._answer_start, self._header_end = [], None, ""
+            return
+        opens = self._calls is not None and text[at] == self._calls.opening
+        led = self._calls is not None and bool(self._calls.lead) and self._state is State.BEGIN
+        begin, met_call = self._find_call(text[at:], final)
+        if (begin == 0 and met_call >= 0) or opens or led:
+            self._held = text[at:]
+            before = text[:at] if self._state is State.BEGIN else ""
+            self._begin_calls(before, led=led and not (begin == 0 and met_call >= 0))
+            return
+        if begin == 0 and not final:
             return
         if self._header_end:
             line, more, _ = text[at : at + MOST_HEADER].partition("\n")

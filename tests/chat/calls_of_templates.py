@@ -9,13 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jsonschema
+
 from localmoe.chat.answer_format import QUESTION, AnswerFormat, shared
+from localmoe.chat.answering import TextEngine, events
 from localmoe.chat.calls.format import CallFormat
-from localmoe.chat.events import ToolCallBegin, ToolCallDelta, ToolCallEnd
+from localmoe.chat.events import ToolCallBegin, ToolCallDelta, ToolCallEnd, TurnDone
 from localmoe.chat.renderer import Renderer
 from localmoe.chat.session import Message, ToolCall
+from localmoe.chat.settings import Settings
 from localmoe.chat.splitter import Answer, Calling, Piece, Reasoning, Splitter
 from localmoe.chat.template import ChatTemplate
+from localmoe.chat.thinking import ThinkLevel
+from localmoe.chat.tools import read_tools
+from localmoe.engine.events import Sampling
 from tests.chat.scripted import split_at
 
 Schemas = Mapping[str, Mapping[str, Any]]
@@ -113,6 +120,23 @@ class Family:
             "".join(p.text for p in pieces if isinstance(p, Reasoning)),
             [(calls[index][0], calls[index][1]) for index in ended],
         )
+
+
+def constrained(
+    engine: TextEngine, template: ChatTemplate, schemas: Schemas, **sampling: Any
+) -> TurnDone:
+    """An answer that must call a tool, in the template's form, of a model that knows no tools."""
+    tools = [{"name": name, "parameters": schema} for name, schema in schemas.items()]
+    use = read_tools(tools, sampling.pop("choice", "required"))
+    limit = sampling.pop("max_tokens", 400)
+    settings = Settings(
+        tools=use, max_tokens=limit, sampling=Sampling(**sampling), think=ThinkLevel.OFF
+    )
+    done = list(events(engine, template, (Message("user", "What?"),), settings))[-1]
+    assert isinstance(done, TurnDone)
+    for call in done.calls:
+        jsonschema.validate(json.loads(call.arguments), schemas[call.name])
+    return done
 
 
 def tokens(text: str, specials: Sequence[str], sizes: Iterable[int]) -> Iterator[tuple[str, bool]]:

@@ -10,7 +10,12 @@ import jsonschema
 import pytest
 
 import localmoe
-from localmoe.errors import UsageError
+from localmoe.chat.renderer import Renderer
+from localmoe.chat.template import ChatTemplate
+from localmoe.errors import EngineError, UsageError
+from scripts import engine_source
+from tests.chat.calls_of_templates import constrained
+from tests.needs import missing
 
 pytestmark = pytest.mark.process
 
@@ -42,8 +47,16 @@ OPEN = {"properties": {"text": {"type": "string"}, "lines": {"type": "array"}, "
 
 
 @pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    try:
+        return engine_source.templates()
+    except (EngineError, OSError) as error:
+        missing(f"the engine's source package cannot be had: {error}", expected=False)
+
+
+@pytest.fixture(scope="module")
 def nano() -> Iterator[localmoe.LoadedModel]:
-    with localmoe.load("nano", context=2048, wishes=localmoe.Wishes(threads=1)) as model:
+    with localmoe.load("nano", context=8192, wishes=localmoe.Wishes(threads=1)) as model:
         yield model
 
 
@@ -91,6 +104,26 @@ def test_open_arguments_end_within_the_limit(nano: localmoe.LoadedModel) -> None
         ).result()  # fmt: skip
         assert done.finish_reason == "tool_calls"
         jsonschema.validate(json.loads(done.calls[0].arguments), OPEN)
+
+
+FORMS = (
+    "google-gemma-4-31B-it", "MiniMax-M3", "muse-glimmer", "meetkai-functionary-medium-v3.2",
+    "meta-llama-Llama-3.1-8B-Instruct", "Qwen3-Coder", "GLM-4.6", "LFM2.5-8B-A1B",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_calls_in_the_form_of_other_templates(
+    nano: localmoe.LoadedModel, sources: dict[str, str], name: str
+) -> None:
+    """Each form of call is enforced: what was drawn is read, and is valid."""
+    with Renderer() as renderer:
+        template = ChatTemplate(sources[name], "<s>", "</s>", renderer=renderer)
+        for seed in range(2):
+            done = constrained(nano.engine, template, SCHEMAS, temperature=1.5, seed=seed)
+            assert (done.finish_reason, done.answer) == ("tool_calls", "")
+        done = constrained(nano.engine, template, SCHEMAS, choice="auto", max_tokens=40)
+        assert done.answer or done.calls
 
 
 def test_under_auto_an_answer_stays_one(nano: localmoe.LoadedModel) -> None:

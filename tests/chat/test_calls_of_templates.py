@@ -42,11 +42,29 @@ NO_CALLS = {  # templates that write none: how their models call is in a list
 LOSSY = {  # what a template writes of some texts cannot be read, by anyone
     "LFM2.5-8B-A1B": "strings in quotes that are not escaped",
     "openbmb-MiniCPM5-1B": "CDATA around some strings",
-    "muse-glimmer": "the tool's name in the header and in the call",
-    "meetkai-functionary-medium-v3.2": "no mark before the first call",
-    "CohereForAI-c4ai-command-r-plus-tool_use": "tools in its own type words",
-    "MiniMax-M3": "objects as nested tags",
+    "CohereForAI-c4ai-command-r-plus-tool_use": "refuses objects of any keys in a schema",
+    "MiniMax-M3": "values without a type in tags, and no null: see TYPED",
 }
+
+
+POINT = {"type": "object", "properties": {"x": {"type": "number"}, "name": {"type": "string"}}}
+TYPED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "points": {"type": "array", "items": {"$ref": "#/$defs/point"}},
+        "item": {"type": "object", "properties": {"item": {"type": "string"}}},
+        "sure": {"type": "boolean"},
+        "more": {},
+    },
+    "$defs": {"point": POINT},
+}
+TYPED_ARGUMENTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"text": "", "points": [], "item": {}, "sure": False},
+    {"text": " 17\n", "points": [{"x": 1.5, "name": "2"}, {}], "item": {"item": "true"}},
+    {"text": "<item></text> ]<]", "more": [1, "two", {"a": [True]}]},
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +91,19 @@ def test_what_a_template_writes_is_read_as_it_was(families: dict[str, Family]) -
             if read != [calls, calls]:
                 wrong.append((name, arguments, text))
     assert not wrong, wrong[:3]
+
+
+def test_objects_as_tags_within_tags(families: dict[str, Family]) -> None:
+    """MiniMax M3: each value as its schema has it, from every cut."""
+    family = families["MiniMax-M3"]
+    assert family.calls.item_key == "item"
+    for arguments in TYPED_ARGUMENTS:
+        calls = [("f", arguments)]
+        text = family.written({"f": TYPED}, calls)
+        for sizes in ((1,), (4, 2), (len(text),)):
+            assert family.read(text, {"f": TYPED}, sizes).parsed() == calls
+            plain = family.read(text, {"f": TYPED}, sizes, specials=())
+            assert plain.parsed() == calls, "its marks may be no tokens"
 
 
 def test_formats_come_from_the_templates(families: dict[str, Family]) -> None:

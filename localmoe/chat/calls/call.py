@@ -51,9 +51,9 @@ class Call:
         self._made: list[ToolCallEvent] = []
         self._waiting: list[ToolCallEvent] = []
 
-    def restart(self) -> None:
+    def restart(self, *, hold: bool) -> None:
         """Further calls come, with the next text."""
-        self.text, self.begun, self._waiting = Text(), False, []
+        self.text, self.begun, self.hold, self._waiting = Text(), False, hold, []
 
     @property
     def schema(self) -> object:

@@ -22,7 +22,7 @@ from localmoe.chat.answer_format import (
     Render,
     shared,
 )
-from localmoe.chat.calls.format import ANY, GENERIC, KEY, Body, CallFormat, listed
+from localmoe.chat.calls.format import ANY, GENERIC, KEY, NAME, Body, CallFormat, listed
 from localmoe.chat.tool_style import Ids, ToolStyle
 
 # Stand for the parts of two calls; none is a part of another.
@@ -50,6 +50,8 @@ class _Shown:
 
     one: str  # a call with a text and a number
     two: str  # the same, and one without arguments; "" where it refuses two
+    nested: str  # one with a list in an object; "" where it refuses that
+    begin: str  # the end of the prompt for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +69,20 @@ def _show(
     ask = {"role": "user", "content": QUESTION}
     given = {**arguments, "tools": [_tool(name) for name in NAMES]}
     first, last = _call(style, 0, GIVEN), _call(style, 1, {})
+    nested = _call(style, 0, {KEYS[0]: {KEYS[1]: [TEXT]}})
     messages = [
         {"role": "assistant", "content": style.no_text, "tool_calls": calls}
-        for calls in ([first], [first, last])
+        for calls in ([first], [first, last], [nested])
     ]
     messages.append({"role": "assistant", "content": ANSWER})
     probes: list[Probe] = [([ask, message], given, False) for message in messages]
-    one, two, plain, prompt = render([*probes, ([ask], given, True)])
+    one, two, within, plain, prompt = render([*probes, ([ask], given, True)])
     if one is None or prompt is None or NAMES[0] not in one.partition(QUESTION)[2]:
         return None
     after = plain.partition(ANSWER)[2] if plain else ""
     begin = prompt.partition(QUESTION)[2]
     one, two = (_alone(text or "", begin, after, answers) for text in (one, two))
-    return _Shown(one, two if NAMES[0] in two and NAMES[1] in two else "")
+    return _Shown(one, two if NAMES[0] in two and NAMES[1] in two else "", within or "", begin)
 
 
 def _alone(text: str, begin: str, after: str, answers: AnswerFormat) -> str:
@@ -87,7 +90,7 @@ def _alone(text: str, begin: str, after: str, answers: AnswerFormat) -> str:
     for id_ in IDS:
         text = text.replace(id_, ANY)
     text = text.partition(QUESTION)[2]
-    text = text[len(begin) if text.startswith(begin) else shared(begin, text) :]
+    text = text[_prompt_length(text, begin) :]
     marks = [mark for pair in answers.thinking for mark in (pair.start, pair.end)]
     marks += [answers.answer_start, _empty_answer(answers.answer_end, text)]
     marks = [mark for mark in marks if mark.strip()]
@@ -97,6 +100,19 @@ def _alone(text: str, begin: str, after: str, answers: AnswerFormat) -> str:
         for mark in marks:
             text = text.removeprefix(mark).lstrip()
     return _without_end(text, after)
+
+
+def _prompt_length(text: str, begin: str) -> int:
+    """How much of ``text`` the prompt has, which may say more in front of the answer."""
+    if text.startswith(begin):
+        return len(begin)
+    atoms = ATOM.findall(begin.rstrip())
+    for at in range(len(atoms) - 1):
+        end = "".join(atoms[at:])
+        found = text.find(end, 0, text.find(NAMES[0]))
+        if found >= 0:
+            return max(found + len(end), shared(begin, text))
+    return shared(begin, text)
 
 
 def _empty_answer(end: str, text: str) -> str:
@@ -123,6 +139,8 @@ def _read(shown: _Shown) -> CallFormat | None:
         return None
     before, after = shown.one[: core.start], shown.one[core.end :]
     made = replace(core.format, derived=True, several=bool(shown.two))
+    if made.body is Body.TAGGED:
+        made = replace(made, item_key=_item_key(shown.nested, made))
     if made.in_list:
         return replace(made, start=before, end=after)
     rest = shown.two.removeprefix(shown.one[: core.end])
@@ -131,6 +149,8 @@ def _read(shown: _Shown) -> CallFormat | None:
         return replace(made, call_start=before, call_end=after, several=False)
     gap, name_end = second
     call_start = _common_end(before, gap)
+    if not before.strip() and gap.strip() and shown.begin.rstrip().endswith(gap.strip()):
+        return replace(made, call_start=gap, lead=gap)  # the prompt has written it
     call_end = after[: shared(after, gap[: len(gap) - len(call_start)])]
     return replace(
         made,
@@ -141,6 +161,13 @@ def _read(shown: _Shown) -> CallFormat | None:
         end="" if made.body is Body.GEMMA else after.removeprefix(call_end),
         name_end=name_end,
     )
+
+
+def _item_key(text: str, made: CallFormat) -> str:
+    """The tag around an item of a list, where lists and objects are tags within tags."""
+    start, end = re.escape(made.key_start), re.escape(made.key_end)
+    found = re.search(rf"{start}{KEYS[1]}{end}{start}([\w-]+){end}{TEXT}", text)
+    return found[1] if found else ""
 
 
 def _second(rest: str, made: CallFormat) -> tuple[str, str] | None:
@@ -215,7 +242,7 @@ def _tagged(text: str, name_at: int) -> _Core | None:
     key_end, word, other = _general(text_key_end, other_key_end)
     made = CallFormat(
         Body.TAGGED,
-        name_end=first.removesuffix(key_start),
+        name_end=first.removesuffix(key_start).replace(NAMES[0], NAME),
         key_start=key_start,
         key_end=key_end,
         value_end=value_end,

@@ -9,6 +9,7 @@ from localmoe.chat import generic_tools
 
 ANY = "\0"  # in a mark: a word that differs from call to call, such as its number
 KEY = "\1"  # in ``value_end``: the key once more
+NAME = "\2"  # in ``name_end``: the name once more
 
 
 class Body(StrEnum):
@@ -47,6 +48,7 @@ class CallFormat:
     text_word: str = ""  # what stands for ANY in ``key_end`` where the value is text
     other_word: str = ""  # and where it is a number
     item_key: str = ""  # TAGGED: objects and lists are tags within tags, an item's is this one
+    lead: str = ""  # with which an answer begins, as the prompt has written it: of the first call
     bare: bool = False  # calls may come without these marks, at the beginning of an answer
     several: bool = True  # an answer may have more than one call
     derived: bool = False  # from the template; else it is from the list
@@ -57,10 +59,23 @@ class CallFormat:
         return self == GENERIC
 
     @property
+    def is_unmarked(self) -> bool:
+        """Whether a call is known by its name alone."""
+        return self.body is not Body.CHANNEL and not (self.start + self.call_start).strip()
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """All marks, in which special tokens may be."""
-        marks = (self.start, self.end, self.call_start, self.call_end, self.between, self.name_end)
-        return (*marks, self.key_start, self.key_end, self.value_end, *_MARKS.get(self.body, ()))
+        around = (self.start, self.end, self.call_start, self.call_end, self.between, self.lead)
+        name_end = self.name_end.replace(NAME, ANY)
+        return (
+            *around,
+            name_end,
+            self.key_start,
+            self.key_end,
+            self.value_end,
+            *_MARKS.get(self.body, ()),
+        )
 
 
 QUOTE = '<|"|>'  # around strings in a GEMMA call

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from localmoe.chat.calls.call import Call, as_object
-from localmoe.chat.calls.format import CALL, CallFormat
+from localmoe.chat.calls.format import ANY, CALL, NAME, CallFormat
 from localmoe.chat.calls.text import NoCall, Pattern, Waiting
 
 ARGUMENTS_KEYS = ("arguments", "parameters")
@@ -85,12 +85,13 @@ class NamedReader:
     """NAME, a mark, ``{…}``."""
 
     def __init__(self, format_: CallFormat, mark: Callable[[str], str]) -> None:
-        self._end = Pattern(mark(format_.name_end))
-        self._last = Pattern(self._end.text.split("\0")[-1])  # without the id before it
+        self._end = Pattern(mark(format_.name_end.replace(NAME, ANY)))
+        self._last = Pattern(self._end.text.split(ANY)[-1])  # without the id before it
 
     def read(self, call: Call) -> Waiting[None]:
         text = call.text
-        name = yield from call.name([self._end or Pattern("{"), self._last])
+        ends = [self._end, self._last] if self._end else [Pattern("{")]
+        name = yield from call.name(ends)
         if (yield from text.stands(self._end)):
             yield from text.demand(self._end)
         else:

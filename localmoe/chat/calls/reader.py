@@ -36,11 +36,16 @@ class CallReader:
     ) -> None:
         self._format = format_
         self._call = Call(tools, spelled, hold=hold)
+        self._hold = hold
         self._parser: Iterator[None] = iter(())
         self._whole = 0  # characters up to the end of the last call that was one
         self._start, self._end = Pattern(mark(format_.start)), _words(mark(format_.end))
         self._call_start = Pattern(mark(format_.call_start))
         self._call_end = _words(mark(format_.call_end))
+        between = mark(format_.between)
+        self._between = Pattern(between if len(between.strip()) > 1 else "")
+        self.lead = mark(format_.lead)
+        """What the prompt has written of the call that an answer begins with."""
         self._short_start = Pattern(_short(mark(format_.call_start)))
         self._body = self._body_reader(mark)
 
@@ -74,10 +79,14 @@ class CallReader:
             return ""
         return "[" if self._format.in_list or self._format.body is Body.PYTHON else "{"
 
-    def begin(self, name: str = "") -> None:
-        """A call begins with the next text; ``name`` is known already (CHANNEL)."""
-        self._call.restart()
-        self._whole = 0
+    def begin(self, name: str = "", *, led: bool = False) -> None:
+        """A call begins with the next text; ``name`` is known already (CHANNEL).
+
+        ``led``: the prompt has begun it.
+        """
+        self._call.restart(hold=self._hold)
+        self._call.text.text = self.lead if led else ""
+        self._whole = len(self._call.text.text)
         self._parser = self._channel(name) if self._format.body is Body.CHANNEL else self._all()
 
     def feed(self, text: str) -> tuple[list[ToolCallEvent], str | None]:
@@ -116,6 +125,8 @@ class CallReader:
         text, format_ = self._call.text, self._format
         yield from text.skip_space()
         started = self._start and (yield from text.meets(self._start))[0]
+        if self._start and not started:
+            self._call.hold = True  # no grammar knows that it is a call
         if format_.bare and not started:
             yield from text.skip_space()
             text.skip("[")
@@ -150,6 +161,8 @@ class CallReader:
         if self._format.body is Body.PYTHON:
             text.skip(",")
             return char == "," or (yield from self._starts())
+        if self._between and (yield from text.stands(self._between)):
+            yield from text.demand(self._between)
         if (yield from self._starts()):
             return True
         if not self._call_start and char == "{":
@@ -181,6 +194,7 @@ class CallReader:
         text = self._call.text
         if self._format.body not in (Body.OBJECT, Body.KEYED) or self._call_start:
             if self._call_start and not (yield from text.stands(self._call_start)):
+                self._call.hold = True
                 yield from text.demand(self._short_start)
             else:
                 yield from text.demand(self._call_start)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from localmoe.chat.calls.call import MOST_DEEP, MOST_KEY, Call, escaped
-from localmoe.chat.calls.format import ANY, KEY, CallFormat
+from localmoe.chat.calls.format import ANY, KEY, NAME, CallFormat
 from localmoe.chat.calls.text import NoCall, Pattern, Sink, Waiting
 from localmoe.chat.calls.values import (
     from_text,
@@ -24,7 +24,7 @@ class TaggedReader:
     def __init__(
         self, format_: CallFormat, mark: Callable[[str], str], call_end: Sequence[Pattern]
     ) -> None:
-        self._name_end = Pattern(mark(format_.name_end))
+        self._name_end = Pattern(mark(format_.name_end.replace(NAME, ANY)))
         self._key_start = Pattern(mark(format_.key_start))
         self._key_end = Pattern(mark(format_.key_end))
         self._value_end = mark(format_.value_end)

@@ -1,7 +1,7 @@
 """What an answer must look like, as a GBNF grammar for llama.cpp's sampler. Pure."""
 
-from localmoe.engine.grammar.basic_rules import Bounds, with_basic_rules
 from localmoe.engine.grammar.errors import SchemaRefusedError
+from localmoe.engine.grammar.notation import JSON, Bounds, Notation, with_basic_rules
 from localmoe.engine.grammar.schema import schema_rules, schema_to_gbnf
 from localmoe.engine.grammar.strings import (
     Symbols,
@@ -12,7 +12,9 @@ from localmoe.engine.grammar.strings import (
 )
 
 __all__ = [
+    "JSON",
     "Bounds",
+    "Notation",
     "SchemaRefusedError",
     "Symbols",
     "literal",

@@ -7,7 +7,7 @@ Control characters are left out of every set, so a match may be narrower than th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from re import _constants as op  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
@@ -27,48 +27,76 @@ class PatternError(ValueError):
     """An expression that no grammar of this module can express."""
 
 
-def pattern_body(pattern: str) -> str:
+def pattern_body(pattern: str, *, without: str = "") -> str:
     """GBNF for the strings in which ``pattern`` is found (as ``re.search`` finds it).
 
-    Raises PatternError, re.error.
+    Quotes and backslashes are written with a backslash, or where there is a letter that they are
+    ``without``, as they are. Raises PatternError, re.error.
     """
-    return _found(list(parser.parse(pattern, re.ASCII)))
+    writer = _Writer({ord(without): ""} if without else _QUOTED)
+    return writer.found(list(parser.parse(pattern, re.ASCII)))
 
 
-def _found(tree: Sequence[tuple[Any, Any]], *, start: bool = False) -> str:
-    """A rule for strings that contain a match; ``start``: that begin with one."""
-    if tree and tree[0] == (op.AT, op.AT_BEGINNING):
-        tree, start = tree[1:], True
-    if len(tree) == 1 and tree[0][0] is op.BRANCH:  # a choice, with anchors of its own in each
-        return "(" + " | ".join(_found(b, start=start) for b in tree[0][1][1]) + ")"
-    end = bool(tree) and tree[-1] == (op.AT, op.AT_END)
-    inner = _sequence(tree[: len(tree) - end])
-    parts = ("" if start else "char*", inner, "" if end else "char*")
-    return " ".join(filter(None, parts)) or '""'
+class _Writer:
+    """Writes sets of characters; ``quoted``: how some are written, "" for those that are not."""
 
+    def __init__(self, quoted: Mapping[int, str]) -> None:
+        self._quoted = quoted
 
-def _sequence(items: Iterable[tuple[Any, Any]]) -> str:
-    return " ".join(filter(None, (_item(kind, value) for kind, value in items)))
+    def found(self, tree: Sequence[tuple[Any, Any]], *, start: bool = False) -> str:
+        """A rule for strings that contain a match; ``start``: that begin with one."""
+        if tree and tree[0] == (op.AT, op.AT_BEGINNING):
+            tree, start = tree[1:], True
+        if len(tree) == 1 and tree[0][0] is op.BRANCH:  # a choice, with anchors of its own in each
+            return "(" + " | ".join(self.found(b, start=start) for b in tree[0][1][1]) + ")"
+        end = bool(tree) and tree[-1] == (op.AT, op.AT_END)
+        inner = self._sequence(tree[: len(tree) - end])
+        parts = ("" if start else "char*", inner, "" if end else "char*")
+        return " ".join(filter(None, parts)) or '""'
 
+    def _sequence(self, items: Iterable[tuple[Any, Any]]) -> str:
+        return " ".join(filter(None, (self._item(kind, value) for kind, value in items)))
 
-def _item(kind: Any, value: Any) -> str:
-    if kind is op.LITERAL:
-        return _set([(value, value)])
-    if kind is op.NOT_LITERAL:
-        return _set(_without(WRITABLE, [(value, value)]))
-    if kind is op.ANY:
-        return _set(WRITABLE)
-    if kind is op.IN:
-        return _set(_class(value))
-    if kind is op.BRANCH:
-        return "(" + " | ".join(_sequence(branch) or '""' for branch in value[1]) + ")"
-    if kind is op.SUBPATTERN and not value[1] and not value[2]:
-        return f"({_sequence(value[3])})"
-    if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
-        low, high, body = value
-        return f"({_sequence(body)}){_often(low, None if high is op.MAXREPEAT else high)}"
-    names = {op.AT: "an anchor inside", op.GROUPREF: "a reference back", op.ASSERT: "a look-ahead"}
-    raise PatternError(f"{names.get(kind, str(kind).lower())} cannot be enforced")
+    def _item(self, kind: Any, value: Any) -> str:
+        if kind is op.LITERAL:
+            return self._set([(value, value)])
+        if kind is op.NOT_LITERAL:
+            return self._set(_without(WRITABLE, [(value, value)]))
+        if kind is op.ANY:
+            return self._set(WRITABLE)
+        if kind is op.IN:
+            return self._set(_class(value))
+        if kind is op.BRANCH:
+            return "(" + " | ".join(self._sequence(branch) or '""' for branch in value[1]) + ")"
+        if kind is op.SUBPATTERN and not value[1] and not value[2]:
+            return f"({self._sequence(value[3])})"
+        if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
+            low, high, body = value
+            return f"({self._sequence(body)}){_often(low, None if high is op.MAXREPEAT else high)}"
+        names = {
+            op.AT: "an anchor inside",
+            op.GROUPREF: "a reference back",
+            op.ASSERT: "a look-ahead",
+        }
+        raise PatternError(f"{names.get(kind, str(kind).lower())} cannot be enforced")
+
+    def _set(self, ranges: Ranges) -> str:
+        """One character of these."""
+        outside = _without([(0, 0x10FFFF)], WRITABLE)
+        allowed = _without(sorted(ranges), outside)
+        quoted = [
+            text
+            for code, text in self._quoted.items()
+            if text and any(a <= code <= b for a, b in allowed)
+        ]
+        plain = _without(allowed, [(code, code) for code in self._quoted])
+        choices = quoted
+        if plain:
+            body = "".join(_code(a) if a == b else f"{_code(a)}-{_code(b)}" for a, b in plain)
+            choices = [f"[{body}]", *quoted]
+        if not choices:
+            raise PatternError("it asks for control characters, which are not written into strings")
+        return choices[0] if len(choices) == 1 else f"({' | '.join(choices)})"
 
 
 def _often(low: int, high: int | None) -> str:
@@ -124,21 +152,6 @@ def _without(ranges: Ranges, taken: Ranges) -> Ranges:
                 cut.append((high + 1, b))
         left = cut
     return left
-
-
-def _set(ranges: Ranges) -> str:
-    """One character of these, as JSON writes it."""
-    outside = _without([(0, 0x10FFFF)], WRITABLE)
-    allowed = _without(sorted(ranges), outside)
-    quoted = [text for code, text in _QUOTED.items() if any(a <= code <= b for a, b in allowed)]
-    plain = _without(allowed, [(code, code) for code in _QUOTED])
-    choices = quoted
-    if plain:
-        body = "".join(_code(a) if a == b else f"{_code(a)}-{_code(b)}" for a, b in plain)
-        choices = [f"[{body}]", *quoted]
-    if not choices:
-        raise PatternError("it asks for control characters, which are not written into strings")
-    return choices[0] if len(choices) == 1 else f"({' | '.join(choices)})"
 
 
 def _code(code: int) -> str:

@@ -16,21 +16,26 @@ from typing import Any
 from urllib.parse import unquote
 
 from localmoe.engine.grammar import numbers, strings
-from localmoe.engine.grammar.basic_rules import BASIC_RULES, Bounds, with_basic_rules
 from localmoe.engine.grammar.errors import refusal
 from localmoe.engine.grammar.keywords import ABOUT, ANNOTATIONS, KNOWN, TYPES, is_of
 from localmoe.engine.grammar.merge import MergeError, disjoint, merge
-from localmoe.engine.grammar.strings import literal
+from localmoe.engine.grammar.notation import JSON, NAMES, Bounds, Notation, with_basic_rules
 from localmoe.errors import UsageError
 
 MAX_REPEAT = 1000  # llama.cpp refuses 2000; a lower upper bound only narrows what is allowed
 _RESERVED = re.compile(r"root|answer|thought.*|plain|(?:value|object|array)-\d")
 
 
-def schema_rules(schema: object, name: str, rules: dict[str, str], bounds: Bounds | None) -> str:
+def schema_rules(
+    schema: object,
+    name: str,
+    rules: dict[str, str],
+    bounds: Bounds | None,
+    notation: Notation = JSON,
+) -> str:
     """Add the rules of a schema to ``rules``; return the name of its own. Raises UsageError."""
     try:
-        converter = _Converter(schema, rules, bounds)
+        converter = _Converter(schema, rules, bounds, notation)
         return converter.rule(name)
     except RecursionError:
         raise UsageError("the schema is nested too deep", hint="a flatter one") from None
@@ -51,11 +56,16 @@ class _Converter:
     """Walks a schema; each schema becomes the right side of a rule."""
 
     def __init__(
-        self, schema: object, rules: dict[str, str] | None = None, bounds: Bounds | None = None
+        self,
+        schema: object,
+        rules: dict[str, str] | None = None,
+        bounds: Bounds | None = None,
+        notation: Notation = JSON,
     ) -> None:
         self._document = schema
         self._rules = {} if rules is None else rules
         self._bounds = bounds
+        self._notation = notation
         self._of_ref: dict[str, str] = {}  # JSON pointer → its rule, for recursive schemas
 
     def grammar(self) -> str:
@@ -70,7 +80,7 @@ class _Converter:
     def _rule(self, schema: object, name: str, at: str) -> str:
         """The name of a rule for ``schema``; a basic rule is used as it is."""
         body = self._visit(schema, name, at)
-        if body in BASIC_RULES:
+        if body in NAMES:
             return body
         name = self._free_name(name)
         self._rules[name] = body
@@ -78,7 +88,7 @@ class _Converter:
 
     def _free_name(self, wanted: str) -> str:
         name = re.sub(r"[^a-zA-Z0-9]+", "-", wanted).strip("-")[:60] or "rule"
-        if name in BASIC_RULES or _RESERVED.fullmatch(name):
+        if name in NAMES or _RESERVED.fullmatch(name):
             name += "-x"
         number, free = 2, name
         while free in self._rules:
@@ -185,8 +195,7 @@ class _Converter:
         fitting = [v for v in values if any(is_of(v, wanted) for wanted in types)]
         if not fitting:
             raise refusal(at, "none of the listed values has the type")
-        texts = (json.dumps(value, ensure_ascii=False) for value in fitting)
-        return " | ".join(literal(text) for text in dict.fromkeys(texts))
+        return " | ".join(dict.fromkeys(map(self._notation.value, fitting)))
 
     def _typed(self, core: Mapping[str, Any], name: str, at: str) -> str:
         if "type" in core:
@@ -198,7 +207,7 @@ class _Converter:
             return bodies[0]
         rules = []
         for body, kind in zip(bodies, types, strict=True):
-            if body not in BASIC_RULES:
+            if body not in NAMES:
                 rule = self._free_name(f"{name}-{kind}")
                 self._rules[rule] = body
                 body = rule
@@ -215,9 +224,8 @@ class _Converter:
             case "array":
                 return self._array(relevant, name, at)
             case "string":
-                return strings.string_rule(
-                    relevant, at, self._bounds.characters if self._bounds else None
-                )
+                most = self._bounds.characters if self._bounds else None
+                return strings.string_rule(relevant, at, self._notation, most)
             case _:
                 return numbers.number_rule(relevant, at, whole=kind == "integer")
 
@@ -248,11 +256,10 @@ class _Converter:
         members = []
         for key, schema in properties.items():
             rule = self._rule(schema, f"{name}-{key}", f"{at}/properties/{key}")
-            pair = f'{literal(json.dumps(key, ensure_ascii=False))} ws ":" ws {rule}'
             member = self._free_name(f"{name}-{key}-member")
-            self._rules[member] = pair
+            self._rules[member] = self._notation.member(key, rule)
             members.append((member, key in required))
-        return f'"{{" ws {self._members(members, name)} ws "}}"'
+        return self._notation.object(self._members(members, name))
 
     def _members(self, members: Sequence[tuple[str, bool]], name: str) -> str:
         """Members in order, the optional ones left out at will, with commas between.
@@ -265,7 +272,7 @@ class _Converter:
             if is_required:
                 first = []
             first.append(f"{member} {tail}".strip())
-            more = f'ws "," ws {member} {tail}'.strip()
+            more = f"{self._notation.comma} {member} {tail}".strip()
             rule = self._free_name(f"{name}-then-{member}")
             self._rules[rule] = (
                 more if is_required else f"({more}) | {tail}" if tail else f"({more})?"
@@ -278,12 +285,12 @@ class _Converter:
     def _map(self, values: object, name: str, at: str) -> str:
         """Any keys, with values of one schema."""
         if values is False:
-            return '"{" ws "}"'
+            return self._notation.object("")
         rule = self._rule(values, f"{name}-value", f"{at}/additionalProperties")
         member = self._free_name(f"{name}-member")
-        self._rules[member] = f'string ws ":" ws {rule}'
+        self._rules[member] = self._notation.any_member(rule)
         often = f"{{0,{self._bounds.items - 1}}}" if self._bounds else "*"
-        return f'"{{" ws ({member} (ws "," ws {member}){often})? ws "}}"'
+        return self._notation.object(f"({member} ({self._notation.comma} {member}){often})?")
 
     def _array(self, core: Mapping[str, Any], name: str, at: str) -> str:
         _only(core, at, "items", "prefixItems", "additionalItems", "unevaluatedItems",
@@ -314,21 +321,19 @@ class _Converter:
             rules += [item] * (low - len(rules))
             if high is None and self._bounds:
                 high = max(low, len(rules), self._bounds.items)
-            return _list_of(rules, item, high)
-        return _list_of(rules, "", len(rules))
+            return self._list_of(rules, item, high)
+        return self._list_of(rules, "", len(rules))
 
-
-def _list_of(rules: Sequence[str], item: str, high: int | None) -> str:
-    """An array of ``rules``, and of ``item`` after them, up to ``high`` in all."""
-    comma = ' ws "," ws '
-    if high is not None and high <= len(rules):
-        return f'"[" ws {comma.join(rules)} ws "]"' if rules else '"[" ws "]"'
-    left = MAX_REPEAT if high is None or high > MAX_REPEAT else high - len(rules)
-    often = "*" if high is None else f"{{0,{left if rules else left - 1}}}"
-    more = f'(ws "," ws {item}){often}'
-    if rules:
-        return f'"[" ws {comma.join(rules)} {more} ws "]"'
-    return f'"[" ws ({item} {more})? ws "]"'
+    def _list_of(self, rules: Sequence[str], item: str, high: int | None) -> str:
+        """A list of ``rules``, and of ``item`` after them, up to ``high`` in all."""
+        comma = f" {self._notation.comma} "
+        first, item = comma.join(map(self._notation.item, rules)), self._notation.item(item)
+        if high is not None and high <= len(rules):
+            return self._notation.list(first)
+        left = MAX_REPEAT if high is None or high > MAX_REPEAT else high - len(rules)
+        often = "*" if high is None else f"{{0,{left if rules else left - 1}}}"
+        more = f"({comma.strip()} {item}){often}"
+        return self._notation.list(f"{first} {more}" if rules else f"({item} {more})?")
 
 
 def _types(given: object, at: str) -> list[str]:

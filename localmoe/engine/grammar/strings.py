@@ -1,14 +1,14 @@
 """Strings in GBNF: literals, lengths, formats, regular expressions, text up to a marker.
 
-Everything here is written as it stands inside a JSON document (RFC 8259): quotes and backslashes
-are escaped, control characters do not occur.
+Texts are written as they stand inside a JSON document (RFC 8259), if their notation does not say
+otherwise: quotes and backslashes are escaped, control characters do not occur.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from localmoe.engine.grammar.errors import refusal
 from localmoe.engine.grammar.patterns import PatternError, pattern_body
@@ -51,7 +51,18 @@ def _in_literal(char: str) -> str:
     return f"\\x{code:02X}" if code < 256 else f"\\u{code:04X}" if code < 1 << 16 else char
 
 
-def string_rule(core: Mapping[str, Any], at: str, most: int | None = None) -> str:
+class TextNotation(Protocol):
+    """The part of ``Notation`` that is about texts."""
+
+    without: str
+    piece: str
+
+    def text(self, characters: str) -> str: ...
+
+
+def string_rule(
+    core: Mapping[str, Any], at: str, notation: TextNotation, most: int | None = None
+) -> str:
     """The rule of a string with these keywords, of at most ``most`` characters where they leave
     that open. Raises UsageError.
     """
@@ -61,17 +72,17 @@ def string_rule(core: Mapping[str, Any], at: str, most: int | None = None) -> st
         if low or high is not None or ("pattern" in core and kind in FORMATS):
             raise refusal(at, "pattern, format and lengths cannot be enforced together")
         if kind in FORMATS:
-            return rf'"\"" {FORMATS[kind]} "\""'
-        return rf'"\"" {_pattern(core["pattern"], at)} "\""'
+            return notation.text(FORMATS[kind])
+        return notation.text(_pattern(core["pattern"], at, notation.without))
     if low > MAX_LENGTH:
         raise refusal(f"{at}/minLength", f"more than {MAX_LENGTH} characters cannot be demanded")
     if high is not None and high < low:
         raise refusal(at, "minLength is more than maxLength")
     if high is None and most is not None:
-        high = max(low, most)
+        return notation.text(f"{notation.piece}{{{low},{max(low, most)}}}")
     if high is None:
-        return rf'"\"" char{{{low}}} char* "\""' if low else "string"
-    return rf'"\"" char{{{low},{max(low, min(high, MAX_LENGTH))}}} "\""'
+        return notation.text(f"char{{{low}}} {notation.piece}*") if low else "string"
+    return notation.text(f"char{{{low},{max(low, min(high, MAX_LENGTH))}}}")
 
 
 def text_until(
@@ -144,10 +155,10 @@ def _length(core: Mapping[str, Any], keyword: str, at: str) -> int | None:
     return value
 
 
-def _pattern(pattern: object, at: str) -> str:
+def _pattern(pattern: object, at: str, without: str) -> str:
     if not isinstance(pattern, str):
         raise refusal(f"{at}/pattern", "a regular expression belongs here")
     try:
-        return pattern_body(pattern)
+        return pattern_body(pattern, without=without)
     except (PatternError, re.error) as error:
         raise refusal(f"{at}/pattern", str(error)) from None
