@@ -113,7 +113,10 @@ def _cpu_backend() -> ctypes.CDLL:
     registered = _function(_REGISTRY, "ggml_backend_reg_by_name", _POINTER, ctypes.c_char_p)
     if not registered(b"CPU"):
         load = _function(_REGISTRY, "ggml_backend_load_all_from_path", None, ctypes.c_char_p)
+        silence = llama.llama_log_callback(lambda *_: None)
+        llama.llama_log_set(silence, None)
         load(os.fsencode(LIBRARY_DIR))
+        llama.llama_log_set(llama.llama_log_callback(), None)
     backend = registered(b"CPU")
     if not backend:
         raise EngineError(f"the engine in {LIBRARY_DIR} has no CPU backend for this processor")

