@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ import venv
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from scripts.release import ReleaseError, git
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "llama-cpp-python"
@@ -69,11 +70,15 @@ def check_engine(engine: Path) -> None:
         raise WheelhouseError(f"{engine.name} is not built for all processors")
 
 
-def check_localmoe(wheel: Path) -> None:
-    """The native helper is in it, and it is for every Python. Raises WheelhouseError."""
+def check_localmoe(wheel: Path, tracked: Sequence[str]) -> None:
+    """Every module and the native helper are in it, for every Python. Raises WheelhouseError."""
     with zipfile.ZipFile(wheel) as files:
-        if HELPER not in files.namelist():
-            raise WheelhouseError(f"{wheel.name} lacks the native helper: the compiler failed")
+        names = {*files.namelist()}
+    modules = {name for name in tracked if re.fullmatch(r"localmoe/.*\.(py|pyi|toml)", name)}
+    if lacking := sorted(modules - names):
+        raise WheelhouseError(f"{wheel.name} lacks {', '.join(lacking)}")
+    if HELPER not in names:
+        raise WheelhouseError(f"{wheel.name} lacks the native helper: the compiler failed")
     if f"-py3-none-{PLATFORM}" not in wheel.name:
         raise WheelhouseError(f"{wheel.name} is not for every Python on {PLATFORM}")
 
@@ -158,7 +163,7 @@ def wheelhouse(source: Path, out: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         workshop = Workshop(Path(scratch), out.resolve())
         localmoe = workshop.localmoe(source)
-        check_localmoe(localmoe)
+        check_localmoe(localmoe, git(source, "ls-files"))
         kept = [*out.glob(f"{ENGINE.replace('-', '_')}-{version}-*.whl")]
         engine = kept[0].resolve() if kept else workshop.engine(version)
         check_engine(engine)
@@ -178,15 +183,15 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("wheelhouse"))
     out: Path = parser.parse_args().out
-    if shutil.which("git") is None or sys.platform != "linux" or os.uname().machine != "x86_64":
-        print("wheels are made on Linux, x86-64, of what git has", file=sys.stderr)
+    if (sys.platform, os.uname().machine) != ("linux", "x86_64"):
+        print("wheels are made on Linux, x86-64", file=sys.stderr)
         return 1
     try:
         with tempfile.TemporaryDirectory() as scratch:
             clean = Path(scratch) / "source"
-            run("git", "clone", "--quiet", ROOT, clean)
+            git(ROOT, "clone", "--quiet", str(ROOT), str(clean))
             wheels = wheelhouse(clean, out)
-    except WheelhouseError as error:
+    except (ReleaseError, WheelhouseError) as error:
         print(f"no wheels: {error}", file=sys.stderr)
         return 1
     (out / "SHA256SUMS").write_text(sums(wheels))
