@@ -38,6 +38,7 @@ MODELS = (
 EXAMPLES = int(os.environ.get("LOCALMOE_EXAMPLES", "8"))
 ROUNDING = 1 + 1e-9
 SECOND_GPU = 1.05
+CROSSINGS = 1.001
 laws = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -82,6 +83,7 @@ class Box:
         batch = curve(self.batch * 1e9)
         kind = TypeRate(read, read, batch, batch)
         fastest = {name: getattr(kind, name)[-1][1] * self.gpu for name in ("vector", "dense")}
+        attention = min(counts[-1] * self.kernel, self.memory) * 5e8  # at most half of a GPU's
         on_gpu = TypeRate(
             *(((1.0, fastest[name]),) for name in ("vector", "vector", "dense", "dense"))
         )
@@ -92,7 +94,7 @@ class Box:
             ram=curve(self.kernel * 2e9, self.memory * 1e9),
             types=dict.fromkeys(("Q4_K", "Q8_0", "F16", "MXFP4"), kind),
             attention=curve(2e9),
-            attention_batch=curve(8e9),
+            attention_batch=curve(8e9, attention),
             scan=curve(1e9),
             delta=curve(1e9),
             node_s=tuple((float(n), self.node * 1e-6 * (1 + 0.5 * (n - 1))) for n in counts),
@@ -146,12 +148,15 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     """The law that a machine with more of ``what`` breaks; "" if it keeps all of them.
 
     A second GPU may cost a first token some percent: it takes the last layers, and where their
-    experts do not fit there, those of the last token are computed on the processor.
+    experts do not fit there, those of the last token are computed on the processor. Decoding may
+    lose a thousandth to more GPU memory: placements are compared by bytes, and one that has more of
+    them on GPUs may cross between devices once more.
     """
     patience = SECOND_GPU if what == "second" else ROUNDING
+    crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
     if before.fits and not after.fits:
         return "it does not fit any more"
-    if after.decode * ROUNDING < before.decode:
+    if after.decode * crossings < before.decode:
         return f"decoding: {before.decode} → {after.decode} tok/s"
     if after.loaded > before.loaded * patience:
         return f"first token: {before.loaded} → {after.loaded} s"
