@@ -42,6 +42,11 @@ class Decision:
         """Bytes of RAM missing to keep everything in memory; negative when some is left."""
         return self.need - self.budget.ram
 
+    @property
+    def spare(self) -> int:
+        """Bytes of RAM for experts beside what every token needs; negative when that lacks some."""
+        return self.budget.ram - (self.need - sum(self.candidate.host_experts.values()))
+
 
 class Alternatives(Protocol):
     """Plans the same model again with other settings, to find out whether a suggestion helps."""
@@ -66,11 +71,14 @@ def explain(decision: Decision) -> str:
         return f"everything fits in the {format_bytes(budget.vram)} of {memory_of(devices)}"
     if verdict is Verdict.GPU_RAM:
         return f"{holder(devices)} has what every token needs, RAM has the experts that are left"
-    if decision.candidate.disk > max(0, decision.shortfall):
+    asked = decision.wishes.cache_ram is not None or any(
+        wish.tier == "disk" for wish in decision.wishes.experts_on
+    )
+    if asked and decision.candidate.disk > max(0, decision.shortfall):
         return f"{format_bytes(decision.candidate.disk)} of experts are on the disk, as asked"
-    missing = format_bytes(max(0, decision.shortfall))
     return (
-        f"{missing} of experts do not fit in the {format_bytes(budget.ram)} of RAM: read from disk"
+        f"{format_bytes(decision.candidate.disk)} of experts do not fit in the "
+        f"{format_bytes(budget.ram)} of RAM: read from disk"
     )
 
 
@@ -93,25 +101,29 @@ def _why_not(decision: Decision) -> str:
             f"--experts-on gpu: nothing of the model fits in the {format_bytes(budget.vram)} "
             "of GPU memory"
         )
-    host = sum(candidate.host_experts.values())
-    spare = budget.ram - (decision.need - host)  # RAM for experts
-    if spare >= 0 and candidate.room > spare:
+    host, spare = sum(candidate.host_experts.values()), decision.spare
+    if candidate.room > max(0, spare):
         return (
             f"--experts-on ram: {format_bytes(candidate.room)} of experts are to be in RAM, and "
-            f"{format_bytes(spare)} is left for them"
+            f"{format_bytes(max(0, spare))} is left for them"
         )
     if model.is_moe and spare >= 0 and candidate.one_token > spare:
         return (
             f"of the experts, one token reads {format_bytes(candidate.one_token)}, and only "
             f"{format_bytes(spare)} of RAM is left for them"
         )
-    fixed = decision.need - host
-    what = "weights that every token needs, KV cache and buffers" if model.is_moe else "it"
-    verb = "take" if model.is_moe else "takes"
+    mapped = candidate.memory.on(CPU).weights - host  # what every token needs, and the embedding
+    held = decision.need - host - mapped
+    if candidate.paged:
+        return (
+            f"every token reads weights of {format_bytes(mapped)}, and {format_bytes(budget.ram)} "
+            f"of RAM less {format_bytes(held)} of KV cache and buffers does not hold them: they "
+            "are read from the disk again and again"
+        )
     gives = f"RAM can give {format_bytes(budget.ram)}"
     if not budget.ram and budget.reserve:
         gives = f"less RAM is free than the {format_bytes(budget.reserve)} kept for the system"
-    return f"{what} {verb} {format_bytes(max(fixed, 0))}; {gives}"
+    return f"KV cache and buffers take {format_bytes(max(held, 0))}; {gives}"
 
 
 def advise(decision: Decision, alternatives: Alternatives) -> Iterator[str]:
@@ -213,6 +225,12 @@ def _least(limit: int, fits: Callable[[int], bool]) -> int | None:
 
 def _make_it_fit(decision: Decision, alternatives: Alternatives) -> Iterator[str]:
     wishes, model = decision.wishes, decision.model
+    usable = decision.candidate.one_token - decision.spare  # bytes of RAM missing for that
+    helps = decision.verdict.runs and 0 < usable < decision.shortfall
+    if helps and wishes.ram is not None and usable <= decision.unused:
+        enough = math.ceil(10 * (wishes.ram + usable) / GIB) / 10
+        yield f"with --ram {enough:g} it is usable: so much is free"
+        helps = False
     context = decision.candidate.settings.context
     smaller = smaller_contexts(model, context)
     for size in smaller:
@@ -225,6 +243,8 @@ def _make_it_fit(decision: Decision, alternatives: Alternatives) -> Iterator[str
                 flag = "" if size == context else f" --ctx {size}"
                 yield f"it fits with --kv-type q8_0{flag}"
                 return
+    if helps:
+        yield f"with {format_bytes(usable)} more RAM it is usable"
     if decision.shortfall > 0:
         yield f"free {format_bytes(decision.shortfall)} more RAM to hold all of it"
         share = max(0.0, 1 - decision.shortfall / max(1, model.size))

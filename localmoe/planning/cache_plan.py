@@ -22,24 +22,28 @@ def plan_cache(
     wished_bytes: int | None = None,
     mappings: int | None = None,
     buffers: Callable[[int], int] | None = None,
+    *,
+    steady: int = 0,
+    paged: int = 0,
 ) -> tuple[EngineSettings, CachePlan]:
     """The settings with a cache in them, and what to say of it.
 
     ``host_experts``: bytes of routed experts in host memory per layer; ``room``: RAM in which they
     may stay. ``wish``: auto, off, page or private; ``wished_bytes`` bounds the private memory;
     ``mappings``: the system's limit of them for a process, None without one; ``buffers``: as for
-    ``choose_batches``.
+    ``choose_batches``, as ``steady``; ``paged``: bytes of weights that every token needs and RAM cannot keep.
     """
     experts = sum(host_experts.values())
     layers = sorted(index for index, size in host_experts.items() if size)
     left = room
     if wished_bytes is not None:
         room = min(room, wished_bytes)
-    if not experts:
+    if not experts and not paged:
         return settings, CachePlan("resident", 0, "no expert is left to cache")
-    if wish == "off":
-        whole = room >= experts
-        why = "switched off: the system reads page by page what is missing"
+    if wish == "off" or not experts:
+        whole = room >= experts and not paged
+        how = "the system reads page by page what is missing"
+        why = f"switched off: {how}" if experts else how
         return (
             dataclasses.replace(settings, read_ahead=whole),
             CachePlan("resident" if whole else "off", room, why),
@@ -62,10 +66,14 @@ def plan_cache(
         )
         room = most
     said = "".join(f"; {limit}" for limit in limits)
+    if paged:
+        why = f"RAM lacks {format_bytes(paged)} for what every token needs: the page cache has it all"
+        return dataclasses.replace(settings, cache="page"), CachePlan("page", room, why)
     if room < needed_budget(model, layers, 1, settings.experts_used):
         why = f"{format_bytes(room)} hold less than one layer's experts of one token{said}"
         return dataclasses.replace(settings, cache="page"), CachePlan("page", room, why)
-    chosen = choose_batches(model, layers, min(room, experts), settings, buffers)
+    steady = steady if wished_bytes is None else min(steady, wished_bytes)
+    chosen = choose_batches(model, layers, min(room, experts), settings, buffers, steady)
     why = (
         f"{format_bytes(experts)} of experts, {format_bytes(room)} for them: "
         f"those used most of late stay, the others are read when a token needs them{said}"

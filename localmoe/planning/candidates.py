@@ -25,9 +25,10 @@ class Candidate:
     disk: int  # bytes of the host experts that stay on the disk: RAM is too small, or as wished
     gpus_fit: bool
     fits: bool  # on the GPUs and in RAM, with room for at least one token's experts
-    runs: bool  # the same with less room than that
+    runs: bool  # the same with less room than that, or none: RAM has KV cache and buffers at least
     one_token: int  # bytes of the host experts that one token reads
     spare: int  # bytes of RAM left for experts beside what every token needs; --cache-ram applied
+    paged: int = 0  # bytes of weights that every token needs and RAM cannot keep
 
     @property
     def room(self) -> int:
@@ -47,7 +48,8 @@ class Candidate:
         More than ``room`` where the user wants experts on the disk although RAM is free: a cache in
         front of them may use it.
         """
-        return min(self.spare, sum(self.host_experts.values())) if self.disk else self.room
+        spare = max(0, min(self.spare, sum(self.host_experts.values())))
+        return spare if self.disk else self.room
 
 
 class Candidates:
@@ -132,9 +134,22 @@ class Candidates:
         in_ram = everything - disk
         enough = disk == 0 or spare >= one_token
         wished = not any(self._on(layer, "gpu") for layer in experts)
-        runs = gpus_fit and in_ram <= spare and wished
+        held = gpus_fit and in_ram <= spare and wished
+        # What every token needs is read from the mapped file again and again where RAM has no room.
+        paged = max(0, -spare)
+        mapped = memory.on(CPU).weights - everything
+        runs = held or (gpus_fit and wished and not in_ram and 0 < paged <= mapped)
         return Candidate(
-            settings, memory, experts, disk, gpus_fit, runs and enough, runs, one_token, allowed
+            settings,
+            memory,
+            experts,
+            disk,
+            gpus_fit,
+            held and enough,
+            runs,
+            one_token,
+            allowed,
+            paged if runs else 0,
         )
 
     def ram_use(self, memory: MemoryReport) -> int:

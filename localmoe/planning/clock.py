@@ -43,6 +43,7 @@ BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # in a prompt, which rea
 HIDDEN = {"private": 0.85, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
 FIRST_HIDDEN = {"private": 0.5, "page": 0.0, "off": 0.0}  # while the memory for experts fills
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
+PAGED = 1.0  # weights that are pushed out of memory and read again take so many times a load's read
 TILED = 64  # tokens; from here on ggml attends with its tiled kernel
 
 COMPUTE: Spread = (0.85, 1.22)
@@ -76,6 +77,7 @@ class Clock:
         self._attention = attention_work(model, settings)
         self._work = work_of(model, settings)
         self._routed = [m for m in self._work.matrices if m.experts and m.home == CPU]
+        self._dense = [m for m in self._work.matrices if not m.experts and m.home == CPU]
         self._disk = rates.disk[0] if rates.disk else _DISK
         self._devices = {
             name: rates.on_device(name) or (_WORKER if is_remote(name) else _GPU)
@@ -85,6 +87,8 @@ class Clock:
         experts = sum(expert_bytes_on_host(model, settings).values())
         self._active_experts = sum(m.nbytes * m.share for m in self._routed)
         self._regime = plan.cache.regime if plan.tiers.disk > 0 and experts else ""
+        # Every pass over the weights pushes out what the next one begins with: all are read again.
+        self._again = sum(m.nbytes for m in self._dense) if plan.paged else 0
         self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
         if self._regime in MISS:
             self._kept = min(1.0, plan.cache.budget / experts)
@@ -112,11 +116,14 @@ class Clock:
         """
         return self._prefill(tokens, self._batch_threads, cold=cold)
 
-    def prompt_bytes(self, tokens: int) -> float:
-        """Bytes of experts that are read from the disk while a prompt of ``tokens`` tokens is."""
-        if self._regime not in MISS:
-            return 0.0
-        return sum(self._missed(size, self._kept) for size, _ in self._batches(tokens))
+    def prompt_bytes(self, tokens: int, *, cold: bool = False) -> float:
+        """Bytes that are read from the disk while a prompt of ``tokens`` tokens is; ``cold`` as for
+        ``prefill``.
+        """
+        return sum(
+            self._again + self._missed(size, self._there(before, cold=cold))
+            for size, before in self._batches(tokens)
+        )
 
     def fastest_threads(self, context: int, tokens: int) -> tuple[int, int]:
         """The numbers of threads, up to those planned, with which decoding after ``context`` tokens
@@ -189,9 +196,12 @@ class Clock:
             place = holder(tuple(self._devices))
             seconds = self._apart(1, context).expected
             parts.append(f"{_ms(seconds)} for {_per_second(on_devices, seconds)} on {place}{told}")
+        if self._again:
+            size = format_bytes(int(self._again))
+            parts.append(f"{_ms(self._paging().expected)} to read {size} of weights again")
         if self._regime in MISS:
-            seconds = self._missing().expected
             missed = (1 - self._hit_rate) * self._active_experts
+            seconds = self.reading(missed, self._regime).expected
             parts.append(
                 f"{_ms(seconds)} for {format_bytes(int(missed))} from the disk "
                 f"({self._hit_rate:.0%} of the experts found in memory)"
@@ -207,11 +217,15 @@ class Clock:
             computing = Seconds.of(self._processor(size, before, threads), BATCH)
             computing += self._apart(size, before)
             if self._regime in MISS:
-                kept = min(self._kept, self._touched(before)) if cold else self._kept
+                kept = self._there(before, cold=cold)
                 hidden = (FIRST_HIDDEN if cold else HIDDEN)[self._regime]
                 computing = self._beside(computing, self._missed(size, kept), hidden)
-            total += computing
+            total += computing + self._paging()
         return total
+
+    def _there(self, before: int, *, cold: bool) -> float:
+        """Share of the experts in memory when a batch begins after ``before`` tokens."""
+        return min(self._kept, self._touched(before)) if cold else self._kept
 
     def _batches(self, tokens: int) -> Sequence[tuple[int, int]]:
         most = self._plan.settings.ubatch
@@ -229,6 +243,8 @@ class Clock:
         What is kept is what is chosen most, so a single token finds more there than ``kept``; a
         batch that uses every expert finds just that.
         """
+        if self._regime not in MISS:
+            return 0.0
         filled = kept / self._kept if self._kept else 0.0  # of the memory for experts
         size = 0.0
         for m in self._routed:
@@ -294,10 +310,15 @@ class Clock:
         return self._work.crossings * (slowest.sync_s + size / slowest.from_device)
 
     def _missing(self) -> Seconds:
-        """How long a decoded token waits for experts from the disk."""
+        """How long a decoded token waits for the disk."""
         if self._regime not in MISS:
-            return NOTHING
-        return self.reading((1 - self._hit_rate) * self._active_experts, self._regime)
+            return self._paging()
+        missed = (1 - self._hit_rate) * self._active_experts
+        return self.reading(missed, self._regime) + self._paging()
+
+    def _paging(self) -> Seconds:
+        """How long a pass over the weights waits for those that RAM cannot keep."""
+        return Seconds.of(PAGED * self._again / self._disk.cached, READ)
 
     def _beside(self, computing: Seconds, size: float, hidden: float) -> Seconds:
         """``computing`` a batch while ``size`` bytes of experts are read for it; the share

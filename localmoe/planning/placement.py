@@ -90,8 +90,9 @@ def make_plan(
             gpu=memory.on_devices,
             ram=memory.on(CPU).total
             - candidate.disk
+            - candidate.paged
             + max(0, settings.cache_bytes - candidate.room),
-            disk=candidate.disk,
+            disk=candidate.disk + candidate.paged,
         ),
         layers=tuple(layer_rows(model, candidate, placement.tiers, placement.profile)),
         max_context=placement.max_context(candidate),
@@ -105,6 +106,7 @@ def make_plan(
         warnings=tuple(context_warnings(model, wishes.context)),
         missing_ram=max(0, decision.shortfall) if verdict.fits and candidate.disk else 0,
         without_offload=without_offload,
+        paged=candidate.paged,
     )
 
 
@@ -171,7 +173,7 @@ class _Placement:
         wishes = self.wishes
         settings = dataclasses.replace(
             candidate.settings,
-            read_ahead=candidate.disk == 0,
+            read_ahead=candidate.disk + candidate.paged == 0,
             prompt_cache=prompt_cache_bytes(self._machine, wishes),
             experts_used=wishes.experts or 0,
             prefer_cached=wishes.prefer_cached or 0.0,
@@ -190,6 +192,8 @@ class _Placement:
             wishes.cache_ram,
             self._machine.mappings,
             None if wishes.batch or settings.devices else self._buffers(settings),
+            steady=self._room_when_free(candidate),
+            paged=candidate.paged,
         )
         if plan.regime != "private":
             return settings, plan
@@ -204,6 +208,13 @@ class _Placement:
             tokens = f"{self.profile.tokens:,.0f} recorded tokens"
             plan = dataclasses.replace(plan, why=f"{plan.why}; shared out by {tokens}")
         return dataclasses.replace(settings, cache_shares=shares), plan
+
+    def _room_when_free(self, candidate: Candidate) -> int:
+        """Bytes of RAM for experts when nothing else runs and the KV cache is empty."""
+        free = dataclasses.replace(self._machine, ram_available=self._machine.ram_total)
+        taken = self.candidates.ram_use(candidate.memory) - candidate.memory.on(CPU).kv
+        room = budget_of(self.model, free, self.wishes).ram + sum(candidate.host_experts.values())
+        return max(0, room - taken)
 
     def _buffers(self, settings: EngineSettings) -> Callable[[int], int]:
         """Bytes of the engine's buffers in RAM for batches of so many tokens."""

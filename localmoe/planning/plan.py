@@ -19,7 +19,7 @@ class Verdict(enum.Enum):
     GPU_DISK = "gpu+disk"
     GPU_RAM_DISK = "gpu+ram+disk"
     RAM_DISK = "ram+disk"
-    TOO_SLOW = "too-slow"  # runs, but memory holds less than one token's experts
+    TOO_SLOW = "too-slow"  # runs, but memory holds less than what one token reads
     NO = "no"
 
     @property
@@ -119,6 +119,7 @@ class Plan:
         0  # bytes of RAM that would keep everything off the disk; 0: nothing is there
     )
     without_offload: MemoryReport | None = None  # where op-offload is on and may be switched off
+    paged: int = 0  # bytes of weights that every token needs and RAM cannot keep, of ``tiers.disk``
 
     @property
     def promised_ram(self) -> int:

@@ -87,11 +87,14 @@ def choose_batches(
     budget: int,
     settings: EngineSettings,
     buffers: Callable[[int], int] | None = None,
+    steady: int | None = None,
 ) -> Batches:
-    """The batches with which a long prompt reads the fewest bytes, in ``budget`` bytes for experts.
+    """The batches with which a long prompt reads the fewest bytes in ``steady`` bytes for experts,
+    or the next smaller ones whose buffers fit into the ``budget`` that there is now.
 
     ``buffers``: bytes of the engine's buffers for batches of so many tokens; None: no larger batch
-    than the settings' is wanted.
+    than the settings' is wanted. ``steady``: what the machine has for experts when nothing else
+    runs, so that answers do not depend on what is free at the moment; None: the budget.
     """
     wanted, used, planned = list(layers), settings.experts_used, settings.ubatch
     every = sum(slot_bytes(group) * group[0].experts for group, _ in routed_groups(model, wanted))
@@ -100,16 +103,27 @@ def choose_batches(
         attention, threads = attention_work(model, settings), batch_threads(settings)
         larger = [size for size in BATCHES if planned < size <= settings.context]
         sizes |= {size for size in larger if batch_at(0, size, attention, threads) == size}
-    found: list[tuple[int, Batches]] = []
-    for size in sorted(sizes):
-        lent = max(0, buffers(size) - buffers(planned)) if buffers is not None else 0
-        working = working_bytes(model, wanted, budget - lent, size, used)
-        if working is not None:
-            stays = max(0, budget - lent - working)
-            found.append((-(-LONG // size) * (every - min(every, stays)), Batches(size, lent)))
-    if not found:
-        return Batches(small_batch(model, wanted, budget, planned, used))
-    return min(found, key=lambda item: (item[0], item[1].tokens))[1]
+
+    def lent(size: int) -> int:
+        return max(0, buffers(size) - buffers(planned)) if buffers is not None else 0
+
+    def working(size: int, room: int) -> int | None:
+        return working_bytes(model, wanted, room - lent(size), size, used)
+
+    def read(size: int, room: int) -> int:
+        stays = max(0, room - lent(size) - (working(size, room) or 0))
+        return -(-LONG // size) * (every - min(every, stays))
+
+    roomy = max(budget, steady or 0)
+    fewest = min(
+        (size for size in sorted(sizes) if working(size, roomy) is not None),
+        key=lambda size: read(size, roomy),
+        default=0,
+    )
+    for size in sorted(sizes, reverse=True):
+        if size <= fewest and working(size, budget) is not None:
+            return Batches(size, lent(size))
+    return Batches(small_batch(model, wanted, budget, planned, used))
 
 
 def batch_at(position: int, most: int, attention: int, threads: int) -> int:

@@ -122,9 +122,11 @@ class PlacementSearch:
                 tried.append(self._with_batch(context, batch))
                 if tried[-1].fits:
                     return tried[-1]
-        roomy = (candidate for candidate in tried if candidate.slow_room)
-        running = (candidate for candidate in tried if candidate.runs)
-        return next(roomy, None) or next(running, tried[-1])
+        running = [candidate for candidate in tried if candidate.runs]
+        for good in (lambda c: c.slow_room, lambda c: not c.paged, lambda c: True):
+            for candidate in filter(good, running):
+                return candidate
+        return tried[-1]
 
     @property
     def _batches(self) -> tuple[int, ...]:

@@ -95,12 +95,31 @@ def test_three_tiers() -> None:
 
 
 def test_does_not_fit() -> None:
-    """Less RAM than every token needs: no, with the numbers and what would change it."""
-    result = plan(moe_model(dense_mib=100), 3)
+    """Less RAM than KV cache and buffers take: no, with the numbers and what would change it."""
+    result = plan(moe_model(dense_mib=100), 3, context=65536)
     assert result.verdict is Verdict.NO
     assert result.max_context == 0
-    assert "GiB" in result.reason
+    assert "KV cache and buffers take" in result.reason and "GiB" in result.reason
     assert result.advice
+
+
+@pytest.mark.parametrize("experts", [0, 128])
+def test_weights_larger_than_memory_are_read_again(experts: int) -> None:
+    """Less RAM than what every token needs, and enough for KV cache and buffers: it runs from the
+    mapped file, as plain llama.cpp does, and is called too slow; nothing is promised twice."""
+    model = moe_model(experts=experts, dense_mib=100)
+    result = plan(model, 3)
+    assert result.verdict is Verdict.TOO_SLOW
+    assert 0 < result.paged == result.tiers.disk - sum(row.experts_disk for row in result.layers)
+    assert result.tiers.ram + result.tiers.disk == host_bytes(result)
+    assert result.tiers.ram == result.ram_budget
+    assert not result.settings.read_ahead and result.settings.cache_bytes == 0
+    assert result.cache.regime == ("page" if experts else "off")
+    assert "again and again" in result.reason
+    assert any("RAM" in line for line in result.advice)
+    roomier = plan(model, 3.05)
+    assert 0 < roomier.paged < result.paged
+    assert plan(model, 16).paged == 0
 
 
 def test_less_than_one_tokens_experts_is_too_slow() -> None:
@@ -115,14 +134,7 @@ def test_less_than_one_tokens_experts_is_too_slow() -> None:
     assert result.cache.regime in ("private", "page")
     assert result.max_context == result.settings.context
     assert 0 <= result.settings.cache_bytes <= result.ram_budget
-    assert plan(model, 1.2).verdict is Verdict.NO
-
-
-def test_a_dense_model_never_plans_the_disk() -> None:
-    """Without experts every token needs every weight."""
-    model = moe_model(experts=0, dense_mib=300)
-    assert plan(model, 16).verdict is Verdict.RAM
-    assert plan(model, 6).verdict is Verdict.NO
+    assert plan(model, 0.6).verdict is Verdict.NO
 
 
 def test_two_gpus_are_both_used() -> None:
@@ -380,4 +392,4 @@ def test_an_eighth_of_the_ram_for_other_conversations_if_the_model_runs_with_it(
     assert some.verdict.fits
     least = next(mib for mib in range(256, 8192, 64) if plan(model, mib / 1024).verdict.fits)
     assert plan(model, least / 1024, prompt_cache=None).settings.prompt_cache == 0
-    assert plan(model, least / 1024, prompt_cache=GIB).verdict is Verdict.NO
+    assert not plan(model, least / 1024, prompt_cache=GIB).verdict.fits
