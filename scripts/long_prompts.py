@@ -45,6 +45,10 @@ from localmoe.text import format_bytes
 
 MIB = 1 << 20
 GREEDY = Sampling(temperature=0)
+HEAD = (
+    "| memory | prompt | batch | tok/s | of computing | of the bound | GB read, × once per batch | "
+    "MB a token | peak, MiB (limit) | forecast tok/s | forecast MB a token |"
+)
 QUESTION = "A mixture of experts has many small networks and a router."
 
 
@@ -80,13 +84,20 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-@cache
-def planned(model: Model, memory: int | None, context: int, batch: int | None) -> Plan:
-    """As in a memory group of ``memory`` bytes; with ``batch``, everything in RAM."""
-    job = Job(model.name, model.size, "auto", memory, 0, 0, 0)
-    machine = machine_for(job, find_machine(PlanRequest(), hypothetical=False))
-    request = PlanRequest(Wishes(context=context, batch=batch))
-    return plan_for(model, machine, request, hypothetical=False)
+Planned = Callable[[int | None, int, int | None], Plan]
+
+
+def planner_of(model: Model) -> Planned:
+    """Plans as in a memory group of so many bytes, for a context; with a batch that is wished."""
+
+    @cache
+    def planned(memory: int | None, context: int, batch: int | None) -> Plan:
+        job = Job(model.name, model.size, "auto", memory, 0, 0, 0)
+        machine = machine_for(job, find_machine(PlanRequest(), hypothetical=False))
+        request = PlanRequest(Wishes(context=context, batch=batch))
+        return plan_for(model, machine, request, hypothetical=False)
+
+    return planned
 
 
 def context_for(prompt: int) -> int:
@@ -99,7 +110,7 @@ class Table:
     def __init__(
         self, model: Model, limits: Sequence[int], prompts: Sequence[int], runs: int
     ) -> None:
-        self._model = model
+        self._model, self._planned = model, planner_of(model)
         self._cells = [(memory, prompt) for prompt in prompts for memory in limits]
         self._runs = runs
 
@@ -112,11 +123,14 @@ class Table:
         for job in waiting[:at_most]:
             made = run(job, self._model, start_of(job.regime, self._plan(job), ""))
             log.add(made)
-            yield f"{job.regime} {job.memory} {job.prompt_tokens}: {made.prefill_tps:.1f} tok/s, " + (
-                made.error or f"disk {made.disk / 1e9:.2f} GB/s, waited {made.stall_s or 0:.1f} s"
+            yield (
+                f"{job.regime} {job.memory} {job.prompt_tokens}: {made.prefill_tps:.1f} tok/s, "
+                + (
+                    made.error
+                    or f"disk {made.disk / 1e9:.2f} GB/s, waited {made.stall_s or 0:.1f} s"
+                )
             )
-        yield "| memory | prompt | batch | tok/s | of computing | of the bound | GB read, × once per"
-        yield "batch | MB a token | peak, MiB (limit) | forecast tok/s | forecast MB a token |"
+        yield HEAD
         for memory, prompt in self._cells:
             pairs = [tuple(self._pair(memory, prompt, n)) for n in range(self._runs)]
             done = {made.job: made for made in log.of([job for pair in pairs for job in pair])}
@@ -132,13 +146,13 @@ class Table:
 
     def _plan(self, job: Job) -> Plan:
         batch = int(job.asked.partition("=")[2] or 0)
-        return planned(self._model, job.memory, context_for(job.prompt_tokens), batch or None)
+        return self._planned(job.memory, context_for(job.prompt_tokens), batch or None)
 
     def _row(self, memory: int, prompt: int, pairs: Sequence[tuple[Run, Run]]) -> str:
         good = [(a, b) for a, b in pairs if not a.error and not b.error]
         if not good:
             return f"| {memory} | {prompt} | {pairs[0][1].error} |"
-        plan = planned(self._model, memory, context_for(prompt), None)
+        plan = self._planned(memory, context_for(prompt), None)
         settings, size = plan.settings, sum(layer.expert_bytes for layer in self._model.layers)
         attention = attention_work(self._model, settings)
         count = len(batches(prompt, settings.ubatch, attention, batch_threads(settings)))
@@ -165,9 +179,11 @@ class Table:
         )
 
 
-def opened(model: Model, memory: int, context: int, use: Callable[[Engine], Iterator[str]]) -> Iterator[str]:
+def opened(
+    model: Model, memory: int, context: int, use: Callable[[Engine], Iterator[str]]
+) -> Iterator[str]:
     """What ``use`` says of an engine in a memory group."""
-    plan = planned(model, memory, context, None)
+    plan = planner_of(model)(memory, context, None)
     settings = plan.settings
     yield (
         f"{model.name}, {format_bytes(memory)}: {plan.cache.regime}, batch {settings.ubatch}, "
@@ -180,9 +196,7 @@ def opened(model: Model, memory: int, context: int, use: Callable[[Engine], Iter
         yield from use(engine)
 
 
-def interrupts(
-    model: Model, memory: int, positions: Sequence[int], runs: int
-) -> Iterator[str]:
+def interrupts(model: Model, memory: int, positions: Sequence[int], runs: int) -> Iterator[str]:
     """Seconds from an interrupt to the end of the request, while a prompt is read, by position."""
     dice = random.Random(1)
 

@@ -31,7 +31,8 @@ def plan_cache(
     ``host_experts``: bytes of routed experts in host memory per layer; ``room``: RAM in which they
     may stay. ``wish``: auto, off, page or private; ``wished_bytes`` bounds the private memory;
     ``mappings``: the system's limit of them for a process, None without one; ``buffers``: as for
-    ``choose_batches``, as ``steady``; ``paged``: bytes of weights that every token needs and RAM cannot keep.
+    ``choose_batches``, as ``steady``; ``paged``: bytes of weights that every token needs and RAM
+    cannot keep.
     """
     experts = sum(host_experts.values())
     layers = sorted(index for index, size in host_experts.items() if size)
@@ -67,7 +68,9 @@ def plan_cache(
         room = most
     said = "".join(f"; {limit}" for limit in limits)
     if paged:
-        why = f"RAM lacks {format_bytes(paged)} for what every token needs: the page cache has it all"
+        why = (
+            f"RAM lacks {format_bytes(paged)} for what every token needs: all is read page by page"
+        )
         return dataclasses.replace(settings, cache="page"), CachePlan("page", room, why)
     if room < needed_budget(model, layers, 1, settings.experts_used):
         why = f"{format_bytes(room)} hold less than one layer's experts of one token{said}"

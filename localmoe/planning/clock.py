@@ -17,8 +17,8 @@ from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU
 from localmoe.planning.places import holder, is_remote
 from localmoe.planning.plan import Plan
-from localmoe.planning.prefill import attention_work, batches
-from localmoe.planning.seconds import NOTHING, Seconds, Spread
+from localmoe.planning.prefill import attention_work, batches, working_bytes
+from localmoe.planning.seconds import NOTHING, Seconds, Spread, ms, per_second
 from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
 from localmoe.text import counted, format_bytes
@@ -89,11 +89,14 @@ class Clock:
         self._regime = plan.cache.regime if plan.tiers.disk > 0 and experts else ""
         # Every pass over the weights pushes out what the next one begins with: all are read again.
         self._again = sum(m.nbytes for m in self._dense) if plan.paged else 0
+        self._passing = self._regime  # how a prompt's experts come
         self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
         if self._regime in MISS:
             self._kept = min(1.0, plan.cache.budget / experts)
             share = self._active_experts / experts
             self._hit_rate = expected_hit_rate(profile, self._kept, used_share=share)
+            if self._regime == "private" and not self._streams():
+                self._passing = "off"
 
     # -- answers -----------------------------------------------------------------------------
 
@@ -188,26 +191,26 @@ class Clock:
         """
         processor = self._processor(1, context, self._threads) + self._choosing()
         threads = counted(self._threads, "thread")
-        parts = [f"{_ms(processor)} for {_per_second(self._host_bytes(), processor)} ({threads})"]
+        parts = [f"{ms(processor)} for {per_second(self._host_bytes(), processor)} ({threads})"]
         on_devices = sum(m.nbytes * m.share for m in self._work.matrices if m.home != CPU)
         if self._devices:
             known = all(self._rates.on_device(name) for name in self._devices)
             told = "" if known else ", its speed assumed"
             place = holder(tuple(self._devices))
             seconds = self._apart(1, context).expected
-            parts.append(f"{_ms(seconds)} for {_per_second(on_devices, seconds)} on {place}{told}")
+            parts.append(f"{ms(seconds)} for {per_second(on_devices, seconds)} on {place}{told}")
         if self._again:
             size = format_bytes(int(self._again))
-            parts.append(f"{_ms(self._paging().expected)} to read {size} of weights again")
+            parts.append(f"{ms(self._paging().expected)} to read {size} of weights again")
         if self._regime in MISS:
             missed = (1 - self._hit_rate) * self._active_experts
             seconds = self.reading(missed, self._regime).expected
             parts.append(
-                f"{_ms(seconds)} for {format_bytes(int(missed))} from the disk "
+                f"{ms(seconds)} for {format_bytes(int(missed))} from the disk "
                 f"({self._hit_rate:.0%} of the experts found in memory)"
             )
         total = self.decode(context).expected
-        return f"{_ms(total)} a token: {', '.join(parts)}"
+        return f"{ms(total)} a token: {', '.join(parts)}"
 
     # -- tiers -------------------------------------------------------------------------------
 
@@ -218,13 +221,24 @@ class Clock:
             computing += self._apart(size, before)
             if self._regime in MISS:
                 kept = self._there(before, cold=cold)
-                hidden = (FIRST_HIDDEN if cold else HIDDEN)[self._regime]
+                hidden = (FIRST_HIDDEN if cold else HIDDEN)[self._passing]
                 computing = self._beside(computing, self._missed(size, kept), hidden)
             total += computing + self._paging()
         return total
 
+    def _streams(self) -> bool:
+        """Whether the cache's memory is enough for a batch's experts to pass through it."""
+        settings = self._plan.settings
+        host = expert_bytes_on_host(self._model, settings)
+        room = settings.cache_bytes - settings.cache_lent
+        layers = [layer for layer, size in host.items() if size]
+        used = settings.experts_used
+        return working_bytes(self._model, layers, room, settings.ubatch, used) is not None
+
     def _there(self, before: int, *, cold: bool) -> float:
         """Share of the experts in memory when a batch begins after ``before`` tokens."""
+        if self._passing != self._regime:
+            return 0.0
         return min(self._kept, self._touched(before)) if cold else self._kept
 
     def _batches(self, tokens: int) -> Sequence[tuple[int, int]]:
@@ -324,7 +338,7 @@ class Clock:
         """``computing`` a batch while ``size`` bytes of experts are read for it; the share
         ``hidden`` of the shorter one costs no time.
         """
-        reading = Seconds.of(size / self._read_speed() * BATCH_MISS[self._regime], READ)
+        reading = Seconds.of(size / self._read_speed() * BATCH_MISS[self._passing], READ)
 
         def both(a: float, b: float) -> float:
             return max(a, b) + (1 - hidden) * min(a, b)
@@ -384,20 +398,6 @@ def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:
     return TypeRate(
         _times(known.vector, scale), _times(known.row, scale), known.dense, known.experts
     )
-
-
-def _ms(seconds: float) -> str:
-    """``0.35 ms``, ``4.2 ms``, ``148 ms``."""
-    figure = 1000 * seconds
-    digits = 2 if figure < 0.995 else 1 if figure < 9.95 else 0
-    return f"{figure:,.{digits}f} ms"
-
-
-def _per_second(size: float, seconds: float) -> str:
-    """``997 MiB of weights at 11.0 GB/s``; without weights, what else there is to do."""
-    if not size:
-        return "what is not a matrix"
-    return f"{format_bytes(int(size))} of weights at {size / max(seconds, 1e-12) / 1e9:.1f} GB/s"
 
 
 def _times(curve: Curve, scale: float) -> Curve:

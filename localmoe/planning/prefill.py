@@ -4,7 +4,8 @@ A batch of some hundred tokens chooses nearly every expert, so all of them pass 
 per batch: the larger the batch, the fewer bytes are read per token, and the more memory its buffers
 take. They are lent by the experts' memory while the prompt is read (``EngineSettings.cache_lent``).
 How the experts pass is decided by ``streams`` in ``expert_streaming.cpp``: layer by layer, the next
-one beside the one that is computed, or projection by projection through two stages.
+one beside the one that is computed, or projection by projection through two stages; where not even
+those fit, from the file's mapping, page by page.
 """
 
 from __future__ import annotations
@@ -61,24 +62,11 @@ def working_bytes(
 
 
 def least_budget(model: Model, layers: Iterable[int], settings: EngineSettings) -> int:
-    """Bytes without which the private regime cannot compute a batch of the planned size."""
+    """Bytes without which a batch of the planned size is not read by the private regime."""
     wanted, used = list(layers), settings.experts_used
     staged = stage_bytes(model, wanted) + needed_budget(model, wanted, 1, used)
     whole = needed_budget(model, wanted, settings.ubatch, used)
     return min(whole, staged) + settings.cache_lent
-
-
-def small_batch(model: Model, layers: Iterable[int], budget: int, batch: int, used: int = 0) -> int:
-    """The largest batch, at most ``batch``, whose experts of a layer leave half of the budget free.
-
-    In the worst case a token's top-k are experts of its own. The free half is where the next layer
-    is read meanwhile. When even one token takes more than half, 1: it is the smallest there is.
-    """
-    for tensors, own in routed_groups(model, layers):
-        slots = budget // 2 // slot_bytes(tensors)
-        if slots < tensors[0].experts:
-            batch = min(batch, max(1, slots // max(1, used or own)))
-    return batch
 
 
 def choose_batches(
@@ -123,7 +111,7 @@ def choose_batches(
     for size in sorted(sizes, reverse=True):
         if size <= fewest and working(size, budget) is not None:
             return Batches(size, lent(size))
-    return Batches(small_batch(model, wanted, budget, planned, used))
+    return Batches(planned)
 
 
 def batch_at(position: int, most: int, attention: int, threads: int) -> int:

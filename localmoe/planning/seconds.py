@@ -1,11 +1,12 @@
-"""A time with its bounds."""
+"""How long something takes, from best to worst, and how that is said. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-Spread = tuple[float, float]
-"""Expected seconds are multiplied by the first at best, by the second at worst."""
+from localmoe.text import format_bytes
+
+Spread = tuple[float, float]  # the expected seconds are multiplied by it, at best and at worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,17 @@ class Seconds:
 
 
 NOTHING = Seconds(0.0, 0.0, 0.0)
+
+
+def ms(seconds: float) -> str:
+    """``0.35 ms``, ``4.2 ms``, ``148 ms``."""
+    figure = 1000 * seconds
+    digits = 2 if figure < 0.995 else 1 if figure < 9.95 else 0
+    return f"{figure:,.{digits}f} ms"
+
+
+def per_second(size: float, seconds: float) -> str:
+    """``997 MiB of weights at 11.0 GB/s``; without weights, what else there is to do."""
+    if not size:
+        return "what is not a matrix"
+    return f"{format_bytes(int(size))} of weights at {size / max(seconds, 1e-12) / 1e9:.1f} GB/s"

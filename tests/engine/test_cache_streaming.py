@@ -86,6 +86,22 @@ def test_interrupts_short_batches_and_the_answer_after(path: Path, threads: int)
         assert 0 < ran.counters["resident_bytes"] <= budget * 5 // 4
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_without_room_for_the_stages_the_mapping_serves(path: Path, threads: int) -> None:
+    """With memory for one token's experts alone, batches are multiplied where the file is mapped
+    and answers from that memory, by turns: nothing differs, and prompts take nothing of it."""
+    base = dataclasses.replace(BASE, threads=threads, threads_batch=threads)
+    model = read_model(path)
+    budget = needed_budget(model, range(len(model.layers)), 2)
+    assert budget < least(model)
+    turns = (Turn(LONG, 3), Turn("Another. " + LONG, stop=("prefill", 1, 40)), Turn(FIRST * 3, 3))
+    plain, cached = run_cases(path, [Case(base, turns), Case(streamed(budget, base), turns)])
+    assert cached.turns == plain.turns
+    assert 0 < cached.counters["resident_bytes"] <= budget
+    every = sum(tensor.nbytes for tensor in routed_tensors(model))
+    assert cached.counters["bytes_read"] < every, "for the answers' six tokens alone"
+
+
 def test_a_budget_that_shrinks_and_grows_meanwhile(path: Path) -> None:
     """Another thread moves the budget between what the stages take and all experts."""
     model = read_model(path)

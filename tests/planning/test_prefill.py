@@ -21,7 +21,6 @@ from localmoe.planning.prefill import (
     batches,
     choose_batches,
     least_budget,
-    small_batch,
     stage_bytes,
     working_bytes,
 )
@@ -50,24 +49,9 @@ def buffers(batch: int) -> int:
     return batch * 96 * MIB // 512
 
 
-def test_a_small_batch_leaves_half_of_the_budget(model: Model) -> None:
-    """Twice what the batch needs fits, the next larger batch does not; one token is the least."""
-    layers = layers_of(model)
-    sizes = set()
-    for budget in range(needed_budget(model, layers, 1), 16 * MIB, 100_000):
-        batch = small_batch(model, layers, budget, 24)
-        sizes.add(batch)
-        assert 1 <= batch <= 24
-        if batch > 1:
-            assert 2 * needed_budget(model, layers, batch) <= budget
-        if batch < 24:
-            assert 2 * needed_budget(model, layers, batch + 1) > budget
-    assert sizes == {1, 2, 3, 24}, "16 experts, 4 of them per token"
-
-
 def test_two_projections_are_enough_for_a_large_batch(big: Model) -> None:
     """A layer takes some 340 MB, its largest projection half of that: with two of those and a
-    token's experts a full batch is read, and with less a small one."""
+    token's experts a full batch is read. With less it is no smaller: the mapping serves it."""
     layers = layers_of(big)
     staged = stage_bytes(big, layers) + needed_budget(big, layers, 1)
     whole = 2 * needed_budget(big, layers, 512)
@@ -76,7 +60,7 @@ def test_two_projections_are_enough_for_a_large_batch(big: Model) -> None:
     assert working_bytes(big, layers, whole - 1, 512) == staged
     assert working_bytes(big, layers, whole, 512) == whole
     assert choose_batches(big, layers, staged, SETTINGS) == Batches(512)
-    assert choose_batches(big, layers, staged - 1, SETTINGS).tokens < 16
+    assert choose_batches(big, layers, staged - 1, SETTINGS) == Batches(512)
     assert working_bytes(big, layers, staged - 1, 512) is None
 
 
@@ -96,12 +80,27 @@ def test_larger_batches_where_their_buffers_cost_less_than_they_save(big: Model)
             batches_.tokens > 512
         )
         settings = dataclasses.replace(SETTINGS, ubatch=batches_.tokens, cache_lent=batches_.lent)
-        assert least_budget(big, layers, settings) <= budget * MIB or batches_.tokens == 1
+        fits = working_bytes(big, layers, budget * MIB, 512) is not None
+        assert not fits or least_budget(big, layers, settings) <= budget * MIB
     short = dataclasses.replace(SETTINGS, context=1024)
     assert choose_batches(big, layers, 12_000 * MIB, short, buffers).tokens <= 1024
     assert choose_batches(big, layers, 12_000 * MIB, SETTINGS).tokens == 512, "not asked for"
     two = dataclasses.replace(SETTINGS, threads=2)
     assert choose_batches(big, layers, 12_000 * MIB, two, buffers).tokens == 2048
+
+
+def test_what_is_free_at_the_moment_does_not_change_the_batch(big: Model) -> None:
+    """The batch is that of the machine with nothing else on it, wherever its buffers still fit."""
+    layers, steady = layers_of(big), 12_000 * MIB
+    whole = choose_batches(big, layers, steady, SETTINGS, buffers)
+    assert whole.tokens == 4096
+    for budget in range(1_300, 12_000, 100):
+        assert choose_batches(big, layers, budget * MIB, SETTINGS, buffers, steady) == whole
+    short = choose_batches(big, layers, 900 * MIB, SETTINGS, buffers, steady)
+    assert 512 < short.tokens < 4096, "the buffers of the whole one leave no room for the stages"
+    every = 40_000 * MIB
+    kept = choose_batches(big, layers, 2_000 * MIB, SETTINGS, buffers, every)
+    assert kept == Batches(512), "all experts would fit: the usual batch, as when they do"
 
 
 def test_batches_follow_the_position(big: Model) -> None:

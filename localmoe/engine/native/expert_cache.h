@@ -158,6 +158,7 @@ struct group {
     bool   direct    = true;     // file and memory agree modulo BLOCK for every expert
     bool   taken     = false;    // tensors are redirected
     bool   streamed  = false;    // in this visit
+    bool   mapped    = false;    // in this visit: multiplied where llama.cpp has mapped the file
     int    resident  = 0;
     int    capacity  = 0;
     double share     = -1;       // of its experts at the planned budget; < 0: like the others
@@ -353,7 +354,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     // ---- streaming -------------------------------------------------------------------------------
 
+    uint64_t passing(const group & g, int64_t rows, int64_t used) const;
     bool streams(const group & g, int64_t rows, int64_t used) const;
+    bool maps(const group & g, int64_t rows, int64_t used) const;
     void borrow(uint64_t & what, uint64_t bytes);
     bool stages();
     void free_stages();

@@ -5,7 +5,7 @@
 // brought to a stage, in the layout of the file and by large reads, experts that are in memory are copied from
 // there, and the tensor points to the stage while it is multiplied; meanwhile the next projection comes to the
 // other stage. So each expert is read once per batch, with the memory of two projections, and those that the
-// answer's tokens use stay where they are.
+// answer's tokens use stay where they are. Where not even the stages fit, the file's own mapping serves the batch.
 
 #if defined(__linux__)
 
@@ -18,13 +18,23 @@
 
 namespace localmoe {
 
+// Bytes of the experts that so many of a prompt's tokens choose in a layer, each its own; 0 where they need not pass
+// through memory.
+uint64_t expert_cache::passing(const group & g, int64_t rows, int64_t used) const {
+    bool pass = how_ == PRIVATE && !decoding_ && rows > 1 && all_slots_ > budget_ - std::min(budget_, lent_ + staged_);
+    return pass ? uint64_t(std::min(int64_t(g.experts.size()), rows * used)) * largest_slot_ : 0;
+}
+
 // Whether a batch that routes so many tokens to a layer goes through the stages: its experts do not fit with the
 // next layer's beside them, and the stages do, with one token's experts for a layer that computes no more.
 bool expert_cache::streams(const group & g, int64_t rows, int64_t used) const {
-    auto     bytes = [&](int64_t experts) { return uint64_t(std::min(int64_t(g.experts.size()), experts)) * largest_slot_; };
-    uint64_t left  = budget_ - std::min(budget_, lent_ + staged_);
-    return how_ == PRIVATE && !decoding_ && rows > 1 && all_slots_ > left && 2 * bytes(rows * used) > left &&
-           (staged_ || 2 * stage_bytes_ + bytes(used) <= left);
+    uint64_t left = budget_ - std::min(budget_, lent_ + staged_);
+    return 2 * passing(g, rows, used) > left && (staged_ || 2 * stage_bytes_ + uint64_t(used) * largest_slot_ <= left);
+}
+
+// Whether it is multiplied from the file's mapping, page by page: neither its experts nor the stages fit.
+bool expert_cache::maps(const group & g, int64_t rows, int64_t used) const {
+    return !streams(g, rows, used) && passing(g, rows, used) > budget_ - std::min(budget_, lent_ + staged_);
 }
 
 // Takes bytes of the budget for something else, and gives back what it had been taken for before.

@@ -474,11 +474,12 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
         g.turn = visit_;
         g.predicted = false;
         g.streamed = streams(g, n, k);
+        g.mapped = maps(g, n, k);
         row = observe(g, ids);
     }
     g.seen |= 1u << t;
-    if (how_ == PRIVATE && !g.taken) {
-        take_tensors(g);
+    if (how_ == PRIVATE && g.taken == g.mapped) {
+        g.mapped ? give_tensors_back(g) : take_tensors(g);
     }
     needed_.clear();
     for (int64_t token = 0; token < n; token++) {
@@ -513,6 +514,9 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
     }
     if (g.streamed) {
         stream(lock, g, t, n, k);
+        return;
+    }
+    if (g.mapped) {
         return;
     }
     if (!needed_.empty()) {
