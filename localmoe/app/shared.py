@@ -249,6 +249,9 @@ class Caller:
     def silent_s(self) -> float:
         return self._engine.silent_s
 
+    def at_work(self) -> bool:
+        return self._engine.at_work()
+
     def load(self) -> Iterator[LoadProgress | Loaded]:
         """It is loaded."""
         assert self._model.loaded is not None

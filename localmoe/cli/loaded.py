@@ -59,9 +59,9 @@ def open_model(name: str | None, options: Options, output: Output) -> Iterator[L
 def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
     """Within the block Ctrl-C cancels what the engine does; a second one ends the engine.
 
-    If cancelling takes long, a note says what it waits for: the disk, a GPU or other machines, as
-    the processor stops within milliseconds. Other machines may be asleep: their silence is noted,
-    and the first Ctrl-C ends the engine if they do not react to it.
+    If cancelling takes long, a note says what it waits for: the end of a long operation, the disk,
+    a GPU or other machines. Other machines may be asleep: their silence is noted, and the first
+    Ctrl-C ends the engine if they do not react to it.
     """
     settings, over = model.plan.settings, threading.Event()
     new_line = "\n" if output.stderr.is_terminal else ""
@@ -69,7 +69,8 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
     awaited = named(settings.remotes) if settings.remotes else awaited
 
     def tell() -> None:
-        output.note(f"{new_line}waiting for {awaited}; Ctrl-C again leaves")
+        what = "the end of a long operation" if model.engine.at_work() else awaited
+        output.note(f"{new_line}waiting for {what}; Ctrl-C again leaves")
         if settings.remotes and not over.wait(REMOTE_PATIENCE):
             model.engine.close()
 

@@ -21,6 +21,7 @@ from localmoe.errors import EngineBusyError, EngineCrashError, EngineError, Loca
 
 PATIENCE = 3.0  # seconds that a cancelled request may take to end
 AT_WORK = 0.2  # of a processor; a worker that uses as much is inside a long operation
+LOOK = 0.3  # seconds for which that is looked at
 LONGEST = 60.0  # seconds that such a one may take
 LAST_PATIENCE = 1.0  # the same when the program is ending, and that a killed process may take
 
@@ -143,6 +144,14 @@ class Connection(ABC):
     def silent_s(self) -> float:
         """Seconds since the request under way was sent, or had its last event; 0 without one."""
         return time.monotonic() - self._heard if self._running else 0.0
+
+    def at_work(self) -> bool:
+        """Whether the worker computes, as seen for some tenths of a second: not stopped yet, it is
+        inside a long operation.
+        """
+        before = self._processor_s()
+        time.sleep(LOOK)
+        return self._processor_s() - before >= AT_WORK * LOOK
 
     def cancel(self) -> None:
         """Interrupt the running request, if there is one. Safe from threads and signal handlers."""

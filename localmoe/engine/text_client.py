@@ -26,6 +26,10 @@ class TextClient:
         """Seconds since the worker last said something of what it is asked for; 0 if of nothing."""
         return self._worker.silent_s
 
+    def at_work(self) -> bool:
+        """Whether the worker computes, or waits; takes some tenths of a second."""
+        return self._worker.at_work()
+
     def generate(self, request: Request) -> Generator[AnswerEvent, None, None]:
         """Answer one request; the last event is ``Finished``. Dropping the iterator cancels.
 

@@ -46,6 +46,9 @@ class ScriptedEngine:
 
     silent_s = 0.0
 
+    def at_work(self) -> bool:
+        return False
+
     def load(self) -> Iterator[LoadProgress | Loaded]:
         self.alive = True
         self.loads += 1
