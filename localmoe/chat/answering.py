@@ -21,7 +21,7 @@ from localmoe.chat.events import (
     Usage,
 )
 from localmoe.chat.likelihoods import Likelihoods
-from localmoe.chat.replay import Prompt, Sampled, sampled_text
+from localmoe.chat.replay import Prompt, Sampled, sampled_text, sampled_tokens
 from localmoe.chat.session import Message, ToolCall
 from localmoe.chat.settings import Settings
 from localmoe.chat.splitter import Answer, Calling, Piece, Reasoning, Splitter
@@ -96,6 +96,7 @@ def answer(
         sampling=settings.sampling,
         grammar=grammar,
         data=rendered.data,
+        written=rendered.written,
         top_logprobs=settings.top_logprobs,
     )
     likelihoods = Likelihoods()
@@ -130,8 +131,9 @@ def _remember(
 ) -> None:
     """Keep what was sampled for these calls, until their client returns them."""
     text, data = sampled_text(tokens)
-    prompt = Prompt(rendered.prompt, rendered.stable_chars, rendered.data)
-    sampled = Sampled(rendered.canonical, prompt, text, data, done.reasoning)
+    prompt = Prompt(rendered.prompt, rendered.stable_chars, rendered.data, rendered.written)
+    numbers = sampled_tokens(tokens)
+    sampled = Sampled(rendered.canonical, prompt, text, data, numbers, done.reasoning)
     template.replay.remember([call.id for call in done.calls], sampled)
 
 

@@ -1,4 +1,4 @@
-"""What was sampled for a call, put back byte for byte when its client returns the history.
+"""What was sampled for a call, put back token for token when its client returns the history.
 
 A client returns a call as name and arguments; the template writes it in its own way, with other
 blank space, perhaps without the thinking. The model has read something else then, and all that
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from localmoe.chat.calls.format import CallFormat
 from localmoe.chat.session import Message
-from localmoe.engine.events import Span, Token
+from localmoe.engine.events import Span, Token, Written
 
 MOST_CHARACTERS = 32 << 20  # of all that is kept
 TRIES = 2  # of the latest calls that are known
@@ -22,11 +22,12 @@ TRIES = 2  # of the latest calls that are known
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt in the making; ``data`` is what of it is text, whatever it spells."""
+    """A prompt in the making; ``data`` and ``written`` as in ``Request``."""
 
     text: str
     stable_chars: int
     data: tuple[Span, ...]
+    written: tuple[Written, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,14 @@ class Sampled:
     prompt: Prompt
     text: str
     data: tuple[Span, ...]
+    tokens: tuple[int, ...]
     reasoning: str
 
     @property
     def size(self) -> int:
-        return len(self.canonical) + len(self.prompt.text) + len(self.text)
+        """Characters, a token counted as four."""
+        tokens = len(self.tokens) + sum(len(tokens) for *_, tokens in self.prompt.written)
+        return len(self.canonical) + len(self.prompt.text) + len(self.text) + 4 * tokens
 
 
 Render = Callable[[Sequence[Message]], Prompt]
@@ -116,7 +120,13 @@ def _joined(known: Sampled, turn: str, whole: Prompt, calls: CallFormat) -> Prom
         *((start + shift, stop + shift) for start, stop in whole.data if start >= end),
     )
     stable = whole.stable_chars + shift if whole.stable_chars >= end else lead
-    return Prompt(begin + whole.text[end:], stable, data)
+    parts = (*known.prompt.written, (lead, len(begin), known.tokens))
+    return Prompt(begin + whole.text[end:], stable, data, parts)
+
+
+def sampled_tokens(tokens: Sequence[Token]) -> tuple[int, ...]:
+    """The numbers of an answer's tokens; one with an unfinished character comes twice."""
+    return tuple({token.tokens: token.token for token in tokens}.values())
 
 
 def sampled_text(tokens: Sequence[Token]) -> tuple[str, tuple[Span, ...]]:

@@ -27,7 +27,7 @@ from localmoe.chat.template_messages import (
 )
 from localmoe.chat.thinking import ThinkControl, ThinkLevel
 from localmoe.chat.tool_style import ToolStyle, find_style
-from localmoe.engine.events import Span
+from localmoe.engine.events import Span, Written
 from localmoe.errors import ContextOverflowError
 
 MOST_CHARACTERS = 8 << 20  # of a conversation; a million tokens are about 4 million
@@ -43,6 +43,7 @@ class Rendered:
     format: AnswerFormat | None  # None: plain completion, nothing is split off
     calls: CallFormat | None = None  # how it calls tools; None where there are none
     canonical: str = ""  # the prompt as the template alone writes it
+    written: tuple[Written, ...] = ()  # what of the prompt the model has written itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class ChatTemplate:
                 render = partial(self._render, tools=tools, arguments=arguments, format_=format_)
                 prompt = self.replay.put_back(given, prompt, calls, render)
             text, stable, data = prompt.text, prompt.stable_chars, prompt.data
-            return Rendered(text, stable, data, format_, calls, canonical)
+            return Rendered(text, stable, data, format_, calls, canonical, prompt.written)
         assert refusal is not None
         raise refusal
 

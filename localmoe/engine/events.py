@@ -28,13 +28,19 @@ Span = tuple[int, int]
 """(start, end) of a part of a text, in characters."""
 
 
+Written = tuple[int, int, tuple[int, ...]]
+"""(start, end, tokens) of a part of a prompt that the model wrote: in characters, and as what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One answer to generate.
 
     ``prompt`` is text after the chat template. Its first ``stable_chars`` characters will be part
     of the next turn's prompt too; models that cannot roll back keep a checkpoint there. ``data``
-    are the parts that came with the messages: text, whatever special tokens they spell.
+    are the parts that came with the messages: text, whatever special tokens they spell. ``written``
+    are those that the model wrote earlier: read as the tokens that it sampled then, which need not
+    be those that the text would have.
     """
 
     prompt: str
@@ -43,6 +49,7 @@ class Request:
     sampling: Sampling = Sampling()
     grammar: str | None = None  # GBNF that the answer must follow
     data: tuple[Span, ...] = ()
+    written: tuple[Written, ...] = ()
     add_bos: bool = True  # False: no more tokens than the prompt's, for measurements
     ignore_end: bool = False  # go on after the model ended: for measurements
     top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures

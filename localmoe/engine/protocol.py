@@ -189,7 +189,8 @@ def request_from_json(data: Message) -> Request:
     spans = tuple((start, end) for start, end in data["data"])
     biases = tuple((token, bias) for token, bias in data["sampling"]["logit_bias"])
     sampling = Sampling(**{**data["sampling"], "logit_bias": biases})
-    return Request(**{**data, "sampling": sampling, "data": spans})
+    written = tuple((start, end, tuple(tokens)) for start, end, tokens in data["written"])
+    return Request(**{**data, "sampling": sampling, "data": spans, "written": written})
 
 
 def report_from_json(data: Message) -> MemoryReport:

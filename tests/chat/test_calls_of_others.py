@@ -68,7 +68,6 @@ KNOWN_MISSES = {
     "qwen3-xml/bug-missing-close-parameter-before-function": "the same",
     "qwen3-xml/llamacpp-q35-call-inside-think": "within thinking that has not ended",
     "kimi/k3-control-marker-text-in-value": "its ids make text of what this test takes for tokens",
-    "kimi/k3-xtml-attr-escaping": "keys with HTML escapes",
     "llama/l3-sglang-text-before-python-tag": "Llama 3 without its template's form",
     "llama/l4-truncated-missing-close-bracket": "the first call is whole, and kept",
 }

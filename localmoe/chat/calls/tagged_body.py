@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Sequence
 
@@ -44,6 +45,8 @@ class TaggedReader:
         call.say("{")
         while (yield from self._another(call, self._call_end)):
             key, word = yield from self._key(call)
+            if property_schema(call.schema, key, call.schema) is None:
+                key = html.unescape(key)  # Kimi K3 writes keys as attributes
             if key in seen:
                 raise NoCall
             call.say((", " if seen else "") + json.dumps(key, ensure_ascii=False) + ": ")

@@ -178,7 +178,9 @@ class Generator:
 
     def _prompt_tokens(self, request: Request) -> list[int]:
         """Raises EngineError for an empty prompt, ContextOverflowError for one that is too long."""
-        prompt = self.vocabulary.prompt(request.prompt, request.data, add_bos=request.add_bos)
+        prompt = self.vocabulary.prompt(
+            request.prompt, request.data, request.written, add_bos=request.add_bos
+        )
         if not prompt:
             raise EngineError("the prompt is empty")
         if len(prompt) >= self.context:
@@ -225,7 +227,9 @@ class Generator:
             return 0
         chars = request.stable_chars
         data = [(start, min(end, chars)) for start, end in request.data if start < chars]
-        stable = self.vocabulary.prompt(request.prompt[:chars], data, add_bos=request.add_bos)
+        written = [part for part in request.written if part[1] <= chars]
+        text = request.prompt[:chars]
+        stable = self.vocabulary.prompt(text, data, written, add_bos=request.add_bos)
         count = 0
         for a, b in zip(stable, prompt[:-1], strict=False):
             if a != b:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from localmoe.engine.events import Part, Span
+from localmoe.engine.events import Part, Span, Written
 from localmoe.engine.worker.binding import llama
 from localmoe.errors import EngineError
 
@@ -50,21 +50,50 @@ class Vocabulary:
         self.size = int(llama.llama_vocab_n_tokens(self.handle))
         self._entries: dict[int, Entry] = {}
 
-    def prompt(self, text: str, data: Sequence[Span] = (), *, add_bos: bool = True) -> list[int]:
-        """Token ids of a whole prompt; ``data``: where it is only text, in order.
+    def prompt(
+        self,
+        text: str,
+        data: Sequence[Span] = (),
+        written: Sequence[Written] = (),
+        *,
+        add_bos: bool = True,
+    ) -> list[int]:
+        """Token ids of a whole prompt; ``data``: where it is only text, ``written``: where it has
+        been tokens of the model's; both in order.
 
         The beginning-of-sequence token comes first where the model wants one, and once: not again
         where the template has written it, perhaps behind white space.
         """
-        tokens = self.parse(text, data)
+        tokens = self._with_written(text, data, written)
         bos = int(llama.llama_vocab_bos(self.handle))
         if not add_bos or bos < 0 or not llama.llama_vocab_get_add_bos(self.handle):
             return tokens
         blank = 0
         while blank < len(tokens) and not self.entry(tokens[blank]).data.strip():
             blank += 1
-        written = tokens[blank : blank + 1] == [bos]
-        return tokens[blank:] if written else [bos, *tokens]
+        has_bos = tokens[blank : blank + 1] == [bos]
+        return tokens[blank:] if has_bos else [bos, *tokens]
+
+    def _with_written(
+        self, text: str, data: Sequence[Span], written: Sequence[Written]
+    ) -> list[int]:
+        """Token ids of ``text``, what the model wrote as it wrote it.
+
+        Where each stretch of text gets a space in front, that behind has to begin with a special
+        token: else it would be another text.
+        """
+        ids: list[int] = []
+        at = 0
+        for start, end, tokens in written:
+            if self._begins_with_space and not self._begins_special(text[end:]):
+                continue
+            ids += [*self.parse(text[at:start], _within(data, at, start)), *tokens]
+            at = end
+        return ids + self.parse(text[at:], _within(data, at, len(text)))
+
+    def _begins_special(self, text: str) -> bool:
+        tokens = self.tokenize(text[:80], special=True)
+        return bool(tokens) and self.entry(tokens[0]).special
 
     def parse(self, text: str, data: Sequence[Span] = ()) -> list[int]:
         """Token ids of ``text`` alone, special tokens recognised outside ``data``.
@@ -229,6 +258,12 @@ class Vocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
+
+
+def _within(spans: Sequence[Span], start: int, end: int) -> list[Span]:
+    """What of ``spans`` lies in a part of a text, counted from its beginning."""
+    cut = ((max(a, start) - start, min(b, end) - start) for a, b in spans)
+    return [(a, b) for a, b in cut if a < b]
 
 
 class _Ranges:
