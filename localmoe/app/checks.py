@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import numbers
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ def checked(name: str, value: object) -> Any:
     setting = _BY_FIELD[name]
     if value is None and setting.choices:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):  # NumPy's are numbers too
         raise _wrong(name, setting, value)
     try:
         return setting.parse(str(value))
@@ -75,7 +76,10 @@ def checked(name: str, value: object) -> Any:
 
 
 def _wrong(name: str, setting: Setting, value: object) -> UsageError:
-    return UsageError(f"{name} is {setting.wanted}, not {_shown(value)}")
+    wanted = setting.wanted
+    for word in setting.choices:  # of a chat's: a program leaves it open
+        wanted = wanted.replace(f", or {word}", ", or None")
+    return UsageError(f"{name} is {wanted}, not {_shown(value)}")
 
 
 def text(name: str, value: object) -> str:
@@ -97,6 +101,12 @@ def tokens(value: object) -> list[int]:
     if isinstance(value, Sequence) and all(type(item) is int for item in value):
         return list(value)
     raise UsageError(f"tokens is a list of their numbers, not {_shown(value)}")
+
+
+def function(name: str, value: object) -> None:
+    """Raises UsageError for what cannot be called."""
+    if not callable(value):
+        raise UsageError(f"{name} is a function, not {_shown(value)}")
 
 
 def model_name(value: object) -> str:

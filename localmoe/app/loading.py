@@ -50,6 +50,7 @@ def load(
     loaded, 0 to 1. ``remember``: write down what makes the next start faster.
     Raises UsageError, UnknownModelError, ModelFileError, DoesNotFitError, EngineError.
     """
+    checks.function("progress", progress)
     wanted = wish_checks.checked(Wishes() if wishes is None else wishes, context)
     name = None if name is None else checks.model_name(name)
     request = LoadRequest(

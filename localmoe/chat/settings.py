@@ -73,22 +73,33 @@ def _overflow(text: str) -> Overflow:
     return Overflow("summarise" if text == "summarize" else text)
 
 
+MOST = 2**31 - 1  # llama.cpp counts in 32 bits
 LEVELS = tuple(level.value for level in ThinkLevel)
 OVERFLOWS = tuple(choice.value for choice in Overflow)
 SETTINGS: Mapping[str, Setting] = {
     "temp": Setting("temperature", "a number from 0 (greedy) to 100", _number(0, 100)),
-    "top_k": Setting("top_k", "a whole number, 0 for all", _whole(0, 2**31 - 1)),
+    "top_k": Setting("top_k", f"a whole number from 0 (all) to {MOST:,}", _whole(0, MOST)),
     "top_p": Setting("top_p", "a number from 0 to 1", _number(0, 1)),
     "min_p": Setting("min_p", "a number from 0 to 1", _number(0, 1)),
-    "repeat_penalty": Setting("repeat_penalty", "a number, 1 for none", _number(0.01, 100)),
-    "repeat_last_n": Setting("repeat_last_n", "a whole number, 0 for none", _whole(0, 2**20)),
+    "repeat_penalty": Setting(
+        "repeat_penalty", "a number from 0.01 to 100, 1 for none", _number(0.01, 100)
+    ),
+    "repeat_last_n": Setting(
+        "repeat_last_n", "a whole number from 0 (none) to 1,048,576", _whole(0, 2**20)
+    ),
     "presence_penalty": Setting("presence_penalty", "a number from -2 to 2", _number(-2, 2)),
     "frequency_penalty": Setting("frequency_penalty", "a number from -2 to 2", _number(-2, 2)),
     "seed": Setting(
-        "seed", "a whole number, or random", _or_none("random", _whole(0, 2**32 - 1)), ("random",)
+        "seed",
+        "a whole number from 0 to 4,294,967,295, or random",
+        _or_none("random", _whole(0, 2**32 - 1)),
+        ("random",),
     ),
     "max_tokens": Setting(
-        "max_tokens", "a whole number, or none", _or_none("none", _whole(1, 2**31 - 1)), ("none",)
+        "max_tokens",
+        f"a whole number from 1 to {MOST:,}, or none",
+        _or_none("none", _whole(1, MOST)),
+        ("none",),
     ),
     "think": Setting("think", ", ".join(LEVELS), ThinkLevel, LEVELS),
     "plain": Setting("plain", "on or off", _on_off, ("on", "off")),

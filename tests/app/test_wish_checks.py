@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from localmoe.app import checks, wish_checks
@@ -72,3 +73,31 @@ def test_a_schema_that_is_no_json(wrong: object) -> None:
 def test_a_schema_of_python_is_one_of_json() -> None:
     """Numbers as names, and tuples, as the json module writes them."""
     assert checks.schema({"enum": ("a", "b"), 1: {}}) == {"enum": ["a", "b"], "1": {}}
+
+
+def test_a_number_is_a_number_whoever_made_it() -> None:
+    """NumPy's too, as a program has them from its random generators."""
+    given = {"seed": np.int64(3), "temperature": np.float32(0.5), "top_k": np.uint8(7)}
+    assert checks.sampling_values(given) == {"seed": 3, "temperature": 0.5, "top_k": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "wanted"),
+    [
+        ("seed", 2**40, "from 0 to 4,294,967,295, or None"),
+        ("max_tokens", 10**12, "from 1 to 2,147,483,647, or None"),
+        ("top_k", -1, r"from 0 \(all\) to 2,147,483,647"),
+        ("repeat_penalty", 0, "from 0.01 to 100"),
+        ("repeat_last_n", 2**21, r"from 0 \(none\) to 1,048,576"),
+    ],
+)
+def test_a_refused_number_hears_its_bounds(name: str, wrong: int, wanted: str) -> None:
+    """In a program's words: what a chat calls random or none is None there."""
+    with pytest.raises(UsageError, match=wanted):
+        checks.checked(name, wrong)
+
+
+def test_progress_is_called_or_refused_at_once() -> None:
+    """Not when the first megabyte has been read."""
+    with pytest.raises(UsageError, match="progress is a function, not None"):
+        checks.function("progress", None)
