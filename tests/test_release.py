@@ -58,5 +58,7 @@ def test_the_workflow_calls_what_there_is() -> None:
     """Each file and module that a step runs is in the tree."""
     workflow = (ROOT / ".github/workflows/test.yml").read_text("utf-8")
     runs = re.findall(r"^ +- run: (.+)$", workflow, re.M)
-    assert {".ci/run", "python -m scripts.release"} <= {*runs}
+    assert {".ci/run", "python -m scripts.release"} < {*runs}
     assert (ROOT / ".ci/run").is_file()
+    for module in re.findall(r"python -m (scripts\.\w+)", workflow):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
