@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from localmoe.engine.devices import engine_info
 from localmoe.engine.oracle import Oracle
-from localmoe.engine.rpc_build import build_rpc_library, engine_libraries
+from localmoe.engine.package import engine_libraries
+from localmoe.engine.rpc_build import build_rpc_library
 from localmoe.facts import hardware
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model, Role, read_model

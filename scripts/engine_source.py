@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from localmoe.engine.rpc_build import PACKAGE, download
+from localmoe.engine.package import PACKAGE, download
 
 TEMPLATES = "/models/templates/"
 

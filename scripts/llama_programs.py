@@ -16,8 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localmoe.engine.builds import binding_version
-from localmoe.engine.rpc_build import download
+from localmoe.engine.package import binding_version, download
 
 PROGRAMS = ("llama-server", "llama-fit-params")
 OPTIONS = {

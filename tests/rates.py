@@ -7,7 +7,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from localmoe.engine.builds import binding_version
+from localmoe.engine.package import binding_version
 from localmoe.facts import bandwidth, hardware
 from localmoe.facts.bandwidth import Rates, TypeRate
 from tests.planning.rates import RATES

@@ -14,8 +14,8 @@ from localmoe.app.machine import apply_limits
 from localmoe.app.machine_file import machine_document
 from localmoe.app.rates import key_of, machine_rates
 from localmoe.app.requests import PlanRequest
-from localmoe.engine.builds import binding_version
 from localmoe.engine.devices import EngineInfo, engine_info
+from localmoe.engine.package import binding_version
 from localmoe.engine.rpc import INSTALL as INSTALL_RPC
 from localmoe.errors import LocalmoeError
 from localmoe.facts import bandwidth, catalog, hardware
@@ -115,12 +115,29 @@ def speed_findings(rates: Rates | None) -> Iterator[Finding]:
         disk = rates.disk[0]
         text += f", disk {disk.reads[-1][1] / 1e9:.1f} GB/s ({disk.cached / 1e9:.1f} when loading)"
     yield Finding("speed", text)
+    for failure in rates.untimed:
+        text = f"{failure.device} was not timed, and its speed is assumed: {failure.why}"
+        yield Finding("speed", text, AGAIN)
     day = rates.when[:10] or "some time ago"
     if rates.calm:
         yield Finding("speed", f"measured {day}; {AGAIN} does it anew, on a quiet machine")
     else:
         busy = f"measured {day}, while other programs took {rates.others:.0%} of the processors"
         yield Finding("speed", busy, f"{AGAIN}, when nothing else runs")
+
+
+def module_finding(name: str, problem: str, info: EngineInfo) -> Finding:
+    """A backend that was added to the engine, and whether it has a device. Pure."""
+    if problem:
+        text = f"{name} module: not in use: {problem}"
+        return Finding("engine", text, f"localmoe engine install {name}, or engine remove {name}")
+    devices = [gpu for gpu in info.gpus if gpu.backend == name]
+    if not devices:
+        text = f"{name} module: loaded, and it sees no device: no driver of a GPU is running"
+        return Finding(
+            "engine", text, f"install the GPU's driver, or localmoe engine remove {name}"
+        )
+    return Finding("engine", f"{name} module: in use")
 
 
 def model_findings(here: Sequence[Path]) -> Iterator[Finding]:
@@ -163,6 +180,8 @@ def engine_findings(
     yield Finding("engine", f"llama-cpp-python {version}, backends: {backends}")
     features = ", ".join(info.cpu_features) or "none"
     yield Finding("engine", f"processor features in use: {features}")
+    for name, problem in info.modules.items():
+        yield module_finding(name, problem, info)
     if info.rpc:
         yield Finding("engine", "other machines: RPC is in this engine build")
     else:

@@ -6,8 +6,8 @@ import contextlib
 
 from filelock import Timeout
 
-from localmoe.engine.builds import binding_version
 from localmoe.engine.events import Finished
+from localmoe.engine.package import binding_version
 from localmoe.errors import StorageError
 from localmoe.facts import bandwidth, runs
 from localmoe.facts.hardware import Machine

@@ -13,11 +13,11 @@ from filelock import FileLock, Timeout
 
 from localmoe import storage
 from localmoe.app.listener import Listener
-from localmoe.engine.builds import binding_version
-from localmoe.engine.timing import device_rates, processor_rates
-from localmoe.errors import LocalmoeError
+from localmoe.engine.package import binding_version
+from localmoe.engine.timing import device_rate, processor_rates
+from localmoe.errors import EngineCrashError, LocalmoeError
 from localmoe.facts import bandwidth, catalog, disk_rates
-from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates
+from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates, Untimed
 from localmoe.facts.hardware import Machine
 from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan
@@ -68,10 +68,13 @@ def _rates(
     if disk is not None:
         rates = rates.with_disk(disk)
     in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
-    missing = tuple(d for d in devices if d in in_engine and rates.on_device(d) is None)
-    if missing:
-        found = _devices(key, missing, remotes, listener)
-        rates = dataclasses.replace(rates, devices=(*rates.devices, *found))
+    addresses = {gpu.device: gpu.remote for gpu in machine.gpus}
+    for name in devices:
+        address = addresses.get(name)
+        untimed = any(_still_counts(entry) for entry in rates.untimed_as(address or name))
+        if name in in_engine and rates.on_device(name) is None and not untimed:
+            found = _device(key, name, address, remotes, listener)
+            rates = dataclasses.replace(rates, devices=(*rates.devices, *found))
     return rates
 
 
@@ -87,7 +90,9 @@ def _processor(key: str, threads: int, listener: Listener) -> Rates | None:
                 listener.note("measuring this machine, once: some seconds")
                 fresh = processor_rates(threads)
                 if known is not None:
-                    fresh = dataclasses.replace(fresh, disk=known.disk, devices=known.devices)
+                    fresh = dataclasses.replace(
+                        fresh, disk=known.disk, devices=known.devices, untimed=known.untimed
+                    )
                 known = fresh
                 bandwidth.save(key, known)
     except (LocalmoeError, OSError, Timeout, ValueError) as error:
@@ -97,13 +102,20 @@ def _processor(key: str, threads: int, listener: Listener) -> Rates | None:
 
 def _is_good(rates: Rates) -> bool:
     """Whether they were measured on a quiet machine, or lately: not every command measures anew."""
-    if rates.calm:
-        return True
+    return rates.calm or _is_recent(rates.when)
+
+
+def _is_recent(when: str) -> bool:
     now = datetime.datetime.now(datetime.UTC)
     try:
-        return now - datetime.datetime.fromisoformat(rates.when) < AGAIN
+        return now - datetime.datetime.fromisoformat(when) < AGAIN
     except (ValueError, TypeError):
         return False
+
+
+def _still_counts(failure: Untimed) -> bool:
+    """Whether the device is not tried again; the worker at an address may be another by now."""
+    return ":" not in failure.device or _is_recent(failure.when)
 
 
 @cache
@@ -134,20 +146,33 @@ def _disk(key: str, place: Path, listener: Listener) -> DiskRate | None:
 
 
 @cache
-def _devices(
-    key: str, names: tuple[str, ...], remotes: tuple[str, ...], listener: Listener
+def _device(
+    key: str, name: str, address: str | None, remotes: tuple[str, ...], listener: Listener
 ) -> tuple[DeviceRate, ...]:
+    """The rates of a device, () if it cannot be timed: that is said and remembered.
+
+    ``address``: of the worker that it belongs to, whose name may mean another machine next time.
+    """
     try:
         with _lock():
-            found = device_rates(names, remotes)
             kept = bandwidth.load(key)
-            if kept is not None and not remotes:  # the name may mean another machine next time
-                others = tuple(d for d in kept.devices if d.device not in names)
-                bandwidth.save(key, dataclasses.replace(kept, devices=(*others, *found)))
-            return found
+            try:
+                rate = device_rate(name, remotes)
+            except EngineCrashError as error:
+                if kept is not None:
+                    bandwidth.save(key, kept.with_untimed(_untimed(address or name, error)))
+                raise
+            if kept is not None and rate is not None and address is None:
+                bandwidth.save(key, kept.with_device(rate))
+            return () if rate is None else (rate,)
     except (LocalmoeError, OSError, Timeout, ValueError) as error:
-        listener.note(f"the speed of {', '.join(names)} is not known: {_reason(error)}")
+        listener.note(f"the speed of {address or name} is not known: {_reason(error)}")
         return ()
+
+
+def _untimed(device: str, error: EngineCrashError) -> Untimed:
+    now = datetime.datetime.now(datetime.UTC)
+    return Untimed(device, error.message, now.isoformat(timespec="seconds"))
 
 
 def _lock() -> FileLock:

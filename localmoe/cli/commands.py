@@ -92,10 +92,10 @@ _TABLE = (
     ),
     Command(
         "engine",
-        "[install BACKEND] [options]",
-        "what the engine was built with; build it for cuda, vulkan, rocm, metal, rpc, cpu",
-        ("engine", "engine install cuda --dry-run"),
-        actions=("install",),
+        "[install BACKEND | remove BACKEND] [options]",
+        "what the engine was built with; add cuda, vulkan, rpc; build it for rocm, metal, cpu",
+        ("engine", "engine install cuda --dry-run", "engine remove cuda"),
+        actions=("install", "remove"),
     ),
     Command(
         "worker",

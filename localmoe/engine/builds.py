@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -19,222 +18,134 @@ import shutil
 import signal
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe import storage
+from localmoe.engine.backends import Backend, Tool
+from localmoe.engine.package import PACKAGE, binding_version
 from localmoe.errors import EngineError
 
-PACKAGE = "llama-cpp-python"
 WITH_RPC = "-DGGML_RPC=on"  # a few seconds more, and workers need no build of their own
-CPU_MINUTES = 7.2  # processor minutes of the plain build, measured on two cores
 MEMORY_PER_JOB = 2 << 30  # bytes that a compiler of GPU kernels takes
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
-    """What must be installed before a build: any one of ``programs``, or of ``files``."""
-
-    name: str
-    programs: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    get: str = ""  # how to get it
-
-    def present(self, which: Callable[[str], str | None] = shutil.which) -> bool:
-        """Whether one of the programs or files is there."""
-        return any(which(p) for p in self.programs) or any(Path(f).exists() for f in self.files)
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """A way to build the engine."""
-
-    name: str
-    registry_name: str  # what ggml calls it, once it is built
-    flags: tuple[str, ...]  # for CMake
-    minutes: float  # processor minutes; only those of the plain build were measured
-    about: str
-    tools: tuple[Tool, ...] = ()
-    system: str | None = None  # platform.system() that it needs
-
-
-COMPILER = Tool(
-    "a C++ compiler", ("g++", "clang++", "c++"), get="Debian, Ubuntu: apt install g++ make"
-)
-BACKENDS = {
-    b.name: b
-    for b in (
-        Backend("cpu", "CPU", (), CPU_MINUTES, "the processor alone", (COMPILER,)),
-        Backend(
-            "cuda",
-            "CUDA",
-            ("-DGGML_CUDA=on",),
-            120,
-            "NVIDIA GPUs",
-            (
-                COMPILER,
-                Tool(
-                    "the CUDA toolkit (nvcc)",
-                    ("nvcc",),
-                    ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc"),
-                    "Debian, Ubuntu: apt install nvidia-cuda-toolkit; "
-                    "or developer.nvidia.com/cuda-downloads",
-                ),
-            ),
-        ),
-        Backend(
-            "vulkan",
-            "Vulkan",
-            ("-DGGML_VULKAN=on",),
-            15,
-            "GPUs of any vendor",
-            (
-                COMPILER,
-                Tool("glslc", ("glslc",), get="Debian, Ubuntu: apt install glslc"),
-                Tool(
-                    "Vulkan's headers",
-                    files=(
-                        "/usr/include/vulkan/vulkan.h",
-                        f"{os.environ.get('VULKAN_SDK', '/none')}/include/vulkan/vulkan.h",
-                    ),
-                    get="Debian, Ubuntu: apt install libvulkan-dev",
-                ),
-                Tool(
-                    "SPIR-V's headers",
-                    files=(
-                        "/usr/include/spirv/unified1/spirv.hpp",
-                        f"{os.environ.get('VULKAN_SDK', '/none')}/include/spirv/unified1/spirv.hpp",
-                    ),
-                    get="Debian, Ubuntu: apt install spirv-headers",
-                ),
-            ),
-        ),
-        Backend(
-            "rocm",
-            "ROCm",
-            ("-DGGML_HIP=on",),
-            120,
-            "AMD GPUs",
-            (
-                COMPILER,
-                Tool(
-                    "ROCm's compiler (hipcc)",
-                    ("hipcc",),
-                    ("/opt/rocm/bin/hipcc",),
-                    "rocm.docs.amd.com, with hipblas and rocblas",
-                ),
-            ),
-            system="Linux",
-        ),
-        Backend(
-            "metal",
-            "Metal",
-            ("-DGGML_METAL=on",),
-            8,
-            "Apple silicon",
-            (Tool("Xcode's command line tools", ("clang++",), get="xcode-select --install"),),
-            system="Darwin",
-        ),
-    )
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
+class Build(ABC):
     """What would be done for one backend here."""
 
     backend: Backend
     version: str  # of llama-cpp-python
-    folder: Path  # where the wheel is kept
-    kept: Path | None  # the wheel of an earlier build
+    target: Path  # where the result is kept: a wheel's folder, a module's file
+    kept: Path | None  # the result of an earlier build
     missing: tuple[Tool, ...]
+    jobs: int  # compilers at once
+
+    @property
+    def minutes(self) -> float:
+        """Expected, with ``jobs`` compilers; 0 where nothing is compiled."""
+        return 0 if self.kept else self.backend.minutes / self.jobs
+
+    @property
+    @abstractmethod
+    def commands(self) -> list[str]:
+        """The commands, as they are typed into a shell."""
+
+    @abstractmethod
+    def execute(self) -> Iterator[float]:
+        """Build, keep and install; yields progress 0…1 while it compiles. Raises EngineError.
+
+        The engine that is there stays until the new one is complete. An iterator that is dropped
+        ends the build.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBuild(Build):
+    """The whole engine, as a wheel."""
+
     environment: Mapping[str, str]  # variables that are added to those of this process
     build: tuple[str, ...]
     install: tuple[str, ...]  # a command, to which the path of the wheel is added
-    minutes: float  # expected, with all cores; 0 where the wheel is kept
 
     @property
     def commands(self) -> list[str]:
         """The commands, as they are typed into a shell."""
         variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in self.environment.items())
         lines = [] if self.kept else [f"{variables} {shlex.join(self.build)}"]
-        wheel = shlex.quote(str(self.kept or self.folder)) + ("" if self.kept else "/*.whl")
+        wheel = shlex.quote(str(self.kept or self.target)) + ("" if self.kept else "/*.whl")
         return [*lines, f"{shlex.join(self.install)} {wheel}"]
 
+    def execute(self) -> Iterator[float]:
+        """See ``Build``."""
+        wheel = self.kept
+        if wheel is None:
+            storage.private_dir(self.target)
+            for old in self.target.glob("*.whl"):
+                old.unlink()
+            yield from run_command(self.build, self.environment)
+            wheel = next(iter(self.target.glob("*.whl")), None)
+            if wheel is None:
+                raise EngineError("pip built no wheel")
+        yield 1.0
+        for _ in run_command((*self.install, str(wheel)), {}):
+            pass
 
-def binding_version() -> str:
-    """The version of the installed llama-cpp-python; without one, of the one that we need."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return "0.3.36"
+
+def require_system(backend: Backend) -> None:
+    """Raises EngineError for another system's backend."""
+    if backend.system is not None and platform.system() != backend.system:
+        raise EngineError(
+            f"{backend.name} is for {backend.system}; this is {platform.system()}",
+            hint="localmoe engine shows what there is",
+        )
 
 
-def plan_build(
+def plan_engine(
     backend: Backend,
     *,
     cores: int,
     ram: int,
     anew: bool = False,
     which: Callable[[str], str | None] = shutil.which,
-) -> Build:
-    """What to do for ``backend``; starts nothing. ``cores``, ``ram`` (bytes): of this machine.
+) -> EngineBuild:
+    """How the whole engine is built with ``backend``; starts nothing.
 
-    ``anew``: build even if there is a kept wheel. Raises EngineError for another system's backend.
+    ``cores``, ``ram`` (bytes): of this machine. ``anew``: build even if there is a kept wheel.
     """
-    if backend.system is not None and platform.system() != backend.system:
-        raise EngineError(
-            f"{backend.name} is for {backend.system}; this is {platform.system()}",
-            hint="localmoe engine shows what there is",
-        )
     version = binding_version()
     folder = storage.cache_dir() / "engines" / _key(backend, version)
-    kept = None if anew else next(iter(sorted(folder.glob("*.whl"))), None)
-    jobs = max(1, min(cores, ram // MEMORY_PER_JOB)) if backend.name != "cpu" else cores
+    jobs = compilers(cores, ram) if backend.name != "cpu" else cores
     arguments = " ".join((*backend.flags, WITH_RPC))
     if own := os.environ.get("CMAKE_ARGS"):
         arguments = f"{arguments} {own}"
     pip = (sys.executable, "-m", "pip")
     quiet = ("--disable-pip-version-check", "--no-deps")
-    return Build(
+    return EngineBuild(
         backend,
         version,
         folder,
-        kept,
-        tuple(tool for tool in backend.tools if not tool.present(which)),
+        None if anew else next(iter(sorted(folder.glob("*.whl"))), None),
+        backend.missing(which),
+        jobs,
         {"CMAKE_ARGS": arguments, "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs)},
         (
             *(*pip, "wheel", "--verbose", *quiet, "--no-cache-dir", "--no-binary", PACKAGE),
             *("--wheel-dir", str(folder), f"{PACKAGE}=={version}"),
         ),
         (*pip, "install", *quiet, "--force-reinstall"),
-        0 if kept else backend.minutes / jobs,
     )
 
 
-def execute(build: Build) -> Iterator[float]:
-    """Build, keep and install; yields progress 0…1 while it compiles. Raises EngineError.
-
-    The engine that is there stays until the new one is complete. An iterator that is dropped ends
-    the build.
-    """
-    wheel = build.kept
-    if wheel is None:
-        storage.private_dir(build.folder)
-        for old in build.folder.glob("*.whl"):
-            old.unlink()
-        yield from _run(build.build, build.environment)
-        wheel = next(iter(build.folder.glob("*.whl")), None)
-        if wheel is None:
-            raise EngineError("pip built no wheel")
-    yield 1.0
-    for _ in _run((*build.install, str(wheel)), {}):
-        pass
+def compilers(cores: int, ram: int) -> int:
+    """How many compilers of GPU kernels run at once with so many bytes of memory. Pure."""
+    return max(1, min(cores, ram // MEMORY_PER_JOB))
 
 
-def _run(command: tuple[str, ...], variables: Mapping[str, str]) -> Iterator[float]:
-    """Run one command of pip's; yields the share of compiled files that Ninja prints."""
+def run_command(command: tuple[str, ...], variables: Mapping[str, str]) -> Iterator[float]:
+    """Run one command of a build; yields the share of compiled files that Ninja prints."""
     last: collections.deque[str] = collections.deque(maxlen=200)
     process = subprocess.Popen(
         command,
@@ -258,8 +169,9 @@ def _run(command: tuple[str, ...], variables: Mapping[str, str]) -> Iterator[flo
             _end_group(process.pid)
             process.wait()
     if process.returncode:
+        words = command[1:4] if command[0] == sys.executable else command[:2]
         raise EngineError(
-            f"{' '.join(command[1:4])} failed: {_why(list(last))}",
+            f"{' '.join(words)} failed: {_why(list(last))}",
             hint="the engine is what it was before; `--dry-run` prints the command",
         )
 

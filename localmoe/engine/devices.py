@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from localmoe.engine import rpc
+from localmoe.engine import modules, rpc
 from localmoe.engine.process import WorkerProcess
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.facts.hardware import Gpu
@@ -25,6 +26,8 @@ class EngineInfo:
     gpus: tuple[Gpu, ...]
     helper_preloaded: bool = True  # False: loading reads all of a mapped file at once
     rpc: bool = False  # workers on other machines can be used, and this one can be a worker
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Name of each installed module → why it is not in use, "" if it is."""
 
 
 def engine_info(remotes: Sequence[str] = (), worker: WorkerProcess | None = None) -> EngineInfo:
@@ -62,6 +65,11 @@ def engine_info(remotes: Sequence[str] = (), worker: WorkerProcess | None = None
         helper_preloaded=answer["helper_preloaded"],
         gpus=gpus,
         rpc=find_rpc_library() is not None,
+        modules={
+            modules.named([Path(path)]): modules.explained(problem)
+            for path, problem in answer["modules"].items()
+        }
+        | modules.failures(),
     )
 
 

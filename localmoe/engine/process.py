@@ -12,12 +12,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
+from localmoe.engine import modules
 from localmoe.engine.connection import LAST_PATIENCE, Connection
 from localmoe.engine.preload import open_helper, worker_environment
+from localmoe.engine.protocol import Message
 from localmoe.errors import EngineCrashError, EngineError, ModelFileError
 
 REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
@@ -61,9 +64,15 @@ class WorkerProcess(Connection):
 
     def __init__(self) -> None:
         super().__init__()
+        self._loading: Path | None = None  # the module that it is loading
+        self._started = threading.Event()  # it has loaded its modules, or is gone
+        paths = modules.usable()
+        if not paths:
+            self._started.set()
         with open_helper() as helper:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "localmoe.engine.worker"],  # -P: no code from the cwd
+                # -P: no code from the cwd
+                [sys.executable, "-P", "-m", "localmoe.engine.worker", *map(str, paths)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -127,10 +136,44 @@ class WorkerProcess(Connection):
                     stream.close()
 
     def _put_bytes(self, data: bytes) -> None:
+        self._wait_for_modules()
         assert self._process.stdin is not None
         left = memoryview(data)
         while left:
             left = left[self._process.stdin.write(left) :]
+
+    def _wait_for_modules(self) -> None:
+        """Raises EngineCrashError if one crashes or hangs: it is left out from then on."""
+        answered = self._started.wait(modules.START_LIMIT)
+        path, killed = self._loading, self._ended
+        if path is None or killed:
+            return
+        if answered:
+            why = self._obituary(reading=False).message
+            if self._process.poll() in (-signal.SIGKILL, -signal.SIGTERM):
+                return  # of somebody else, or for want of memory
+        else:
+            why = f"it took more than {modules.START_LIMIT:.0f} s"
+            self._end("a module did not load")
+        modules.leave_out(path, why)
+        name = modules.named([path])
+        raise EngineCrashError(
+            f"the engine's {name} module could not be loaded, and is left out from now on: {why}",
+            hint=f"the same command again; `{modules.INSTALL} {name}` tries the module once more",
+        )
+
+    def _deliver(self, message: Message) -> None:
+        if message["event"] == "module":
+            self._loading = Path(message["path"])
+        elif message["event"] == "started":
+            self._loading = None
+            self._started.set()
+        else:
+            super()._deliver(message)
+
+    def _hang_up(self) -> None:
+        super()._hang_up()
+        self._started.set()
 
     def _read_stderr(self, stream: IO[bytes]) -> None:
         with contextlib.suppress(ValueError, OSError), stream:

@@ -9,36 +9,30 @@ environment, and belongs to exactly one build of it.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import shlex
 import shutil
-import subprocess
-import sys
-import tarfile
 import tempfile
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+from localmoe.engine.backends import Backend
+from localmoe.engine.builds import Build
+from localmoe.engine.package import (
+    BASE,
+    binding_version,
+    download,
+    engine_libraries,
+    run,
+    unpacked,
+)
 from localmoe.errors import EngineError
 
-PACKAGE = "llama-cpp-python"
 NEEDED = ("ggml/include/", "ggml/src/ggml-rpc/", "ggml/src/ggml-impl.h", "ggml/src/ggml-backend-")
 UNITS = ("ggml/src/ggml-rpc/ggml-rpc.cpp", "ggml/src/ggml-rpc/transport.cpp")
 DEFINES = ("GGML_SHARED", "GGML_BACKEND_SHARED", "GGML_BACKEND_BUILD", "NDEBUG")
 BUILT_IN = ("libggml-rpc.so.0", "libggml-rpc.0.dylib", "libggml-rpc.dylib")
-BASE = "libggml-base.so.0"
-"""The copy that libllama uses: its twin under another name would be a second ggml with a device
-registry of its own."""
-
-
-def engine_libraries() -> Path:
-    """The folder of libllama and libggml inside the installed package. Raises EngineError."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
-        raise EngineError(f"{PACKAGE} is not installed", hint=f"pip install {PACKAGE}")
-    return Path(spec.submodule_search_locations[0]) / "lib"
 
 
 def find_rpc_library() -> Path | None:
@@ -64,18 +58,15 @@ def build_rpc_library(source: Path | None = None, *, anew: bool = False) -> Path
     folder = engine_libraries()
     target = _beside(folder)
     if target is None:
-        raise EngineError(
-            "the RPC backend can be added on Linux only; elsewhere the engine is built with it",
-            hint='CMAKE_ARGS="-DGGML_RPC=on" pip install --force-reinstall --no-cache-dir '
-            f"{PACKAGE}=={importlib.metadata.version(PACKAGE)}",
-        )
+        raise EngineError(f"{folder} has no {BASE} that the RPC backend could be built for")
     try:
         target.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            version = importlib.metadata.version(PACKAGE)
-            root = _sources(source or download(version, Path(scratch)), Path(scratch) / "sources")
+            version = binding_version()
+            archive = source or download(version, Path(scratch))
+            root = unpacked(archive, Path(scratch) / "sources", NEEDED)
             built = Path(scratch) / "built.so"
-            _run(compile_command(root, folder, built))
+            run(compile_command(root, folder, built))
             partial = target.with_suffix(f".{os.getpid()}")
             shutil.copyfile(built, partial)
             partial.replace(target)
@@ -88,6 +79,44 @@ def build_rpc_library(source: Path | None = None, *, anew: bool = False) -> Path
             hint="use a virtual environment of your own: python3 -m venv",
         ) from error
     return target
+
+
+@dataclass(frozen=True, slots=True)
+class RpcBuild(Build):
+    """The RPC backend alone, beside the engine that is there."""
+
+    @property
+    def commands(self) -> list[str]:
+        """See ``Build``."""
+        sources = Path("llama.cpp")
+        line = shlex.join(compile_command(sources, engine_libraries(), self.target))
+        return [] if self.kept else [line]
+
+    def execute(self) -> Iterator[float]:
+        """See ``Build``."""
+        yield 0.0
+        build_rpc_library(anew=self.kept is None)
+        yield 1.0
+
+
+def plan_rpc(
+    backend: Backend,
+    *,
+    cores: int,
+    ram: int,
+    anew: bool = False,
+    which: Callable[[str], str | None] = shutil.which,
+) -> RpcBuild:
+    """How the RPC backend is built; starts nothing. See ``builds.plan_engine``."""
+    folder = engine_libraries()
+    return RpcBuild(
+        backend,
+        binding_version(),
+        _beside(folder) or folder,
+        None if anew else find_rpc_library(),
+        backend.missing(which),
+        1,
+    )
 
 
 def _beside(folder: Path) -> Path | None:
@@ -111,57 +140,3 @@ def compile_command(root: Path, engine: Path, output: Path) -> list[str]:
         *("-Wl,-rpath,$ORIGIN/..", "-Wl,--no-undefined"),
         *("-o", str(output)),
     ]
-
-
-def download(version: str, folder: Path) -> Path:
-    """The engine's source distribution, through pip: it knows the index, mirrors and the cache.
-
-    Raises EngineError.
-    """
-    _run(
-        [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
-            *("--no-deps", "--no-binary", PACKAGE, "--dest", str(folder)),
-            f"{PACKAGE}=={version}",
-        ]
-    )
-    archives = list(folder.glob("*.tar.gz"))
-    if not archives:
-        raise EngineError(f"the package index has no sources of {PACKAGE} {version}")
-    return archives[0]
-
-
-def _sources(source: Path, scratch: Path) -> Path:
-    """llama.cpp's root folder within ``source``; of an archive only the needed files."""
-    if source.is_file():
-        with tarfile.open(source) as archive:
-            wanted = [m for m in archive if any(f"/llama.cpp/{part}" in m.name for part in NEEDED)]
-            archive.extractall(scratch, members=wanted, filter="data")
-        source = scratch
-    return _root_of(source.rglob("ggml-rpc.cpp"), source)
-
-
-def _root_of(found: Iterable[Path], source: Path) -> Path:
-    for path in found:
-        if PurePosixPath(path.as_posix()).match(f"*/{UNITS[0]}"):
-            return path.parents[len(PurePosixPath(UNITS[0]).parts) - 1]
-    raise EngineError(f"{source}: no {UNITS[0]} in it")
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise EngineError(
-            f"{command[0]} is not installed",
-            hint="install a C++ compiler (Debian, Ubuntu: apt install g++), or set CXX",
-        ) from error
-    if done.returncode:
-        raise EngineError(f"{' '.join(command[:4])} … failed: {_why(done)}")
-
-
-def _why(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line that speaks of an error, else the last one, of what a program has printed."""
-    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or [f"exit status {done.returncode}, without a word"])[-1]

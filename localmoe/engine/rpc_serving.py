@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
+from localmoe.engine import modules
 from localmoe.engine.process import end
 from localmoe.engine.rpc import INSTALL, greet
 from localmoe.engine.rpc_build import find_rpc_library
@@ -89,7 +90,13 @@ class Server:
         self._ends: collections.deque[float] = collections.deque(maxlen=RESTARTS)
         # a server on all addresses is greeted on the loopback one
         self._greeting = f"{'127.0.0.1' if host == ANY else host}:{port}"
-        self._how = {"endpoint": self.endpoint, "threads": threads, "ram": ram}
+        backends = list(map(str, modules.usable()))
+        self._how = {
+            "endpoint": self.endpoint,
+            "threads": threads,
+            "ram": ram,
+            "modules": backends,
+        }
         self.devices = self._list_devices()
         if not any(device.free for device in self.devices):
             raise EngineError("there is no memory to give", hint="a greater --ram, or none")

@@ -77,6 +77,15 @@ class DeviceRate:
 
 
 @dataclass(frozen=True, slots=True)
+class Untimed:
+    """A device that crashed or hung while it was timed: no command waits for it again."""
+
+    device: str  # the engine's name, or the address of a worker
+    why: str
+    when: str  # ISO date and time
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """What this machine does, measured once in a few seconds. Curves by number of threads."""
 
@@ -92,6 +101,7 @@ class Rates:
     node_s: Curve  # seconds per operation of a graph, beside what it computes
     disk: tuple[DiskRate, ...] = ()
     devices: tuple[DeviceRate, ...] = ()
+    untimed: tuple[Untimed, ...] = ()
 
     @property
     def calm(self) -> bool:
@@ -106,6 +116,20 @@ class Rates:
         """These rates with ``disk`` first in the list, where a forecast looks for it."""
         others = tuple(other for other in self.disk if other.where != disk.where)
         return dataclasses.replace(self, disk=(disk, *others))
+
+    def with_device(self, device: DeviceRate) -> Rates:
+        """These rates with those of ``device``."""
+        others = tuple(other for other in self.devices if other.device != device.device)
+        return dataclasses.replace(self, devices=(*others, device))
+
+    def with_untimed(self, failure: Untimed) -> Rates:
+        """These rates with the word that a device cannot be timed."""
+        others = tuple(other for other in self.untimed if other.device != failure.device)
+        return dataclasses.replace(self, untimed=(*others, failure))
+
+    def untimed_as(self, device: str) -> tuple[Untimed, ...]:
+        """Why the device of that name or address was not timed."""
+        return tuple(failure for failure in self.untimed if failure.device == device)
 
     def on_device(self, name: str) -> DeviceRate | None:
         """The device of that name."""
@@ -193,6 +217,10 @@ def from_json(document: Any) -> Rates:
             for disk in document["disk"]
         ),
         devices=devices_from_json(document["devices"]),
+        untimed=tuple(
+            Untimed(*(kept.text(entry[name], 400) for name in ("device", "why", "when")))
+            for entry in document.get("untimed", ())
+        ),
     )
 
 

@@ -46,6 +46,7 @@ class Request:
     rpc_library: str | None = None  # libggml-rpc.so
     rpc_endpoint: str | None = None  # "127.0.0.1:50052": its device is used with n_gpu_layers
     experts_on_cpu: str | None = None  # regex of tensors kept in host memory
+    module: str | None = None  # a backend in a file; its devices are used with n_gpu_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,10 @@ def run(request: Request) -> Answer:
     if not ggml.ggml_backend_reg_count():  # an engine for any processor, which chooses its backend
         ggml.ggml_backend_load_all_from_path(str(Path(llama._lib._name).parent).encode())
     llama.llama_backend_init()
+    if request.module:
+        ggml.ggml_backend_load.restype = ctypes.c_void_p
+        if not ggml.ggml_backend_load(request.module.encode()):
+            raise ImportError(request.module)
     if request.rpc_library and request.rpc_endpoint:
         add_rpc_server(ggml, request.rpc_library, request.rpc_endpoint)
     model = _load(llama, request)

@@ -48,7 +48,7 @@ def test_adding_rpc_is_done_once(localmoe: Localmoe, rpc_lib: Path) -> None:
     """The RPC backend is beside the engine already: nothing is compiled again."""
     before = rpc_lib.stat().st_mtime_ns
     document = localmoe.document("engine", "install", "rpc")
-    assert document["path"] == str(rpc_lib)
+    assert document["kept"] == str(rpc_lib)
     assert rpc_lib.stat().st_mtime_ns == before
     assert localmoe.document("engine")["rpc"] is True
 

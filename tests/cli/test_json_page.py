@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -23,11 +23,14 @@ from localmoe.chat.attachments import Attachment
 from localmoe.chat.events import ReasoningDelta
 from localmoe.chat.export import to_document
 from localmoe.chat.session import Message, Session, Turn
+from localmoe.cli.engine import document as engine_document
 from localmoe.cli.loaded import load_document
 from localmoe.cli.serve import document as serve_document
 from localmoe.cli.worker import document as worker_document
-from localmoe.engine.builds import Tool
+from localmoe.engine.backends import Tool
+from localmoe.engine.devices import EngineInfo
 from localmoe.engine.events import LoadProgress
+from localmoe.engine.modules import file_name
 from localmoe.engine.rpc_serving import Served
 from localmoe.facts.catalog import catalog
 from localmoe.facts.gpus import Gpu
@@ -117,7 +120,11 @@ def written(
         run("doctor", "doctor")
         run("engine", "engine")
         run("engine install", "engine", "install", "cpu", "--dry-run")
-        run("engine install rpc", "engine", "install", "rpc", "--dry-run")
+        module = home / ".cache" / "localmoe" / "engines" / file_name("vulkan")
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text("no library")
+        run("engine", "engine")
+        run("engine remove", "engine", "remove", "vulkan")
         run(
             "experts record",
             "experts",
@@ -148,7 +155,9 @@ def written(
         "fit": [{"skipped": [asdict(Skipped("x", "damaged"))], "catalog": [guessed(GUESS)]}],
         "engine": [{"gpus": [asdict(GPU)], "idle_gpus": [asdict(GPU)]}],
         "engine install": [{"missing": [asdict(Tool("cmake"))]}],
-        "engine install rpc": [{"seconds": 1.0}],
+        "engine install FILE": [
+            {"backend": "cuda", **engine_document(replace(ENGINE, gpus=(GPU,)))}
+        ],
         "doctor": [{"machine": {"gpus": [asdict(GPU)]}, "engine": {"gpus": [asdict(GPU)]}}],
         "run": [{"plan": {"machine": machine_summary(BOX_WITH_GPU)}}],
         "worker": [worker_document(SERVER, None)],
@@ -172,6 +181,7 @@ def all_figures() -> Summary:
     return Summary(**(rest | values | others | {"ran": (), "errors": ()}))
 
 
+ENGINE = EngineInfo("b1", ("CPU",), (), True, (), modules={"cuda": ""})
 GPU = Gpu("a card", 8 << 30, 7 << 30, True, "CUDA0", "cuda")
 ENTRY = catalog()[0][0]
 GUESS = CatalogGuess(ENTRY, ModelFiles("x", "Q4_K_M", (RepoFile("x.gguf", 1, "0"),)), Verdict.RAM)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from localmoe.engine import builds
-from localmoe.engine.builds import BACKENDS, plan_build
+from localmoe.engine.backends import BACKENDS, declared_version
+from localmoe.engine.builds import plan_engine, require_system, run_command
+from localmoe.engine.module_build import plan_module
 from localmoe.errors import EngineError
 
 pytestmark = pytest.mark.process
@@ -33,64 +35,100 @@ def here(program: str) -> str | None:
 
 def test_the_commands_go_around_the_cache_of_pip() -> None:
     """Built from source, without pip's cache, for this version; then installed by force."""
-    build = plan_build(BACKENDS["cuda"], cores=8, ram=64 * GIB, which=here)
+    build = plan_engine(BACKENDS["rocm"], cores=8, ram=64 * GIB, which=here)
     compile_it, install = build.commands
-    assert compile_it.startswith("CMAKE_ARGS='-DGGML_CUDA=on -DGGML_RPC=on' ")
+    assert compile_it.startswith("CMAKE_ARGS='-DGGML_HIP=on -DGGML_RPC=on' ")
     for flag in ("--no-cache-dir", "--no-binary llama-cpp-python", f"=={build.version}"):
         assert flag in compile_it
     assert "--force-reinstall" in install and install.endswith("/*.whl")
-    assert str(build.folder) in compile_it and str(build.folder) in install
+    assert str(build.target) in compile_it and str(build.target) in install
 
 
 def test_a_kept_wheel_is_installed_at_once() -> None:
     """From the second time on nothing is compiled, unless it is asked for."""
-    first = plan_build(BACKENDS["vulkan"], cores=2, ram=GIB, which=here)
-    first.folder.mkdir(parents=True)
-    wheel = first.folder / f"llama_cpp_python-{first.version}-py3-none-linux_x86_64.whl"
+    first = plan_engine(BACKENDS["rocm"], cores=2, ram=GIB, which=here)
+    first.target.mkdir(parents=True)
+    wheel = first.target / f"llama_cpp_python-{first.version}-py3-none-linux_x86_64.whl"
     wheel.write_bytes(b"")
-    again = plan_build(BACKENDS["vulkan"], cores=2, ram=GIB, which=here)
+    again = plan_engine(BACKENDS["rocm"], cores=2, ram=GIB, which=here)
     assert again.kept == wheel and again.minutes == 0
     assert len(again.commands) == 1 and again.commands[0].endswith(wheel.name)
-    assert plan_build(BACKENDS["vulkan"], cores=2, ram=GIB, anew=True).kept is None
+    assert plan_engine(BACKENDS["rocm"], cores=2, ram=GIB, anew=True).kept is None
 
 
 def test_a_wheel_is_for_one_backend_version_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another processor's wheel would stop with an illegal instruction."""
-    cuda = plan_build(BACKENDS["cuda"], cores=2, ram=GIB)
-    assert plan_build(BACKENDS["cpu"], cores=2, ram=GIB).folder != cuda.folder
+    rocm = plan_engine(BACKENDS["rocm"], cores=2, ram=GIB)
+    assert plan_engine(BACKENDS["cpu"], cores=2, ram=GIB).target != rocm.target
     monkeypatch.setattr(builds, "_processor", lambda: "another one")
-    assert plan_build(BACKENDS["cuda"], cores=2, ram=GIB).folder != cuda.folder
+    assert plan_engine(BACKENDS["rocm"], cores=2, ram=GIB).target != rocm.target
 
 
 def test_memory_limits_the_compilers() -> None:
     """Each compiler of GPU kernels takes about 2 GiB, so a small machine runs fewer at once."""
-    few = plan_build(BACKENDS["cuda"], cores=16, ram=9 * GIB)
+    few = plan_engine(BACKENDS["rocm"], cores=16, ram=9 * GIB)
     assert few.environment["CMAKE_BUILD_PARALLEL_LEVEL"] == "4"
-    many = plan_build(BACKENDS["cuda"], cores=16, ram=64 * GIB)
+    many = plan_engine(BACKENDS["rocm"], cores=16, ram=64 * GIB)
     assert many.environment["CMAKE_BUILD_PARALLEL_LEVEL"] == "16"
     assert few.minutes == 4 * many.minutes
 
 
 def test_missing_tools_are_named_with_where_to_get_them() -> None:
-    build = plan_build(BACKENDS["vulkan"], cores=2, ram=GIB, which=lambda _: None)
+    build = plan_module(BACKENDS["vulkan"], cores=2, ram=GIB, which=lambda _: None)
     names = [tool.name for tool in build.missing]
-    assert names[:2] == ["a C++ compiler", "glslc"]
+    assert names[:4] == ["a C++ compiler", "cmake", "ninja", "glslc"]
     assert all(tool.get for tool in build.missing)
+
+
+@pytest.mark.parametrize(("version", "enough"), [("1.3.239", False), ("1.4.309", True)])
+def test_old_vulkan_headers_are_missing_ones(
+    version: str, enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian 12's fail after minutes of compiling; the check says so before, and what to get."""
+    first, second, last = version.split(".")
+    header = tmp_path / "include" / "vulkan" / "vulkan_core.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(
+        f"#define VK_HEADER_VERSION {last}\n#define VK_HEADER_VERSION_COMPLETE "
+        f"VK_MAKE_API_VERSION(0, {first}, {second}, VK_HEADER_VERSION)\n"
+    )
+    monkeypatch.setenv("VULKAN_SDK", str(tmp_path))
+    build = plan_module(BACKENDS["vulkan"], cores=2, ram=GIB)
+    lacking = [tool for tool in build.missing if tool.least]
+    assert (not lacking) is enough
+    assert declared_version(header) == version
+    if lacking:
+        (tool,) = lacking
+        assert "1.3.272 or newer" in tool.name and "VULKAN_SDK" in tool.get
+
+
+def test_a_module_is_built_from_sources_alone_and_kept_by_version() -> None:
+    """One target, of this version of the engine; where it is there nothing is compiled."""
+    build = plan_module(BACKENDS["vulkan"], cores=2, ram=64 * GIB, which=here)
+    configure, compile_it, copy = build.commands
+    assert "-DGGML_BACKEND_DL=ON" in configure and "-DGGML_VULKAN=on" in configure
+    assert compile_it.endswith("--target ggml-vulkan --parallel 2")
+    assert build.version in build.target.name and copy.endswith(str(build.target))
+    build.target.parent.mkdir(parents=True)
+    build.target.write_bytes(b"")
+    again = plan_module(BACKENDS["vulkan"], cores=2, ram=64 * GIB)
+    assert again.kept == build.target and again.commands == [] and again.minutes == 0
+    assert plan_module(BACKENDS["vulkan"], cores=2, ram=GIB, anew=True).kept is None
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="Metal can be built there")
 def test_a_backend_of_another_system_is_refused() -> None:
     with pytest.raises(EngineError, match="metal is for Darwin"):
-        plan_build(BACKENDS["metal"], cores=2, ram=GIB)
+        require_system(BACKENDS["metal"])
 
 
 def test_the_users_own_cmake_arguments_come_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """And they make another wheel."""
-    plain = plan_build(BACKENDS["cuda"], cores=2, ram=GIB)
-    monkeypatch.setenv("CMAKE_ARGS", "-DCMAKE_CUDA_ARCHITECTURES=89")
-    build = plan_build(BACKENDS["cuda"], cores=2, ram=GIB)
-    assert build.environment["CMAKE_ARGS"].endswith("-DCMAKE_CUDA_ARCHITECTURES=89")
-    assert build.folder != plain.folder
+    plain = plan_engine(BACKENDS["rocm"], cores=2, ram=GIB)
+    monkeypatch.setenv("CMAKE_ARGS", "-DAMDGPU_TARGETS=gfx1100")
+    build = plan_engine(BACKENDS["rocm"], cores=2, ram=GIB)
+    assert build.environment["CMAKE_ARGS"].endswith("-DAMDGPU_TARGETS=gfx1100")
+    assert build.target != plain.target
 
 
 def stand_in_for_pip(folder: Path, script: str) -> tuple[str, ...]:
@@ -105,7 +143,7 @@ def test_progress_and_the_cause_of_a_failure(tmp_path: Path) -> None:
     script = f"print({chr(10).join(lines)!r}); raise SystemExit(1)"
     seen: list[float] = []
     with pytest.raises(EngineError, match="no such thing") as caught:
-        seen.extend(builds._run(stand_in_for_pip(tmp_path, script), {}))
+        seen.extend(run_command(stand_in_for_pip(tmp_path, script), {}))
     assert seen == [0.25, 1.0]
     assert "--dry-run" in (caught.value.hint or "")
 
@@ -121,7 +159,7 @@ def test_a_build_that_is_left_ends_with_its_compilers(tmp_path: Path) -> None:
         "print('[1/9]', flush=True)\n"
         "child.wait()\n"
     )
-    run = builds._run(stand_in_for_pip(tmp_path, script), {})
+    run = run_command(stand_in_for_pip(tmp_path, script), {})
     assert next(run) == pytest.approx(1 / 9)
     child = mark.read_text()
     run.close()  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from localmoe.engine.timing import device_rates, processor_rates
+from localmoe.engine.timing import device_rate, processor_rates
 from localmoe.facts.bandwidth import Curve, Rates, value_at
 from localmoe.facts.ggml_types import TENSOR_TYPES
 
@@ -43,7 +43,8 @@ def test_types_are_timed_and_the_figures_fit_together(rates: Rates) -> None:
 
 def test_a_remote_device_is_timed_like_a_gpu(rpc_endpoint: str) -> None:
     """The second device of the tests has figures of every kind, and copies cost time."""
-    (device,) = device_rates(["RPC0"], [rpc_endpoint])
+    device = device_rate("RPC0", [rpc_endpoint])
+    assert device is not None
     assert device.device == "RPC0"
     assert 1e6 < device.to_device < 1e12 and 1e6 < device.from_device < 1e12
     assert 1e-6 < device.sync_s < 1 and 1e-9 < device.node_s < 1e-1

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from localmoe.engine import native, rpc_build
+from localmoe.engine import native, package
 from localmoe.errors import EngineError
 from localmoe.planning.memory import EngineSettings
 from tests.engine.cache_matrix import BASE, FIRST
@@ -274,7 +274,7 @@ def test_declared_layouts_are_those_of_the_installed_headers(tmp_path: Path) -> 
 def test_declared_layouts_are_those_of_the_engines_sources(tmp_path: Path) -> None:
     """The same for structures and virtual tables that only the engine's sources declare."""
     try:
-        archive = rpc_build.download(importlib.metadata.version(rpc_build.PACKAGE), tmp_path)
+        archive = package.download(importlib.metadata.version(package.PACKAGE), tmp_path)
     except EngineError as error:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no sources: {error}")
     with tarfile.open(archive) as packed:

@@ -19,7 +19,7 @@ import pytest
 
 from localmoe.app.experience import place_of
 from localmoe.cli.arguments import parse
-from localmoe.engine import rpc, rpc_build
+from localmoe.engine import package, rpc, rpc_build
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Loaded
@@ -216,13 +216,13 @@ def test_a_compiler_that_is_several_words(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_failure_says_why(code: str, words: str) -> None:
     """What pip or a compiler said last, wherever it said it; never nothing, never a list."""
     with pytest.raises(EngineError, match=words) as caught:
-        rpc_build._run([sys.executable, "-c", code])
+        package.run([sys.executable, "-c", code])
     assert "[" not in caught.value.message
 
 
 def test_a_program_that_is_not_there() -> None:
     with pytest.raises(EngineError, match="is not installed"):
-        rpc_build._run(["no-such-compiler"])
+        package.run(["no-such-compiler"])
 
 
 @pytest.fixture

@@ -145,10 +145,11 @@ def _experts_words(typed: Sequence[str], partial: str) -> Iterable[Candidate]:
 
 
 def _engine_words(typed: Sequence[str]) -> Iterable[Candidate]:
-    from localmoe.cli.engine import RPC  # late: it imports the engine
-    from localmoe.engine.builds import BACKENDS
+    from localmoe.engine import modules
+    from localmoe.engine.backends import BACKENDS
 
-    return [Candidate(name) for name in (*BACKENDS, RPC)] if len(typed) == 1 else []
+    names = modules.NAMES if typed[0] == "remove" else (*BACKENDS, FILES)
+    return [Candidate(name) for name in names] if len(typed) == 1 else []
 
 
 def _config_words(typed: Sequence[str]) -> Iterable[Candidate]:

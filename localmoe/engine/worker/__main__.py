@@ -9,9 +9,10 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,10 @@ PROGRESS_INTERVAL = 0.05  # seconds between load progress events
 class Worker:
     """At most one loaded model, and the last dry-run model, kept for more questions."""
 
-    def __init__(self, send: Callable[[Message], None], questions: Questions) -> None:
+    def __init__(
+        self, send: Callable[[Message], None], questions: Questions, modules: Sequence[str]
+    ) -> None:
+        """``modules``: paths of backends to load."""
         self._write = send
         self._questions = questions
         self._request = 0  # the id of the one that is being answered
@@ -57,6 +61,21 @@ class Worker:
         }
         self._servers = Servers()
         llama.llama_backend_init()
+        self._modules = self._load(modules)
+
+    def _load(self, modules: Sequence[str]) -> dict[str, str]:
+        """Path of each module → why it is not in use, "" if it is.
+
+        Each is named before: one that crashes or hangs is known by that.
+        """
+        found = {}
+        for path in modules:
+            self._write({"event": "module", "path": path})
+            found[path] = binding.load_module(path)
+        if modules:
+            binding.devices()  # some drivers start to work only now
+            self._write({"event": "started"})
+        return found
 
     def handle(self, message: Message) -> None:
         """Answer one request. Errors become an error event; anything else is a bug and kills."""
@@ -82,6 +101,7 @@ class Worker:
                 "native_helper": binding.native is not None,
                 "helper_preloaded": binding.helper_is_preloaded(),
                 "devices": [dataclasses.asdict(device) for device in binding.devices()],
+                "modules": self._modules,
             }
         )
 
@@ -215,8 +235,11 @@ def _leave_preloading_to_the_worker() -> None:
             del os.environ["LD_PRELOAD"]
 
 
-def main() -> None:
-    """Keep the protocol's pipes for ourselves: anything else that prints goes to stderr."""
+def main(modules: Sequence[str] = ()) -> None:
+    """Keep the protocol's pipes for ourselves: anything else that prints goes to stderr.
+
+    ``modules``: paths of backends to load.
+    """
     _leave_preloading_to_the_worker()
     requests, events = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -233,7 +256,7 @@ def main() -> None:
                 data = data[os.write(events, data) :]
 
     questions = Questions(send)
-    worker = Worker(send, questions)
+    worker = Worker(send, questions, modules)
     inbox = Inbox(requests, worker.interrupt, worker.pause, questions)
     with contextlib.suppress(BrokenPipeError):
         while True:
@@ -241,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -139,6 +139,7 @@ base_library, cpu_library = _BASE, _CPU
 dev_count = _function(_REGISTRY, "ggml_backend_dev_count", ctypes.c_size_t)
 dev_get = _function(_REGISTRY, "ggml_backend_dev_get", _POINTER, ctypes.c_size_t)
 dev_by_name = _function(_REGISTRY, "ggml_backend_dev_by_name", _POINTER, ctypes.c_char_p)
+backend_load = _function(_REGISTRY, "ggml_backend_load", _POINTER, ctypes.c_char_p)
 backend_register = _function(_REGISTRY, "ggml_backend_register", None, _POINTER)
 dev_name = _function(_BASE, "ggml_backend_dev_name", ctypes.c_char_p, _POINTER)
 dev_description = _function(_BASE, "ggml_backend_dev_description", ctypes.c_char_p, _POINTER)
@@ -218,6 +219,15 @@ def devices() -> list[Device]:
             )
         )
     return found
+
+
+def load_module(path: str) -> str:
+    """Register the devices of the backend in the file ``path``; returns why not, "" if it did."""
+    try:
+        ctypes.CDLL(path)  # the linker's own words, which ggml would only log
+    except OSError as error:
+        return str(error)
+    return "" if backend_load(os.fsencode(path)) else "it is no backend of this engine's version"
 
 
 def device_named(name: str) -> int:

@@ -299,12 +299,14 @@ def measure_device(name: str) -> DeviceRate | None:
             ggml_graph.copy_seconds(whole, source, COPIED)
             there, back = ggml_graph.copy_seconds(whole, source, COPIED)
             trips = [sum(ggml_graph.copy_seconds(small, source, WIDTH)) for _ in range(9)]
-            types = {
-                kind: TypeRate(
+            types: dict[str, TypeRate] = {}
+            begun = time.perf_counter()
+            for kind in DEVICE_TYPES:
+                if types and time.perf_counter() - begun > SECONDS:
+                    break
+                types[kind] = TypeRate(
                     *(((1.0, act(device, kind, DEVICE_REPEAT)),) for act in _KERNELS.values())
                 )
-                for kind in DEVICE_TYPES
-            }
             return DeviceRate(
                 device=name,
                 types=types,

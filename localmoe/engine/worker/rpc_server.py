@@ -1,7 +1,8 @@
 """The process that serves this machine's devices to others: llama.cpp's RPC server.
 
 ``python -m localmoe.engine.worker.rpc_server JSON`` serves until its standard input ends. JSON:
-``endpoint`` ("host:port"), ``threads``, ``ram`` (bytes to give at most, or null).
+``endpoint`` ("host:port"), ``threads``, ``ram`` (bytes to give at most, or null), ``modules``
+(paths of backends to load).
 
 The GPUs of the engine build are served; without any, the processor with its RAM. llama.cpp reports
 all of the installed RAM as free. A plan made from that would end the server, so the question is
@@ -148,6 +149,8 @@ def _end_with_the_parent() -> None:
 
 def main() -> None:
     how = json.loads(sys.argv[1])
+    for path in how["modules"]:
+        binding.load_module(path)
     if how.get("list"):
         print(json.dumps(served_devices(how["ram"])))
         return
