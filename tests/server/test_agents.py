@@ -1,7 +1,7 @@
 """Agents that others have written do a task of three calls, over loopback, each in its own dialect.
 
 ``LOCALMOE_AGENTS`` names the folder with their programs: where ``npm install @openai/codex
-@anthropic-ai/claude-code`` was done, its ``node_modules/.bin``.
+@anthropic-ai/claude-code opencode-ai`` was done, its ``node_modules/.bin``.
 """
 
 from __future__ import annotations
@@ -46,10 +46,25 @@ def claude(home: Path, url: str) -> tuple[Sequence[str], dict[str, str]]:
     return ("-p", TASK, "--allowedTools", "Bash Read"), variables
 
 
+def opencode(home: Path, url: str) -> tuple[Sequence[str], dict[str, str]]:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "local",
+        "options": {"baseURL": f"{url}/v1", "apiKey": "x"},
+        "models": {"nano": {"name": "nano"}},
+    }
+    config = home / "opencode.json"
+    config.write_text(json.dumps({"provider": {"local": provider}, "permission": "allow"}))
+    variables = {"OPENCODE_CONFIG": str(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
+    variables |= {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_LSP_DOWNLOAD": "1"}
+    return ("run", "--model", "local/nano", TASK), variables
+
+
 Prepare = Callable[[Path, str], tuple[Sequence[str], dict[str, str]]]
 AGENTS: dict[str, tuple[Prepare, str, str, str]] = {  # its tools for commands and for files
     "codex": (codex, "exec_command", "cmd", ""),
     "claude": (claude, "Bash", "command", "Read/file_path"),
+    "opencode": (opencode, "bash", "command", "read/filePath"),
 }
 
 
@@ -90,7 +105,8 @@ def test_an_agent_does_its_task(tmp_path: Path, name: str) -> None:
             words, variables = prepare(home, url)
             done = subprocess.run(
                 [program, *words], cwd=work, stdin=subprocess.DEVNULL, capture_output=True,
-                text=True, timeout=PATIENCE, env={**os.environ, "HOME": str(home), **variables},
+                text=True, timeout=PATIENCE,
+                env={**os.environ, "HOME": str(home), "PWD": str(work), **variables},
             )  # fmt: skip
         finally:
             server.terminate()

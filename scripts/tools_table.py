@@ -1,0 +1,100 @@
+"""How each chat template of the engine's collection calls tools: docs/tools-families.md.
+
+    python -m scripts.tools_table > docs/tools-families.md
+
+Minutes. Read: the arguments of ``tests/chat/test_calls_of_templates.py`` as the template writes
+them, read back from three cuts. Constrained: answers of nano, which knows no tools, that are valid
+calls in this form, of those not cut off in its thinking. Others: the answers of canitoolcall that
+are judged with this template.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import localmoe
+from localmoe.chat.renderer import Renderer
+from localmoe.chat.template import ChatTemplate
+from localmoe.errors import LocalmoeError
+from scripts import engine_source
+from tests.chat.calls_of_templates import Family, constrained
+from tests.chat.test_call_grammar import SCHEMAS as TOOLS
+from tests.chat.test_calls_of_others import TEMPLATES, family_of, fixtures, reads
+from tests.chat.test_calls_of_templates import ARGUMENTS, SCHEMAS
+
+DRAWS = 2
+HEAD = """\
+# How each chat template calls tools
+
+Written by `python -m scripts.tools_table`, which says what the columns count.
+
+| template | form | found | read | streamed | constrained | others |
+|---|---|---|--:|---|--:|--:|"""
+
+
+def main() -> None:
+    sources = engine_source.templates()
+    judged, passed = Counter[str](), Counter[str]()
+    print(HEAD)
+    with (
+        Renderer() as renderer,
+        localmoe.load("nano", context=8192, wishes=localmoe.Wishes(threads=1)) as nano,
+    ):
+        for fixture in fixtures():
+            name = TEMPLATES.get(fixture["models"][0])
+            if name:
+                judged[name] += 1
+                family = family_of(sources[name], fixture.get("thinking"), renderer)
+                passed[name] += reads(family, fixture)
+        for name, source in sorted(sources.items()):
+            family = Family.of(source, renderer)
+            read, pieces = _read(family)
+            valid, ended = _valid(nano, ChatTemplate(source, "<s>", "</s>", renderer=renderer))
+            calls = family.calls
+            found = "derived" if calls.derived else "generic" if calls.is_generic else "listed"
+            others = f"{passed[name]} of {judged[name]}" if judged[name] else "–"
+            row = (
+                name,
+                calls.body.value,
+                found,
+                read,
+                pieces,
+                f"{valid} of {ended}" if ended else "–",
+                others,
+            )
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+def _read(family: Family) -> tuple[str, str]:
+    """How many of the arguments are read back, and whether they arrive in pieces."""
+    same, whole = 0, ""
+    for arguments in ARGUMENTS:
+        calls: list[tuple[str, Any]] = [("get_weather", arguments)]
+        try:
+            text = family.written(SCHEMAS, calls)
+        except LocalmoeError:
+            continue
+        cuts = ((1,), (4, 2), (len(text),))
+        same += all(family.read(text, SCHEMAS, sizes).parsed() == calls for sizes in cuts)
+    if not family.calls.derived and same == 0:
+        return "writes none", "yes"
+    whole = "by argument" if family.calls.body.value == "python" or family.calls.item_key else "yes"
+    return f"{same} of {len(ARGUMENTS)}", whole
+
+
+def _valid(nano: localmoe.LoadedModel, template: ChatTemplate) -> tuple[int, int]:
+    """Valid calls, and answers that were not cut off while the model was thinking."""
+    made = ended = 0
+    for seed in range(DRAWS):
+        try:
+            done = constrained(nano.engine, template, TOOLS, temperature=1.5, seed=seed)
+        except LocalmoeError:
+            continue
+        made += done.finish_reason == "tool_calls"
+        ended += bool(done.calls) or not done.reasoning
+    return made, ended
+
+
+if __name__ == "__main__":
+    main()
