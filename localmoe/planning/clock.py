@@ -43,7 +43,7 @@ BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # in a prompt, which rea
 HIDDEN = {"private": 0.95, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
 FIRST_HIDDEN = {"private": 0.9, "page": 0.0, "off": 0.0}  # while the memory for experts fills
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
-PAGED = 1.0  # weights that are pushed out of memory and read again take so many times a load's read
+PAGED = 2.3  # weights that are pushed out of memory and read again take so many times a load's read
 TILED = 64  # tokens; from here on ggml attends with its tiled kernel
 
 COMPUTE: Spread = (0.85, 1.22)
