@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-PATIENCE = 120.0  # seconds; only a test that fails waits so long
+PATIENCE = 300.0  # seconds; only a test that fails waits so long
 
 
 def wait_until(

@@ -30,6 +30,7 @@ from localmoe.chat.session import (
 from localmoe.chat.state import Chat
 from localmoe.chat.store import Store, read
 from localmoe.errors import StorageError, UsageError
+from tests.waiting import PATIENCE
 
 
 def turn(question: str = "q", answer: str = "a", **more: str) -> Turn:
@@ -289,7 +290,7 @@ def run_quietly(home: Path) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

@@ -29,7 +29,7 @@ from localmoe.facts.model import read_model
 from localmoe.planning.cache_plan import plan_cache
 from localmoe.planning.memory import EngineSettings
 from tests import forked
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from localmoe.engine.worker.expert_cache import Counters
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 SANITIZED = (
     "LOCALMOE_SANITIZED" in os.environ
 )  # by scripts/sanitize.sh: all takes ten times as long
-DEADLOCK = 1200.0 if SANITIZED else 120.0  # seconds; cases take one or two
+DEADLOCK = 1200.0 if SANITIZED else PATIENCE  # seconds; cases take one or two
 Result = TypeVar("Result")
 
 

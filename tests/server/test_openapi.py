@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from localmoe.server.openapi import MESSAGES, document
 from tests.server.served import Served
+from tests.waiting import PATIENCE
 
 CASES = 3  # for each path, right ones and as many wrong ones
 SOAK_CASES = int(os.environ.get("LOCALMOE_SERVER_CASES", "840"))  # ten thousand in all
@@ -52,7 +53,7 @@ def visit(served: Served, cases: int) -> set[int]:
                 database=None,
             )
             def check(case: Any) -> None:
-                answer = case.call(base_url=served.url, timeout=60)
+                answer = case.call(base_url=served.url, timeout=PATIENCE)
                 seen.add(answer.status_code)
                 assert answer.status_code < 500 or answer.status_code == 503, answer.text
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.command import Localmoe
+from tests.waiting import PATIENCE
 
 PROMPT = "A mixture of experts has many small networks and a router. " * 2
 TIGHT = ("--cache", "private", "--cache-ram", "0.002")
@@ -35,7 +36,7 @@ class System:
             environment["LD_PRELOAD"] = str(self.library)
         done = self.localmoe(
             "run", path, PROMPT, "--plain", "--temp", "0", "-n", "12", "-t", "2", "--json",
-            "--no-history", *options, timeout=240, **environment,
+            "--no-history", *options, timeout=PATIENCE, **environment,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
         document: dict[str, Any] = json.loads(done.stdout)

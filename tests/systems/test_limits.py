@@ -20,6 +20,7 @@ from tests.needs import no_mount
 from tests.systems.fault_fs import mounted
 from tests.systems.shims import shim
 from tests.systems.system import OFF, PAGE, PROMPT, TIGHT, Answer, System
+from tests.waiting import PATIENCE
 
 pytestmark = [
     pytest.mark.process,
@@ -69,7 +70,7 @@ def test_a_low_limit_of_mappings_is_planned_for(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             env=environment(tmp_path),
-            timeout=240,
+            timeout=PATIENCE,
         )
         if "unshare" in done.stderr or "mount:" in done.stderr:
             no_mount(done.stderr.strip())
@@ -110,7 +111,7 @@ def test_little_address_space(wide: Path, localmoe: Localmoe) -> None:
             capture_output=True,
             text=True,
             env=environment(localmoe.home),
-            timeout=240,
+            timeout=PATIENCE,
         )
         assert "Traceback" not in done.stderr
         document = json.loads(done.stdout)
