@@ -76,7 +76,7 @@ def test_no_request_is_a_servers_error(brief: Served) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_no_request_of_ten_thousand_is_a_servers_error(brief: Served) -> None:
-    """As above, ten thousand times; or memory grows with every request."""
+    """Requests made from our document, right and wrong: no server's error, and memory stays."""
     visit(brief, 20)
     before = resident(brief)
     visit(brief, SOAK_CASES)

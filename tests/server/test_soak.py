@@ -107,7 +107,7 @@ def descriptors_of(pid: int) -> int:
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS * 3 + 600)
 def test_clients_come_and_go(serve: Callable[..., Served]) -> None:
-    """An answer is cut off without an error, or is another's; or something is left behind."""
+    """Clients leave and engines die: no answer is another's, a cut one says so, nothing stays."""
     served = serve("nano")
     answers = {q: served.chat(q)["choices"][0]["message"]["content"] for q in QUESTIONS}
     warm = Clients(served, answers)

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[2]
 _HEAD = """\
 # What long runs found
 
-Written by `scripts/soak.sh`, {minutes:g} minutes in all, on {day}: commit {commit}, {cores} cores,
-{memory:.0f} GiB of memory, {system}, Python {python}. Each row is a test of `tests/soak` that
-repeats what a person, a crash or a bad file does until its time is over, with other values each
-time; the first time that something goes wrong ends it.
+Written by `scripts/soak.sh` on {day}: commit {commit}, {cores} cores, {memory:.0f} GiB of memory,
+{system}, Python {python}. Each row is a test that repeats what a person, a crash or a bad file
+does, with other values each time; the first time that something goes wrong ends it. Those of
+`tests/soak` had {minutes:g} minutes together, those of `tests/server` as long as they took.
 
 | claim | time | counted | result |
 |---|--:|---|---|
@@ -54,13 +54,11 @@ def figures(record_property: Callable[[str, object], None]) -> Figures:
     return counted
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """The report knows the claim, which is the first line of the test's docstring."""
-    report: Any = yield
-    function = getattr(item, "function", None)
-    report.claim = (getattr(function, "__doc__", None) or item.name).strip().splitlines()[0]
-    return report
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The reports know the claim, which is the first line of the test's docstring."""
+    for item in items:
+        text = getattr(getattr(item, "function", None), "__doc__", None) or item.name
+        item.user_properties.append(("claim", text.strip().splitlines()[0]))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -79,9 +77,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def _row(report: Any) -> str:
-    figures = dict(report.user_properties).get("figures", {})
+    known = dict(report.user_properties)
+    claim, figures = known.get("claim", report.nodeid), known.get("figures", {})
     counted = ", ".join(f"{_number(value)} {name}" for name, value in figures.items())
-    cells = (report.claim, f"{report.duration:.0f} s", counted or "–", report.outcome)
+    cells = (claim, f"{report.duration:.0f} s", counted or "–", report.outcome)
     return f"| {' | '.join(cells)} |\n"
 
 
