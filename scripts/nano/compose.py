@@ -17,7 +17,7 @@ from . import arithmetic
 from .carriers import DEED, DOING, ENDINGS, OPENINGS, PLAIN_WORDS, SYSTEM_MESSAGES, THING
 from .intents import TEXT, Intent
 
-SHARES = {"moe": 0.31, "localmoe": 0.34, "arithmetic": 0.10, "smalltalk": 0.10, "offtopic": 0.15}
+SHARES = {"moe": 0.29, "localmoe": 0.34, "arithmetic": 0.08, "smalltalk": 0.10, "offtopic": 0.19}
 SMALL = tuple((TEXT / "small_words.txt").read_text("utf-8").split())
 PLAIN = frozenset((*PLAIN_WORDS, *SMALL))
 LINKS = (*PLAIN_WORDS, *SMALL * 16)  # what stands between concepts: mostly small words
@@ -176,6 +176,9 @@ def ask_unknown(rng: random.Random) -> str:
         f"the {invented(rng)} of {invented(rng)}",
         f"{rng.choice(PLAIN_WORDS)} {invented(rng)}",
     )
+    if kind < 0.4:
+        words = [invented(rng).lower() if rng.random() < 0.5 else plain(rng, 1, 2) for _ in "12345"]
+        return roughen(rng, f"{' '.join(words)}?")
     if kind < 0.75:
         topic = rng.choice(things)
         return roughen(rng, carried(rng, topic, THING), topic)
