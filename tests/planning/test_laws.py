@@ -118,7 +118,8 @@ class Outcome:
     fits: bool
     decode: float = 0.0  # tokens/s
     loaded: float = float("inf")  # seconds
-    context: int = 0
+    context: int = 0  # tokens; the largest
+    planned: int = 0  # tokens
 
 
 def outcome(name: str, box: Box) -> Outcome:
@@ -128,7 +129,8 @@ def outcome(name: str, box: Box) -> Outcome:
     if not plan.verdict.fits:
         return Outcome(False)
     told = forecast(model, tuned(model, plan, rates), rates)
-    return Outcome(True, told.decode.expected, told.loaded_first_token.expected, plan.max_context)
+    speeds = told.decode.expected, told.loaded_first_token.expected
+    return Outcome(True, *speeds, plan.max_context, plan.settings.context)
 
 
 def better(box: Box, what: str, by: float) -> Box:
@@ -150,7 +152,8 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     A second GPU may cost a first token some percent: it takes the last layers, and where their
     experts do not fit there, those of the last token are computed on the processor. Decoding may
     lose a thousandth to more GPU memory: placements are compared by bytes, and one that has more of
-    them on GPUs may cross between devices once more.
+    them on GPUs may cross between devices once more. A first token may take longer where more
+    memory was used for a larger context, which nobody had asked for: those are other settings.
     """
     patience = SECOND_GPU if what == "second" else ROUNDING
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
@@ -158,7 +161,7 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
         return "it does not fit any more"
     if after.decode * crossings < before.decode:
         return f"decoding: {before.decode} → {after.decode} tok/s"
-    if after.loaded > before.loaded * patience:
+    if after.planned <= before.planned and after.loaded > before.loaded * patience:
         return f"first token: {before.loaded} → {after.loaded} s"
     if after.context < before.context:
         return f"largest context: {before.context} → {after.context} tokens"
