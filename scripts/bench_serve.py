@@ -2,7 +2,9 @@
 
 ``python scripts/bench_serve.py MODEL [--tokens N] [--runs N] [--vs LLAMA_SERVER]``: alternating
 runs of one prompt, tok/s and seconds to the first token as a client sees them; medians, minimum and
-maximum. ``--vs`` adds llama-server of the same engine, with the same file.
+maximum. `localmoe run` is a process of its own, timed from its start, attached to the server.
+``--vs`` adds llama-server of the same engine, with the same file; ``--no-reference`` leaves out the
+answers in this process, which has the model a second time.
 """
 
 from __future__ import annotations
@@ -72,6 +74,23 @@ def over_http(address: str, tokens: int) -> Ask:
     return lambda prompt: timed(pieces(prompt))
 
 
+def attached(model: str, tokens: int) -> Ask:
+    """Through `localmoe run`, which finds the server: from the start of its process on."""
+    how = ["--plain", "--temp", "0", "-n", str(tokens), "-q", "--no-history"]
+
+    def ask(prompt: str) -> Run:
+        command = [sys.executable, "-m", "localmoe", "run", model, prompt, *how]
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+            assert process.stdout is not None
+            came = []
+            while process.stdout.read(4096):
+                came.append(time.perf_counter())
+        return Run(came[0] - began, (tokens - 1) / (came[-1] - came[0]))
+
+    return ask
+
+
 @contextlib.contextmanager
 def serving(model: str, context: int) -> Iterator[str]:
     """The address of `localmoe serve`."""
@@ -134,17 +153,18 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128, help="roughly")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--vs", metavar="LLAMA_SERVER")
+    parser.add_argument("--no-reference", action="store_true")
     given = parser.parse_args()
     context = -(-(2 * given.prompt_tokens + given.tokens + 64) // 256) * 256
     prompt = PROMPT * (given.prompt_tokens // 8)
     with contextlib.ExitStack() as stack:
-        model = stack.enter_context(localmoe.load(given.model, context=context))
-        asks = {
-            "in the process": in_process(model, given.tokens),
-            "localmoe serve": over_http(
-                stack.enter_context(serving(given.model, context)), given.tokens
-            ),
-        }
+        asks: dict[str, Ask] = {}
+        if not given.no_reference:
+            model = stack.enter_context(localmoe.load(given.model, context=context))
+            asks["in the process"] = in_process(model, given.tokens)
+        address = stack.enter_context(serving(given.model, context))
+        asks["localmoe serve"] = over_http(address, given.tokens)
+        asks["localmoe run, attached"] = attached(given.model, given.tokens)
         if given.vs:
             address = stack.enter_context(llama_server(given.vs, given.model, context))
             asks["llama-server"] = over_http(address, given.tokens)
