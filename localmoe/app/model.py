@@ -25,7 +25,6 @@ from localmoe.chat.template import ChatTemplate, Rendered
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.chat.tools import ToolUse, read_tools
 from localmoe.engine.events import AnswerEvent, Loaded, LoadProgress, Request
-from localmoe.engine.grammar import schema_to_gbnf
 from localmoe.errors import EngineError, UsageError
 from localmoe.facts.model import Model, Value
 
@@ -197,7 +196,11 @@ class LoadedModel:
         **sampling: Unpack[SamplingOptions],
     ) -> Settings:
         """Settings of a conversation. Raises UsageError for a schema that cannot be enforced."""
-        grammar = None if schema is None else schema_to_gbnf(checks.schema(schema))
+        grammar = None
+        if schema is not None:
+            from localmoe.engine.grammar import schema_to_gbnf  # late: see chat/answering.py
+
+            grammar = schema_to_gbnf(checks.schema(schema))
         tools = tools if tools and tools.tools else None
         if tools and grammar:
             raise UsageError("a schema says what the answer is, so that no tool can be called")

@@ -1,4 +1,8 @@
-"""One answer: messages → prompt → tokens → reasoning and answer, as events."""
+"""One answer: messages → prompt → tokens → reasoning and answer, as events.
+
+Grammars and calls of tools are imported where they are used: a short answer by a model that a
+server has loaded would wait for them longer than for the model.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from localmoe.chat.calls.grammar import call_grammar
-from localmoe.chat.constraint import grammar_for
 from localmoe.chat.events import (
     AnswerDelta,
     ChatEvent,
@@ -140,9 +142,13 @@ def _remember(
 def _grammar(engine: TextEngine, rendered: Rendered, settings: Settings) -> str | None:
     """What the answer must look like: what is asked for, or else its calls of tools."""
     if settings.grammar is not None and rendered.format is not None:
+        from localmoe.chat.constraint import grammar_for
+
         return grammar_for(settings.grammar, rendered.format, engine.split_specials)
     if settings.grammar is not None or not (settings.tools and rendered.calls and rendered.format):
         return settings.grammar
+    from localmoe.chat.calls.grammar import call_grammar
+
     return call_grammar(
         settings.tools,
         rendered.calls,

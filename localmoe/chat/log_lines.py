@@ -6,7 +6,6 @@ are.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -60,6 +59,8 @@ def decode(line: bytes) -> Change:
 
 
 def _checksum(line: bytes) -> bytes:
+    import hashlib  # late: it loads OpenSSL, for which no first word has to wait
+
     return hashlib.sha256(line).hexdigest()[:8].encode()
 
 

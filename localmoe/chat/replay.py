@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from localmoe.chat.calls.format import CallFormat
 from localmoe.chat.session import Message
 from localmoe.engine.events import Span, Token, Written
+
+if TYPE_CHECKING:  # imported late: see answering.py
+    from localmoe.chat.calls.format import CallFormat
 
 MOST_CHARACTERS = 32 << 20  # of all that is kept
 TRIES = 2  # of the latest calls that are known

@@ -12,14 +12,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from localmoe.chat.answer_format import AnswerFormat
-from localmoe.chat.calls.call import Tools
-from localmoe.chat.calls.format import CallFormat
-from localmoe.chat.calls.reader import CallReader
-from localmoe.chat.calls.text import NoCall, Pattern
 from localmoe.chat.events import ToolCallEvent
 from localmoe.chat.marks import FormatMarks, Mark, SplitSpecials
+
+if TYPE_CHECKING:  # imported late: see answering.py
+    from localmoe.chat.calls.call import Tools
+    from localmoe.chat.calls.format import CallFormat
+    from localmoe.chat.calls.reader import CallReader
+    from localmoe.chat.calls.text import Pattern
 
 SAID_ALOUD = "commentary"  # a message of this name, for no tool, is for the reader (gpt-oss)
 MOST_HEADER = 200  # characters of a header; an answer without one waits for as many
@@ -107,6 +110,8 @@ class Splitter:
         self._calls: CallReader | None = None
         self._triggers: list[Pattern] = []
         if calling:
+            from localmoe.chat.calls.reader import CallReader
+
             self._calls = CallReader(
                 calling.format,
                 calling.tools,
@@ -185,6 +190,8 @@ class Splitter:
         self._calls.begin(name, led=led)
 
     def _read_calls(self, final: bool) -> Iterator[Piece]:
+        from localmoe.chat.calls.text import NoCall
+
         calls = self._calls
         assert calls is not None
         text, self._held = self._held, ""

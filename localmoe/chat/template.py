@@ -10,11 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmoe.chat.answer_format import AnswerFormat, Arguments, Probe, find_format
-from localmoe.chat.calls.derivation import find_calls
-from localmoe.chat.calls.format import CallFormat
 from localmoe.chat.renderer import Renderer, RenderError
 from localmoe.chat.replay import Prompt, Replay
 from localmoe.chat.session import Message
@@ -29,6 +27,9 @@ from localmoe.chat.thinking import ThinkControl, ThinkLevel
 from localmoe.chat.tool_style import ToolStyle, find_style
 from localmoe.engine.events import Span, Written
 from localmoe.errors import ContextOverflowError
+
+if TYPE_CHECKING:  # imported late: see answering.py
+    from localmoe.chat.calls.format import CallFormat
 
 MOST_CHARACTERS = 8 << 20  # of a conversation; a million tokens are about 4 million
 
@@ -160,6 +161,8 @@ class ChatTemplate:
         """How calls are written when the template is given these. Raises ``TemplateError``."""
         key = json.dumps(arguments, sort_keys=True)
         if key not in self._calls:
+            from localmoe.chat.calls.derivation import find_calls
+
             style, answers = self.style_of(arguments), self.format_of(arguments)
             source = self.source or ""
             self._calls[key] = find_calls(self._probe, source, arguments, style, answers)

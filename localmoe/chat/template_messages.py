@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -151,4 +150,6 @@ class _Ids:
         short = len(call.id) == 9 and call.id.isalnum() and call.id.isascii()
         if self._kind is Ids.GIVEN or short:
             return call.id
+        import hashlib  # late: see log_lines.py
+
         return hashlib.sha256(call.id.encode()).hexdigest()[:9]

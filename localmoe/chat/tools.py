@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from localmoe.engine.grammar import SchemaRefusedError, schema_rules
 from localmoe.errors import UsageError
 from localmoe.text import shortened
 
@@ -122,6 +121,8 @@ def _only(choice: object, schemas: Mapping[str, object]) -> str:
 
 def _enforceable(at: str, function: dict[str, object]) -> tuple[Mapping[str, object], list[str]]:
     """The schema of a tool's arguments without what no grammar can enforce, and what that was."""
+    from localmoe.engine.grammar import SchemaRefusedError, schema_rules  # late: see answering.py
+
     strict = function.pop("strict", False)
     schema: dict[str, Any] = copy.deepcopy(dict(function["parameters"]))  # type: ignore[call-overload]
     if "$ref" not in schema:

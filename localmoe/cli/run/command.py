@@ -22,7 +22,6 @@ from localmoe.cli.arguments import ModelAndPrompt, Options, model_and_prompt
 from localmoe.cli.output import Output
 from localmoe.cli.requests import session_request
 from localmoe.cli.run.printers import Printer, parsed, printer_for
-from localmoe.cli.schema_file import grammar_of, tools_of
 from localmoe.errors import (
     INTERRUPTED,
     EngineError,
@@ -46,8 +45,12 @@ def run_command(options: Options, output: Output) -> int:
         return open_chat(asked.model, options, output)
     # Mistakes in the question are errors before the long load, not after it.
     files = tuple(read_attachment(path) for path in options.files)
-    grammar = grammar_of(options.schema) if options.schema else None
-    tools = tools_of(options.tools, options.tool_choice or "auto") if options.tools else None
+    grammar = tools = None
+    if options.schema or options.tools:
+        from localmoe.cli.schema_file import grammar_of, tools_of  # late: see chat/answering.py
+
+        grammar = grammar_of(options.schema) if options.schema else None
+        tools = tools_of(options.tools, options.tool_choice or "auto") if options.tools else None
     if tools and grammar:
         raise UsageError("--schema says what the answer is, so that no tool of --tools is called")
     for missing in tools.not_enforced if tools else ():
