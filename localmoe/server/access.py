@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -53,11 +53,14 @@ def rules(
 
 
 class Access:
-    """The middleware that lets in or refuses."""
+    """The middleware that lets in or refuses; ``note`` is told of whom it refuses."""
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(
+        self, app: ASGIApp, rules: Rules, note: Callable[[Scope, Problem], None] = lambda *_: None
+    ) -> None:
         self._app = app
         self._rules = rules
+        self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,6 +71,7 @@ class Access:
         allowed = origin if origin is not None and self._admits(origin) else None
         problem = self._problem(scope, headers, allowed)
         if problem is not None:
+            self._note(scope, problem)
             response = refusal(problem, problems_at(scope["path"]))
         elif allowed is not None and _is_preflight(scope, headers):
             response = _preflight(headers)

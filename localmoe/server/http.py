@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from localmoe.app.listener import Listener
 from localmoe.chat.events import TurnDone
@@ -212,9 +213,14 @@ class Paths:
         else:
             problem = problem_of(error)
         if request.method == "POST" or problem.status >= 500:
-            self._metered.add(known(request.url.path), problem.status, ())
-            self._listener.note(_line(request, problem.status, None, (), ""))
+            self.note_refusal(request.scope, problem)
         return refusal(problem, problems_at(request.url.path))
+
+    def note_refusal(self, scope: Scope, problem: Problem) -> None:
+        """Count and log a request that is not answered."""
+        request = Request(scope)
+        self._metered.add(known(request.url.path), problem.status, ())
+        self._listener.note(_line(request, problem.status, None, (), problem.code or ""))
 
     async def _left(self, request: Request, error: Exception) -> Response:
         return Response(status_code=400)  # nobody reads it

@@ -17,7 +17,6 @@ from localmoe.server.problems import Document, Problem, for_openai
 from localmoe.server.replies import DONE, comment, data_line
 from localmoe.server.sampling import (
     answers_of,
-    checked_schema,
     most_tokens,
     sampling_of,
     schema_of,
@@ -43,8 +42,6 @@ def read(fields: Fields) -> CompletionRequest:
     options = fields.inner("stream_options")
     if fields.text("suffix"):
         raise Problem(400, "suffix: the models here only go on from a prompt", param="suffix")
-    schema = schema_of(fields)
-    own = fields.raw("json_schema")  # llama-server's way
     ask = Ask(
         model=model,
         prompt=_prompt(fields),
@@ -52,7 +49,7 @@ def read(fields: Fields) -> CompletionRequest:
         max_tokens=most_tokens(fields, "max_tokens", "n_predict"),
         stop=stop_texts(fields),
         top_logprobs=fields.whole("logprobs", 0, MOST_LOGPROBS),
-        schema=schema if own is None else checked_schema(own, "json_schema"),
+        schema=schema_of(fields),
         answers=answers_of(fields),
     )
     return CompletionRequest(

@@ -59,7 +59,12 @@ def most_tokens(fields: Fields, *names: str) -> int | None:
 
 
 def schema_of(fields: Fields) -> object:
-    """The JSON schema that ``response_format`` asks for; None for plain text. Raises Problem."""
+    """The JSON schema that ``response_format`` or llama-server's ``json_schema`` asks for.
+
+    None for plain text. Raises Problem.
+    """
+    if (own := fields.raw("json_schema")) is not None:
+        return checked_schema(own, "json_schema")
     wanted = fields.inner("response_format")
     if wanted is None:
         return None

@@ -118,7 +118,7 @@ class _Server:
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         self._http = uvicorn.Server(
             uvicorn.Config(
-                Access(self._paths.app(), who),
+                Access(self._paths.app(), who, self._paths.note_refusal),
                 http=BoundedConnection,
                 ws="none",
                 lifespan="off",

@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -80,8 +80,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *args: str | Path) -> Iterator[Served]:
-    """``localmoe serve ARGS --port 0``, listening."""
+def serving(
+    home: Path, *args: str | Path, env: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """``localmoe serve ARGS --port 0``, listening; ``env`` in place of a home's own."""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as log,
         subprocess.Popen(
@@ -89,7 +91,7 @@ def serving(home: Path, *args: str | Path) -> Iterator[Served]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env=environment(home),
+            env=environment(home) if env is None else env,
             cwd=home,
         ) as process,
     ):

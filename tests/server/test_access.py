@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 import pytest
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from localmoe.server import limits
@@ -117,6 +118,25 @@ def test_without_the_key_nothing_is_answered(given: tuple[str, str]) -> None:
     status, headers = visit(KEYED, [given])
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
     assert visit(KEYED, [given], "/health")[0] == 200
+
+
+def test_who_is_refused_is_noted() -> None:
+    """The owner of a server does not hear of who is kept out, and why."""
+    noted: list[str | None] = []
+
+    async def scene() -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Message) -> None:
+            pass
+
+        scope: Scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": []}
+        door = Access(Response(), LOCAL, lambda _, problem: noted.append(problem.code))
+        await door(scope, receive, send)
+
+    asyncio.run(scene())
+    assert noted == ["host_not_allowed"]
 
 
 def test_headers_are_counted() -> None:

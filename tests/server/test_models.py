@@ -13,7 +13,9 @@ from localmoe.planning.plan import Wishes
 from localmoe.planning.roomy import ROOMY, roomy
 from localmoe.server.answering import fitting
 from tests.cli.command import environment
-from tests.server.served import Served, events_of
+from tests.hub.command import HubCommand
+from tests.hub.server import HubServer
+from tests.server.served import Served, events_of, serving
 from tests.waiting import PATIENCE, wait_until
 
 QUESTION = "What is a mixture of experts?"
@@ -53,6 +55,34 @@ def test_what_does_not_fit_leaves_what_is_loaded(
         body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
         assert 400 <= served.ask("POST", "/v1/chat/completions", body)[0] < 500
     assert served.worker == worker != 0
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_request_downloads_only_where_it_may(
+    arch_file: Callable[..., Path], tmp_path: Path, allowed: bool
+) -> None:
+    """A request fetches its model unasked; or --allow-pull does not let it."""
+    with HubServer() as hub:
+        hub.add("user/tiny-GGUF", {"tiny-Q8_0.gguf": arch_file("qwen3moe").read_bytes()})
+        env = HubCommand(hub, tmp_path).environment()
+        with serving(tmp_path, *(["--allow-pull"] if allowed else []), env=env) as served:
+            body = {
+                "model": "user/tiny-GGUF",
+                "messages": [{"role": "user", "content": "hi"}],
+                "max_tokens": 3,
+            }
+            status, _, document = served.ask("POST", "/v1/chat/completions", body)
+            if not allowed:
+                assert (status, document["error"]["code"]) == (404, "model_not_found")
+                assert not hub.requests
+                return
+            assert status == 200, document
+            assert document["usage"]["completion_tokens"] == 3
+            fetched = len(hub.requests)
+            assert served.ask("POST", "/v1/chat/completions", body)[0] == 200
+            assert len(hub.requests) == fetched
+            listed = served.ask("GET", "/v1/models")[2]["data"]
+            assert any("tiny" in model["id"] for model in listed)
 
 
 def test_overflow_drop_leaves_out_the_oldest(serve: Callable[..., Served]) -> None:

@@ -16,7 +16,7 @@ from tests.server.served import Served
 from tests.waiting import PATIENCE
 
 CASES = 3  # for each path, right ones and as many wrong ones
-SOAK_CASES = int(os.environ.get("LOCALMOE_SERVER_CASES", "840"))  # ten thousand in all
+SOAK_CASES = int(os.environ.get("LOCALMOE_SERVER_CASES", "500"))  # ten thousand in all
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
