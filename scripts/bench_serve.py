@@ -171,7 +171,7 @@ def main() -> None:
         runs: dict[str, list[Run]] = {name: [] for name in asks}
         for number in range(given.runs + 1):
             for name, ask in asks.items():
-                run = ask(f"{number}. {prompt}")  # a prompt that nobody has read
+                run = ask(f"{name} {number}. {prompt}")  # a prompt that nobody has read
                 if number:  # the first warms up
                     runs[name].append(run)
     for name, done in runs.items():

@@ -74,6 +74,7 @@ class Reply(Response):
         self._words = "on its way"
         self._sent = 0.0  # when the client last heard something
         self._begun = False  # the status was sent
+        self._complete = False  # so was all of the answer: clients leave before its last byte
         self._answers: list[Answered] = []
         self._tokens: list[Token] = []  # of the answer under way
 
@@ -86,6 +87,8 @@ class Reply(Response):
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 status = answer.result()
+            elif self._complete:
+                status = 200
         finally:
             for task in (gone, heart, answer):
                 task.cancel()
@@ -111,6 +114,7 @@ class Reply(Response):
                         data = self._writer.event(event)
                     if data and self._stream:
                         await self._send(send, data)
+                    self._complete = self._stream and isinstance(event, TurnDone)
         except Exception as error:
             return await self._break_off(scope, receive, send, problem_of(error))
         if not self._stream:

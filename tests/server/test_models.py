@@ -57,6 +57,7 @@ def test_what_does_not_fit_leaves_what_is_loaded(
     assert served.worker == worker != 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_request_downloads_only_where_it_may(
     arch_file: Callable[..., Path], tmp_path: Path, allowed: bool

@@ -125,6 +125,24 @@ def test_a_late_error_cannot_be_taken_for_an_answer(stream: bool) -> None:
     asyncio.run(scene())
 
 
+def test_who_leaves_with_the_last_word_was_answered() -> None:
+    """A client that closes its connection at [DONE], as libraries do, is said to have left."""
+
+    async def scene() -> None:
+        client = Client()
+
+        async def events() -> AsyncGenerator[Event, None]:
+            yield Accepted("m", 10)
+            yield DONE
+            client.leave.set()
+            await asyncio.Event().wait()
+
+        await client.of(events(), stream=True)
+        assert client.ended == [200]
+
+    asyncio.run(scene())
+
+
 def test_who_leaves_closes_the_answer() -> None:
     """The answer to a client that went away is computed on."""
 
