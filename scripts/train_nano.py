@@ -104,8 +104,9 @@ def pack(pool: list[tuple[list[int], list[bool]]], length: int) -> Batch:
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """Warm up, hold, then fall to zero along a half cosine over the last four fifths."""
-    if step < WARM_UP:
-        return peak * (step + 1) / WARM_UP
+    warm_up = min(WARM_UP, steps // 5)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
     fall = max(0.0, (step - steps / 5) / (steps - steps / 5))
     return peak * 0.5 * (1 + math.cos(math.pi * fall))
 
