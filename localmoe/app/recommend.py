@@ -30,7 +30,8 @@ def recommend(
     """
     running = [f for f in found if f.fits]
     if not running:
-        return None, "nothing of it fits this machine"
+        slow = any(f.runs for f in found)
+        return None, f"nothing of it {'is quick enough to use on' if slow else 'fits'} this machine"
     if min_tps is None and all(f.tps is None for f in running):
         return _by_memory(found, running)
     usual = next((f for f in found if f.label == DEFAULT_QUANT), None)

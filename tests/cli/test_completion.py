@@ -120,8 +120,8 @@ def test_words_of_config(home: Path) -> None:
 
 
 def test_words_of_engine_and_experts(home: Path) -> None:
-    assert texts("engine", "") == ["install"]
-    assert texts("engine", "install", "vu") == ["vulkan"]
+    assert texts("engine", "") == ["install", "remove"]
+    assert texts("engine", "install", "vu") == ["vulkan", FILES]
     assert texts("experts", "s") == ["show", "simulate"]
     assert "nano" in texts("experts", "record", "na")
     assert texts("experts", "compare", "a.trace", "") == [FILES]

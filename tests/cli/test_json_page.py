@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -156,9 +156,11 @@ def written(
         "engine": [{"gpus": [asdict(GPU)], "idle_gpus": [asdict(GPU)]}],
         "engine install": [{"missing": [asdict(Tool("cmake"))]}],
         "engine install FILE": [
-            {"backend": "cuda", **engine_document(replace(ENGINE, gpus=(GPU,)))}
+            {"backend": "cuda", **engine_document(ENGINE), "gpus": [asdict(GPU)]}
         ],
-        "doctor": [{"machine": {"gpus": [asdict(GPU)]}, "engine": {"gpus": [asdict(GPU)]}}],
+        "doctor": [
+            {"machine": {"gpus": [asdict(GPU)]}, "engine": asdict(ENGINE) | {"gpus": [asdict(GPU)]}}
+        ],
         "run": [{"plan": {"machine": machine_summary(BOX_WITH_GPU)}}],
         "worker": [worker_document(SERVER, None)],
         "serve": [serve_document("http://127.0.0.1:1", ServeRequest(LoadRequest("nano")))],

@@ -34,9 +34,8 @@ def check(matrix: Matrix, path: Path) -> None:
         if cell.ran.regime == "private":
             assert 0 < counters["resident_bytes"] <= cell.settings.cache_bytes
     page, least, half, whole, warmed = matrix.cells
-    assert least.settings.ubatch == 1
+    assert least.settings.ubatch == page.settings.ubatch  # no room for stages: from the mapping
     assert min(each.ran.counters["evictions"] for each in (least, half, warmed)) > 0
-    assert least.ran.counters["evictions"] > half.ran.counters["evictions"]
     assert whole.ran.counters["evictions"] == page.ran.counters["evictions"] == 0
     assert warmed.ran.counters["warmed"] >= WARMED
     # The planner's idea of an expert's memory is the cache's.

@@ -205,9 +205,13 @@ def test_screens(hub: HubServer, shell: Shell, twenty: list[list[Path]]) -> None
     assert "expert weights" in detail.stdout
     assert "24 min 45 s at 100 Mbit/s" in detail.stdout
     small = shell("fit", REPO, "--ram", "1")
-    assert small.returncode == 3
-    assert "does not fit" in small.stdout
-    assert "nothing of it fits this machine" in small.stdout
+    assert small.returncode == 0
+    assert "runs, too slowly to use" in small.stdout
+    assert "nothing of it is quick enough to use on this machine" in small.stdout
+    none = shell("fit", REPO, "--ram", "0.1")
+    assert none.returncode == 3
+    assert "does not fit" in none.stdout
+    assert "nothing of it fits this machine" in none.stdout
 
 
 def test_no_room_on_the_disk(

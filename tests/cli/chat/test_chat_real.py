@@ -10,10 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.make_standin import make_standin
-from tests.archs import others
-from tests.archs.families import F16, Family
-from tests.archs.recipe import Dims
 from tests.chat import templates
 from tests.cli.chat.conftest import Spawn
 from tests.cli.chat.terminal import CTRL_C, CTRL_D, Terminal
@@ -21,8 +17,6 @@ from tests.cli.command import environment
 
 LONG = "A mixture of experts has many small networks and a router. " * 8
 NEAR = 60  # tokens: a question, an answer and the marks around them; the notes have over 200
-GIANT = Family(others.llama, Dims(layers=100, experts=0, embd=16_384, ff=65_536), F16)
-"""Some 800 GB of dense weights, as a header and a hole."""
 ArchFile = Callable[..., Path]
 
 
@@ -151,8 +145,6 @@ def test_another_model_in_the_same_chat(
     chat.does("/model lfm3moe", 'error: no model "lfm3moe"')
     (tmp_path / "damaged.gguf").write_bytes(other.read_bytes()[:5000])
     chat.does("/model damaged.gguf", "error: ")
-    make_standin(GIANT, tmp_path / "giant.gguf", header_only=True)
-    chat.does("/model giant.gguf", "error: giant: it takes 60")
     chat.asks("still you?")
     assert chat.fresh() < NEAR  # nothing was unloaded for those
     chat.does(f"/model {model}", "the conversation goes on, 3 turns so far")
