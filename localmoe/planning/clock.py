@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRate, value_at
+from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates, TypeRate, value_at
 from localmoe.facts.ggml_types import TENSOR_TYPES
 from localmoe.facts.model import Model
 from localmoe.planning.cache import dense_ranges
@@ -395,10 +395,5 @@ def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:
     near = min(types, key=lambda name: abs(_BYTES_PER_WEIGHT.get(name, 1.0) - size))
     scale = size / _BYTES_PER_WEIGHT.get(near, 1.0)
     known = types[near]
-    return TypeRate(
-        _times(known.vector, scale), _times(known.row, scale), known.dense, known.experts
-    )
-
-
-def _times(curve: Curve, scale: float) -> Curve:
-    return tuple((x, y * scale) for x, y in curve)
+    vector, row = (tuple((x, y * scale) for x, y in of) for of in (known.vector, known.row))
+    return TypeRate(vector, row, known.dense, known.experts)

@@ -110,10 +110,8 @@ class PlacementSearch:
         tried = [first]
         if first.gpus_fit:
             for context, batch in sizes:
-                batch = min(batch, context)
-                settings = dataclasses.replace(
-                    first.settings, context=context, batch=batch, ubatch=batch
-                )
+                n = min(batch, context)
+                settings = dataclasses.replace(first.settings, context=context, batch=n, ubatch=n)
                 tried.append(self._candidates.judge(settings, one_token_only=True))
                 if tried[-1].fits:
                     return tried[-1]
@@ -272,9 +270,9 @@ class PlacementSearch:
         The last device is filled first, with the last layers, then the one before it: so more
         memory on any of them never means fewer layers on all of them.
         """
-        alone = dataclasses.replace(settings, devices=(), tensor_split=(), gpu_layers=0)
-        best = self._judge(alone, ())
         devices: tuple[str, ...] = ()
+        alone = dataclasses.replace(settings, devices=devices, tensor_split=(), gpu_layers=0)
+        best = self._judge(alone, ())
         counts: tuple[int, ...] = ()  # layers on each of them
         for device in reversed(settings.devices):
             low, high = 0, len(self._model.layers) + 2 - (used := sum(counts))
