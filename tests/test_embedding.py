@@ -27,7 +27,7 @@ def model() -> Iterator[localmoe.LoadedModel]:
 
 
 def works(model: localmoe.LoadedModel) -> bool:
-    return bool(model.generate("What is a router?", max_tokens=4).result().answer)
+    return bool(model.chat("What is a router?", max_tokens=4).result().answer)
 
 
 def test_a_stream_is_stopped_from_another_thread(model: localmoe.LoadedModel) -> None:

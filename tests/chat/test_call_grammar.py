@@ -107,7 +107,7 @@ def test_open_arguments_end_within_the_limit(nano: localmoe.LoadedModel) -> None
 
 
 FORMS = (
-    "google-gemma-4-31B-it", "MiniMax-M3", "muse-glimmer", "meetkai-functionary-medium-v3.2",
+    "google-gemma-4-31B-it", "MiniMax-M3", "meetkai-functionary-medium-v3.2",
     "meta-llama-Llama-3.1-8B-Instruct", "Qwen3-Coder", "LFM2.5-8B-A1B",
 )  # fmt: skip
 

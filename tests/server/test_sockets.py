@@ -52,7 +52,7 @@ def is_well(served: Served) -> bool:
         b"GET /health HTTP/1.1\r\n"
         + HOST
         + b"a: "
-        + b"b" * (limits.HEADER_BYTES * 2)
+        + b"b" * (limits.HEADER_BYTES * 32)
         + b"\r\n\r\n",
         b"GET /health HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 2000 + b"\r\n",
         POST + b"Content-Length: -1\r\n\r\n",

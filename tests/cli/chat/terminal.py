@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import pexpect
@@ -44,18 +43,15 @@ class Terminal:
         self.raw = ""
         self._screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.5)
         self._stream = pyte.Stream(self._screen)
-        self._gone: list[str] = []  # lines that were scrolled away, as text
 
     @property
     def text(self) -> str:
         """All lines, those that were scrolled away first."""
-        top = self._screen.history.top
-        if len(top) < len(self._gone):  # they were cleared
-            self._gone = []
-        for line in islice(top, len(self._gone), None):
-            self._gone.append("".join(line[x].data for x in range(self._screen.columns)).rstrip())
-        shown = (line.rstrip() for line in self._screen.display)
-        return "\n".join([*self._gone, *shown]).rstrip()
+        gone = [
+            "".join(line[x].data for x in range(self._screen.columns))
+            for line in self._screen.history.top
+        ]
+        return "\n".join(line.rstrip() for line in [*gone, *self._screen.display]).rstrip()
 
     def wait(self, found: Callable[[str], bool] | str) -> str:
         """The screen, once it shows this."""
