@@ -8,7 +8,9 @@ file instead.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
 import os
 import tarfile
 import tempfile
@@ -17,6 +19,8 @@ from pathlib import Path
 import platformdirs
 
 from localmoe.engine.package import PACKAGE, download
+from localmoe.errors import StorageError
+from localmoe.storage import atomic_write
 
 TEMPLATES = "/models/templates/"
 
@@ -35,14 +39,24 @@ def archive(version: str = "") -> Path:
 
 
 def templates() -> dict[str, str]:
-    """Name → text of each chat template that the package has. Raises EngineError, OSError."""
-    with tarfile.open(archive()) as files:
-        return {
+    """Name → text of each chat template that the package has. Raises EngineError, OSError.
+
+    Kept beside the package: to find them in it takes seconds.
+    """
+    package = archive()
+    kept = package.with_name(f"{package.name}.templates.json")
+    if kept.is_file() and kept.stat().st_mtime >= package.stat().st_mtime:
+        return dict(json.loads(kept.read_text("utf-8")))
+    with tarfile.open(package) as files:
+        found = {
             Path(member.name).stem: stream.read().decode()
             for member in files
             if TEMPLATES in member.name and member.name.endswith(".jinja")
             if (stream := files.extractfile(member)) is not None
         }
+    with contextlib.suppress(StorageError):  # a named package may be where nobody may write
+        atomic_write(kept, json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def _physical_cores(root: Path, allowed: Collection[int]) -> int:
 def _cpu_name(root: Path) -> str:
     text = _read(root / "proc/cpuinfo")
     match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", text, re.MULTILINE)
-    name = match[1] if match else platform.processor() or platform.machine()
+    name = match[1] if match else platform.machine()
     return clean_line(name)[:80] or "unknown"
 
 

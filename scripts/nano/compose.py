@@ -232,19 +232,39 @@ def normal(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9][a-z0-9'_./-]*|[-+*/×÷=:]", text.lower()))
 
 
-def masker(intents: dict[str, Intent]) -> re.Pattern[str]:
-    """Build the expression that finds topics: every thing and deed, and numbers."""
-    topics = {
-        normal(t) for i in intents.values() for t in (*i.things, *i.deeds, *map(doing, i.deeds))
-    }
-    topics |= set(arithmetic.NOUNS)
-    longest = sorted((t for t in topics if t), key=len, reverse=True)
-    numbers = "|".join((*arithmetic.TENS, *arithmetic.ONES))
-    names = "|".join(re.escape(topic) for topic in longest)
-    return re.compile(rf"(?<!\S)(?:{names}|\d+|(?:{numbers})(?:-\w+)?)(?!\S)")
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """What a sentence can be about: every thing and deed, and numbers."""
+
+    words: frozenset[tuple[str, ...]]
+    longest: int  # in words
+
+    @classmethod
+    def of(cls, intents: dict[str, Intent]) -> Topics:
+        texts = {
+            normal(t) for i in intents.values() for t in (*i.things, *i.deeds, *map(doing, i.deeds))
+        }
+        words = frozenset(tuple(text.split()) for text in (*texts, *arithmetic.NOUNS) if text)
+        return cls(words, max(map(len, words)))
+
+    def length(self, words: Sequence[str], start: int) -> int:
+        """Words of the longest topic that begins there, 0 without one."""
+        for length in range(min(self.longest, len(words) - start), 0, -1):
+            if tuple(words[start : start + length]) in self.words:
+                return length
+        return 1 if NUMBER.fullmatch(words[start]) else 0
 
 
-def pattern(text: str, topics: re.Pattern[str]) -> str:
+NUMBER = re.compile(rf"\d+|(?:{'|'.join((*arithmetic.TENS, *arithmetic.ONES))})(?:-\w+)?")
+
+
+def pattern(text: str, topics: Topics) -> str:
     """Return the sentence pattern: the normal form with every topic replaced by a gap."""
-    masked = topics.sub("_", normal(text))
-    return re.sub(r"_(?: _)+", "_", masked)
+    words, masked, at = normal(text).split(), list[str](), 0
+    while at < len(words):
+        length = topics.length(words, at)
+        word = "_" if length else words[at]
+        if word != "_" or masked[-1:] != ["_"]:  # topics side by side are one gap
+            masked.append(word)
+        at += length or 1
+    return " ".join(masked)

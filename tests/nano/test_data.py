@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from scripts.nano import carriers, intents, judge
-from scripts.nano.compose import Composer, masker, normal, pattern
+from scripts.nano.compose import Composer, Topics, normal, pattern
 
 HELD_OUT = Path(__file__).parent / "held_out.txt"
 KNOWN = intents.load()
@@ -39,7 +39,7 @@ def test_no_held_out_question_is_a_training_question() -> None:
 
 def test_held_out_sentences_have_patterns_of_their_own() -> None:
     """With the topics masked, no held-out sentence equals a training sentence."""
-    topics = masker(KNOWN)
+    topics = Topics.of(KNOWN)
     trained = {pattern(question, topics) for question in judge.clean_questions(KNOWN)}
     composer = Composer(KNOWN, random.Random(7))
     trained |= {pattern(composer.turn("arithmetic").question, topics) for _ in range(20_000)}
