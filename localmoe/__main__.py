@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 
@@ -26,6 +27,7 @@ def main() -> int:
         if ours:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     watchdog.end(code)
+    gc.freeze()  # or the interpreter looks through all objects again before it ends
     return code
 
 
