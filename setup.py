@@ -24,6 +24,7 @@ SOURCES = (
     "native",
     "experts",
     "expert_memory",
+    "expert_offload",
     "expert_prediction",
     "expert_reading",
     "expert_streaming",

@@ -85,7 +85,6 @@ def plan_cache(
         dataclasses.replace(
             settings,
             cache="private",
-            op_offload=False,  # a GPU would copy a batch's experts from where they may not be
             cache_bytes=min(room, experts),
             cache_lent=chosen.lent,
             batch=chosen.tokens,

@@ -14,7 +14,7 @@ from localmoe.facts.ggml_types import TENSOR_TYPES
 from localmoe.facts.model import Model
 from localmoe.planning.cache import dense_ranges
 from localmoe.planning.layout import expert_bytes_on_host
-from localmoe.planning.memory import CPU
+from localmoe.planning.memory import CPU, OFFLOADED
 from localmoe.planning.places import holder, is_remote
 from localmoe.planning.plan import Plan
 from localmoe.planning.prefill import attention_work, batches, working_bytes
@@ -24,7 +24,6 @@ from localmoe.routing.profile import Profile, expected_hit_rate
 from localmoe.text import counted, format_bytes
 
 RAM_BOUND = 0.75  # share of the memory's bandwidth; a faster decode is limited by it
-OFFLOADED = 32  # tokens; for larger batches llama.cpp copies experts to a GPU and computes there
 
 ROW_S = 2.6e-7  # seconds of one thread to find a row of the KV cache: the latency of memory
 EXPERTS = 1.12  # one token through experts takes so many times the kernels' own time

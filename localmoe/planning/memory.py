@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CPU = "CPU"  # the engine's name of host memory, as a device
+OFFLOADED = 32  # tokens; from here on llama.cpp has a GPU multiply a batch by host weights
 
 
 @dataclass(frozen=True, slots=True)

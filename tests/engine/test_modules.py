@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from localmoe import storage
 from localmoe.app import rates
@@ -20,20 +19,16 @@ from localmoe.app.listener import Silent
 from localmoe.app.requests import PlanRequest
 from localmoe.engine import modules, timing
 from localmoe.engine.devices import engine_info
-from localmoe.engine.package import BASE, engine_libraries, unpacked
 from localmoe.engine.process import WorkerProcess
 from localmoe.engine.rpc_serving import Server
-from localmoe.errors import EngineCrashError, EngineError, UsageError
+from localmoe.errors import EngineCrashError, UsageError
 from localmoe.facts import hardware
-from scripts import engine_source
 from tests import rates as invented
 from tests.archs.rpc_server import HOST, free_port
 from tests.cli.command import Localmoe, assert_clear_error
-from tests.needs import missing
+from tests.engine.small_modules import compiled
 
 pytestmark = pytest.mark.process
-
-SOURCE = Path(__file__).with_name("tiny_module.cpp")
 
 
 class Heard(Silent):
@@ -52,34 +47,7 @@ class Heard(Silent):
 @pytest.fixture(scope="session")
 def built(shared: Path) -> Path:
     """The tiny backend, compiled against the installed engine."""
-    target = shared / "tiny" / modules.file_name("cuda")
-    with FileLock(shared / "tiny.lock"):
-        if target.exists():
-            return target
-        target.parent.mkdir()
-        try:
-            archive = engine_source.archive()
-            headers = ("ggml/include/", "ggml/src/ggml-impl.h", "ggml/src/ggml-backend-")
-            root = unpacked(archive, shared / "tiny-source", headers)
-        except EngineError as error:
-            missing(f"no sources of the engine: {error}")
-        subprocess.run(
-            [
-                *(
-                    "g++",
-                    "-std=c++17",
-                    "-shared",
-                    "-fPIC",
-                    "-DGGML_SHARED",
-                    "-DGGML_BACKEND_SHARED",
-                ),
-                *("-DGGML_BACKEND_BUILD", "-DGGML_BACKEND_DL", f"-I{root / 'ggml/include'}"),
-                *(f"-I{root / 'ggml/src'}", str(SOURCE), f"-L{engine_libraries()}", f"-l:{BASE}"),
-                *("-o", str(target)),
-            ],
-            check=True,
-        )
-    return target
+    return compiled("tiny_module", shared)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 // expert_reading.cpp     from the files: what is needed, and what will be
 // expert_prediction.cpp  which experts the next layer will choose
 // expert_streaming.cpp   a large batch, projection by projection, where its layers do not fit
+// expert_offload.cpp     a large batch that a GPU multiplies
 // expert_steering.cpp    other experts than the router chose: replay, and `--prefer-cached`
 
 #pragma once
@@ -114,6 +115,8 @@ struct router {
     gating by = LOGITS;
 };
 
+constexpr size_t PADDING = 512;  // bytes after an expert that the scheduler copies with it, at most
+
 constexpr int64_t MAX_RANK = 16;  // of a token's experts, the most that are predicted
 constexpr int MAX_TENSORS = 4;  // of one group: gate, up, down, and one to spare
 
@@ -144,6 +147,7 @@ struct tensor_info {
     void *  mapped;   // llama.cpp's own data pointer and strides, put back at the end (the pointer also
                       // says where the file is mapped)
     size_t  nb2, nb3;
+    bool    taken;    // it points into our memory
 };
 
 struct group {
@@ -156,7 +160,6 @@ struct group {
     size_t stride    = 0;
     size_t slot      = 0;        // bytes that one expert occupies there, whole pages
     bool   direct    = true;     // file and memory agree modulo BLOCK for every expert
-    bool   taken     = false;    // tensors are redirected
     bool   streamed  = false;    // in this visit
     bool   mapped    = false;    // in this visit: multiplied where llama.cpp has mapped the file
     int    resident  = 0;
@@ -241,6 +244,13 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
 
     void record(recording * to) { recording_ = to; }
 
+    // ---- for batches that a GPU multiplies ------------------------------------------------------
+
+    void offload(int64_t tokens);
+    bool cut_short() const { return cut_short_; }
+    void asked(const ggml_tensor * what, void * to);
+    template <typename Send> bool copy(const char * from, size_t size, Send send);
+
     void count_uses();
     bool usage(int32_t index, uint64_t * uses, uint64_t * found_at, int32_t experts, localmoe_usage_totals & totals);
 
@@ -293,7 +303,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     void place_tensor(group & g, const tensor_info & t);
-    void take_tensors(group & g);
+    void redirect(group & g, tensor_info & t, bool here);
     void give_tensors_back(group & g);
 
     // ---- memory ----------------------------------------------------------------------------------
@@ -330,7 +340,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     int64_t observe(group & g, const ggml_tensor * ids);
-    void provide(group & g, int t, const ggml_tensor * ids);
+    void provide(group & g, int t, const ggml_tensor * ids, bool to_copy = false);
 
     // Least frequently used with fading: a use counts half after HALF_LIFE tokens. Kept as the
     // logarithm of the count at time 0, so that it need not be touched while time passes.
@@ -371,6 +381,14 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void cancel(std::unique_lock<std::mutex> & lock);
     void refill();
     void give_buffers_back();
+
+    // ---- copies to a GPU -------------------------------------------------------------------------
+
+    void begin_copies();
+    void end_copies();
+    void follow(group & g, int t);
+    void look(group & g, int t);
+    bool brought(const group & g, int first, int count);
 
     // ---- prediction ------------------------------------------------------------------------------
 
@@ -458,6 +476,14 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void *                   buffers_ = nullptr;  // llama.cpp's, in which graphs are computed
     stage *                  multiplied_ = nullptr;  // where the last multiplication was, if in a stage
     int64_t                  following_ = 0;    // tokens of the prompt's next batch
+
+    int64_t                  offloaded_ = 0;    // tokens of a batch from which on a GPU may multiply; 0: none does
+    bool                     copying_ = false;  // in this decode
+    bool                     cut_short_ = false;  // zeros were copied in the place of experts
+    ggml_tensor              chosen_ = {};      // the ids that the scheduler was told last
+    struct { const group * g; int t, end; } copied_ = {};  // the last copy: its tensor, and the expert after it
+    const char *             zeros_ = nullptr;  // as many as an expert of one tensor has bytes
+    size_t                   zeros_size_ = 0;
 
     direct_queue<piece>      queue_;  // thread 0 alone starts reads
     struct { uint64_t bytes = 0; double seconds = 0; } direct_reads_, cache_reads_;

@@ -53,21 +53,24 @@ void expert_cache::place_tensor(group & g, const tensor_info & t) {
     t.tensor->nb[3] = g.stride * g.experts.size();
 }
 
-void expert_cache::take_tensors(group & g) {
-    for (auto & t : g.tensors) {
-        place_tensor(g, t);
+// To our memory, or back to where and as the file has it.
+void expert_cache::redirect(group & g, tensor_info & t, bool here) {
+    if (t.taken == here) {
+        return;
     }
-    g.taken = true;
+    if (here) {
+        place_tensor(g, t);
+    } else {
+        t.tensor->data  = t.mapped;
+        t.tensor->nb[2] = t.nb2;
+        t.tensor->nb[3] = t.nb3;
+    }
+    t.taken = here;
 }
 
 void expert_cache::give_tensors_back(group & g) {
-    if (g.taken) {
-        for (auto & t : g.tensors) {
-            t.tensor->data  = t.mapped;
-            t.tensor->nb[2] = t.nb2;
-            t.tensor->nb[3] = t.nb3;
-        }
-        g.taken = false;
+    for (auto & t : g.tensors) {
+        redirect(g, t, false);
     }
 }
 

@@ -93,18 +93,21 @@ void expert_cache::stream(std::unique_lock<std::mutex> & lock, group & g, int t,
         broken_ = true;
         return;
     }
-    tensor_info & x = g.tensors[size_t(t)];
-    x.tensor->data  = here.base + (x.offset - here.from);
-    x.tensor->nb[2] = x.nb2;
-    x.tensor->nb[3] = x.nb3;
-    multiplied_     = &here;
+    if (tensor_info & x = g.tensors[size_t(t)]; x.taken) {
+        x.tensor->data  = here.base + (x.offset - here.from);
+        x.tensor->nb[2] = x.nb2;
+        x.tensor->nb[3] = x.nb3;
+    }
+    multiplied_ = &here;
     fill_next(&here == &stages_[0] ? stages_[1] : stages_[0], g, t, rows, used);
 }
 
 // The tensor that was multiplied in a stage is in its own place again.
 void expert_cache::unstage() {
     if (multiplied_) {
-        place_tensor(*multiplied_->g, multiplied_->g->tensors[size_t(multiplied_->t)]);
+        if (tensor_info & x = multiplied_->g->tensors[size_t(multiplied_->t)]; x.taken) {
+            place_tensor(*multiplied_->g, x);
+        }
         multiplied_->g = nullptr;
     }
     multiplied_ = nullptr;

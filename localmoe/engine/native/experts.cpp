@@ -67,6 +67,10 @@ expert_cache::~expert_cache() {
         thread.join();
     }
     free_stages();
+    end_copies();
+    if (zeros_) {
+        munmap(const_cast<char *>(zeros_), zeros_size_);
+    }
     for (auto & g : groups_) {
         give_tensors_back(g);
         if (g.base) {
@@ -119,7 +123,7 @@ bool expert_cache::add_tensor(const localmoe_expert_tensor & entry) {
     group & g = groups_.back();
     g.order.push_back(int(g.tensors.size()));
     g.tensors.push_back({tensor, entry.file, entry.offset, size_t(entry.nbytes / entry.experts), 0,
-                         tensor->data, tensor->nb[2], tensor->nb[3]});
+                         tensor->data, tensor->nb[2], tensor->nb[3], false});
     return true;
 }
 
@@ -184,6 +188,7 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded, int6
         borrow(lent_, buffers);
     }
     rest();
+    begin_copies();
     predicting_ = how_ == PRIVATE && (imposed_.empty() || imposed_predicted_ > 0);
     scored_for_ = predicted_for_ = nullptr;
     predicted_.clear();
@@ -215,6 +220,7 @@ void expert_cache::rest() {
 bool expert_cache::end() {
     std::unique_lock<std::mutex> lock(mutex_);
     visit_++;
+    end_copies();
     reap(0);
     unstage();
     if (staged_ && (stopped() || following_ == 0)) {
@@ -457,7 +463,8 @@ int64_t expert_cache::observe(group & g, const ggml_tensor * ids) {
     return row;
 }
 
-void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
+// `to_copy`: for a multiplication elsewhere; the tensor stays as it is.
+void expert_cache::provide(group & g, int t, const ggml_tensor * ids, bool to_copy) {
     std::unique_lock<std::mutex> lock(mutex_);
     stats_.calls++;
     if (failed_) {
@@ -478,8 +485,10 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids) {
         row = observe(g, ids);
     }
     g.seen |= 1u << t;
-    if (how_ == PRIVATE && g.taken == g.mapped) {
-        g.mapped ? give_tensors_back(g) : take_tensors(g);
+    for (size_t i = 0; how_ == PRIVATE && !to_copy && i < g.tensors.size(); i++) {
+        if (!copying_ || int(i) == t) {  // the layer's others may be copied
+            redirect(g, g.tensors[i], !g.mapped);
+        }
     }
     needed_.clear();
     for (int64_t token = 0; token < n; token++) {

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-constexpr int GGML_TYPE_F32 = 0;
+constexpr int GGML_TYPE_F32 = 0, GGML_TYPE_I32 = 26;
 
 struct ggml_tensor {
     int           type;

@@ -209,6 +209,15 @@ class ExpertCache:
         """
         return bool(self._begin(self._handle, position, tokens, decoded, following, buffers))
 
+    def offload(self, tokens: int) -> None:
+        """From now on, batches of at least ``tokens`` tokens may be multiplied on a GPU."""
+        self._native.localmoe_experts_offload(self._handle, ctypes.c_int64(tokens))
+
+    def cut_short(self) -> bool:
+        """Whether an interrupt has ended the last decode, though the engine calls it done."""
+        self._native.localmoe_experts_cut_short.restype = ctypes.c_bool
+        return bool(self._native.localmoe_experts_cut_short(self._handle))
+
     def end(self) -> bool:
         """To be called after each llama_decode: what it needed may be evicted again.
 

@@ -279,6 +279,8 @@ class Generator:
         self._experts.begin(start, tokens, number, following)
         status = llama.llama_decode(self._ctx, batch)
         failure = self._experts.failure()
+        if status == 0 and self._experts.cut_short():
+            status = ABORTED
         if status == 0 and failure is None:
             self._experts.done()
             self.kv.tokens.extend(tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from localmoe.engine.worker.usage import Learning
 from localmoe.errors import EngineError, EngineMemoryError, LocalmoeError, StorageError
 from localmoe.facts.model import Model
 from localmoe.planning.cache import layer_of, read_by_every_token
-from localmoe.planning.memory import EngineSettings
+from localmoe.planning.memory import OFFLOADED, EngineSettings
 
 if TYPE_CHECKING:
     from localmoe.engine.worker.recording import Recording
@@ -73,6 +74,7 @@ class Residency:
         self._learning: Learning | None = None
         self._watch: MemoryWatch | None = None
         self._unproven = settings.cache == "private"  # until a decode has used the cache
+        self._tokens = 0  # of the batch that is computed
         wanted = settings.cache != "off" or settings.record or settings.replay or hot is not None
         if not (wanted and model.is_moe):
             return
@@ -101,6 +103,8 @@ class Residency:
             return
         self._cache = cache
         self._mark, self._layer_mark = cache.counters(), cache.layers(len(self._groups))
+        if settings.devices and settings.op_offload:
+            cache.offload(offloaded_tokens())
         self._steer(cache, model)
         entries = [tensor.entry for tensor in tensors]
         self._learning = Learning(cache, model, entries, settings, keep=keep)
@@ -178,6 +182,7 @@ class Residency:
         tokens of the prompt's next batch.
         Raises ModelFileError when the file was changed since it was opened.
         """
+        self._tokens = len(tokens)
         if self._pages is not None:
             self._pages.begin()
         if self._recording is not None:
@@ -191,10 +196,14 @@ class Residency:
         """After one that went well. Raises StorageError when it could not be recorded."""
         if self._recording is not None:
             self._recording.end()
-        if self._unproven:
+        if self._unproven and (self._tokens < offloaded_tokens() or not self._settings.devices):
             self._unproven = False
             if self._cache is not None and self._cache.counters().calls == 0:
                 self._give_up("this build of llama.cpp did not ask for them")
+
+    def cut_short(self) -> bool:
+        """Whether an interrupt has ended it although the engine says that it went well."""
+        return self._cache is not None and self._cache.cut_short()
 
     def failure(self) -> LocalmoeError | None:
         """After it: why the cache ended the decode; the interrupt flag is then free again."""
@@ -263,6 +272,14 @@ class Residency:
         if self._cache is not None:
             self._cache.close()
         self._watch = self._recording = self._cache = self._learning = None
+
+
+def offloaded_tokens() -> int:
+    """Tokens of a batch from which on llama.cpp gives host weights to a GPU, as it is told."""
+    try:
+        return int(os.environ["GGML_OP_OFFLOAD_MIN_BATCH"])
+    except (KeyError, ValueError):
+        return OFFLOADED
 
 
 def needs_pages(settings: EngineSettings, model: Model) -> bool:
