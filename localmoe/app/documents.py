@@ -181,6 +181,7 @@ def plan_document(model: Model, machine: Machine, plan: Plan, forecast: Forecast
         "devices": devices(plan),
         "layers": [asdict(layer) for layer in plan.layers],
         "cache": asdict(plan.cache),
+        "batches": speeds.gain_text(plan.gain) if plan.gain else None,
         "engine": asdict(plan.settings),
         "llama_cpp_args": ["-m", str(model.paths[0].absolute()), *llama_args(plan.settings)],
     }

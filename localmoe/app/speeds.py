@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from localmoe.planning.plan import Plan
+from localmoe.planning.plan import BatchGain, Plan
 from localmoe.planning.speed import Forecast, Range
 from localmoe.text import format_bytes, format_duration, format_size
 
@@ -99,6 +99,15 @@ def rows(forecast: Forecast) -> list[tuple[str, str]]:
         ),
         ("", cold_text(forecast)),
     ]
+
+
+def gain_text(gain: BatchGain) -> str:
+    """What larger batches bring and cost: ``of 2,048 tokens instead of 512: …``."""
+    read = f"{number(gain.prefill)} tok/s instead of {number(gain.prefill_before)}"
+    written, before = number(gain.decode), number(gain.decode_before)
+    cost = "" if written == before else f"; answers at {written} instead of {before}"
+    sizes = f"of {gain.batch:,} tokens instead of {gain.before:,}"
+    return f"{sizes}: a {gain.prompt:,}-token prompt is read at {read}{cost}"
 
 
 def _from_disk(forecast: Forecast) -> str:

@@ -68,6 +68,7 @@ def fit_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> Re
         pairs(
             (
                 *(speeds.rows(forecast) if forecast else ()),
+                *((("batches", speeds.gain_text(plan.gain)),) if plan.gain else ()),
                 ("largest context", context),
                 ("why", plan.reason),
             )

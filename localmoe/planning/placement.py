@@ -8,7 +8,7 @@ is measured by the engine, never summed up here; only a device outside the engin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from localmoe.errors import UsageError
 from localmoe.facts.hardware import Machine
@@ -27,7 +27,9 @@ from localmoe.planning.context import (
 )
 from localmoe.planning.layer_rows import cache_shares_of, layer_rows
 from localmoe.planning.memory import CPU, EngineSettings, Measure
+from localmoe.planning.places import is_remote
 from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict, Wishes
+from localmoe.planning.prefill import BATCHES
 from localmoe.planning.search import PlacementSearch
 from localmoe.routing.profile import Profile
 from localmoe.wording import option
@@ -53,60 +55,19 @@ def make_plan(
     _check_experts(model, wishes)
     budget = budget_of(model, machine, wishes, promised_ram)
     placement = _Placement(
-        model, machine, _known(wishes, budget), measure, budget, trusted(model, profile)
+        *(model, machine, _known(wishes, budget), measure, budget, trusted(model, profile)),
+        promised_ram,
     )
     candidate = placement.search.find()
     verdict = placement.verdict(candidate)
     if not verdict.fits and wishes.prompt_cache is None:  # better without than not at all
         without = dataclasses.replace(wishes, prompt_cache=0)
         return make_plan(model, machine, without, measure, promised_ram, profile)
-    decision = Decision(
-        model,
-        placement.wishes,
-        verdict,
-        candidate,
-        budget,
-        need=placement.candidates.ram_use(candidate.memory),
-        taken=machine.ram_total - machine.ram_available,
-        unused=machine.ram_available - promised_ram - (wishes.ram or 0),
-    )
-    settings, cache = placement.cached(candidate, verdict)
-    memory = candidate.memory
-    # What a cache may change. The buffers of a larger batch are lent by the experts' memory.
-    batch = min(settings.ubatch, candidate.settings.ubatch)
-    offload = settings.op_offload
-    if (batch, offload) != (candidate.settings.ubatch, candidate.settings.op_offload):
-        counted = dataclasses.replace(settings, batch=batch, ubatch=batch)
-        memory = placement.candidates.measure(counted)
-    without_offload = None
-    if settings.devices and settings.op_offload and candidate.host_experts:
-        unoffloaded = dataclasses.replace(settings, op_offload=False)
-        without_offload = placement.candidates.measure(unoffloaded)
-    return Plan(
-        verdict=verdict,
-        settings=settings,
-        memory=memory,
-        tiers=Tiers(
-            gpu=memory.on_devices,
-            ram=memory.on(CPU).total
-            - candidate.disk
-            - candidate.paged
-            + max(0, settings.cache_bytes - candidate.room),
-            disk=candidate.disk + candidate.paged,
-        ),
-        layers=tuple(layer_rows(model, candidate, placement.tiers, placement.profile)),
-        max_context=placement.max_context(candidate),
-        cache=cache,
-        ram_budget=budget.ram,
-        ram_reserve=budget.reserve,
-        vram_budget=budget.vram,
-        reason=explain(decision),
-        advice=tuple(advise(decision, placement)),
-        gpu_budgets=tuple(budget.gpus.items()),
-        warnings=tuple(context_warnings(model, wishes.context)),
-        missing_ram=max(0, decision.shortfall) if verdict.fits and candidate.disk else 0,
-        without_offload=without_offload,
-        paged=candidate.paged,
+    plan = placement.described(candidate, verdict, placement.max_context(candidate))
+    larger = placement.larger(candidate, verdict)
+    return dataclasses.replace(
+        plan,
+        larger=tuple(placement.described(other, verdict, plan.max_context) for other in larger),
     )
 
 
@@ -121,6 +82,7 @@ class _Placement:
         measure: Measure,
         budget: Budget,
         profile: Profile | None,
+        promised: int = 0,
     ) -> None:
         self.model = model
         self.wishes = wishes
@@ -129,6 +91,7 @@ class _Placement:
         self.tiers = _tiers(model, wishes)
         self._machine = machine
         self._measure = measure
+        self._promised = promised
         self.candidates = Candidates(model, machine, measure, budget, self.tiers, wishes.cache_ram)
         threads = wishes.threads or min(machine.cores_physical, machine.cores_logical)
         self.search = PlacementSearch(self.candidates, wishes, self.tiers, threads, profile)
@@ -148,6 +111,73 @@ class _Placement:
         if candidate.disk:
             tiers.append("disk")
         return Verdict("+".join(tiers))
+
+    def described(self, candidate: Candidate, verdict: Verdict, max_context: int) -> Plan:
+        """The plan that a candidate is, with what is to be said of it."""
+        budget, machine = self.budget, self._machine
+        decision = Decision(
+            self.model,
+            self.wishes,
+            verdict,
+            candidate,
+            budget,
+            need=self.candidates.ram_use(candidate.memory),
+            taken=machine.ram_total - machine.ram_available,
+            unused=machine.ram_available - self._promised - (self.wishes.ram or 0),
+        )
+        settings, cache = self.cached(candidate, verdict)
+        memory = candidate.memory
+        # What a cache may change. The buffers of a larger batch are lent by the experts' memory.
+        batch = min(settings.ubatch, candidate.settings.ubatch)
+        if batch != candidate.settings.ubatch:
+            counted = dataclasses.replace(settings, batch=batch, ubatch=batch)
+            memory = self.candidates.measure(counted)
+        without_offload = None
+        if settings.devices and settings.op_offload and candidate.host_experts:
+            unoffloaded = dataclasses.replace(settings, op_offload=False)
+            without_offload = self.candidates.measure(unoffloaded)
+        return Plan(
+            verdict=verdict,
+            settings=settings,
+            memory=memory,
+            tiers=Tiers(
+                gpu=memory.on_devices,
+                ram=memory.on(CPU).total
+                - candidate.disk
+                - candidate.paged
+                + max(0, settings.cache_bytes - candidate.room),
+                disk=candidate.disk + candidate.paged,
+            ),
+            layers=tuple(layer_rows(self.model, candidate, self.tiers, self.profile)),
+            max_context=max_context,
+            cache=cache,
+            ram_budget=budget.ram,
+            ram_reserve=budget.reserve,
+            vram_budget=budget.vram,
+            reason=explain(decision),
+            advice=tuple(advise(decision, self)),
+            gpu_budgets=tuple(budget.gpus.items()),
+            warnings=tuple(context_warnings(self.model, self.wishes.context)),
+            missing_ram=max(0, decision.shortfall) if verdict.fits and candidate.disk else 0,
+            without_offload=without_offload,
+            paged=candidate.paged,
+        )
+
+    def larger(self, candidate: Candidate, verdict: Verdict) -> Iterator[Candidate]:
+        """The same with larger batches, which GPUs read prompts faster with; ``tuned`` chooses.
+
+        Their buffers take memory on the devices, so that some experts may have to leave.
+        """
+        settings = candidate.settings
+        on_gpu = any(not is_remote(device) for device in settings.devices)
+        if not on_gpu or not candidate.fits or self.wishes.batch is not None:
+            return
+        for size in BATCHES:
+            if settings.ubatch < size <= settings.context:
+                other = self.search.place_with(settings.context, size)
+                if self.verdict(other) is not verdict:
+                    return
+                yield other
 
     def instead(self, context: int, **changed: object) -> Candidate:
         """What would be planned at this context with other wishes."""

@@ -98,6 +98,22 @@ class CachePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchGain:
+    """What larger batches bring and cost: expected tokens/s with ``batch`` and with fewer tokens.
+
+    ``prefill`` is of a prompt of ``prompt`` tokens.
+    """
+
+    prompt: int
+    batch: int
+    before: int  # tokens of the smaller batches
+    prefill: float
+    prefill_before: float
+    decode: float
+    decode_before: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All that is needed to load the model; with verdict NO, the figures that say why not."""
 
@@ -120,6 +136,8 @@ class Plan:
     )
     without_offload: MemoryReport | None = None  # where op-offload is on and may be switched off
     paged: int = 0  # bytes of weights that every token needs and RAM cannot keep, of ``tiers.disk``
+    larger: tuple[Plan, ...] = ()  # the same with larger batches, where a GPU takes part
+    gain: BatchGain | None = None  # why one of them was chosen
 
     @property
     def promised_ram(self) -> int:
@@ -143,5 +161,5 @@ class Plan:
         ram = self.tiers.ram + memory.on(CPU).total - self.memory.on(CPU).total
         tiers = dataclasses.replace(self.tiers, gpu=memory.on_devices, ram=ram)
         return dataclasses.replace(
-            self, settings=settings, memory=memory, tiers=tiers, without_offload=None
+            self, settings=settings, memory=memory, tiers=tiers, without_offload=None, larger=()
         )

@@ -72,7 +72,7 @@ class PlacementSearch:
             return self.place(usable_context(self._wishes.context))
         choice: Candidate | None = None
         for context in contexts_to_try(DEFAULT_CONTEXTS, self._model):
-            candidate = self._with_batch(context, self._batches[0])
+            candidate = self.place_with(context, self._batches[0])
             if candidate.fits and (choice is None or faster(candidate, choice)):
                 choice = candidate
         return choice or self._shrunk(candidate, self._smaller_sizes())
@@ -94,7 +94,7 @@ class PlacementSearch:
         """The best placement at one context size, with a full batch.
 
         Where its buffers leave too little memory, the batch shrinks until the rest fits."""
-        first = self._with_batch(context, self._batches[0])
+        first = self.place_with(context, self._batches[0])
         return self._shrunk(first, [(context, batch) for batch in self._batches[1:]])
 
     def _shrunk(self, first: Candidate, sizes: Sequence[tuple[int, int]]) -> Candidate:
@@ -117,7 +117,7 @@ class PlacementSearch:
                     return tried[-1]
         if self._budgets:
             for context, batch in sizes:
-                tried.append(self._with_batch(context, batch))
+                tried.append(self.place_with(context, batch))
                 if tried[-1].fits:
                     return tried[-1]
         running = [candidate for candidate in tried if candidate.runs]
@@ -130,8 +130,8 @@ class PlacementSearch:
     def _batches(self) -> tuple[int, ...]:
         return (self._wishes.batch,) if self._wishes.batch else BATCHES
 
-    def _with_batch(self, context: int, batch: int) -> Candidate:
-        """The best placement at this context and batch."""
+    def place_with(self, context: int, batch: int) -> Candidate:
+        """The best placement at this context, with batches of so many tokens."""
         settings = EngineSettings(
             context=context,
             batch=min(batch, context),

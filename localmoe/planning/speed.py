@@ -15,11 +15,14 @@ from localmoe.facts.model import Model
 from localmoe.planning.clock import MISS, Clock
 from localmoe.planning.experience import Correction
 from localmoe.planning.memory import EngineSettings, MemoryReport
-from localmoe.planning.plan import CachePlan, Plan, Tiers, Verdict
+from localmoe.planning.plan import BatchGain, CachePlan, Plan, Tiers, Verdict
+from localmoe.planning.prefill import LONG
 from localmoe.planning.seconds import Seconds
 from localmoe.routing.profile import Profile
 
 PROMPT = 512  # tokens of the prompt that a first token is forecast for
+WORTH = 0.9  # larger batches read a long prompt in so much of the time, or are not used
+BATCH_COST = 1.05  # what else is timed may take so many times as long for their buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +100,44 @@ def tuned(
     profile: Profile | None = None,
     keep_threads: bool = False,
 ) -> Plan:
-    """``plan`` with the settings that cost no more memory as these rates say is fastest: at most as
-    many threads as planned, and whether large batches' experts are copied to a GPU.
+    """``plan`` with the settings that these rates say are fastest: at most as many threads as
+    planned, whether large batches' experts are copied to a GPU, and how large batches are there.
 
     So a machine with more cores, or with a GPU behind a slow bus, is never slower than one without.
     ``keep_threads``: the user has chosen them.
     """
-    choices = []
-    for choice in (plan, plan.off_the_bus()) if plan.without_offload else (plan,):
-        if not keep_threads:
-            clock = Clock(model, choice, rates, profile)
-            decode, prefill = clock.fastest_threads(PROMPT, PROMPT)
-            settings = dataclasses.replace(choice.settings, threads=decode, threads_batch=prefill)
-            choice = dataclasses.replace(choice, settings=settings)
-        choices.append((Clock(model, choice, rates, profile).prefill(PROMPT).expected, choice))
-    return min(choices, key=lambda choice: choice[0])[1]
+
+    def threaded(choice: Plan) -> Plan:
+        if keep_threads:
+            return choice
+        decode, prefill = clock(choice).fastest_threads(PROMPT, PROMPT)
+        settings = dataclasses.replace(choice.settings, threads=decode, threads_batch=prefill)
+        return dataclasses.replace(choice, settings=settings)
+
+    def clock(choice: Plan) -> Clock:
+        return Clock(model, choice, rates, profile)
+
+    def seconds(choice: Plan) -> tuple[float, float, float]:
+        """Expected, to read a long prompt and a usual one, and for a token of the answer."""
+        known = clock(choice)
+        first = known.prefill(prompt).expected, known.prefill(PROMPT).expected
+        return *first, known.decode(PROMPT).expected
+
+    prompt = min(LONG, plan.settings.context)
+    choices = (plan, plan.off_the_bus()) if plan.without_offload else (plan,)
+    best = usual = min(map(threaded, choices), key=lambda x: clock(x).prefill(PROMPT).expected)
+    long, short, step = before = seconds(usual)
+    for other in map(threaded, plan.larger):
+        then = seconds(other)
+        bounded = then[1] <= BATCH_COST * short and then[2] <= BATCH_COST * step
+        if bounded and then[0] < WORTH * long:
+            long = then[0]
+            gain = BatchGain(
+                *(prompt, other.settings.ubatch, usual.settings.ubatch),
+                *(prompt / long, prompt / before[0], 1 / then[2], 1 / step),
+            )
+            best = dataclasses.replace(other, gain=gain)
+    return dataclasses.replace(best, larger=())
 
 
 def in_memory_speed(model: Model, rates: Rates, threads: int) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRat
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Wishes
-from localmoe.planning.speed import forecast, tuned
+from localmoe.planning.speed import BATCH_COST, forecast, tuned
 from tests.planning.catalog import adding_engine, published
 from tests.planning.invented import GIB
 
@@ -120,6 +120,7 @@ class Outcome:
     loaded: float = float("inf")  # seconds
     context: int = 0  # tokens; the largest
     planned: int = 0  # tokens
+    batch: int = 0  # tokens
 
 
 def outcome(name: str, box: Box) -> Outcome:
@@ -128,9 +129,10 @@ def outcome(name: str, box: Box) -> Outcome:
     plan = make_plan(model, box.machine(), Wishes(context=box.context), adding_engine(model))
     if not plan.verdict.fits:
         return Outcome(False)
-    told = forecast(model, tuned(model, plan, rates), rates)
+    used = tuned(model, plan, rates)
+    told = forecast(model, used, rates)
     speeds = told.decode.expected, told.loaded_first_token.expected
-    return Outcome(True, *speeds, plan.max_context, plan.settings.context)
+    return Outcome(True, *speeds, plan.max_context, plan.settings.context, used.settings.ubatch)
 
 
 def better(box: Box, what: str, by: float) -> Box:
@@ -150,13 +152,17 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     """The law that a machine with more of ``what`` breaks; "" if it keeps all of them.
 
     A second GPU may cost a first token some percent: it takes the last layers, and where their
-    experts do not fit there, those of the last token are computed on the processor. Decoding may
-    lose a thousandth to more GPU memory: placements are compared by bytes, and one that has more of
-    them on GPUs may cross between devices once more. A first token may take longer where more
-    memory was used for a larger context, which nobody had asked for: those are other settings.
+    experts do not fit there, those of the last token are computed on the processor. Both may take
+    ``BATCH_COST`` longer where batches became larger, with which long prompts are read faster.
+    Decoding may lose a thousandth to more GPU memory: placements are compared by bytes, and one
+    that has more of them on GPUs may cross between devices once more. A first token may take longer
+    where more memory was used for a larger context, which nobody had asked for: those are other
+    settings.
     """
     patience = SECOND_GPU if what == "second" else ROUNDING
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
+    if after.batch > before.batch:  # with which a GPU reads long prompts faster
+        crossings, patience = crossings * BATCH_COST, patience * BATCH_COST
     if before.fits and not after.fits:
         return "it does not fit any more"
     if after.decode * crossings < before.decode:
