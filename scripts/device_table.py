@@ -1,0 +1,134 @@
+"""Table: what a device holds and says, per generated architecture and layout.
+
+    localmoe engine install vulkan          # or a file of that module
+    GGML_VK_VISIBLE_DEVICES=0 python -m scripts.device_table > docs/devices.md
+
+Each row is a load and two answers: 12 greedy tokens after a short prompt, and after one of more
+than a hundred, which the device reads also by experts that it does not hold. Beside it llama.cpp
+alone, on the same device, with the same batches and all experts in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from localmoe.app.machine import find_machine
+from localmoe.app.plans import plan_for
+from localmoe.cli.arguments import parse
+from localmoe.cli.requests import plan_request
+from localmoe.engine import modules
+from localmoe.engine.client import Engine
+from localmoe.engine.devices import engine_info
+from localmoe.engine.events import Loaded, Request, Sampling, Token
+from localmoe.errors import LocalmoeError
+from localmoe.facts.gpus import Gpu
+from localmoe.facts.model import Model, read_model
+from localmoe.planning.cache import needed_budget
+from localmoe.planning.memory import EngineSettings
+from localmoe.planning.plan import Plan
+from localmoe.planning.prefill import stage_bytes
+from tests.archs import ARCHITECTURES, generate
+from tests.archs.plain import PlainRunError, plain_greedy
+
+GREEDY = Sampling(temperature=0.0)
+SHORT = "The first question is"
+LONG = "A mixture of experts has many small networks and a router. " * 12
+EXPERTS = r"ffn_.*_(ch)?exps"
+LAYOUTS: dict[str, tuple[list[str], str | None]] = {
+    "all on the device": ([], None),
+    "experts of layers 0 and 1 in RAM": (["--experts-on", "ram:0-1"], rf"blk\.[01]\.{EXPERTS}"),
+    "experts in RAM": (["--experts-on", "ram"], EXPERTS),
+    "experts on the disk": (["--experts-on", "disk", "--cache-ram", "0.5"], EXPERTS),
+}
+HEAD = """\
+# Devices
+
+Written by `scripts/device_table.py` on {device}, {engine}. Bytes on the device
+(weights, KV cache, buffers): of the plan, and as the engine reports them after the load. 12 greedy
+tokens beside llama.cpp alone on the same device: after a short prompt; after a long one, whose
+batches the device multiplies by all experts, its own and those that are copied there. On the disk:
+in private memory for two layers, then for two projections of one (decision 11).
+
+| architecture | layout | planned | reported | short | long |
+|---|---|--:|--:|---|---|"""
+
+
+def planned(path: Path, *options: str) -> Plan:
+    asked = plan_request(parse(["run", str(path), "--ctx", "512", "-t", "1", *options]))
+    machine = find_machine(asked, hypothetical=False)
+    return plan_for(read_model(path), machine, asked, hypothetical=False)
+
+
+def budgets(model: Model, settings: EngineSettings) -> Iterator[EngineSettings]:
+    """The settings; where a cache serves, with memory for two layers and for two projections."""
+    if settings.cache != "private":
+        yield settings
+        return
+    layers = [layer.index for layer in model.layers if layer.expert_count]
+    staged = stage_bytes(model, layers) + needed_budget(model, layers, 1)
+    for size in (2 * needed_budget(model, layers, settings.ubatch), staged):
+        yield dataclasses.replace(settings, cache_bytes=size)
+
+
+def row(path: Path, name: str, device: str, module: Path | None) -> str:
+    """One layout of one architecture."""
+    options, here = LAYOUTS[name]
+    model, plan = read_model(path), planned(path, *options)
+    same = {SHORT: True, LONG: True}
+    for settings in budgets(model, plan.settings):
+        with Engine(model, settings, remember=False) as engine:
+            *_, loaded = engine.load()
+            assert isinstance(loaded, Loaded)
+            for prompt in same:
+                request = Request(prompt, max_tokens=12, sampling=GREEDY, ignore_end=True)
+                events = list(engine.generate(request))
+                text = "".join(event.text for event in events if isinstance(event, Token))
+                same[prompt] = same[prompt] and text == plain(
+                    path, prompt, settings.batch, here, module
+                )
+    words = ("equal" if equal else "differ" for equal in same.values())
+    figures = (plan.memory.on(device).total, loaded.memory.on(device).total)
+    return " | ".join((*(f"{figure:,}" for figure in figures), *words))
+
+
+@cache
+def plain(path: Path, prompt: str, batch: int, here: str | None, module: Path | None) -> str:
+    """llama.cpp's own words."""
+    return plain_greedy(
+        path,
+        prompt,
+        12,
+        timeout=900.0,
+        n_batch=batch,
+        n_gpu_layers=99,
+        experts_on_cpu=here,
+        module=str(module) if module else None,
+    ).text
+
+
+def main() -> None:
+    gpus: list[Gpu] = [gpu for gpu in engine_info().gpus if gpu.device]
+    if not gpus:
+        sys.exit(f"the engine has no device: {engine_info().modules}")
+    device, module = str(gpus[0].device), next(iter(modules.installed().values()), None)
+    engine = f"llama-cpp-python {modules.binding_version()}"
+    print(HEAD.format(device=f"{device} ({gpus[0].name})", engine=engine))
+    wanted = sys.argv[1:] or list(ARCHITECTURES)
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture in wanted:
+            path = generate(architecture, Path(folder))
+            for name in LAYOUTS:
+                try:
+                    cells = row(path, name, device, module)
+                except (LocalmoeError, PlainRunError, AssertionError) as error:
+                    cells = f"{str(error).splitlines()[0]} | | |"
+                print(f"| {architecture} | {name} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
