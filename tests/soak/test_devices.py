@@ -159,7 +159,7 @@ def test_a_long_prompt_with_experts_on_disk(
         text = text_of(engine, LONG)
         *_, last = engine.generate(Request("Now " + LONG, max_tokens=1, sampling=GREEDY))
     assert isinstance(last, Finished) and last.cache is not None
-    if memory in ("layers", "stages"):
+    if memory == "stages" or (memory == "layers" and settings.cache_bytes < model.expert_bytes):
         assert last.cache.bytes_read > 0.5 * model.expert_bytes
     assert text == plain_text(path, LONG, settings, r"ffn_.*_exps", module)
 
@@ -186,17 +186,17 @@ def test_a_conversation_is_kept_and_restored(module: Path, arch_file: Callable[.
     path = arch_file("qwen3moe")
     model, plan = read_model(path), planned(path)
     kept = "talk"
-    first = Request(PROMPT, max_tokens=8, sampling=GREEDY)
+    first = Request(LONG, max_tokens=8, sampling=GREEDY)
     with Engine(model, plan.settings) as engine:
         loaded(engine)
         answer = "".join(e.text for e in engine.generate(first) if isinstance(e, Token))
         assert engine.keep(kept) > 0
-        more = text_of(engine, PROMPT + answer + " and")
+        more = text_of(engine, LONG + answer + " and")
     with Engine(model, plan.settings) as engine:
         loaded(engine)
         assert engine.resume(kept) > 0
         events = list(
-            engine.generate(Request(PROMPT + answer + " and", max_tokens=12, sampling=GREEDY))
+            engine.generate(Request(LONG + answer + " and", max_tokens=12, sampling=GREEDY))
         )
     (end,) = [event for event in events if isinstance(event, Finished)]
     assert end.reused_tokens > 0
