@@ -48,6 +48,18 @@ LAYOUTS: dict[str, tuple[list[str], str | None]] = {
 HEAD = """\
 # Devices
 
+Vulkan's device without a GPU is Mesa's software driver, which llama.cpp uses when it is named:
+`GGML_VK_VISIBLE_DEVICES=0`, with `GGML_VK_DISABLE_F16=1 GGML_VK_DISABLE_COOPMAT=1` as in its own
+tests. What holds together, in November 2026: Debian 12 with Mesa 25.0.7 of its backports (LLVM 15),
+Vulkan's loader and glslc 2023.2 of its own, and Vulkan's headers 1.4.309 of Debian 13
+(`libvulkan-dev`, unpacked, as `VULKAN_SDK`). Mesa 22.3, Debian 12's own, corrupts its memory in
+batches through MUL_MAT_ID.
+
+`localmoe engine install vulkan` with these took 5 minutes of processor time (22 minutes beside
+other builds on two cores) and made a module of 28.7 MB. glslc 2023.2 knows no cooperative matrices,
+so the kernels for them are not in it: for a GPU that has them build with a newer one (Debian 13's),
+which takes longer. Where no device is seen, `localmoe engine` and `doctor` say so in a line.
+
 Written by `scripts/device_table.py` on {device}, {engine}. Bytes on the device
 (weights, KV cache, buffers): of the plan, and as the engine reports them after the load. 12 greedy
 tokens beside llama.cpp alone on the same device: after a short prompt; after a long one, whose

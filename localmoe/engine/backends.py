@@ -39,7 +39,7 @@ class Backend:
     name: str
     registry_name: str  # what ggml calls it, once it is built
     flags: tuple[str, ...]  # for CMake
-    minutes: float  # processor minutes; only those of the plain build were measured
+    minutes: float  # processor minutes; those of the plain build and of vulkan were measured
     about: str
     tools: tuple[Tool, ...] = ()
     system: str | None = None  # platform.system() that it needs
@@ -85,7 +85,7 @@ BACKENDS = {
             "vulkan",
             "Vulkan",
             ("-DGGML_VULKAN=on",),
-            25,
+            25,  # with kernels for cooperative matrices; 5 with a glslc that knows none
             "GPUs of any vendor",
             (
                 *BUILDING,
