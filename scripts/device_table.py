@@ -25,6 +25,7 @@ from localmoe.engine import modules
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Loaded, Request, Sampling, Token
+from localmoe.engine.package import binding_version
 from localmoe.errors import LocalmoeError
 from localmoe.facts.gpus import Gpu
 from localmoe.facts.model import Model, read_model
@@ -91,11 +92,12 @@ def row(path: Path, name: str, device: str, module: Path | None) -> str:
     """One layout of one architecture."""
     options, here = LAYOUTS[name]
     model, plan = read_model(path), planned(path, *options)
-    same = {SHORT: True, LONG: True}
+    same, held = {SHORT: True, LONG: True}, 0
     for settings in budgets(model, plan.settings):
         with Engine(model, settings, remember=False) as engine:
             *_, loaded = engine.load()
             assert isinstance(loaded, Loaded)
+            held = loaded.memory.on(device).total
             for prompt in same:
                 request = Request(prompt, max_tokens=12, sampling=GREEDY, ignore_end=True)
                 events = list(engine.generate(request))
@@ -104,7 +106,7 @@ def row(path: Path, name: str, device: str, module: Path | None) -> str:
                     path, prompt, settings.batch, here, module
                 )
     words = ("equal" if equal else "differ" for equal in same.values())
-    figures = (plan.memory.on(device).total, loaded.memory.on(device).total)
+    figures = (plan.memory.on(device).total, held)
     return " | ".join((*(f"{figure:,}" for figure in figures), *words))
 
 
@@ -128,7 +130,7 @@ def main() -> None:
     if not gpus:
         sys.exit(f"the engine has no device: {engine_info().modules}")
     device, module = str(gpus[0].device), next(iter(modules.installed().values()), None)
-    engine = f"llama-cpp-python {modules.binding_version()}"
+    engine = f"llama-cpp-python {binding_version()}"
     print(HEAD.format(device=f"{device} ({gpus[0].name})", engine=engine))
     wanted = sys.argv[1:] or list(ARCHITECTURES)
     with tempfile.TemporaryDirectory() as folder:

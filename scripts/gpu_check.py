@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from localmoe.engine import modules
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Finished, Loaded, Request, Sampling, Token
+from localmoe.engine.package import binding_version
 from localmoe.errors import LocalmoeError
 from localmoe.facts import catalog
 from localmoe.facts.model import read_model
@@ -101,7 +103,7 @@ class Check:
             f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
             f"{self._device}: {found[0].name}",
             found[0].total,
-            f"llama-cpp-python {modules.binding_version()}",
+            f"llama-cpp-python {binding_version()}",
         )
 
     def run(self) -> Report:
@@ -113,7 +115,7 @@ class Check:
             if not self._options.untimed:
                 self._step("timing", 60, self._time)
             for name, settings in self._ways():
-                self._step(name, 45, lambda name=name, settings=settings: self._row(name, settings))
+                self._step(name, 45, partial(self._row, name, settings))
         return self.report
 
     def _step(self, name: str, needs: float, act: Callable[[], None]) -> None:
@@ -149,7 +151,7 @@ class Check:
         module = next(iter(modules.installed().values()))
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "soak", "-x"),
+                *(sys.executable, "-m", "pytest", "-n", "0", "-m", "soak", "-x"),
                 *("-p", "no:cacheprovider", "tests/soak/test_devices.py"),
             ],
             env={**os.environ, "LOCALMOE_DEVICE_MODULE": str(module)},
