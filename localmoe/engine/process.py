@@ -32,6 +32,7 @@ NO_MEMORY = (  # what ggml and the C++ library say when an allocation fails, bef
     "GGML_ASSERT(ctx->mem_buffer != NULL)",
     "std::bad_alloc",
 )
+OURS = "localmoe.errors.EngineError: "  # begins the last line of one that cannot even start
 LINKER = "ERROR: ld.so:"  # begins its complaints about what is preloaded, ours or the user's
 _CHECK = "`localmoe doctor` checks the engine"
 
@@ -205,6 +206,8 @@ def cause_of_death(
     words = next((line for line in said if "GGML_ASSERT" in line), "")
     if not words and said:
         words = said[-1]
+    if words.startswith(OURS):
+        return EngineError(words.removeprefix(OURS))
     words = re.sub(r"\S*/(?=[\w.-]+:\d+)", "", words)  # the folder it was built in
     words = f": {words}" if words else ""
     if any(sign in line for sign in REMOTE_LOST for line in said):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import localmoe
 
 pytestmark = pytest.mark.process
 
@@ -33,3 +38,22 @@ def test_a_helper_of_other_sources_is_refused() -> None:
     said = done.stderr.splitlines()[-1]
     assert "built from other C++ sources" in said
     assert "pip install --no-deps -e ." in said
+
+
+def test_a_refused_helper_is_said_in_plain_words(tmp_path: Path) -> None:
+    """By the command, of a checkout with edited C++; no name of a class is in it."""
+    package = Path(localmoe.__file__).parent
+    shutil.copytree(package, tmp_path / "localmoe", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "localmoe/engine/native/usage.cpp").open("a") as source:
+        source.write("// edited\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "localmoe", "run", "nano", "hi"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("error: the native helper was built from other C++ sources"), said
+    assert "Error" not in done.stderr

@@ -1,6 +1,6 @@
 """The low-level interface: llama.cpp through llama-cpp-python, ggml through ctypes.
 
-Four things need care here, each found by trying:
+Five things need care here, each found by trying:
 
 * Importing ``llama_cpp`` the ordinary way costs 0.3 s (its high-level classes, numpy, jinja2).
   Only the submodule ``llama_cpp.llama_cpp`` is needed, so the package's ``__init__`` is not run.
@@ -11,6 +11,8 @@ Four things need care here, each found by trying:
   and ggml chooses one when it is told the folder. Untold, ``llama_backend_init`` would look beside
   the interpreter and in the working directory. Which library was chosen is asked of one of its
   functions, as it is where there is only one.
+* An error here ends the worker before it can answer: whoever started it reads the last line of its
+  stderr (``process.py``), so the message says what to type, too.
 * ``llama_get_memory_breakdown`` returns a C++ map by value. ``native.cpp`` unpacks it. Without that
   helper ``memory_breakdown`` returns None, and the abort callback enters Python, so it is used for
   prefill only (see ``generation.py``).
@@ -29,6 +31,7 @@ from typing import Any
 
 from localmoe.engine.native import fingerprint, native_path
 from localmoe.errors import EngineError
+from localmoe.text import clean_line
 
 GGML_TYPES = {
     "f32": 0,
@@ -58,15 +61,15 @@ def _import_low_level() -> Any:
         spec = importlib.util.find_spec(name)
         if spec is None:
             raise EngineError(
-                "llama-cpp-python is not installed", hint="pip install llama-cpp-python"
+                "llama-cpp-python is not installed: `pip install llama-cpp-python` installs it"
             )
         sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
     except (OSError, RuntimeError, ImportError, AttributeError) as error:
         raise EngineError(
-            f"the engine library cannot be loaded: {error}",
-            hint="pip install --force-reinstall --no-cache-dir llama-cpp-python",
+            f"the engine library cannot be loaded ({clean_line(str(error))}): "
+            "`pip install --force-reinstall --no-cache-dir llama-cpp-python` installs it anew"
         ) from error
 
 
