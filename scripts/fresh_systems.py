@@ -2,10 +2,11 @@
 
     python -m scripts.fresh_systems WHEELHOUSE [--roots FOLDER]
 
-As root. Makes a minimal Debian 12 and 13 with debootstrap (--roots: they stay there, and are used
+As root. Makes minimal Debian systems with debootstrap (--roots: they stay there, and are used
 again). In each, without a network and a compiler: installs, asks nano, has its experts read from
-the disk, and asks again with the kernels of the oldest processor alone. Prints the table of
-docs/releasing.md. Exits with 1 if something fails.
+the disk, and asks again with the kernels of the oldest processor alone. If the Vulkan module is
+there, installs it, and the doctor says why it has no GPU. Prints the table of docs/releasing.md.
+Exits with 1 if something fails.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.wheelhouse import OLDEST
+from scripts.wheelhouse import OLDEST, VULKAN
 
-SYSTEMS = {"Debian 12": "bookworm", "Debian 13": "trixie"}
+SYSTEMS = (  # name, suite, packages
+    ("Debian 12", "bookworm", "python3-venv"),
+    ("Debian 13", "trixie", "python3-venv,libvulkan1"),  # Vulkan's loader, and no driver for it
+    ("Debian testing", "testing", "python3-venv"),
+)
 MIRROR = "http://deb.debian.org/debian"
 BIN = "/trial/venv/bin"
 ASK = f"{BIN}/localmoe run -q nano"
@@ -45,11 +50,11 @@ class Figures:
     nbytes: int
 
 
-def debootstrap(suite: str, root: Path) -> None:
-    """A minimal system with Python and venv, unless it is there."""
+def debootstrap(suite: str, packages: str, root: Path) -> None:
+    """A minimal system with these packages, unless it is there."""
     if (root / "usr/bin/python3").exists():
         return
-    options = ("--variant=minbase", "--include=python3-venv")
+    options = ("--variant=minbase", f"--include={packages}")
     subprocess.run(["debootstrap", *options, suite, str(root), MIRROR], check=True)
 
 
@@ -57,7 +62,7 @@ class System:
     """A root folder, in which commands run with a /proc of their own and no network."""
 
     def __init__(self, root: Path, wheels: Path) -> None:
-        self._root = root
+        self._wheels = wheels
         self._mounts = (
             f"mount --bind {shlex.quote(str(wheels))} {shlex.quote(str(root / 'trial/wheels'))} && "
             f"mount -t proc proc {shlex.quote(str(root / 'proc'))} && "
@@ -65,6 +70,10 @@ class System:
         )
         subprocess.run(["rm", "-rf", str(root / "trial")], check=True)
         (root / "trial/wheels").mkdir(parents=True)
+
+    def has(self, wheel: str) -> bool:
+        """Whether there is a wheel of such a name for it."""
+        return any(self._wheels.glob(wheel))
 
     def run(self, command: str) -> tuple[str, float]:
         """What a shell command says, and its seconds. Raises TrialError."""
@@ -111,6 +120,10 @@ def trial(system: System) -> Figures:
     oldest, _ = system.run(f"{ASK} {QUESTION} --temp 0")
     if oldest != here:
         raise TrialError(f"with {OLDEST} alone the answer is another:\n{oldest}\n---\n{here}")
+    if system.has(f"{VULKAN}-*.whl"):
+        system.run(f"{BIN}/pip install --quiet {place} 'localmoe[vulkan]' && {BIN}/pip check")
+        told, _ = system.run(f"{BIN}/localmoe doctor")
+        expect(told, r"vulkan module: [\s\S]*(sees no device|loader is not installed)")
     return Figures(version, install_s, answer_s, int(size.split()[0]))
 
 
@@ -142,10 +155,10 @@ def main() -> int:
     print("| system | Python | installed in | first answer after | on the disk |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        for name, suite in SYSTEMS.items():
+        for name, suite, packages in SYSTEMS:
             root = (args.roots or Path(scratch)).resolve() / suite
             try:
-                debootstrap(suite, root)
+                debootstrap(suite, packages, root)
                 figures = trial(System(root, args.wheelhouse.resolve()))
             except (TrialError, subprocess.CalledProcessError) as error:
                 print(f"{name}: {error}", file=sys.stderr)

@@ -1,11 +1,12 @@
 """Wheels for machines without a compiler: localmoe, an engine for any x86-64, all they need.
 
-    python -m scripts.wheelhouse [--out wheelhouse] [--keep FOLDER]
-    pip install --no-index --find-links wheelhouse localmoe        # there
+    python -m scripts.wheelhouse [--out wheelhouse] [--keep FOLDER] [--vulkan FILE]
+    pip install --no-index --find-links wheelhouse localmoe      # there; or 'localmoe[vulkan]'
 
 Compiles what is committed, and llama.cpp with its kernels once for each kind of processor that ggml
 knows; the best are chosen where it runs. An engine that is in the folder already is kept; a compile
-that was interrupted goes on where it stopped if its folder is named (--keep). Writes the SHA-256 of all.
+that was interrupted goes on where it stopped if its folder is named (--keep). --vulkan: the module
+that `localmoe engine install vulkan` has built, as a wheel of its own. Writes the SHA-256 of all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,9 +41,11 @@ FLAGS = (
     *("-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
     "-DLLAVA_BUILD=OFF",  # pictures, which localmoe does not read
 )
+VULKAN = "localmoe_vulkan"
 HELPER = "localmoe/engine/native/_native.so"
 OLDEST = "x64"
 VARIANT = re.compile(r"llama_cpp/lib/libggml-cpu-(\w+)\.so")
+LICENSE = re.compile(r"\.dist-info/(licenses/)?.*LICENSE")
 COPIES = re.compile(r"lib/.+|llama_cpp/lib/.+\.so\.\d+\.\d+\.\d+")
 """Second and third copies of the libraries, under names that nobody asks for."""
 
@@ -65,6 +69,13 @@ def variants(engine: Path) -> dict[str, int]:
     with zipfile.ZipFile(engine) as files:
         entries = files.infolist()
     return {m[1]: entry.file_size for entry in entries if (m := VARIANT.fullmatch(entry.filename))}
+
+
+def license_of(engine: Path) -> str:
+    """Of llama.cpp, as the wheel of an engine has it."""
+    with zipfile.ZipFile(engine) as files:
+        texts = [files.read(name).decode() for name in files.namelist() if LICENSE.search(name)]
+    return "\n".join(texts)
 
 
 def check_engine(engine: Path) -> None:
@@ -123,16 +134,39 @@ class Workshop:
         options = ("--no-build-isolation", "--config-settings", objects)
         return self.lean(self._wheel(source, *options, CMAKE_ARGS=" ".join(FLAGS)))
 
+    def vulkan(self, module: Path, engine: Path) -> Path:
+        """A wheel that puts that module beside the engine, where ``engine/modules.py`` looks."""
+        version = engine.name.split("-")[1]
+        if module.name != (name := f"ggml-vulkan-{version}.so"):
+            raise WheelhouseError(f"{module} is not {name}: the module of this engine")
+        folder = Path(tempfile.mkdtemp(dir=self._scratch))
+        files = {
+            "WHEEL": "Wheel-Version: 1.0\nGenerator: scripts.wheelhouse\nRoot-Is-Purelib: false\n"
+            "Tag: py3-none-linux_x86_64\n",
+            "METADATA": f"Metadata-Version: 2.1\nName: {VULKAN.replace('_', '-')}\n"
+            f"Version: {version}\nLicense: MIT\nRequires-Python: >={PYTHONS[0]}\n"
+            f"Summary: llama.cpp's Vulkan backend, for localmoe\n"
+            f"Requires-Dist: {ENGINE}=={version}\n",
+            "licenses/LICENSE": license_of(engine),
+        }
+        for file, text in files.items():
+            path = folder / f"{VULKAN}-{version}.dist-info" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        place = folder / "llama_cpp/lib/localmoe"
+        place.mkdir(parents=True)
+        shutil.copyfile(module, place / name)
+        return self._repaired(self._packed(folder), "libggml-base.so.0", "libvulkan.so.1")
+
     def lean(self, engine: Path) -> Path:
         """The same without second copies of its libraries, and with what it is linked to."""
-        unpacked, packed = (Path(tempfile.mkdtemp(dir=self._scratch)) for _ in range(2))
+        unpacked = Path(tempfile.mkdtemp(dir=self._scratch))
         run(self._bin / "wheel", "unpack", "--dest", unpacked, engine)
         (folder,) = unpacked.iterdir()
         for file in [each for each in folder.rglob("*") if each.is_file()]:
             if COPIES.fullmatch(file.relative_to(folder).as_posix()):
                 file.unlink()
-        run(self._bin / "wheel", "pack", "--dest-dir", packed, folder)
-        return self._repaired(*packed.iterdir())
+        return self._repaired(self._packed(folder))
 
     def dependencies(self, wheels: Sequence[Path]) -> None:
         """Whatever those wheels need, for each Python."""
@@ -156,22 +190,32 @@ class Workshop:
         (wheel,) = folder.iterdir()
         return wheel
 
-    def _repaired(self, wheel: Path) -> Path:
-        """In the folder, with the glibc that it needs in its name; refused if that is newer."""
+    def _packed(self, folder: Path) -> Path:
+        packed = Path(tempfile.mkdtemp(dir=self._scratch))
+        run(self._bin / "wheel", "pack", "--dest-dir", packed, folder)
+        (wheel,) = packed.iterdir()
+        return wheel
+
+    def _repaired(self, wheel: Path, *theirs: str) -> Path:
+        """In the folder, with the glibc that it needs in its name; refused if that is newer.
+
+        ``theirs``: libraries that are there where it is used.
+        """
         before = {*self._out.iterdir()}
         repair = (self._bin / "auditwheel", "repair", "--plat", PLATFORM, "--only-plat")
-        run(*repair, "--wheel-dir", self._out, wheel, PATH=self._path)
+        excluded = [word for each in theirs for word in ("--exclude", each)]
+        run(*repair, *excluded, "--wheel-dir", self._out, wheel, PATH=self._path)
         (new,) = {*self._out.iterdir()} - before
         return new
 
 
-def wheelhouse(source: Path, out: Path, scratch: Path) -> list[Path]:
-    """All wheels, in ``out``; ``scratch`` may have what an earlier call compiled. Raises
-    WheelhouseError, OSError.
+def wheelhouse(source: Path, out: Path, scratch: Path, vulkan: Path | None) -> list[Path]:
+    """All wheels, in ``out``; ``scratch`` may have what an earlier call compiled; ``vulkan``: that
+    module. Raises WheelhouseError, OSError.
     """
     for folder in (out, scratch):
         folder.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("localmoe-*.whl"):
+    for old in (*out.glob("localmoe-*.whl"), *out.glob(f"{VULKAN}-*.whl")):
         old.unlink()
     version = engine_version(source)
     workshop = Workshop(scratch.resolve(), out.resolve())
@@ -180,7 +224,8 @@ def wheelhouse(source: Path, out: Path, scratch: Path) -> list[Path]:
     kept = [*out.glob(f"{ENGINE.replace('-', '_')}-{version}-*.whl")]
     engine = kept[0].resolve() if kept else workshop.engine(version)
     check_engine(engine)
-    workshop.dependencies([localmoe, engine])
+    extra = [] if vulkan is None else [workshop.vulkan(vulkan, engine)]
+    workshop.dependencies([localmoe, engine, *extra])
     return sorted(out.glob("*.whl"))
 
 
@@ -196,16 +241,18 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("wheelhouse"))
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of the compile")
+    parser.add_argument("--vulkan", type=Path, metavar="FILE", help="the module")
     args = parser.parse_args()
     out: Path = args.out
     if (sys.platform, os.uname().machine) != ("linux", "x86_64"):
         print("wheels are made on Linux, x86-64", file=sys.stderr)
         return 1
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            clean = Path(scratch) / "source"
+        with tempfile.TemporaryDirectory() as temporary:
+            clean = Path(temporary) / "source"
             git(ROOT, "clone", "--quiet", str(ROOT), str(clean))
-            wheels = wheelhouse(clean, out, args.keep or Path(scratch) / "work")
+            scratch = args.keep or Path(temporary) / "work"
+            wheels = wheelhouse(clean, out, scratch, args.vulkan)
     except (ReleaseError, WheelhouseError) as error:
         print(f"no wheels: {error}", file=sys.stderr)
         return 1
