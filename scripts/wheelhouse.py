@@ -78,6 +78,30 @@ def license_of(engine: Path) -> str:
     return "\n".join(texts)
 
 
+def lay_out(module: Path, engine: Path, folder: Path) -> None:
+    """What is in the wheel of a Vulkan module, so that ``engine/modules.py`` finds it beside that
+    engine. Raises WheelhouseError.
+    """
+    version = engine.name.split("-")[1]
+    if module.name != (name := f"ggml-vulkan-{version}.so"):
+        raise WheelhouseError(f"{module} is not {name}, the module for this engine")
+    about = f"{VULKAN}-{version}.dist-info"
+    needs = f"Requires-Python: >={PYTHONS[0]}\nRequires-Dist: {ENGINE}=={version}\n"
+    texts = {
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: scripts.wheelhouse\nRoot-Is-Purelib: false\n"
+        "Tag: py3-none-linux_x86_64\n",
+        "METADATA": f"Metadata-Version: 2.1\nName: {VULKAN}\nVersion: {version}\nLicense: MIT\n"
+        f"Summary: llama.cpp's Vulkan backend, for localmoe\n{needs}",
+        "licenses/LICENSE": license_of(engine),
+    }
+    for file, text in texts.items():
+        (folder / about / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / about / file).write_text(text)
+    place = folder / "llama_cpp/lib/localmoe"
+    place.mkdir(parents=True)
+    shutil.copyfile(module, place / name)
+
+
 def check_engine(engine: Path) -> None:
     """The engine runs on any processor, and well on a recent one. Raises WheelhouseError."""
     if not {OLDEST, "haswell"} < variants(engine).keys():
@@ -135,27 +159,9 @@ class Workshop:
         return self.lean(self._wheel(source, *options, CMAKE_ARGS=" ".join(FLAGS)))
 
     def vulkan(self, module: Path, engine: Path) -> Path:
-        """A wheel that puts that module beside the engine, where ``engine/modules.py`` looks."""
-        version = engine.name.split("-")[1]
-        if module.name != (name := f"ggml-vulkan-{version}.so"):
-            raise WheelhouseError(f"{module} is not {name}: the module of this engine")
+        """The wheel of that module; the engine and the driver bring what it is linked to."""
         folder = Path(tempfile.mkdtemp(dir=self._scratch))
-        files = {
-            "WHEEL": "Wheel-Version: 1.0\nGenerator: scripts.wheelhouse\nRoot-Is-Purelib: false\n"
-            "Tag: py3-none-linux_x86_64\n",
-            "METADATA": f"Metadata-Version: 2.1\nName: {VULKAN.replace('_', '-')}\n"
-            f"Version: {version}\nLicense: MIT\nRequires-Python: >={PYTHONS[0]}\n"
-            f"Summary: llama.cpp's Vulkan backend, for localmoe\n"
-            f"Requires-Dist: {ENGINE}=={version}\n",
-            "licenses/LICENSE": license_of(engine),
-        }
-        for file, text in files.items():
-            path = folder / f"{VULKAN}-{version}.dist-info" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        place = folder / "llama_cpp/lib/localmoe"
-        place.mkdir(parents=True)
-        shutil.copyfile(module, place / name)
+        lay_out(module, engine, folder)
         return self._repaired(self._packed(folder), "libggml-base.so.0", "libvulkan.so.1")
 
     def lean(self, engine: Path) -> Path:

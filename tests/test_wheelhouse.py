@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from localmoe.engine import modules
 from scripts import wheelhouse
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,27 @@ def test_copies_are_left_out_and_the_libraries_are_not() -> None:
     kept += ["include/ggml.h", "llama_cpp/llama_cpp.py"]
     assert all(wheelhouse.COPIES.fullmatch(name) for name in gone)
     assert not any(wheelhouse.COPIES.fullmatch(name) for name in kept)
+
+
+def test_a_vulkan_module_is_laid_where_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the engine; one that was built for another version of it is refused."""
+    version = importlib.metadata.version(wheelhouse.ENGINE)
+    license = f"llama_cpp_python-{version}.dist-info/licenses/vendor/llama.cpp/LICENSE"
+    engine = wheel(tmp_path / f"llama_cpp_python-{version}-py3-none-any.whl", license)
+    module = tmp_path / f"ggml-vulkan-{version}.so"
+    module.write_bytes(b"ELF")
+    wheelhouse.lay_out(module, engine, tmp_path / "wheel")
+    laid = tmp_path / "wheel/llama_cpp/lib"
+    monkeypatch.setattr(modules, "engine_libraries", lambda: laid)
+    assert modules.installed()["vulkan"].read_bytes() == b"ELF"
+    about = tmp_path / f"wheel/localmoe_vulkan-{version}.dist-info"
+    assert f"Requires-Dist: llama-cpp-python=={version}\n" in (about / "METADATA").read_text()
+    assert (about / "licenses/LICENSE").read_text() == "x" * 10
+    module.rename(tmp_path / "ggml-vulkan-0.3.1.so")
+    with pytest.raises(wheelhouse.WheelhouseError, match="not ggml-vulkan-"):
+        wheelhouse.lay_out(tmp_path / "ggml-vulkan-0.3.1.so", engine, tmp_path / "other")
 
 
 def test_the_engine_is_the_one_that_was_tested() -> None:
