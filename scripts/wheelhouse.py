@@ -41,6 +41,7 @@ FLAGS = (
     *("-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
     "-DLLAVA_BUILD=OFF",  # pictures, which localmoe does not read
 )
+PROGRAMS = "set(LLAMA_BUILD_COMMON ON "
 VULKAN = "localmoe_vulkan"
 HELPER = "localmoe/engine/native/_native.so"
 OLDEST = "x64"
@@ -129,6 +130,17 @@ def run(*words: str | Path, **variables: str) -> None:
         raise WheelhouseError(f"{' '.join(map(str, words[:6]))}: exit {error.returncode}") from None
 
 
+def leave_out_programs(build: Path) -> None:
+    """What llama.cpp's own programs share is not compiled: 57 of 362 files that nobody asks for.
+
+    llama-cpp-python's ``CMakeLists.txt`` insists on it, so that is edited. Raises WheelhouseError.
+    """
+    text = build.read_text()
+    if PROGRAMS not in text:
+        raise WheelhouseError(f"{build} has no {PROGRAMS}")
+    build.write_text(text.replace(PROGRAMS, PROGRAMS.replace("ON", "OFF")))
+
+
 class Workshop:
     """An environment with the tools that make wheels, and a folder for what they make."""
 
@@ -153,6 +165,7 @@ class Workshop:
             self._pip("download", "--quiet", *place, f"{ENGINE}=={version}")
             unpacked = Path(tempfile.mkdtemp(dir=self._scratch))
             run("tar", "-xf", f"{source}.tar.gz", "-C", unpacked)
+            leave_out_programs(unpacked / source.name / "CMakeLists.txt")
             (unpacked / source.name).rename(source)
         objects = f"build-dir={self._scratch / 'objects'}"
         options = ("--no-build-isolation", "--config-settings", objects)
