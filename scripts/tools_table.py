@@ -3,14 +3,18 @@
     python -m scripts.tools_table > docs/tools-families.md
 
 Minutes. Read: the arguments of ``tests/chat/test_calls_of_templates.py`` as the template writes
-them, read back from three cuts. Constrained: answers of nano, which knows no tools, that are valid
-calls in this form, of those not cut off in its thinking. Others: the answers of canitoolcall that
-are judged with this template.
+them, read back from three cuts. Constrained: answers that had to be a call in this form, and are
+valid ones; half of them by nano, which knows no tools and has no tokens for the marks, half by a
+model that has such tokens and draws among all that is allowed. Others: the answers of canitoolcall
+that are judged with this template.
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import localmoe
@@ -18,12 +22,13 @@ from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
 from localmoe.errors import LocalmoeError
 from scripts import engine_source
-from tests.chat.calls_of_templates import Family, constrained
+from tests.chat.calls_of_templates import Family, constrained, drawing
 from tests.chat.test_call_grammar import SCHEMAS as TOOLS
-from tests.chat.test_calls_of_others import TEMPLATES, family_of, fixtures, reads
+from tests.chat.test_calls_of_others import TEMPLATES, family_of, fixtures, reads, with_own
 from tests.chat.test_calls_of_templates import ARGUMENTS, SCHEMAS
 
-DRAWS = 2
+DRAWS = 2  # of each model
+MOST_TOKENS = 1600
 HEAD = """\
 # How each chat template calls tools
 
@@ -34,23 +39,25 @@ Written by `python -m scripts.tools_table`, which says what the columns count.
 
 
 def main() -> None:
-    sources = engine_source.templates()
+    sources = with_own(engine_source.templates())
     judged, passed = Counter[str](), Counter[str]()
     print(HEAD)
     with (
         Renderer() as renderer,
+        tempfile.TemporaryDirectory() as folder,
         localmoe.load("nano", context=8192, wishes=localmoe.Wishes(threads=1)) as nano,
     ):
         for fixture in fixtures():
-            name = TEMPLATES.get(fixture["models"][0])
-            if name:
-                judged[name] += 1
-                family = family_of(sources[name], fixture.get("thinking"), renderer)
-                passed[name] += reads(family, fixture)
+            name = TEMPLATES[fixture["models"][0]]
+            judged[name] += 1
+            family = family_of(sources[name], fixture.get("thinking"), renderer)
+            passed[name] += reads(family, fixture)
         for name, source in sorted(sources.items()):
             family = Family.of(source, renderer)
             read, pieces = _read(family)
-            valid, ended = _valid(nano, ChatTemplate(source, "<s>", "</s>", renderer=renderer))
+            valid = _valid(nano, source)
+            with drawing(Path(folder) / "drawing.gguf", source) as model:
+                valid += _valid(model, source)
             calls = family.calls
             found = "derived" if calls.derived else "generic" if calls.is_generic else "listed"
             others = f"{passed[name]} of {judged[name]}" if judged[name] else "–"
@@ -60,7 +67,7 @@ def main() -> None:
                 found,
                 read,
                 pieces,
-                f"{valid} of {ended}" if ended else "–",
+                f"{valid} of {2 * DRAWS}",
                 others,
             )
             print(f"| {' | '.join(row)} |", flush=True)
@@ -83,17 +90,19 @@ def _read(family: Family) -> tuple[str, str]:
     return f"{same} of {len(ARGUMENTS)}", whole
 
 
-def _valid(nano: localmoe.LoadedModel, template: ChatTemplate) -> tuple[int, int]:
-    """Valid calls, and answers that were not cut off while the model was thinking."""
-    made = ended = 0
+def _valid(model: localmoe.LoadedModel, source: str) -> int:
+    """How many of the answers are valid calls, where one is demanded."""
+    made = 0
+    template = ChatTemplate(source, "<s>", "</s>", renderer=model.renderer)
     for seed in range(DRAWS):
+        how = {"temperature": 1.5, "seed": seed, "max_tokens": MOST_TOKENS}
         try:
-            done = constrained(nano.engine, template, TOOLS, temperature=1.5, seed=seed)
-        except LocalmoeError:
+            done = constrained(model.engine, template, TOOLS, **how)
+        except LocalmoeError as error:
+            print(error, file=sys.stderr)
             continue
         made += done.finish_reason == "tool_calls"
-        ended += bool(done.calls) or not done.reasoning
-    return made, ended
+    return made
 
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ def logit_bias(value: object) -> tuple[tuple[int, float], ...]:
     return tuple(found)
 
 
+def known_tokens(biases: Sequence[tuple[int, float]], vocabulary: int) -> None:
+    """Raises UsageError for a bias of a token that a vocabulary of so many does not have."""
+    for number, _ in biases:
+        if number >= vocabulary:
+            raise UsageError(
+                f"logit_bias: no token has the number {number}; "
+                f"the numbers of this model's are 0 to {vocabulary - 1}"
+            )
+
+
 def checked(name: str, value: object) -> Any:
     """The value of an option that is a number. Raises UsageError."""
     setting = _BY_FIELD[name]

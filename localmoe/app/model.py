@@ -195,7 +195,10 @@ class LoadedModel:
         tools: ToolUse | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Settings:
-        """Settings of a conversation. Raises UsageError for a schema that cannot be enforced."""
+        """Settings of a conversation.
+
+        Raises UsageError for a schema that cannot be enforced, and a bias of no token.
+        """
         grammar = None
         if schema is not None:
             from localmoe.engine.grammar import schema_to_gbnf  # late: see chat/answering.py
@@ -214,7 +217,10 @@ class LoadedModel:
             checks.top_logprobs(top_logprobs),
             tools,
         )
-        return settings_for(self.facts.metadata, request)
+        made = settings_for(self.facts.metadata, request)
+        if self.loaded is not None and self.loaded.vocabulary:
+            checks.known_tokens(made.sampling.logit_bias, self.loaded.vocabulary)
+        return made
 
     def conversation_of(self, session: Session, settings: Settings) -> Conversation:
         """A conversation that continues ``session``. Raises EngineError if nothing is loaded."""

@@ -35,7 +35,8 @@ BATCH = 20  # probes at once: each time has the time limit of one prompt
 
 _T = TypeVar("_T")
 _TAG = re.compile(r"<[^<>\s]{1,80}>|\[[^\[\]<>\s]{1,80}\]")
-ATOM = re.compile(rf"{_TAG.pattern}|\w+|\s+|.", re.DOTALL)
+_SPACED_TAG = r"<[^<>\s]{1,40} [^<>\s=]{1,40}>"  # <｜DSML｜ calls>
+ATOM = re.compile(rf"{_TAG.pattern}|{_SPACED_TAG}|\w+|\s+|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

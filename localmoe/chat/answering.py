@@ -100,6 +100,7 @@ def answer(
         data=rendered.data,
         written=rendered.written,
         top_logprobs=settings.top_logprobs,
+        thinking=_thinking(rendered, settings) if grammar else None,
     )
     likelihoods = Likelihoods()
     sampled: list[Token] = []
@@ -158,6 +159,17 @@ def _grammar(engine: TextEngine, rendered: Rendered, settings: Settings) -> str 
     )
 
 
+def _thinking(rendered: Rendered, settings: Settings) -> tuple[str, str] | None:
+    """The marks of thinking that has to leave room, since the answer's form is demanded."""
+    demanded = settings.grammar is not None or (settings.tools and settings.tools.required)
+    if not demanded or rendered.format is None:
+        return None
+    from localmoe.chat.constraint import room_for_thinking
+
+    marks = room_for_thinking(rendered.format)
+    return (marks.start, marks.end) if marks else None
+
+
 def _reader(
     engine: TextEngine, rendered: Rendered, settings: Settings, grammar: str | None
 ) -> Reader:
@@ -182,6 +194,7 @@ class Reader:
     def __init__(self, splitter: Splitter | None, settings: Settings) -> None:
         self._splitter = splitter  # None: all text is the answer
         self._stops = StopTexts(settings.stop)
+        self._calls_only = settings.tools is not None and settings.tools.required
         self._tokens = 0
         self._told = 0  # of them, those whose text has been passed on
         self.reasoning_tokens = 0  # those that were thinking
@@ -211,6 +224,8 @@ class Reader:
     def finish(self, *, cut: bool) -> Iterator[Piece]:
         """What was held back; ``cut``: the model had more to say."""
         for piece in self._splitter.finish(cut=cut) if self._splitter is not None else ():
+            if cut and self._calls_only and isinstance(piece, Answer):
+                continue  # the beginning of a mark
             self._count(piece)
             yield from self._stops.feed(piece)
         yield from self._stops.finish()

@@ -1,15 +1,16 @@
 """The messages of a request, as other programs write them, checked and put in order. Pure.
 
-``messages[2]`` in an error is the third message of the list. A history that no client can mean is
-refused; what clients do differently (developer or system, content as text or in parts, arguments as
-text or as an object, results in any order) comes out in one form, so that the same history gives
-the same prompt.
+``messages[2]`` in an error is the third message of the list; one that stood elsewhere in a request
+says where, under ``at``, and so does a call. A history that no client can mean is refused; what
+clients do differently (developer or system, content as text or in parts, arguments as text or as an
+object, results in any order) comes out in one form, so that the same history gives the same prompt.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from localmoe.chat.session import Message, ToolCall
 from localmoe.errors import UsageError
@@ -18,6 +19,7 @@ from localmoe.text import shortened
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXT_PARTS = ("text", "input_text", "output_text")
 SHOWN = 60  # characters of a wrong value
+MOST_DEEP = 64  # objects and lists in each other, in arguments
 
 
 def read_messages(value: object) -> tuple[Message, ...]:
@@ -30,9 +32,11 @@ def read_messages(value: object) -> tuple[Message, ...]:
     if not value:
         raise UsageError("there are no messages", hint='[{"role": "user", "content": "Hello"}]')
     read = _Reader()
+    at = ""
     for number, message in enumerate(value):
-        read.message(f"messages[{number}]", message)
-    return read.done(f"messages[{len(value) - 1}]")
+        at = _place(message, f"messages[{number}]")
+        read.message(at, message)
+    return read.done(at)
 
 
 class _Reader:
@@ -42,7 +46,7 @@ class _Reader:
         self._read: list[Message] = []
         self._open: dict[str, ToolCall] = {}  # calls of the last assistant message, by id
         self._results: dict[str, Message] = {}
-        self._caller = ""  # where these calls stand
+        self._caller = ""  # the message that makes these calls
 
     def message(self, at: str, message: Mapping[str, object]) -> None:
         role = message.get("role")
@@ -131,9 +135,10 @@ def _calls(at: str, given: object) -> tuple[ToolCall, ...]:
         raise UsageError(f"{at} is a list of calls, not {_shown(given)}")
     calls: list[ToolCall] = []
     for number, call in enumerate(given):
-        calls.append(_call(f"{at}[{number}]", call))
+        place = _place(call, f"{at}[{number}]")
+        calls.append(_call(place, call))
         if calls[-1].id in [other.id for other in calls[:-1]]:
-            raise UsageError(f"{at}[{number}]: a second call has the id {_shown(calls[-1].id)}")
+            raise UsageError(f"{place}: a second call has the id {_shown(calls[-1].id)}")
     return tuple(calls)
 
 
@@ -160,13 +165,37 @@ def arguments_text(at: str, arguments: object) -> str:
         return "{}"
     try:
         if isinstance(arguments, Mapping):
-            return json.dumps(dict(arguments), ensure_ascii=False)
-        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+            arguments = json.dumps(dict(arguments), ensure_ascii=False)
+        parsed = _parsed(arguments) if isinstance(arguments, str) else arguments
         if isinstance(parsed, dict) and isinstance(arguments, str):
             return arguments
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{at} is no JSON: {shortened(str(error), SHOWN)}") from None
     raise UsageError(f"{at} is a JSON object, not {_shown(parsed)}")
+
+
+def _parsed(text: str) -> object:
+    """Raises ValueError for what is no JSON, or nested deeper than templates can write it."""
+    value: object = json.loads(text, parse_constant=_no_number)
+    level = [value]
+    for _ in range(MOST_DEEP):
+        inner = (v for v in level if isinstance(v, dict | list))
+        level = [
+            v for outer in inner for v in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {MOST_DEEP} levels deep")
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _place(given: object, usual: str) -> str:
+    """Where a message or a call stood in what a client sent."""
+    at = given.get("at") if isinstance(given, Mapping) else None
+    return at if isinstance(at, str) else usual
 
 
 def _text(at: str, value: object) -> str:

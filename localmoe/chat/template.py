@@ -6,6 +6,7 @@ Templates are programs that come with model files, so they render in a child pro
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from localmoe.chat.template_messages import (
     Messages,
     arrangements,
     for_template,
+    plainer,
     system_merged,
     with_generic_tools,
 )
@@ -200,12 +202,7 @@ class ChatTemplate:
         arguments: Arguments,
         format_: AnswerFormat,
     ) -> Prompt:
-        request = {
-            **self._request,
-            "tools": list(tools) if tools else None,
-            "kwargs": dict(arguments),
-        }
-
+        request = {**self._request, "kwargs": dict(arguments)}
         plain = not tools and not any(message.calls for message in messages)
         style = ToolStyle() if plain else self.style_of(arguments)
 
@@ -216,7 +213,8 @@ class ChatTemplate:
 
         given = with_generic_tools(messages, style, tools or ())
         reply, refusal = None, None
-        for arranged in arrangements(given):
+        for told, arranged in itertools.product(_tellings(tools), arrangements(given)):
+            request["tools"] = told
             try:
                 reply = ask(arranged)
                 break
@@ -232,6 +230,11 @@ class ChatTemplate:
             reply = ask(system_merged(given))
         data = tuple((start, end) for start, end in reply["data"])
         return Prompt(reply["prompt"], reply["stable_chars"], data)
+
+
+def _tellings(tools: Sequence[Mapping[str, object]] | None) -> list[object]:
+    """Ways to tell a template of the tools, the truest first; None where there are none."""
+    return [list(tools), plainer(tools)] if tools else [None]
 
 
 def _length(message: Message) -> int:

@@ -1,4 +1,4 @@
-"""Messages in the words that a chat template knows. Pure."""
+"""Messages and tools in the words that a chat template knows. Pure."""
 
 from __future__ import annotations
 
@@ -55,6 +55,38 @@ def arrangements(messages: Messages) -> list[Messages]:
         merged(_system_as_user(messages)),
     ]
     return list(dict.fromkeys(ways))
+
+
+def plainer(tools: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    """The same tools for a template that takes more for granted than a schema has to say.
+
+    Every property has a description, every object says what its other values are, and no type is
+    null: of these Command R+ makes an error.
+    """
+    changed = []
+    for tool in tools:
+        function = tool.get("function")
+        if isinstance(function, Mapping):
+            tool = {**tool, "function": {**function, "parameters": _plain(function["parameters"])}}
+        changed.append(tool)
+    return changed
+
+
+def _plain(schema: object) -> Mapping[str, object]:
+    plain = {"description": "", **schema} if isinstance(schema, Mapping) else {"description": ""}
+    kinds = plain.get("type")
+    if isinstance(kinds, list) and "null" in kinds:
+        others = [kind for kind in kinds if kind != "null"]
+        plain["type"] = others[0] if len(others) == 1 else others
+    if plain.get("type") in ("null", []):
+        del plain["type"]
+    if isinstance(properties := plain.get("properties"), Mapping):
+        plain["properties"] = {key: _plain(value) for key, value in properties.items()}
+    if plain.get("type") == "object":
+        plain["additionalProperties"] = _plain(plain.get("additionalProperties"))
+    if "items" in plain:
+        plain["items"] = _plain(plain["items"])
+    return plain
 
 
 def system_merged(messages: Messages) -> Messages:

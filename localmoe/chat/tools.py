@@ -46,7 +46,7 @@ def read_tools(tools: object, choice: object = "auto", *, parallel: object = Tru
 
     ``choice`` is auto, none, required, or a tool's name. A keyword of a schema that no grammar
     can enforce is left out, and named in ``not_enforced``; with ``"strict": true`` it is an error.
-    Raises UsageError, which names the tool.
+    Raises UsageError, which names the tool: ``tools[2]``, or what it has under ``at``.
     """
     if not isinstance(tools, Sequence) or isinstance(tools, str):
         raise UsageError(f"tools is a list of tools, not {_shown(tools)}")
@@ -58,11 +58,14 @@ def read_tools(tools: object, choice: object = "auto", *, parallel: object = Tru
     schemas: dict[str, Mapping[str, object]] = {}
     left_out: list[str] = []
     for number, tool in enumerate(tools):
-        function = _function(f"tools[{number}]", tool)
+        at = f"tools[{number}]"
+        if isinstance(tool, Mapping) and isinstance(tool.get("at"), str):
+            at = tool["at"]
+        function = _function(at, tool)
         name = str(function["name"])
         if name in schemas:
-            raise UsageError(f"tools[{number}]: a second tool has the name {_shown(name)}")
-        schemas[name], missing = _enforceable(f"tools[{number}]", function)
+            raise UsageError(f"{at}: a second tool has the name {_shown(name)}")
+        schemas[name], missing = _enforceable(at, function)
         left_out += missing
         read.append({"type": "function", "function": function})
     only = _only(choice, schemas)
@@ -86,18 +89,19 @@ def _function(at: str, tool: object) -> dict[str, object]:
     if kind != "function":
         raise UsageError(f"{at} is of the type {_shown(kind)}; this model calls functions alone")
     function = tool.get("function", tool)
+    within = f"{at}.function" if "function" in tool else at
     if not isinstance(function, Mapping):
         raise UsageError(f"{at}.function is an object, not {_shown(function)}")
     name = function.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UsageError(
-            f"{at}.function.name is a name, not {_shown(name)}",
+            f"{within}.name is a name, not {_shown(name)}",
             hint="1 to 128 letters, digits, and . : / _ -",
         )
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise UsageError(f"{at}.function.parameters is a JSON schema, not {_shown(parameters)}")
-    described = {k: v for k, v in function.items() if k not in ("strict", "type")}
+        raise UsageError(f"{within}.parameters is a JSON schema, not {_shown(parameters)}")
+    described = {k: v for k, v in function.items() if k not in ("strict", "type", "at")}
     described["name"] = name
     described["description"] = str(function.get("description") or "")
     described["parameters"] = dict(parameters) if parameters else dict(NO_ARGUMENTS)

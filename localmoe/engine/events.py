@@ -40,7 +40,9 @@ class Request:
     of the next turn's prompt too; models that cannot roll back keep a checkpoint there. ``data``
     are the parts that came with the messages: text, whatever special tokens they spell. ``written``
     are those that the model wrote earlier: read as the tokens that it sampled then, which need not
-    be those that the text would have.
+    be those that the text would have. ``thinking`` are the texts that begin and end thinking, the
+    first "" where the prompt has begun it: it has at most half of the answer's tokens then, and
+    is ended by its mark.
     """
 
     prompt: str
@@ -53,6 +55,7 @@ class Request:
     add_bos: bool = True  # False: no more tokens than the prompt's, for measurements
     ignore_end: bool = False  # go on after the model ended: for measurements
     top_logprobs: int | None = None  # how many of the likeliest tokens to tell; None: no figures
+    thinking: tuple[str, str] | None = None  # None: it may go on to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Loaded:
     eos: str
     cache: str = "off"  # the regime that serves the experts: "off" | "page" | "private"
     note: str = ""  # why it is not loaded, or served, as it was planned
+    vocabulary: int = 0  # tokens that it knows; 0: not told
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,9 @@ def request_from_json(data: Message) -> Request:
     biases = tuple((token, bias) for token, bias in data["sampling"]["logit_bias"])
     sampling = Sampling(**{**data["sampling"], "logit_bias": biases})
     written = tuple((start, end, tuple(tokens)) for start, end, tokens in data["written"])
-    return Request(**{**data, "sampling": sampling, "data": spans, "written": written})
+    thinking = tuple(data["thinking"]) if data["thinking"] else None
+    parts = {"data": spans, "written": written, "thinking": thinking}
+    return Request(**{**data, "sampling": sampling, **parts})
 
 
 def report_from_json(data: Message) -> MemoryReport:

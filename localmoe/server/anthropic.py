@@ -91,7 +91,7 @@ def _message(fields: Fields) -> tuple[Message, ...]:
     if content is None:
         fields.missing("content")
     if not isinstance(content, list):
-        return ({"role": role, "content": fields.text("content") or ""},)
+        return ({"role": role, "content": fields.text("content") or "", "at": fields.where},)
     texts, thoughts = [], []
     calls: list[Mapping[str, object]] = []
     results: list[Message] = []
@@ -102,13 +102,14 @@ def _message(fields: Fields) -> tuple[Message, ...]:
             case "redacted_thinking":
                 pass  # nobody can read it
             case "tool_use":
-                name, given = block.required_text("name"), block.raw("input") or {}
-                calls.append(tool_fields.call(block.required_text("id"), name, given))
+                name = block.required_text("name")
+                block.inner("input")
+                calls.append(tool_fields.call_of(block, "id", name, "input"))
             case "tool_result":
                 results.append(_result(block))
             case _:
                 texts.append(_text_of(block))
-    message: Message = {"role": role, "content": "\n\n".join(texts)}
+    message: Message = {"role": role, "content": "\n\n".join(texts), "at": fields.where}
     if thoughts:
         message = {**message, "reasoning": "".join(thoughts)}
     if calls:
@@ -124,7 +125,7 @@ def _result(block: Fields) -> Message:
     else:
         text = block.text("content") or ""
     failed = "Error: " if block.flag("is_error") else ""
-    return tool_fields.result(block.required_text("tool_use_id"), failed + text)
+    return tool_fields.result(block, "tool_use_id", failed + text)
 
 
 def _text_of(block: Fields) -> str:

@@ -15,12 +15,13 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
         self._values = values
-        self._where = where
+        self.where = where
+        """The object as errors name it; "" for the whole request."""
         self._read: set[str] = set()
 
     def path(self, name: str) -> str:
         """The field as errors name it: ``messages[2].content``."""
-        return f"{self._where}.{name}" if self._where else name
+        return f"{self.where}.{name}" if self.where else name
 
     @property
     def unread(self) -> list[str]:

@@ -59,6 +59,7 @@ COUNTS: Sequence[tuple[str, Callable[[Fields], Spoken]]] = (
 )
 TEXTS = ("/tokenize", "/detokenize", "/apply-template")
 COUNTED = frozenset((*(path for path, _, _ in DIALECTS), *(path for path, _ in COUNTS), *TEXTS))
+MOST_NOTED = 100
 UNSUPPORTED = (
     "/v1/embeddings",
     "/v1/images/{what:path}",
@@ -76,7 +77,7 @@ class Paths:
         self._listener = listener
         self._bodies = Bodies()
         self._metered = Metrics()
-        self._unknown: set[str] = set()  # fields that were ignored, and said to be
+        self._noted: set[str] = set()  # what was said once, and is not again
         self.last_used = time.monotonic()
 
     def app(self) -> Starlette:
@@ -127,7 +128,7 @@ class Paths:
         async def endpoint(request: Request) -> Response:
             fields = await self._fields(request)
             asked = read(fields)
-            self._note_unread(fields)
+            self._note_left_out(fields, asked.ask)
             return self._reply(request, asked.ask, writer(asked), stream=asked.stream)
 
         return endpoint
@@ -186,12 +187,16 @@ class Paths:
     async def _fields(self, request: Request) -> Fields:
         return Fields(await self._bodies.object_of(request))
 
-    def _note_unread(self, fields: Fields) -> None:
-        for name in fields.unread:
-            if name not in self._unknown and len(self._unknown) < 100:
-                self._unknown.add(name)
-                shown = clean_line(shortened(name, 60))
-                self._listener.note(f"requests have a field that is ignored: {shown}")
+    def _note_left_out(self, fields: Fields, ask: Ask) -> None:
+        """Say once what of a request is ignored: fields, and keywords of its tools' schemas."""
+        found = [("have a field that is ignored", shortened(name, 60)) for name in fields.unread]
+        left_out = ask.tools.not_enforced if ask.tools else ()
+        found += [("have a tool with what no grammar enforces", words) for words in left_out]
+        for what, words in found:
+            note = f"requests {what}: {clean_line(words)}"
+            if note not in self._noted and len(self._noted) < MOST_NOTED:
+                self._noted.add(note)
+                self._listener.note(note)
 
     def _reply(self, request: Request, ask: Ask, writer: Writer, *, stream: bool) -> Reply:
         started = time.monotonic()

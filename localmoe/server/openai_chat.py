@@ -89,6 +89,9 @@ def _message(fields: Fields) -> Message:
         message["reasoning"] = reasoning
     if role == "tool":
         message["tool_call_id"] = fields.required_text("tool_call_id")
+    if fields.raw("function_call") is not None:
+        param = fields.path("function_call")
+        raise Problem(400, f"{param}: such calls stand in tool_calls now", param=param)
     if role == "assistant" and (calls := fields.items("tool_calls")):
         return tool_fields.with_calls(message, calls)
     return message

@@ -105,11 +105,12 @@ def _message(item: Fields, kind: str) -> Message:
         space = item.text("namespace")
         name = item.required_text("name")
         name = f"{space}{tool_fields.JOINT}{name}" if space else name
-        made = tool_fields.call(item.required_text("call_id"), name, item.raw("arguments") or "")
-        return tool_fields.with_calls({"role": "assistant"}, [made])
+        item.text("arguments")
+        made = tool_fields.call_of(item, "call_id", name, "arguments")
+        return tool_fields.with_calls({"role": "assistant", "at": item.where}, [made])
     if kind == "function_call_output":
         output = _content(item, TEXTS, "output")
-        return tool_fields.result(item.required_text("call_id"), output)
+        return tool_fields.result(item, "call_id", output)
     if kind != "message":
         param = item.path("type")
         raise Problem(400, f"{param}: {kind} is not read here", param=param)
@@ -117,6 +118,7 @@ def _message(item: Fields, kind: str) -> Message:
     return {
         "role": "system" if role == "developer" else role,
         "content": _content(item, TEXTS),
+        "at": item.where,
     }
 
 

@@ -63,6 +63,9 @@ class _Kind:
     code: str | None = None
 
 
+_FIELD = re.compile(r"(?:messages|input|system|tools|tool_choice|logit_bias)\b(?:\.\w+|\[\d+\])*")
+"""At the beginning of a message: the field of the request that it is about."""
+
 _OF_ERRORS = (  # the first that matches
     _Kind(UnknownModelError, 404, "model_not_found"),
     _Kind(ContextOverflowError, 400, "context_length_exceeded"),
@@ -85,7 +88,9 @@ def problem_of(error: BaseException) -> Problem:
                 message, hint = error.typed()
                 message = f"{message} ({hint})" if hint else message
                 code = kind.code if kind.code != "engine" else error.code
-                return Problem(kind.status, clean(message), code=code)
+                field = _FIELD.match(message) if isinstance(error, UsageError) else None
+                param = field[0] if field else None
+                return Problem(kind.status, clean(message), code=code, param=param)
     return Problem(500, f"internal error: {type(error).__name__}", code="internal")
 
 

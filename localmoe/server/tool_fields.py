@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
+from localmoe.chat.history import arguments_text
 from localmoe.chat.tools import ToolUse, read_tools
 from localmoe.errors import UsageError
 from localmoe.server.asks import Message
@@ -33,8 +33,8 @@ def of_messages(fields: Fields) -> ToolUse | None:
         if kind != "custom":
             param = tool.path("type")
             raise Problem(400, f"{param}: {kind} is not run here, only custom tools", param=param)
-        schema, about = tool.raw("input_schema"), tool.text("description")
-        tools.append({"name": tool.raw("name"), "description": about, "parameters": schema})
+        tool.inner("input_schema")
+        tools.append(_function(tool, tool.raw("name"), "input_schema"))
     wanted = fields.inner("tool_choice")
     choice: object = "auto"
     parallel = True
@@ -69,10 +69,11 @@ def of_responses(fields: Fields) -> tuple[ToolUse | None, Mapping[str, tuple[str
     return _use(fields, tools, choice, _parallel(fields)), spaces
 
 
-def _function(tool: Fields, name: object) -> Mapping[str, object]:
-    function = {"name": name, "description": tool.text("description")}
+def _function(tool: Fields, name: object, schema: str = "parameters") -> Mapping[str, object]:
+    """A function as ``read_tools`` has it; ``schema``: the field of its arguments' schema."""
+    function = {"name": name, "description": tool.text("description"), "at": tool.where}
     strict = {"strict": True} if tool.flag("strict") else {}
-    return {**function, "parameters": tool.raw("parameters"), **strict}
+    return {**function, "parameters": tool.raw(schema), **strict}
 
 
 def _parallel(fields: Fields) -> bool:
@@ -90,7 +91,7 @@ def _use(
     except UsageError as error:
         problem = problem_of(error)
         name = "tool_choice" if "tool_choice" in error.message else "tools"
-        raise Problem(400, problem.message, param=fields.path(name)) from None
+        raise Problem(400, problem.message, param=problem.param or fields.path(name)) from None
 
 
 def with_calls(message: Message, calls: Sequence[object]) -> Message:
@@ -98,11 +99,19 @@ def with_calls(message: Message, calls: Sequence[object]) -> Message:
     return {**message, "content": message.get("content") or None, "tool_calls": list(calls)}
 
 
-def call(id_: str, name: str, arguments: object) -> Mapping[str, object]:
+def call(id_: str, name: str, arguments: str) -> Mapping[str, object]:
     """A call as the message list has it."""
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": id_, "type": "function", "function": {"name": name, "arguments": text}}
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def result(id_: str, content: str) -> Message:
-    return {"role": "tool", "tool_call_id": id_, "content": content}
+def call_of(fields: Fields, id_: str, name: str, arguments: str) -> Mapping[str, object]:
+    """The call in an item or block with these fields. Raises Problem, UsageError."""
+    given = fields.raw(arguments)
+    text = arguments_text(fields.path(arguments), given)
+    return {**call(fields.required_text(id_), name, text), "at": fields.where}
+
+
+def result(fields: Fields, id_: str, content: str) -> Message:
+    """The result of a call in an item or block. Raises Problem."""
+    called = fields.required_text(id_)
+    return {"role": "tool", "tool_call_id": called, "content": content, "at": fields.where}

@@ -38,11 +38,13 @@ def write(
     specials: Sequence[Word] = (),
     bos: str | None = None,
     named: Sequence[tuple[str, str]] = (),
+    context: int = CONTEXT,
 ) -> Path:
     """Write the model; no token may come twice in ``script``.
 
     ``specials`` are in the vocabulary, said or not. ``bos``: the prompt is to begin with it.
-    ``named``: (key, token) of ``tokenizer.ggml.KEY_token_id``.
+    ``named``: (key, token) of ``tokenizer.ggml.KEY_token_id``. Where a grammar forbids what it
+    would say, it draws any token.
     """
     letters = byte_characters()
     vocabulary = dict.fromkeys((*letters, "ĠĠ"), NORMAL) | dict.fromkeys(ENDS, CONTROL)
@@ -68,7 +70,7 @@ def write(
 
     writer = gguf.GGUFWriter(path, "qwen3moe")
     writer.add_block_count(1)
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(FEED)
     writer.add_expert_feed_forward_length(FEED)

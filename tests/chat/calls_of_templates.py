@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
+import localmoe
 from localmoe.chat.answer_format import QUESTION, AnswerFormat, shared
 from localmoe.chat.answering import TextEngine, events
 from localmoe.chat.calls.format import CallFormat
@@ -23,8 +26,10 @@ from localmoe.chat.template import ChatTemplate
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.chat.tools import read_tools
 from localmoe.engine.events import Sampling
+from tests.archs import parrot
 from tests.chat.scripted import split_at
 
+CONTEXT = 16384  # a prompt with tools has some thousand letters, and each is a token
 Schemas = Mapping[str, Mapping[str, Any]]
 SPECIAL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|<｜[^<>\s]{1,40}｜>|\[/?[A-Z_]{3,}\]|</?think>|</?tool_call>|<\|\"\|>"
@@ -120,6 +125,15 @@ class Family:
             "".join(p.text for p in pieces if isinstance(p, Reasoning)),
             [(calls[index][0], calls[index][1]) for index in ended],
         )
+
+
+@contextlib.contextmanager
+def drawing(path: Path, source: str) -> Iterator[localmoe.LoadedModel]:
+    """A model that draws its tokens: those that the template's marks are in its family's too."""
+    specials = [parrot.control(text) for text in sorted(set(SPECIAL.findall(source)))]
+    parrot.write(path, (), template=source, specials=specials, context=CONTEXT)
+    with localmoe.load(path, context=CONTEXT, wishes=localmoe.Wishes(threads=1)) as model:
+        yield model
 
 
 def constrained(

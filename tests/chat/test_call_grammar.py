@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,7 +15,7 @@ from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
 from localmoe.errors import EngineError, UsageError
 from scripts import engine_source
-from tests.chat.calls_of_templates import constrained
+from tests.chat.calls_of_templates import constrained, drawing
 from tests.needs import missing
 
 pytestmark = pytest.mark.process
@@ -112,6 +113,11 @@ FORMS = (
 )  # fmt: skip
 
 
+THINKING = (
+    "Qwen-QwQ-32B", "deepseek-ai-DeepSeek-V3.1", "MiniMax-M2", "GLM-4.6", "StepFun3.5-Flash",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_calls_in_the_form_of_other_templates(
     nano: localmoe.LoadedModel, sources: dict[str, str], name: str
@@ -124,6 +130,19 @@ def test_calls_in_the_form_of_other_templates(
             assert (done.finish_reason, done.answer) == ("tool_calls", "")
         done = constrained(nano.engine, template, SCHEMAS, choice="auto", temperature=0)
         assert done.answer or done.calls or done.reasoning
+
+
+@pytest.mark.parametrize("name", THINKING)
+def test_a_model_that_thinks_for_ever_calls(
+    nano: localmoe.LoadedModel, sources: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    """Where a call is demanded, thinking is ended in time; its marks may be text or tokens."""
+    how: dict[str, Any] = {"temperature": 1.5, "max_tokens": 1600}
+    with drawing(tmp_path / "drawing.gguf", sources[name]) as model:
+        template = ChatTemplate(sources[name], "<s>", "</s>", renderer=model.renderer)
+        for engine in (nano.engine, model.engine):
+            done = constrained(engine, template, SCHEMAS, seed=1, **how)
+            assert (done.finish_reason, done.answer) == ("tool_calls", "")
 
 
 def test_under_auto_an_answer_stays_one(nano: localmoe.LoadedModel) -> None:
@@ -170,7 +189,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no list": ({"tools": "x"}, "tools is a list of tools"),
     "no tool": ({"tools": [3]}, r"tools\[0\] is a tool, not 3"),
     "no function": ({"tools": [{"type": "retrieval"}]}, r"tools\[0\] is of the type 'retrieval'"),
-    "no name": ({"tools": [{"name": "a b"}]}, r"tools\[0\].function.name is a name"),
+    "no name": ({"tools": [{"name": "a b"}]}, r"tools\[0\].name is a name"),
     "two of a name": ({"tools": [{"name": "a"}, {"name": "a"}]}, r"tools\[1\]: a second tool"),
     "no schema": ({"tools": [{"name": "a", "parameters": 3}]}, r"parameters is a JSON schema"),
     "undeclared": ({"tools": TOOLS, "tool_choice": "fly"}, "names 'fly', which is none"),

@@ -160,6 +160,19 @@ def test_a_call_that_was_cut_off_is_none(cuts: list[int]) -> None:
     assert (found.calls, found.answer.strip()) == (WANTED[:1], "")
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@given(cuts=cuts, data=st.data())
+def test_what_a_grammar_makes_a_call_is_no_text(
+    name: str, cuts: list[int], data: st.DataObject
+) -> None:
+    """Wherever it is cut off, nothing but the beginning of its first mark is for the reader."""
+    format_, text = FORMATS[name]
+    mark = (format_.start or format_.call_start).split()[0]
+    end = data.draw(st.integers(0, len(text)))
+    found = read(text[:end], format_, cuts, hold=False, cut_off=True)
+    assert mark.startswith(found.answer.strip())
+
+
 @given(cuts=cuts, at=st.text(alphabet='<>/"\\ \n{}[]=:,|é漢', max_size=20), n=st.integers())
 def test_arguments_may_spell_what_they_like(cuts: list[int], at: str, n: int) -> None:
     """The marks of the format too: JSON is read as JSON, a token is no text that spells it."""

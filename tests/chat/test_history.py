@@ -93,6 +93,17 @@ WRONG: dict[str, tuple[object, str]] = {
         r"arguments is a JSON object, not",
     ),
     "deep arguments": ([ASK, changed(arguments='{"a":' * 99_999)], r"arguments is no JSON"),
+    "too deep to write": (
+        [ASK, changed(arguments=f'{{"a": {"[" * 500}{"]" * 500}}}')],
+        r"arguments is no JSON: nested more than 64",
+    ),
+    "no number": ([ASK, changed(arguments='{"a": NaN}')], r"arguments is no JSON: NaN"),
+    "a set": ([ASK, changed(arguments={"a": {1}})], r"arguments is no JSON"),
+    "from elsewhere": ([ASK, {**result("a"), "at": "input[7]"}], r"^input\[7\] is the result"),
+    "a call from elsewhere": (
+        [ASK, {**CALLS, "tool_calls": [CALL, {**CALL, "at": "input[2]"}]}],
+        r"^input\[2\]: a second call",
+    ),
 }
 
 

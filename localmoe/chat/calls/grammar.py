@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from localmoe.chat.answer_format import AnswerFormat
+from localmoe.chat.answer_format import AnswerFormat, Marks
 from localmoe.chat.calls.argument_rules import ArgumentRules
 from localmoe.chat.calls.bounds import MOST_BOUNDED_CALLS, bounds_for
 from localmoe.chat.calls.format import ANY, NAME, Body, CallFormat
 from localmoe.chat.calls.notations import not_one_of
+from localmoe.chat.constraint import room_for_thinking
 from localmoe.chat.marks import SplitSpecials
 from localmoe.chat.tools import ToolUse
 from localmoe.engine.grammar import (
@@ -42,18 +43,17 @@ def call_grammar(
     tools = use.callable
     if not tools:
         return None
+    thinking = room_for_thinking(answers)
+    if use.required and thinking and max_tokens is not None:
+        max_tokens //= 2  # so much it may take
     made = _Grammar(calls, split_specials, bounds_for(use, max_tokens))
     most = None if use.parallel and calls.several else 1
     if most is None and made.bounds:
         most = MOST_BOUNDED_CALLS
     root = made.calls(tools, most) if use.required else made.text_or_calls(tools, most, answers)
     grammar = made.text(root)
-    marks = answers.thinking[0] if answers.thinking else None
-    thinks = marks is not None and (answers.told or answers.is_open)
-    start, end = (
-        made.symbols(marks.start if marks and thinks else ""),
-        made.symbols(marks.end if marks and thinks else ""),
-    )
+    marks = thinking or Marks("", "")
+    start, end = made.symbols(marks.start), made.symbols(marks.end)
     return with_reasoning(grammar, start, end, is_open=answers.is_open)
 
 

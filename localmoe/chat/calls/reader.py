@@ -103,9 +103,10 @@ class CallReader:
     def unread(self) -> str:
         """The text that was no call, from the first one that was none.
 
-        Not what was a call until it was cut off: that it is missing is told by the answer's end.
+        Not what was a call until it was cut off, or would have become one by its grammar: that it
+        is missing is told by the answer's end.
         """
-        cut_off = self._call.text.cut and self._call.begun
+        cut_off = self._call.text.cut and (self._call.begun or not self._call.hold)
         return "" if cut_off else self._call.text.text[self._whole :]
 
     def taken(self) -> list[ToolCallEvent]:

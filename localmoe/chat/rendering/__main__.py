@@ -55,8 +55,10 @@ class Templates:
             return {"kind": "syntax", "error": f"line {exc.lineno}: {exc.message}"}
         except SecurityError as exc:
             return {"kind": "forbidden", "error": str(exc)}
-        except (MemoryError, RecursionError) as exc:
+        except MemoryError as exc:
             return {"kind": "too_large", "error": f"it needs too much memory ({_name(exc)})"}
+        except RecursionError:
+            return {"kind": "failed", "error": "it calls itself without an end"}
         except TemplateError as exc:
             return {"kind": "failed", "error": exc.message or _name(exc)}
         except Exception as exc:  # whatever the template makes Python raise

@@ -121,6 +121,7 @@ class _Converter:
     def _reference(self, core: dict[str, Any], name: str, at: str) -> str:
         pointer = core.pop("$ref")
         target = self._resolve(pointer, f"{at}/$ref")
+        self._follow(target, at)
         if core:  # beside a $ref everything holds as well
             return self._visit(self._merged(target, core, at), name, at)
         if pointer not in self._of_ref:

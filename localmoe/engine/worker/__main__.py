@@ -162,6 +162,7 @@ class Worker:
             eos=vocabulary.eos_text(),
             cache=loaded.experts.regime,
             note=loaded.note,
+            vocabulary=vocabulary.size,
         )
         self._send(protocol.event_to_message(event))
 

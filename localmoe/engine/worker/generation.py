@@ -20,6 +20,7 @@ from localmoe.engine.worker.logprobs import Logprobs
 from localmoe.engine.worker.prompt_cache import PromptCache
 from localmoe.engine.worker.residency import Residency
 from localmoe.engine.worker.sampling import Sampler
+from localmoe.engine.worker.thinking import ThinkingEnd
 from localmoe.engine.worker.vocabulary import Utf8, Vocabulary
 from localmoe.errors import EngineError
 from localmoe.planning.context import too_long
@@ -155,7 +156,9 @@ class Generator:
                     raise DecodeInterruptedError
             clock.prompt_read = time.perf_counter()
             with self._abort_callback_of_decoding():
-                for token in self._tokens(sampler, limit, ignore_end=request.ignore_end):
+                thinking = ThinkingEnd(self.vocabulary, request.thinking, limit)
+                ignore_end = request.ignore_end
+                for token in self._tokens(sampler, thinking, limit, ignore_end=ignore_end):
                     clock.token_chosen()
                     produced += 1
                     yield from stream.feed(token, produced, *logprobs.of(token))
@@ -192,15 +195,20 @@ class Generator:
         room = self.context - len(prompt)
         return room if request.max_tokens is None else min(request.max_tokens, room)
 
-    def _tokens(self, sampler: Sampler, limit: int, *, ignore_end: bool) -> Iterator[int]:
+    def _tokens(
+        self, sampler: Sampler, thinking: ThinkingEnd, limit: int, *, ignore_end: bool
+    ) -> Iterator[int]:
         """The answer's tokens, at most ``limit``, up to the one by which the model ends it.
 
         A token is decoded when the next one is asked for: the last of an answer never is.
         """
         for number in range(limit):
-            token = sampler.next(self._ctx)
+            token = thinking.write(sampler)
+            if token is None:
+                token = sampler.next(self._ctx)
             if self.vocabulary.ends_generation(token) and not ignore_end:
                 return
+            thinking.note(token)
             yield token
             if number + 1 < limit:
                 self._decode([token], number)

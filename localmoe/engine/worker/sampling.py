@@ -52,9 +52,20 @@ class Sampler:
             token = self._choose(ctx, self._grammar, self._chain)
             if not self._allows(token):
                 raise EngineError("no token of this model can continue the answer in its form")
-        llama.llama_sampler_accept(self._grammar, token)
-        llama.llama_sampler_accept(self._chain, token)
+        self._accept(token)
         return token
+
+    def take(self, token: int) -> bool:
+        """Go on as if ``token`` had been chosen; False, and nothing, where the grammar forbids."""
+        if self._grammar is not None and not self._allows(token):
+            return False
+        self._accept(token)
+        return True
+
+    def _accept(self, token: int) -> None:
+        for sampler in (self._grammar, self._chain):
+            if sampler is not None:
+                llama.llama_sampler_accept(sampler, token)
 
     def close(self) -> None:
         for sampler in (self._chain, self._grammar):
