@@ -42,7 +42,6 @@ NO_CALLS = {  # templates that write none: how their models call is in a list
 LOSSY = {  # what a template writes of some texts cannot be read, by anyone
     "LFM2.5-8B-A1B": "strings in quotes that are not escaped",
     "openbmb-MiniCPM5-1B": "CDATA around some strings",
-    "CohereForAI-c4ai-command-r-plus-tool_use": "refuses objects of any keys in a schema",
     "MiniMax-M3": "values without a type in tags, and no null: see TYPED",
 }
 

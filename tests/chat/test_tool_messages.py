@@ -87,6 +87,27 @@ def test_a_template_that_knows_no_tools_gets_them_as_text(renderer: Renderer) ->
     assert f"<|im_start|>user\n{answers}<|im_end|>" in text
 
 
+DEMANDS = """\
+{%- macro kind(type) -%}
+  {%- if type == 'string' -%}str
+  {%- else -%}{%- for one in type -%}{{ kind(one) }}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- for name, of in tools[0].function.parameters.properties | items -%}
+  {{ '(' + name + ': ' + kind(of.type) + of.description + ')' }}
+{%- endfor -%}"""
+
+
+def test_tools_are_told_in_a_plainer_way_where_a_template_fails(renderer: Renderer) -> None:
+    """No description is an empty one, and null is no type: of it this template never ends."""
+    chat = ChatTemplate(DEMANDS, renderer=renderer)
+    for schema in ({"type": "string"}, {"type": ["null", "string"], "description": "It."}):
+        function = {"name": "look", "parameters": {"properties": {"at": schema}}}
+        done = chat.render((ASK,), tools=[{"type": "function", "function": function}])
+        assert done.prompt == f"(at: str{schema.get('description', '')})"
+        assert "(at" not in "".join(done.prompt[a:b] for a, b in done.data)
+
+
 def test_what_came_with_calls_is_no_mark(renderer: Renderer) -> None:
     """Names, arguments and results are text for the tokenizer, whatever they spell."""
     for source in (OBJECTS, templates.CHATML):
