@@ -109,6 +109,7 @@ class Splitter:
         self._scanned = 0  # of the text that waits for the end of thinking
         self._calls: CallReader | None = None
         self._triggers: list[Pattern] = []
+        self._constrains_calls = calling is not None and not calling.hold
         if calling:
             from localmoe.chat.calls.reader import CallReader
 
@@ -225,6 +226,8 @@ class Splitter:
             ends = [end for end, _ in filter(None, found)]
             if any(end > 0 for end in ends):
                 return begin, max(ends)
+            if ends and self._cut and self._constrains_calls and text[begin] in self._spelled:
+                return begin, len(text)  # after that token the grammar wants a call
             if ends and not final:
                 return begin, -1
         return len(text), -1

@@ -15,6 +15,7 @@ from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
 from localmoe.errors import EngineError, UsageError
 from scripts import engine_source
+from tests.archs.vocabulary import CHATML
 from tests.chat.calls_of_templates import constrained, drawing
 from tests.needs import missing
 
@@ -143,6 +144,19 @@ def test_a_model_that_thinks_for_ever_calls(
         for engine in (nano.engine, model.engine):
             done = constrained(engine, template, SCHEMAS, seed=1, **how)
             assert (done.finish_reason, done.answer) == ("tool_calls", "")
+
+
+NAMES_ALONE = "{% for tool in tools %}{{ tool.function.name }} {% endfor %}" + CHATML
+"""With their schemas 500 tools would be a prompt of 26,000 tokens."""
+
+
+def test_one_of_500_tools(nano: localmoe.LoadedModel) -> None:
+    """All may be called, and their names are a tree: the grammar keeps up with the model."""
+    schemas = {f"tool_{n}": {**WEATHER, "title": str(n)} for n in range(500)}
+    with Renderer() as renderer:
+        template = ChatTemplate(NAMES_ALONE, "<s>", "</s>", renderer=renderer)
+        done = constrained(nano.engine, template, schemas, temperature=1.5, seed=1)
+    assert done.finish_reason == "tool_calls"
 
 
 def test_under_auto_an_answer_stays_one(nano: localmoe.LoadedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from localmoe.chat.calls.format import Body
 from localmoe.chat.renderer import Renderer
 from scripts import engine_source, llama_chat_parser
 from tests.chat.calls_of_templates import Family
@@ -22,6 +22,7 @@ TOOLS = [
     {"type": "function", "function": {"name": name, "description": "It.", "parameters": schema}}
     for name, schema in SCHEMAS.items()
 ]
+MOST_ENDS = 12
 ASK = [{"role": "user", "content": "4850731"}]
 
 
@@ -93,13 +94,9 @@ def test_llama_reads_no_call_that_is_lost_here(
 
 
 def ways_to_end(family: Family, text: str) -> list[str]:
-    """An answer up to its last call, with and without the mark after all."""
+    """An answer up to the result of its last call, and up to each mark that it may end with."""
     calls = family.calls
     text = text.partition("9172640")[0]
-    for end in ("<|eom_id|>", family.answers.answer_end.strip()):
-        text = text.partition(end)[0] if end else text
-    marks = [calls.end.strip(), calls.call_end.strip(), "]" if calls.in_list else "}"]
-    if calls.body is Body.PYTHON:
-        marks = [calls.end.strip(), ")"]
-    found = [mark for mark in marks if mark and mark in text]
-    return [text[: text.rindex(mark) + len(mark)] for mark in found[:2]] + [text]
+    marks = {calls.end.strip(), calls.call_end.strip(), *"]})>"} - {""}
+    ends = {found.end() for mark in marks for found in re.finditer(re.escape(mark), text)}
+    return [text, *(text[:end] for end in sorted(ends, reverse=True)[:MOST_ENDS])]

@@ -106,7 +106,7 @@ class CallReader:
         Not what was a call until it was cut off, or would have become one by its grammar: that it
         is missing is told by the answer's end.
         """
-        cut_off = self._call.text.cut and (self._call.begun or not self._call.hold)
+        cut_off = self._call.text.cut and (self._call.begun or not self._hold)
         return "" if cut_off else self._call.text.text[self._whole :]
 
     def taken(self) -> list[ToolCallEvent]:
@@ -190,6 +190,8 @@ class CallReader:
         for mark in self._end:
             if (yield from text.stands(mark)):
                 yield from text.demand(mark)
+            elif text.final and mark.match(text.text, text.at) == (-1, ""):
+                text.at = len(text.text)  # the beginning of it
 
     def _one(self) -> Waiting[None]:
         text = self._call.text
