@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import localmoe
-from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
 from localmoe.errors import LocalmoeError
 from scripts import engine_source
-from tests.chat.calls_of_templates import Family, constrained, drawing
+from tests.chat.calls_of_templates import Family, constrained, drawing, patient_renderer
 from tests.chat.test_call_grammar import SCHEMAS as TOOLS
 from tests.chat.test_calls_of_others import TEMPLATES, family_of, fixtures, reads, with_own
 from tests.chat.test_calls_of_templates import ARGUMENTS, SCHEMAS
@@ -43,7 +42,7 @@ def main() -> None:
     judged, passed = Counter[str](), Counter[str]()
     print(HEAD)
     with (
-        Renderer() as renderer,
+        patient_renderer() as renderer,
         tempfile.TemporaryDirectory() as folder,
         localmoe.load("nano", context=8192, wishes=localmoe.Wishes(threads=1)) as nano,
     ):

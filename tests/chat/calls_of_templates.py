@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
 import localmoe
 from localmoe.chat.answer_format import QUESTION, AnswerFormat, shared
@@ -28,6 +29,7 @@ from localmoe.chat.tools import read_tools
 from localmoe.engine.events import Sampling
 from tests.archs import parrot
 from tests.chat.scripted import split_at
+from tests.waiting import PATIENCE
 
 CONTEXT = 16384  # a prompt with tools has some thousand letters, and each is a token
 Schemas = Mapping[str, Mapping[str, Any]]
@@ -128,11 +130,20 @@ class Family:
 
 
 @contextlib.contextmanager
+def patient_renderer() -> Iterator[Renderer]:
+    """One that a busy machine does not make give up; nor any other in the meantime."""
+    with pytest.MonkeyPatch.context() as patch, Renderer() as renderer:
+        patch.setattr("localmoe.chat.renderer.RENDER_SECONDS", PATIENCE)
+        yield renderer
+
+
+@contextlib.contextmanager
 def drawing(path: Path, source: str) -> Iterator[localmoe.LoadedModel]:
     """A model that draws its tokens: those that the template's marks are in its family's too."""
     specials = [parrot.control(text) for text in sorted(set(SPECIAL.findall(source)))]
     parrot.write(path, (), template=source, specials=specials, context=CONTEXT)
-    with localmoe.load(path, context=CONTEXT, wishes=localmoe.Wishes(threads=1)) as model:
+    one_thread = localmoe.Wishes(threads=1)
+    with patient_renderer(), localmoe.load(path, context=CONTEXT, wishes=one_thread) as model:
         yield model
 
 

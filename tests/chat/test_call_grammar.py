@@ -11,12 +11,11 @@ import jsonschema
 import pytest
 
 import localmoe
-from localmoe.chat.renderer import Renderer
 from localmoe.chat.template import ChatTemplate
 from localmoe.errors import EngineError, UsageError
 from scripts import engine_source
 from tests.archs.vocabulary import CHATML
-from tests.chat.calls_of_templates import constrained, drawing
+from tests.chat.calls_of_templates import constrained, drawing, patient_renderer
 from tests.needs import missing
 
 pytestmark = pytest.mark.process
@@ -124,7 +123,7 @@ def test_calls_in_the_form_of_other_templates(
     nano: localmoe.LoadedModel, sources: dict[str, str], name: str
 ) -> None:
     """Each form of call is enforced: what was drawn is read, and is valid."""
-    with Renderer() as renderer:
+    with patient_renderer() as renderer:
         template = ChatTemplate(sources[name], "<s>", "</s>", renderer=renderer)
         for seed in range(2):
             done = constrained(nano.engine, template, SCHEMAS, temperature=1.5, seed=seed)
@@ -153,7 +152,7 @@ NAMES_ALONE = "{% for tool in tools %}{{ tool.function.name }} {% endfor %}" + C
 def test_one_of_500_tools(nano: localmoe.LoadedModel) -> None:
     """All may be called, and their names are a tree: the grammar keeps up with the model."""
     schemas = {f"tool_{n}": {**WEATHER, "title": str(n)} for n in range(500)}
-    with Renderer() as renderer:
+    with patient_renderer() as renderer:
         template = ChatTemplate(NAMES_ALONE, "<s>", "</s>", renderer=renderer)
         done = constrained(nano.engine, template, schemas, temperature=1.5, seed=1)
     assert done.finish_reason == "tool_calls"

@@ -21,7 +21,7 @@ from localmoe.chat.renderer import Renderer
 from localmoe.chat.thinking import ThinkLevel
 from localmoe.errors import EngineError
 from scripts import engine_source
-from tests.chat.calls_of_templates import SPECIAL, Family
+from tests.chat.calls_of_templates import SPECIAL, Family, patient_renderer
 from tests.needs import missing
 
 pytestmark = pytest.mark.process
@@ -97,7 +97,7 @@ def fixtures() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[Renderer]:
-    with Renderer() as shared:
+    with patient_renderer() as shared:
         yield shared
 
 

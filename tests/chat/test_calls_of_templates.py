@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from localmoe.chat.renderer import Renderer
 from localmoe.errors import EngineError
 from scripts import engine_source
-from tests.chat.calls_of_templates import Family
+from tests.chat.calls_of_templates import Family, patient_renderer
 from tests.needs import missing
 
 pytestmark = pytest.mark.process
@@ -72,7 +71,7 @@ def families() -> Iterator[dict[str, Family]]:
         sources = engine_source.templates()
     except (EngineError, OSError) as error:
         missing(f"the engine's source package cannot be had: {error}", expected=False)
-    with Renderer() as renderer:
+    with patient_renderer() as renderer:
         yield {name: Family.of(source, renderer) for name, source in sources.items()}
 
 

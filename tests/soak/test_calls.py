@@ -12,9 +12,8 @@ import pytest
 
 import localmoe
 from localmoe.chat.calls.format import ANY, KEY, NAME, Body
-from localmoe.chat.renderer import Renderer
 from scripts import engine_source
-from tests.chat.calls_of_templates import Family
+from tests.chat.calls_of_templates import Family, patient_renderer
 from tests.chat.test_call_grammar import SCHEMAS, TOOLS
 from tests.chat.test_calls_of_templates import LOSSY, NO_CALLS
 from tests.soak.conftest import Figures
@@ -40,12 +39,11 @@ def test_two_hundred_calls(figures: Figures) -> None:
             figures["valid calls"] += 1
 
 
-def test_generated_arguments(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_arguments(figures: Figures) -> None:
     """What a template writes of any arguments is read as it was, from every cut."""
-    monkeypatch.setattr("localmoe.chat.renderer.RENDER_SECONDS", 60)  # the machine may be busy
     rng = random.Random(8)
     figures |= {"calls of generated schemas": 0, "templates": 0}
-    with Renderer() as renderer:
+    with patient_renderer() as renderer:
         sources = engine_source.templates()
         names = sorted(sources.keys() - NO_CALLS - LOSSY.keys())
         for at, name in enumerate(names):  # one after the other: each is compiled once

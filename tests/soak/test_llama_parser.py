@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from localmoe.chat.renderer import Renderer
 from scripts import engine_source, llama_chat_parser
-from tests.chat.calls_of_templates import Family
+from tests.chat.calls_of_templates import Family, patient_renderer
 from tests.chat.test_calls_of_templates import ARGUMENTS, LOSSY, NO_CALLS, SCHEMAS
 from tests.soak.conftest import Figures
 
@@ -71,7 +70,7 @@ def test_llama_reads_no_call_that_is_lost_here(
     """Where the two disagree about what a template wrote, it is llama.cpp that lost something."""
     figures |= {"answers": 0, "read by both": 0, "read here alone": 0}
     lost = []
-    with Renderer() as renderer:
+    with patient_renderer() as renderer:
         for name, source in sorted(engine_source.templates().items()):
             if name in NO_CALLS or name in LOSSY:
                 continue
