@@ -6,9 +6,8 @@ Templates are programs that come with model files, so they render in a child pro
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -213,7 +212,8 @@ class ChatTemplate:
 
         given = with_generic_tools(messages, style, tools or ())
         reply, refusal = None, None
-        for told, arranged in itertools.product(_tellings(tools), arrangements(given)):
+        ways = arrangements(given)
+        for told, arranged in ((told, way) for told in _tellings(tools) for way in ways):
             request["tools"] = told
             try:
                 reply = ask(arranged)
@@ -232,9 +232,11 @@ class ChatTemplate:
         return Prompt(reply["prompt"], reply["stable_chars"], data)
 
 
-def _tellings(tools: Sequence[Mapping[str, object]] | None) -> list[object]:
+def _tellings(tools: Sequence[Mapping[str, object]] | None) -> Iterator[object]:
     """Ways to tell a template of the tools, the truest first; None where there are none."""
-    return [list(tools), plainer(tools)] if tools else [None]
+    yield list(tools) if tools else None
+    if tools:
+        yield plainer(tools)
 
 
 def _length(message: Message) -> int:

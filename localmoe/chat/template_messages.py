@@ -67,7 +67,8 @@ def plainer(tools: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]
     for tool in tools:
         function = tool.get("function")
         if isinstance(function, Mapping):
-            tool = {**tool, "function": {**function, "parameters": _plain(function["parameters"])}}
+            parameters = _plain(function.get("parameters"))
+            tool = {**tool, "function": {**function, "parameters": parameters}}
         changed.append(tool)
     return changed
 

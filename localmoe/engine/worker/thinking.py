@@ -41,13 +41,14 @@ class ThinkingEnd:
         if self._over:
             return
         self._left -= 1
-        self._said += self._vocabulary.entry(token).data
-        if not self._begun:
-            said = self._said.lstrip()
-            self._begun = said.startswith(self._start)
-            self._over = not self._begun and not self._start.startswith(said)
-        elif self._begins_special:
+        if self._begun and self._begins_special:
             self._over = token == self._end_tokens[0]
-        else:
+            return
+        self._said += self._vocabulary.entry(token).data
+        if self._begun:
             self._over = self._end in self._said
             self._said = self._said[-len(self._end) :]
+            return
+        said = self._said.lstrip()
+        self._begun = said.startswith(self._start)
+        self._over = not self._begun and not self._start.startswith(said)
