@@ -128,7 +128,10 @@ def _enforceable(at: str, function: dict[str, object]) -> tuple[Mapping[str, obj
     from localmoe.engine.grammar import SchemaRefusedError, schema_rules  # late: see answering.py
 
     strict = function.pop("strict", False)
-    schema: dict[str, Any] = copy.deepcopy(dict(function["parameters"]))  # type: ignore[call-overload]
+    try:
+        schema: dict[str, Any] = copy.deepcopy(dict(function["parameters"]))  # type: ignore[call-overload]
+    except RecursionError:
+        raise UsageError(f"{at} ({function['name']}): the schema is nested too deep") from None
     if "$ref" not in schema:
         schema["type"] = "object"
     left_out: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,7 +199,9 @@ def test_what_was_sampled_is_not_read_again(nano: localmoe.LoadedModel) -> None:
     assert others, "no answer had other tokens than its text"
 
 
+DEEP: dict[str, Any] = functools.reduce(lambda s, _: {"properties": {"a": s}}, range(400), {})
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "deep": ({"tools": [{"name": "a", "parameters": DEEP}]}, r"tools\[0\] \(a\): .* too deep"),
     "no list": ({"tools": "x"}, "tools is a list of tools"),
     "no tool": ({"tools": [3]}, r"tools\[0\] is a tool, not 3"),
     "no function": ({"tools": [{"type": "retrieval"}]}, r"tools\[0\] is of the type 'retrieval'"),
