@@ -83,6 +83,8 @@ class Access:
     def _problem(self, scope: Scope, headers: Headers, allowed: str | None) -> Problem | None:
         if len(scope["headers"]) > limits.HEADERS:
             return Problem(431, f"more than {limits.HEADERS} headers")
+        if _size(scope) > limits.HEADER_BYTES:
+            return Problem(431, f"more than {limits.HEADER_BYTES >> 10} KiB of headers")
         host = headers.get("host", "")
         if self._rules.hosts is not None and _name_of(host) not in self._rules.hosts:
             return Problem(
@@ -122,6 +124,12 @@ class Access:
 
     def _admits(self, origin: str) -> bool:
         return ANY in self._rules.origins or origin.lower() in self._rules.origins
+
+
+def _size(scope: Scope) -> int:
+    """Bytes of a request before its body, but for the method and the protocol's name."""
+    lines = sum(len(name) + len(value) + len(b": \r\n") for name, value in scope["headers"])
+    return lines + len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
 
 
 def _is_preflight(scope: Scope, headers: Headers) -> bool:

@@ -140,5 +140,8 @@ def test_who_is_refused_is_noted() -> None:
 
 
 def test_headers_are_counted() -> None:
-    """Any number of headers is taken."""
+    """Any number of headers is taken, or any size of them, before the key is looked at."""
     assert visit(KEYED, [("a", "b")] * (limits.HEADERS + 1))[0] == 431
+    room = limits.HEADER_BYTES - len("a: \r\n")
+    assert visit(KEYED, [("a", "b" * room)])[0] == 401
+    assert visit(KEYED, [("a", "b" * (room + 1))])[0] == 431

@@ -74,6 +74,15 @@ def test_odd_bytes(nano: Served, data: bytes) -> None:
     assert is_well(nano)
 
 
+def test_headers_that_arrive_in_one_read_are_bounded(nano: Served) -> None:
+    """Headers beyond the bound are taken where they come whole, before any of them is missing."""
+    head = b"GET /health HTTP/1.1\r\n" + HOST
+    for size, first in ((limits.HEADER_BYTES - 100, b"2"), (limits.HEADER_BYTES, b"4")):
+        filled = b"b" * size
+        for data in (head + b"a: " + filled, head.replace(b"/health", b"/health?" + filled)):
+            assert answer_to(nano, data + b"\r\n\r\n").split(b" ")[1].startswith(first)
+
+
 def test_a_body_that_is_too_large_is_not_read(nano: Served) -> None:
     """A body beyond the bound is taken into memory."""
     length = b"Content-Length: %d\r\n\r\n" % (limits.BODY + 1)
