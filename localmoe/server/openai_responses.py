@@ -19,7 +19,7 @@ from localmoe.server import tool_fields
 from localmoe.server.asks import Accepted, Answered, Ask, Event, Message
 from localmoe.server.fields import Fields
 from localmoe.server.figures import forecast, timings
-from localmoe.server.problems import Document, Problem
+from localmoe.server.problems import Document, Problem, words_for_openai
 from localmoe.server.replies import named_event
 from localmoe.server.sampling import (
     ANY_OBJECT,
@@ -209,7 +209,7 @@ class ResponsesWriter:
         return self._in_progress(status=words)
 
     def problem(self, problem: Problem) -> bytes:
-        error = {"code": problem.code or "server_error", "message": problem.message}
+        error = {"code": problem.code or "server_error", "message": words_for_openai(problem)}
         failed = {**self._response("failed"), "error": error}
         return self._open() + self._event("response.failed", response=failed)
 

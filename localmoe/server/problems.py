@@ -95,24 +95,53 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def for_openai(problem: Problem) -> Document:
-    """``{"error": …}`` as OpenAI's libraries read it."""
-    kind = _KINDS.get(problem.status, _INTERNAL)[0]
+    """``{"error": …}`` as OpenAI's libraries read it; the counts have llama-server's names."""
+    counts = _counts(problem)
+    named = {"n_prompt_tokens": counts.tokens, "n_ctx": counts.context} if counts else {}
     return {
         "error": {
-            "message": problem.message,
-            "type": kind,
+            "message": words_for_openai(problem),
+            "type": _KINDS.get(problem.status, _INTERNAL)[0],
             "param": problem.param,
             "code": problem.code,
+            **named,
         }
     }
 
 
 def for_anthropic(problem: Problem) -> Document:
     """``{"type": "error", …}`` as Anthropic's libraries read it."""
-    kind = _KINDS.get(problem.status, _INTERNAL)[1]
+    kind, counts = _KINDS.get(problem.status, _INTERNAL)[1], _counts(problem)
     message = problem.message
-    if problem.code == "context_length_exceeded":  # agents look for these words
-        counts = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", message)]
-        if len(counts) >= 2:
-            message = f"prompt is too long: {counts[0]} tokens > {counts[1]} maximum"
+    if counts:
+        message = f"prompt is too long: {counts.tokens} tokens > {counts.context} maximum"
+        message += counts.hint
     return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def words_for_openai(problem: Problem) -> str:
+    """The message of the error."""
+    counts = _counts(problem)
+    if counts is None:
+        return problem.message
+    return (
+        f"This model's maximum context length is {counts.context} tokens here, but the prompt has "
+        f"{counts.tokens}{counts.hint}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Of a prompt that is too long. Agents look for the words of their dialect, to shorten it."""
+
+    tokens: int
+    context: int
+    hint: str  # " (…)", or ""
+
+
+def _counts(problem: Problem) -> _Counts | None:
+    if problem.code != "context_length_exceeded":
+        return None
+    said, mark, hint = problem.message.partition(" (")
+    found = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", said)]
+    return _Counts(found[0], found[1], mark + hint) if len(found) == 2 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -193,6 +194,7 @@ def test_a_prompt_that_is_too_long_is_an_error_with_counts(nano: Served) -> None
     body = {"messages": [{"role": "user", "content": "word " * 5000}]}
     status, _, document = nano.ask("POST", CHAT, body)
     assert (status, document["error"]["code"]) == (400, "context_length_exceeded")
+    assert document["error"]["n_prompt_tokens"] > 5000 and document["error"]["n_ctx"] == 2048
     assert "2048" in document["error"]["message"]
     assert "trained for" in document["error"]["message"]  # and so no larger context would help
 
@@ -200,15 +202,34 @@ def test_a_prompt_that_is_too_long_is_an_error_with_counts(nano: Served) -> None
 def test_a_longer_context_is_named(
     arch_file: Callable[..., Path], serve: Callable[..., Served]
 ) -> None:
-    """A prompt that another start could read is refused without a way on; also in the queue."""
+    """A prompt that another start could read is refused without a way on, in some dialect; also in
+    the queue.
+    """
     served = serve(arch_file("qwen3moe"), "--ctx", "4k")
-    body = {"messages": [{"role": "user", "content": "word " * 5_000}]}
-    busy, _ = begin(served, long_request())
-    queued = served.ask("POST", CHAT, body)
-    busy.close()
-    for status, _, document in (queued, served.ask("POST", CHAT, body)):
+    text = "word " * 5_000
+    said: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "max_tokens": 3}
+    bodies = {
+        CHAT: said,
+        "/v1/completions": {"prompt": text},
+        "/v1/responses": {"input": text},
+        "/v1/messages": said,
+    }
+
+    def refused(path: str, **more: object) -> str:
+        status, _, document = served.ask("POST", path, bodies[path] | more)
         assert status == 400
-        assert "use --ctx " in document["error"]["message"]
+        return str(document["error"]["message"])
+
+    busy, _ = begin(served, long_request())
+    queued = {path: refused(path) for path in bodies}
+    busy.close()
+    for path in bodies:
+        words = refused(path)
+        assert "maximum context length is 4096" in words or "> 4096 maximum" in words
+        tokens, larger = (int(n) for n in re.findall(r"\d+", words) if n != "4096")
+        assert words.endswith(f"use --ctx {larger})")
+        assert 5_000 < tokens < larger < 2 * tokens
+        assert words == queued[path] == refused(path, stream=True)
 
 
 class TestClientsThatLeave:
