@@ -19,7 +19,6 @@ from pathlib import Path
 from localmoe import kept, storage
 from localmoe.chat.log_lines import decode, encode
 from localmoe.chat.session import Change, Session
-from localmoe.engine import kv_store
 from localmoe.errors import StorageError, UsageError
 from localmoe.text import clean_line, did_you_mean
 
@@ -125,6 +124,8 @@ class Store:
             raise StorageError(f"cannot delete {name}: {error.strerror}") from error
         finally:
             os.close(file)
+        from localmoe.engine import kv_store  # late: OpenSSL comes with it
+
         kv_store.forget(name)
 
     def unknown(self, name: str) -> UsageError:

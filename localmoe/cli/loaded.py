@@ -64,7 +64,7 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
     Ctrl-C ends the engine if they do not react to it.
     """
     settings, over = model.plan.settings, threading.Event()
-    new_line = "\n" if output.stderr.is_terminal else ""
+    new_line = "\n" if output.margin.is_terminal else ""
     awaited = "the engine" if settings.devices else "the disk"
     awaited = named(settings.remotes) if settings.remotes else awaited
 
@@ -97,7 +97,7 @@ def stoppable(model: LoadedModel, output: Output) -> Iterator[Pressed]:
 def load(model: LoadedModel, output: Output) -> Loaded:
     """Load the model, or load it again after a crash. Ctrl-C raises InterruptedLoadError."""
     what = f"loading {model.facts.name}"
-    with LiveLine(output.stderr) as line, stoppable(model, output) as pressed:
+    with LiveLine(output.margin) as line, stoppable(model, output) as pressed:
         if not output.quiet:
             line.show(what)
         for event in model.bring_in():

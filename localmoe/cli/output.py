@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from localmoe.errors import LocalmoeError
 from localmoe.schema import SCHEMA_VERSION
-from localmoe.terminal.console import make_console
+from localmoe.terminal.console import Pipe, make_console
 from localmoe.text import clean
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from localmoe.hub.download import Progress
+    from localmoe.terminal.console import Screen
 
 
 class Output:
@@ -56,6 +57,18 @@ class Output:
     def stderr(self) -> Console:
         """Console of everything that is not the answer."""
         return make_console(self._err or sys.stderr)
+
+    @property
+    def screen(self) -> Screen:
+        """Of the answer, for text that is not styled: a pipe need not wait for ``rich``."""
+        stream = self._out or sys.stdout
+        return self.stdout if stream.isatty() else Pipe(stream)
+
+    @property
+    def margin(self) -> Screen:
+        """Of everything that is not the answer, likewise."""
+        stream = self._err or sys.stderr
+        return self.stderr if stream.isatty() else Pipe(stream)
 
     @property
     def columns(self) -> int:
@@ -164,12 +177,16 @@ class Output:
             self._say(hint, label="  hint: ", style="cyan")
 
     def _say(self, text: str, *, label: str = "", style: str = "") -> None:
-        from rich.text import Text
-
-        line = Text()
-        if label:
-            line.append(label, style=style)
-        line.append(clean(text), style="" if label else style)
+        margin = self.margin
         with contextlib.suppress(OSError):  # the answer can still be written
-            # Wrapped only on a terminal: elsewhere a line break would hide words from grep.
-            self.stderr.print(line, soft_wrap=not self.stderr.file.isatty())
+            if isinstance(margin, Pipe):  # not wrapped: a line break would hide words from grep
+                margin.file.write(f"{label}{clean(text)}\n")
+                margin.file.flush()
+                return
+            from rich.text import Text
+
+            line = Text()
+            if label:
+                line.append(label, style=style)
+            line.append(clean(text), style="" if label else style)
+            margin.print(line)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from localmoe.terminal.console import is_dumb
+from localmoe.terminal.console import Pipe, is_dumb
 from localmoe.terminal.plain_writer import PlainWriter, WrappedWriter
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from localmoe.terminal.console import Screen
 
 
 class Writer(Protocol):
@@ -21,25 +21,25 @@ class Writer(Protocol):
         """Write the rest, and end the last line. May be called again, and then does nothing."""
 
 
-def answer_writer(console: Console) -> Writer:
+def answer_writer(screen: Screen) -> Writer:
     """For an answer. A pipe gets it exactly; so does a terminal that cannot move its cursor."""
-    if console.is_terminal:
-        from localmoe.terminal.answer_writer import AnswerWriter  # late: a pipe need not wait
+    if isinstance(screen, Pipe) or not screen.is_terminal:
+        return _without_escape_codes(screen)
+    from localmoe.terminal.answer_writer import AnswerWriter  # late: a pipe need not wait
 
-        return AnswerWriter(console)
-    return _without_escape_codes(console)
+    return AnswerWriter(screen)
 
 
-def reasoning_writer(console: Console) -> Writer:
+def reasoning_writer(screen: Screen) -> Writer:
     """For what a model thinks before its answer: dimmed and behind a bar on a terminal."""
-    if console.is_terminal:
-        from localmoe.terminal.answer_writer import ReasoningWriter
+    if isinstance(screen, Pipe) or not screen.is_terminal:
+        return _without_escape_codes(screen)
+    from localmoe.terminal.answer_writer import ReasoningWriter
 
-        return ReasoningWriter(console)
-    return _without_escape_codes(console)
+    return ReasoningWriter(screen)
 
 
-def _without_escape_codes(console: Console) -> Writer:
+def _without_escape_codes(screen: Screen) -> Writer:
     """``NO_COLOR`` on a terminal: its words are wrapped all the same."""
-    wraps = console.file.isatty() and not is_dumb()
-    return WrappedWriter(console) if wraps else PlainWriter(console)
+    wraps = screen.file.isatty() and not is_dumb()
+    return WrappedWriter(screen) if wraps else PlainWriter(screen)

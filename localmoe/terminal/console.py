@@ -6,12 +6,25 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TextIO
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, TextIO
+
+PIPE_WIDTH = 1000  # columns: one fact stays on one line, for grep
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    """A stream that is no terminal, for plain text: as much of a console as that needs."""
+
+    file: IO[str]
+    is_terminal: bool = False
+    width: int = PIPE_WIDTH
+
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIPE_WIDTH = 1000  # columns: one fact stays on one line, for grep
+    Screen = Console | Pipe  # where plain text goes
 
 
 def make_console(stream: TextIO) -> Console:

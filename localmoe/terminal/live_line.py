@@ -6,12 +6,10 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.cells import cell_len
-
 from localmoe.text import clean_line
 
-if TYPE_CHECKING:  # imported late: the line may never be shown
-    from rich.console import Console
+if TYPE_CHECKING:
+    from localmoe.terminal.console import Screen
 
 ERASE = "\r\x1b[K"
 DIM, RESET = "\x1b[2m", "\x1b[0m"
@@ -24,7 +22,7 @@ class LiveLine:
     If the terminal is closed, the line is dropped without an error.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         self._console = console
         self._shown = ""
         self._at = 0.0
@@ -71,6 +69,8 @@ class LiveLine:
 
 def fit_tail(text: str, width: int) -> str:
     """The last part of ``text`` that fits into ``width`` terminal cells."""
+    from rich.cells import cell_len  # late: the line may never be shown
+
     while cell_len(text) > width:
         text = text[max(1, (cell_len(text) - width) // 2) :]
     return text
@@ -78,6 +78,8 @@ def fit_tail(text: str, width: int) -> str:
 
 def fit_head(text: str, width: int) -> str:
     """The first part of ``text`` that fits into ``width`` terminal cells."""
+    from rich.cells import cell_len
+
     while cell_len(text) > width:
         text = text[: len(text) - max(1, (cell_len(text) - width) // 2)]
     return text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import TYPE_CHECKING
 
-from localmoe.terminal.wrap import Wrapper
 from localmoe.text import Sanitizer
+
+if TYPE_CHECKING:
+    from localmoe.terminal.console import Screen
 
 FENCE = "```"  # a line that begins with it begins or ends a block of code
 TAB = 4  # blanks, at the beginning of a line
@@ -17,7 +19,7 @@ class PlainWriter:
     A pipe or a file gets every character as it is, since no terminal acts on them there.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         self._console = console
         self._sanitizer = Sanitizer() if console.file.isatty() else None
         self._last = "\n"
@@ -45,7 +47,9 @@ class WrappedWriter:
     Lines of code are left as they are, so that they can be copied.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
+        from localmoe.terminal.wrap import Wrapper  # late: a pipe need not wait
+
         self._console = console
         self._sanitizer = Sanitizer()
         self._wrapper = Wrapper(lambda: max(10, console.width - 1))

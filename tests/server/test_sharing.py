@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Localmoe
+from tests.cli.command import Localmoe, environment
 from tests.server.served import Served
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.process
 
@@ -45,3 +48,23 @@ def test_run_uses_the_served_model(nano: Served) -> None:
     assert "answered by" not in command(*asked, "-c", "512").stderr
     served = [name for name in os.listdir(home / ".local/state/localmoe/served") if name]  # noqa: PTH208
     assert len(served) == 1
+
+
+LATE = ("rich", "numpy", "psutil", "jinja2", "filelock", "huggingface_hub", "hashlib", "asyncio")
+ATTACHED = f"""
+import sys
+from localmoe.cli.main import main
+code = main(["run", "nano", "What is a router?", "-n", "4", "--no-history"])
+print(code, [name for name in {LATE!r} if name in sys.modules])
+"""
+
+
+def test_run_on_a_served_model_waits_for_few_imports(nano: Served) -> None:
+    """An answer in a pipe waits for what it does not use; the imports are what it waits for."""
+    home = Path(f"/proc/{nano.process.pid}/cwd").readlink()
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACHED], env=environment(home), cwd=home,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=True,
+    )  # fmt: skip
+    assert "answered by the server" in done.stderr
+    assert done.stdout.splitlines()[-1] == "0 []"

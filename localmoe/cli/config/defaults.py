@@ -111,7 +111,7 @@ def _values(table: Mapping[str, Value], source: str) -> dict[str, Any]:
     """Settings as the fields of ``Options`` that they are."""
     words = [word for name, value in table.items() for word in _typed(name, value, source)]
     try:
-        values = option_values(words)
+        values = option_values(words) if words else {}
     except UsageError as error:
         raise UsageError(f"{source}: {error.message}", hint=config.HINT) from None
     return values | {SETTINGS[name].field: False for name, value in table.items() if value is False}

@@ -57,11 +57,11 @@ class TextPrinter(Printer):
     """For people and pipes: the answer as it arrives."""
 
     def __post_init__(self) -> None:
-        out = self.output.stdout
+        out = self.output.screen
         # JSON is read by programs, and has no markdown in it.
         self._answer = PlainWriter(out) if self.structured else answer_writer(out)
-        self._reasoning = reasoning_writer(self.output.stderr)
-        self._line = LiveLine(self.output.stderr)
+        self._reasoning = reasoning_writer(self.output.margin)
+        self._line = LiveLine(self.output.margin)
 
     def show(self, event: ChatEvent) -> None:
         super().show(event)
