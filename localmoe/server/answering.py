@@ -18,6 +18,7 @@ from localmoe.app.stream import Stream
 from localmoe.chat.context import answer_room
 from localmoe.chat.events import ChatEvent, TurnDone
 from localmoe.engine.events import PrefillProgress
+from localmoe.errors import EngineError
 from localmoe.planning.context import too_long
 from localmoe.server import limits
 from localmoe.server.admission import Admission
@@ -116,7 +117,10 @@ class Answering:
         """Raises ContextOverflowError now, rather than when it is this request's turn."""
         model = self.models.ready(ask.model)
         if model is not None and model.loaded is not None:
-            tokens = await asyncio.to_thread(self._count, model, ask)
+            try:
+                tokens = await asyncio.to_thread(self._count, model, ask)
+            except EngineError:  # it has just died: by this request's turn there is another one
+                return
             if tokens >= model.loaded.context and (ask.prompt is not None or not self._drops):
                 raise too_long(tokens, model.loaded.context, model.facts.context_train)
 
