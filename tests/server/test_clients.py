@@ -1,7 +1,7 @@
 """Each client through one transcript: answer, error, 20,000 tokens, a cancel, a second turn.
 
-The libraries of OpenAI and Anthropic, both ways each, and the `llm` program of the folder that
-``LOCALMOE_AGENTS`` names.
+The libraries of OpenAI and Anthropic, both ways each; litellm and the `llm` program, which are
+installed into a folder of their own: their needs are not ours.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ import anthropic
 import openai
 import pytest
 
+from tests.archs import qwen
+from tests.archs.families import FAMILIES, Family
+from tests.archs.recipe import Dims
+from tests.archs.vocabulary import vocabulary
+from tests.archs.writer import random_data, write
 from tests.chat.templates import CHATML
 from tests.needs import missing
 from tests.server.served import Served, serving
@@ -29,6 +35,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 CONTEXT = 24_576  # tokens
 LONG = 20_000  # words, each a token at least
+SETTINGS = ("--ctx", str(CONTEXT), "--batch", "256", "--threads", "1", "--temp", "0")
 Messages = list[dict[str, Any]]
 
 
@@ -141,13 +148,33 @@ CLIENTS: dict[str, Ask] = {
 }
 
 
+def installed(folder: Path, package: str) -> dict[str, str]:
+    """The variables with which Python finds the package, newly installed."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), package]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing(f"{package} cannot be installed: {done.stderr[-300:]}", expected=False)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+THIN = Family(
+    qwen.qwen3moe,
+    Dims(layers=1, heads=1, kv_heads=1, experts=4, used=1, context=32_768),
+    FAMILIES["qwen3moe"].storage,
+)
+"""Reads 20,000 tokens in seconds: what they cost grows with layers and heads."""
+
+
 @pytest.fixture(scope="module")
-def reader(
-    tmp_path_factory: pytest.TempPathFactory, arch_file: Callable[..., Path]
-) -> Iterator[Served]:
-    """A small model that reads long prompts and does not stop by itself."""
-    path, home = arch_file("qwen3moe", template=CHATML), tmp_path_factory.mktemp("home")
-    with serving(home, path, "--ctx", str(CONTEXT), "--batch", "64", "--temp", "0") as served:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A model that reads long prompts and does not stop by itself."""
+    home = tmp_path_factory.mktemp("home")
+    recipe, words = THIN.recipe(), vocabulary(THIN.dims.vocab)
+    path, *_ = write(
+        recipe, home / "thin.gguf", data=random_data(recipe, 0, words), vocabulary=words,
+        file_type=THIN.storage.file_type, name="thin", split=None, template=CHATML,
+    )  # fmt: skip
+    with serving(home, path, *SETTINGS) as served:
         yield served
 
 
@@ -159,11 +186,15 @@ def left(served: Served) -> int:
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_client(reader: Served, name: str) -> None:
     """A client cannot read an answer, an error or a long prompt; or what was read is read again."""
-    ask, before = CLIENTS[name], left(reader)
+    transcript(reader, name, CLIENTS[name])
+
+
+def transcript(reader: Served, name: str, ask: Ask) -> None:
+    before = left(reader)
     question: Messages = [{"role": "user", "content": f"{name} " * 20}]
     assert ask(reader.url, question, False).text
     too_long = [{"role": "user", "content": "word " * (CONTEXT + 1000)}]
-    with pytest.raises((openai.BadRequestError, anthropic.BadRequestError), match=str(CONTEXT)):
+    with pytest.raises(REFUSED, match=str(CONTEXT)):
         ask(reader.url, too_long, False)
     long = [{"role": "user", "content": f"{name}: " + "word " * LONG}]
     ask(reader.url, long, True)
@@ -176,19 +207,63 @@ def test_a_client(reader: Served, name: str) -> None:
     assert second.cached > LONG
 
 
+LITELLM = """
+import json, sys
+import litellm
+
+url, leave = sys.argv[1], sys.argv[2] == "True"
+try:
+    stream = litellm.completion(
+        model="openai/any", api_base=url + "/v1", api_key="x", messages=json.load(sys.stdin),
+        stream=True, max_tokens=4, stream_options={"include_usage": True}, timeout=1200,
+        num_retries=0,
+    )
+    text, usage = "", None
+    for chunk in stream:
+        if leave:
+            sys.exit()
+        text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        usage = getattr(chunk, "usage", None) or usage
+except litellm.ContextWindowExceededError as error:
+    sys.exit(str(error))
+print(json.dumps([text, usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens]))
+"""
+
+
+class Refused(Exception):  # noqa: N818
+    """What a client that is a program of its own said of an error."""
+
+
+REFUSED = (openai.BadRequestError, anthropic.BadRequestError, Refused)
+
+
+def test_litellm(reader: Served, tmp_path: Path) -> None:
+    """The same, for litellm; or it does not know what the error is."""
+    variables = installed(tmp_path, "litellm") | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+    def ask(url: str, messages: Messages, leave: bool) -> Heard:
+        done = subprocess.run(
+            [sys.executable, "-c", LITELLM, url, str(leave)],
+            env=variables, input=json.dumps(messages), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise Refused(done.stderr)
+        return Heard("") if leave else Heard(*json.loads(done.stdout.splitlines()[-1]))
+
+    transcript(reader, "litellm", ask)
+
+
 def test_llm(reader: Served, tmp_path: Path) -> None:
     """The lines for `llm` in docs/serve.md do not work; or its second turn reads all again."""
-    program = Path(os.environ.get("LOCALMOE_AGENTS", ""), "llm")
-    if not (os.environ.get("LOCALMOE_AGENTS") and program.exists()):
-        missing("LOCALMOE_AGENTS names no folder with llm", expected=False)
+    variables = installed(tmp_path / "packages", "llm")
     (tmp_path / "extra-openai-models.yaml").write_text(
         f'- {{model_id: localmoe, model_name: any, api_base: "{reader.url}/v1"}}\n'
     )
-    variables = {**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
+    variables |= {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
 
     def begin(*words: str, said: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [program, "-m", "localmoe", "-o", "max_tokens", "4", *words],
+            [sys.executable, "-m", "llm", "-m", "localmoe", "-o", "max_tokens", "4", *words],
             env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
@@ -200,7 +275,7 @@ def test_llm(reader: Served, tmp_path: Path) -> None:
 
     def run(*words: str, said: str) -> tuple[int, str, str]:
         with begin(*words, said=said) as process:
-            out, err = process.communicate(timeout=1200)
+            out, err = process.communicate()
             return process.returncode, out, err
 
     code, out, err = run(said="llm " * 20)
@@ -217,5 +292,5 @@ def test_llm(reader: Served, tmp_path: Path) -> None:
     assert run(said=long)[0] == 0
     assert run("-c", said="?")[0] == 0
     last = [line for line in reader.lines if " 200 " in line][-1]
-    prompt, _, cached = last.partition(" (")
-    assert int(cached.partition(" ")[0].replace(",", "")) > LONG, json.dumps([prompt, cached])
+    cached = last.partition(" (")[2].partition(" ")[0]
+    assert int(cached.replace(",", "")) > LONG, last
