@@ -8,6 +8,7 @@ comparisons: ``check_server_flags.py`` and ``compare_fit.py``.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -47,7 +48,8 @@ def programs(folder: Path) -> dict[str, Path]:
         (source,) = Path(scratch).glob("*/vendor/llama.cpp")
         flags = [f"-D{name}={value}" for name, value in OPTIONS.items()]
         subprocess.run(["cmake", "-S", str(source), "-B", str(folder), *flags], check=True)
-        build = ["cmake", "--build", str(folder), "--parallel", "--target", *PROGRAMS]
+        jobs = str(os.cpu_count())  # without a number, make starts everything at once
+        build = ["cmake", "--build", str(folder), "--parallel", jobs, "--target", *PROGRAMS]
         subprocess.run(build, check=True)
     return found
 
