@@ -99,6 +99,7 @@ REASONS: Mapping[str, str] = {  # the first that matches
     "tokenize::tokenize_with_bos": WORDS,
     "tool_call::*STREAMED*": ROLE,
 }
+PATIENCE = 600  # seconds for a start; a test has twice as many
 ALIASES = ("/chat/completions", "/completions", "/responses", "/models")
 NOT_STARTED = (OWN, OTHER_MODEL)
 CONFTEST = """
@@ -113,16 +114,17 @@ def pytest_collection_modifyitems(items):
         if why in NOT_STARTED:
             item.add_marker(pytest.mark.skip(reason=why))
 
-@pytest.fixture(scope="session", autouse=True)
-def port_of_this_process():
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    os.environ["PORT"] = str(8180 + 10 * number)
-
 @pytest.fixture(autouse=True)
 def servers_end():
     yield
     for server in set(utils.server_instances):
         server.stop()
+
+plain_start = utils.ServerProcess.start
+def start(self, timeout_seconds={patience}):
+    self.server_port = 8180 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    plain_start(self, max(timeout_seconds, {patience}))  # a busy machine starts slowly
+utils.ServerProcess.start = start
 
 plain = utils.ServerProcess.make_url
 def make_url(self, path, host=None):
@@ -188,7 +190,9 @@ def unpack(folder: Path) -> Path:
         members = [m for m in files if SUITE in m.name or TEMPLATES in m.name]
         files.extractall(folder, members, filter="data")
     (suite,) = folder.glob(f"*/vendor{SUITE}")
-    (suite / "conftest.py").write_text(CONFTEST.replace("{aliases}", repr(ALIASES)))
+    (suite / "conftest.py").write_text(
+        CONFTEST.replace("{aliases}", repr(ALIASES)).replace("{patience}", str(PATIENCE))
+    )
     return suite
 
 
@@ -268,7 +272,7 @@ def run(folder: Path, more: Sequence[str]) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
     }
     tests = [f"unit/test_{name}.py" for name in FILES]
-    options = ["-m", "not slow", "-q", "--timeout=120", f"--junit-xml={report}", *more]
+    options = ["-m", "not slow", "-q", f"--timeout={2 * PATIENCE}", f"--junit-xml={report}", *more]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *tests]
     subprocess.run(command, cwd=suite, env=environment, stdout=sys.stderr, check=False)
     return outcomes(report)
