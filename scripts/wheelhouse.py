@@ -73,7 +73,7 @@ def variants(engine: Path) -> dict[str, int]:
 
 
 def license_of(engine: Path) -> str:
-    """Of llama.cpp, as the wheel of an engine has it."""
+    """Of llama.cpp and its binding, as the wheel of an engine has them."""
     with zipfile.ZipFile(engine) as files:
         texts = [files.read(name).decode() for name in files.namelist() if LICENSE.search(name)]
     return "\n".join(texts)
@@ -165,8 +165,10 @@ class Workshop:
             self._pip("download", "--quiet", *place, f"{ENGINE}=={version}")
             unpacked = Path(tempfile.mkdtemp(dir=self._scratch))
             run("tar", "-xf", f"{source}.tar.gz", "-C", unpacked)
-            leave_out_programs(unpacked / source.name / "CMakeLists.txt")
-            (unpacked / source.name).rename(source)
+            whole = unpacked / source.name
+            leave_out_programs(whole / "CMakeLists.txt")
+            shutil.copyfile(whole / "vendor/llama.cpp/LICENSE", whole / "LICENSE.llama.cpp")
+            whole.rename(source)
         objects = f"build-dir={self._scratch / 'objects'}"
         options = ("--no-build-isolation", "--config-settings", objects)
         return self.lean(self._wheel(source, *options, CMAKE_ARGS=" ".join(FLAGS)))
