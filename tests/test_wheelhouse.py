@@ -62,6 +62,16 @@ def test_copies_are_left_out_and_the_libraries_are_not() -> None:
     assert not any(wheelhouse.COPIES.fullmatch(name) for name in kept)
 
 
+def test_programs_are_left_out_or_the_build_is_another(tmp_path: Path) -> None:
+    """The line that is edited is llama-cpp-python's; without it nobody knows what is compiled."""
+    build = tmp_path / "CMakeLists.txt"
+    build.write_text('    set(LLAMA_BUILD_COMMON ON CACHE BOOL "…" FORCE)\n')
+    wheelhouse.leave_out_programs(build)
+    assert build.read_text() == '    set(LLAMA_BUILD_COMMON OFF CACHE BOOL "…" FORCE)\n'
+    with pytest.raises(wheelhouse.WheelhouseError, match="LLAMA_BUILD_COMMON"):
+        wheelhouse.leave_out_programs(build)
+
+
 def test_a_vulkan_module_is_laid_where_it_is_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
