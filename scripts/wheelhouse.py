@@ -138,7 +138,7 @@ def leave_out_programs(build: Path) -> None:
     text = build.read_text()
     if PROGRAMS not in text:
         raise WheelhouseError(f"{build} has no {PROGRAMS}")
-    build.write_text(text.replace(PROGRAMS, PROGRAMS.replace("ON", "OFF")))
+    build.write_text(text.replace(PROGRAMS, PROGRAMS.replace(" ON ", " OFF ")))
 
 
 class Workshop:
