@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anthropic
-import openai
 import pytest
 
 from tests.archs import qwen
@@ -53,6 +51,8 @@ Ask = Callable[[str, Messages, bool], Heard]
 
 
 def openai_sync(url: str, messages: Any, leave: bool) -> Heard:
+    import openai
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=1200) as client:
         stream = client.chat.completions.create(
             model="x", messages=messages, stream=True, max_tokens=4,
@@ -68,6 +68,8 @@ def openai_sync(url: str, messages: Any, leave: bool) -> Heard:
 
 
 def openai_async(url: str, messages: Any, leave: bool) -> Heard:
+    import openai
+
     async def scene() -> Heard:
         async with openai.AsyncOpenAI(
             base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=1200
@@ -94,6 +96,8 @@ def _of_chunks(chunks: list[Any]) -> Heard:
 
 
 def openai_responses(url: str, messages: Any, leave: bool) -> Heard:
+    import openai
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=1200) as client:
         stream = client.responses.create(
             model="x", input=messages, stream=True, max_output_tokens=4
@@ -110,6 +114,8 @@ def openai_responses(url: str, messages: Any, leave: bool) -> Heard:
 
 
 def anthropic_sync(url: str, messages: Any, leave: bool) -> Heard:
+    import anthropic
+
     with (
         anthropic.Anthropic(base_url=url, api_key="x", max_retries=0, timeout=1200) as client,
         client.messages.stream(model="x", max_tokens=4, messages=messages) as stream,
@@ -121,6 +127,8 @@ def anthropic_sync(url: str, messages: Any, leave: bool) -> Heard:
 
 
 def anthropic_async(url: str, messages: Any, leave: bool) -> Heard:
+    import anthropic
+
     async def scene() -> Heard:
         async with (
             anthropic.AsyncAnthropic(
@@ -194,7 +202,11 @@ def transcript(reader: Served, name: str, ask: Ask) -> None:
     question: Messages = [{"role": "user", "content": f"{name} " * 20}]
     assert ask(reader.url, question, False).text
     too_long = [{"role": "user", "content": "word " * (CONTEXT + 1000)}]
-    with pytest.raises(REFUSED, match=str(CONTEXT)):
+    import anthropic
+    import openai
+
+    refused = (openai.BadRequestError, anthropic.BadRequestError, Refused)
+    with pytest.raises(refused, match=str(CONTEXT)):
         ask(reader.url, too_long, False)
     long = [{"role": "user", "content": f"{name}: " + "word " * LONG}]
     ask(reader.url, long, True)
@@ -232,9 +244,6 @@ print(json.dumps([text, usage.prompt_tokens, usage.prompt_tokens_details.cached_
 
 class Refused(Exception):  # noqa: N818
     """What a client that is a program of its own said of an error."""
-
-
-REFUSED = (openai.BadRequestError, anthropic.BadRequestError, Refused)
 
 
 def test_litellm(reader: Served, tmp_path: Path) -> None:
