@@ -198,13 +198,13 @@ def test_a_client(reader: Served, name: str) -> None:
 
 
 def transcript(reader: Served, name: str, ask: Ask) -> None:
+    import anthropic
+    import openai
+
     before = left(reader)
     question: Messages = [{"role": "user", "content": f"{name} " * 20}]
     assert ask(reader.url, question, False).text
     too_long = [{"role": "user", "content": "word " * (CONTEXT + 1000)}]
-    import anthropic
-    import openai
-
     refused = (openai.BadRequestError, anthropic.BadRequestError, Refused)
     with pytest.raises(refused, match=str(CONTEXT)):
         ask(reader.url, too_long, False)
