@@ -27,7 +27,7 @@ FILE = {
 FITTED = FILE | {"download", "with_gpu_build", "rank"}
 PLAN = FILE | {
     "schema_version", "model", "machine", "kv_type", "exact", "layers", "cache", "engine",
-    "llama_cpp_args", "devices",
+    "llama_cpp_args", "devices", "batches",
 }  # fmt: skip
 RUN = {
     "schema_version", "text", "reasoning", "finish_reason", "model", "usage", "timings", "cache",
