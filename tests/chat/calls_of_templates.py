@@ -31,6 +31,8 @@ from tests.archs import parrot
 from tests.chat.scripted import split_at
 from tests.waiting import PATIENCE
 
+SOLAR = "<|flush|>"
+"""By this token llama.cpp knows that <|end|> does not end an answer of Solar's."""
 CONTEXT = 16384  # a prompt with tools has some thousand letters, and each is a token
 Schemas = Mapping[str, Mapping[str, Any]]
 SPECIAL = re.compile(
@@ -140,7 +142,8 @@ def patient_renderer() -> Iterator[Renderer]:
 @contextlib.contextmanager
 def drawing(path: Path, source: str) -> Iterator[localmoe.LoadedModel]:
     """A model that draws its tokens: those that the template's marks are in its family's too."""
-    specials = [parrot.control(text) for text in sorted(set(SPECIAL.findall(source)))]
+    found = {*SPECIAL.findall(source), SOLAR}
+    specials = [parrot.control(text) for text in sorted(found)]
     parrot.write(path, (), template=source, specials=specials, context=CONTEXT)
     one_thread = localmoe.Wishes(threads=1)
     with patient_renderer(), localmoe.load(path, context=CONTEXT, wishes=one_thread) as model:
