@@ -35,7 +35,7 @@ ARGUMENTS: tuple[dict[str, Any], ...] = (
 )
 NO_CALLS = {  # templates that write none: how their models call is in a list
     "HuggingFaceTB-SmolLM3-3B", "LFM2-8B-A1B", "LFM2.5-Instruct", "google-gemma-2-2b-it",
-    "ibm-granite-granite-3.3-2B-Instruct", "llama-cpp-deepseek-r1", "llama-cpp-rwkv-world",
+    "ibm-granite-granite-3.3-2B-Instruct", "llama-cpp-rwkv-world",
     "microsoft-Phi-3.5-mini-instruct",
 }  # fmt: skip
 LOSSY = {  # what a template writes of some texts cannot be read, by anyone

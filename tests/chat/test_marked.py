@@ -55,6 +55,7 @@ CHANGES = {
     "{{ ['<a>', m.content[2:5]] | join('-') }}": "<a>-«Say»",
     "{{ '<a>@</a>'.replace('@', m.content[2:5]) }}": "<a>«Say»</a>",
     "{{ m.content[2:11] | replace(' ', '') }}": "«Say<|end»",
+    "{{ [m] | map(attribute='role') | tojson }}": '["user"]',
     "{{ {'k': m.content[2:13]} | tojson }}": '{"k": "«Say <|end|>»"}',
     "{{ m.content[2:5] | center(9) }}": "   «Say»   ",
     "{{ m.content[2:5] | e }}{{ m.content[6] | e }}": "«Say&lt;»",

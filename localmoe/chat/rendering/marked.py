@@ -216,7 +216,12 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON of ``value``. Jinja's own filter escapes HTML, which no model was trained on."""
+    """JSON of ``value``. Jinja's own filter escapes HTML, which no model was trained on.
+
+    What its ``map`` and ``select`` give is a list, as llama.cpp has it.
+    """
+    if isinstance(value, Iterator):
+        value = list(value)
 
     def spelled(text: str) -> str:
         inside = json.dumps(text, ensure_ascii=ensure_ascii)[1:-1]
