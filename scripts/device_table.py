@@ -14,6 +14,7 @@ import dataclasses
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -61,14 +62,19 @@ other builds on two cores) and made a module of 28.7 MB. glslc 2023.2 knows no c
 so the kernels for them are not in it: for a GPU that has them build with a newer one (Debian 13's),
 which takes longer. Where no device is seen, `localmoe engine` and `doctor` say so in a line.
 
-Written by `scripts/device_table.py` on {device}, {engine}. Bytes on the device
-(weights, KV cache, buffers): of the plan, and as the engine reports them after the load. 12 greedy
-tokens beside llama.cpp alone on the same device: after a short prompt; after a long one, whose
-batches the device multiplies by all experts, its own and those that are copied there. On the disk:
-in private memory for two layers, then for two projections of one (decision 11).
+Written by `scripts/device_table.py`: bytes on the device (weights, KV cache, buffers) as the engine
+reports them after the load, which are those of the plan; and whether 12 greedy tokens are those of
+llama.cpp alone on the same device with the same batches, after a short prompt and after a long one,
+whose batches the device multiplies by all experts, its own and those that are copied there. On the
+disk: in private memory for two layers, then for two projections of one (decision 11).
+"""
+TABLE = """
+## {device}
 
-| architecture | layout | planned | reported | short | long |
-|---|---|--:|--:|---|---|"""
+{engine}, {day}.
+
+| architecture | {layouts} |
+|---|{rules}|"""
 
 
 def planned(path: Path, *options: str) -> Plan:
@@ -88,10 +94,13 @@ def budgets(model: Model, settings: EngineSettings) -> Iterator[EngineSettings]:
         yield dataclasses.replace(settings, cache_bytes=size)
 
 
-def row(path: Path, name: str, device: str, module: Path | None) -> str:
-    """One layout of one architecture."""
+def cell(path: Path, name: str, device: str, module: Path | None) -> str:
+    """What there is to say of one layout of one architecture."""
     options, here = LAYOUTS[name]
-    model, plan = read_model(path), planned(path, *options)
+    model = read_model(path)
+    if options and not model.is_moe:
+        return "–"
+    plan = planned(path, *options)
     same, held = {SHORT: True, LONG: True}, 0
     for settings in budgets(model, plan.settings):
         with Engine(model, settings, remember=False) as engine:
@@ -105,9 +114,10 @@ def row(path: Path, name: str, device: str, module: Path | None) -> str:
                 same[prompt] = same[prompt] and text == plain(
                     path, prompt, settings.batch, here, module
                 )
-    words = ("equal" if equal else "differ" for equal in same.values())
-    figures = (plan.memory.on(device).total, held)
-    return " | ".join((*(f"{figure:,}" for figure in figures), *words))
+    told = [f"{held:,}", "equal" if all(same.values()) else "differ"]
+    if held != (meant := plan.memory.on(device).total):
+        told.insert(1, f"planned: {meant:,}")
+    return ", ".join(told)
 
 
 @cache
@@ -130,18 +140,27 @@ def main() -> None:
     if not gpus:
         sys.exit(f"the engine has no device: {engine_info().modules}")
     device, module = str(gpus[0].device), next(iter(modules.installed().values()), None)
-    engine = f"llama-cpp-python {binding_version()}"
-    print(HEAD.format(device=f"{device} ({gpus[0].name})", engine=engine))
+    print(HEAD, end="")
+    print(
+        TABLE.format(
+            device=f"{device}: {gpus[0].name}",
+            engine=f"llama-cpp-python {binding_version()}",
+            day=date.today().isoformat(),
+            layouts=" | ".join(LAYOUTS),
+            rules="|".join("---" for _ in LAYOUTS),
+        )
+    )
     wanted = sys.argv[1:] or list(ARCHITECTURES)
     with tempfile.TemporaryDirectory() as folder:
         for architecture in wanted:
             path = generate(architecture, Path(folder))
+            cells = []
             for name in LAYOUTS:
                 try:
-                    cells = row(path, name, device, module)
-                except (LocalmoeError, PlainRunError, AssertionError) as error:
-                    cells = f"{str(error).splitlines()[0]} | | |"
-                print(f"| {architecture} | {name} | {cells} |", flush=True)
+                    cells.append(cell(path, name, device, module))
+                except (LocalmoeError, PlainRunError) as error:
+                    cells.append(str(error).splitlines()[0])
+            print(f"| {architecture} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
