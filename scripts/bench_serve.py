@@ -113,7 +113,7 @@ def over_http(address: str, asked: Asked) -> Ask:
             while line := answer.readline():
                 if not line.startswith(b"data: {"):
                     continue
-                if b'"choices":[]' in line:
+                if b'"completion_tokens":' in line:  # with llama-server, in the last of the choices
                     yield json.loads(line[6:])["usage"]["completion_tokens"]
                 elif b'"text":""' not in line:
                     yield 0
