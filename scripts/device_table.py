@@ -64,8 +64,8 @@ which takes longer. Where no device is seen, `localmoe engine` and `doctor` say 
 
 With this module nano's greedy answer on `Vulkan0` was word for word the processor's (24 tokens, all
 on the device). The first use compiles shaders: two minutes of processor time for that, ten of the
-clock on a busy machine; Mesa keeps them. `python -m scripts.device_table` makes this page's table for
-the device that is there.
+clock on a busy machine; Mesa keeps them. `python -m scripts.device_table` makes this page's table
+for the device that is there.
 
 Written by `scripts/device_table.py`: bytes on the device (weights, KV cache, buffers) as the engine
 reports them after the load, which are those of the plan; and whether 12 greedy tokens are those of
