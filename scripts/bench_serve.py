@@ -151,13 +151,14 @@ def serving(asked: Asked, box: Box) -> Iterator[Ask]:
 
 
 @contextlib.contextmanager
-def llama_server(program: str, asked: Asked, box: Box) -> Iterator[Ask]:
-    """llama-server, when it is healthy."""
+def llama_server(program: str, asked: Asked, box: Box, *more: str) -> Iterator[Ask]:
+    """llama-server, when it is healthy. ``more``: options of its own."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     command = [program, "-m", asked.model, "--port", str(port), "-c", str(asked.context)]
-    with started([*command, "-t", THREADS, "-np", "1", "--no-warmup"], box) as (process, log):
+    command += ["-t", THREADS, "-np", "1", "--no-warmup", *more]
+    with started(command, box) as (process, log):
         while not is_healthy(port):
             alive(process, log)
         yield over_http(f"http://127.0.0.1:{port}", asked)
@@ -272,7 +273,8 @@ def main() -> None:
 
     open_: dict[str, Open] = {SERVE: boxed(lambda box: serving(asked, box))}
     if given.vs:
-        open_[LLAMA] = boxed(lambda box: llama_server(given.vs, asked, box))
+        maps = ["--no-repack"] if limit else []  # weights in another order are no file's pages
+        open_[LLAMA] = boxed(lambda box: llama_server(given.vs, asked, box, *maps))
     if limit:
         done = one_by_one(open_, given.runs, prompt, given.model)
     else:
