@@ -64,10 +64,10 @@ which takes longer. Where no device is seen, `localmoe engine` and `doctor` say 
 
 With this module nano's greedy answer on `Vulkan0` was word for word the processor's: all on the
 device, and with its experts on the disk (4 MiB of private memory), where the device multiplied the
-prompt's 52 tokens by experts that the cache brought. qwen3moe was placed as planned, with the tokens
-of llama.cpp alone, in the four layouts of `tests/soak/test_devices.py`. The first use compiles
-shaders: minutes of processor time; Mesa keeps them. `python -m scripts.device_table` makes this
-page's table for the device that is there.
+prompt's 52 tokens by experts that the cache brought. qwen3moe was placed as planned, with the
+tokens of llama.cpp alone, in the four layouts of `tests/soak/test_devices.py`. The first use
+compiles shaders: minutes of processor time; Mesa keeps them. `python -m scripts.device_table` makes
+this page's table for the device that is there.
 
 Written by `scripts/device_table.py`: bytes on the device (weights, KV cache, buffers) as the engine
 reports them after the load, which are those of the plan; and whether 12 greedy tokens are those of
