@@ -227,9 +227,13 @@ def devices() -> list[Device]:
 def load_module(path: str) -> str:
     """Register the devices of the backend in the file ``path``; returns why not, "" if it did."""
     try:
-        ctypes.CDLL(path)  # the linker's own words, which ggml would only log
+        library = ctypes.CDLL(path)  # the linker's own words, which ggml would only log
     except OSError as error:
         return str(error)
+    if hasattr(library, "ggml_backend_init"):
+        start = _function(library, "ggml_backend_init", _POINTER)
+        if not start():  # Vulkan's loader without any driver: nothing is wrong, and no device there
+            return ""
     return "" if backend_load(os.fsencode(path)) else "it is no backend of this engine's version"
 
 
