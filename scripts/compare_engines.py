@@ -3,8 +3,9 @@
     python scripts/make_standin.py qwen3-30b-a3b --layers 4 -o standin.gguf
     python -m scripts.compare_engines standin.gguf PYTHON_A PYTHON_B [--rounds 5] [--cache-ram 0.6]
 
-Each Python is one of an environment that has localmoe and its engine. Once with all in memory, once
-with the private cache; one run of each is not counted. On a quiet machine.
+Each Python is one of an environment that has the same localmoe, installed, and its engine: this
+checkout is not used. Once with all in memory, once with the private cache; one run of each is not
+counted. On a quiet machine.
 """
 
 from __future__ import annotations
@@ -22,12 +23,23 @@ KINDS = ("prefill_tps", "decode_tps")
 
 def speeds(python: str, model: Path, tokens: int, options: Sequence[str]) -> dict[str, float]:
     """Tokens per second of one run."""
-    command = (python, "-m", "localmoe", "run", str(model), "--json", "--plain", "--temp", "0")
+    command = (
+        python,
+        "-P",
+        "-m",
+        "localmoe",
+        "run",
+        str(model),
+        "--json",
+        "--plain",
+        "--temp",
+        "0",
+    )
     done = subprocess.run(
         [*command, "-n", str(tokens), *options, PROMPT], capture_output=True, text=True
     )
     if done.returncode:
-        raise SystemExit(done.stderr)
+        raise SystemExit(done.stderr + done.stdout)
     timings = json.loads(done.stdout)["timings"]
     return {kind: timings[kind] for kind in KINDS}
 
