@@ -130,8 +130,9 @@ def test_a_repository(hub: HubServer, shell: Shell, twenty: list[list[Path]]) ->
             there["reason"] == here["reason"] if has_room(there) else "no room" in there["reason"]
         )
     for entry in (*again["files"], *document["files"]):
-        entry["download"].pop("disk_free")  # others write to this disk, too
-        entry["reason"] = entry["reason"] if has_room(entry) else "no room"  # it names what is free
+        # Others write to this disk, too.
+        entry["reason"] = entry["reason"] if has_room(entry) else "no room"
+        entry["download"].pop("disk_free")
     assert again["files"] == document["files"]
 
 
