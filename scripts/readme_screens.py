@@ -30,15 +30,15 @@ def main() -> int:
         paths = [path for quant in QUANTS for path in standins.conversion(home, MODEL, quant)]
         hub.add(REPO, standins.served(paths))
         make_standin.main([LARGE, "--header-only", "-o", str(home / f"{LARGE}.gguf")])
-        localmoe = HubCommand(hub, home)
-        localmoe("doctor")
+        environment = HubCommand(hub, home).environment(COLUMNS=COLUMNS)
+        (home / ".cache" / "localmoe" / "rates.json").unlink()  # invented ones, for tests
+        subprocess.run([*COMMAND, "doctor", "--measure"], cwd=home, env=environment, check=True)
         for arguments in (
             ("fit", REPO),
             ("fit", f"{LARGE}.gguf"),
             ("plan", f"{LARGE}.gguf", "--ram", "32", "--vram", "12"),
         ):
             print(f"\n$ localmoe {' '.join(arguments)}", flush=True)
-            environment = localmoe.environment(COLUMNS=COLUMNS)
             subprocess.run([*COMMAND, *arguments], cwd=home, env=environment, check=False)
     return 0
 
