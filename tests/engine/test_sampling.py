@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Request, Sampling, Token
-from localmoe.facts.model import read_model
-from localmoe.planning.memory import EngineSettings
 
 pytestmark = pytest.mark.process
 
 PROMPT = "Tell me about experts and routers."
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def engine(arch_file: Callable[[str], Path]) -> Iterator[Engine]:
-    settings = EngineSettings(context=512, batch=64, ubatch=64, threads=1, threads_batch=1)
-    with Engine(read_model(arch_file("qwen3moe")), settings) as loaded:
-        list(loaded.load())
-        yield loaded
 
 
 def write(engine: Engine, sampling: Sampling, tokens: int = 40) -> list[str]:

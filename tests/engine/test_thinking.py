@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Request, Sampling, Token
 from localmoe.engine.grammar import Symbols, with_reasoning
-from localmoe.facts.model import read_model
-from localmoe.planning.memory import EngineSettings
 
 pytestmark = pytest.mark.process
 
 PROMPT = "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n"
 LIMIT = 40
-
-
-@pytest.fixture(scope="module")
-def engine(arch_file: Callable[[str], Path]) -> Iterator[Engine]:
-    """It thinks for ever: its weights never choose a special token."""
-    settings = EngineSettings(context=512, batch=64, ubatch=64, threads=1, threads_batch=1)
-    with Engine(read_model(arch_file("qwen3moe")), settings) as loaded:
-        list(loaded.load())
-        yield loaded
 
 
 def symbols(engine: Engine, mark: str) -> Symbols:
