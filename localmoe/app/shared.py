@@ -7,8 +7,9 @@ import dataclasses
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from localmoe.app.model import LoadedModel
 from localmoe.engine.events import (
@@ -22,9 +23,10 @@ from localmoe.engine.events import (
     Span,
     Token,
 )
-from localmoe.errors import EngineError, LocalmoeError
+from localmoe.errors import EngineCrashError, EngineError, LocalmoeError
 
 _Events = Generator[AnswerEvent, None, None]
+_Said = TypeVar("_Said")
 
 SHORTER = 8  # times shorter than what is left of a prompt is one that may overtake it
 OVERTAKEN = 4  # times that a prompt is overtaken at most
@@ -258,19 +260,28 @@ class Caller:
         yield self._model.loaded
 
     def count_tokens(self, text: str) -> int:
-        return self._engine.count_tokens(text)
+        return self._consulted(lambda: self._engine.count_tokens(text))
 
     def count_prompt(self, prompt: str, data: Sequence[Span] = ()) -> int:
-        return self._engine.count_prompt(prompt, data)
+        return self._consulted(lambda: self._engine.count_prompt(prompt, data))
 
     def tokenize(self, text: str, *, special: bool = False, whole: bool = False) -> list[int]:
-        return self._engine.tokenize(text, special=special, whole=whole)
+        return self._consulted(lambda: self._engine.tokenize(text, special=special, whole=whole))
 
     def spell(self, tokens: Sequence[int]) -> list[bytes]:
-        return self._engine.spell(tokens)
+        return self._consulted(lambda: self._engine.spell(tokens))
 
     def split_specials(self, texts: Sequence[str]) -> list[list[Part]]:
-        return self._engine.split_specials(texts)
+        return self._consulted(lambda: self._engine.split_specials(texts))
+
+    def _consulted(self, ask: Callable[[], _Said]) -> _Said:
+        """What the engine says; of one that dies meanwhile, the next one."""
+        try:
+            self._shared.revive()
+            return ask()
+        except EngineCrashError:
+            self._shared.revive()
+            return ask()
 
     def keep(self, slot: str) -> int:
         """0: what callers have read is kept in RAM."""
@@ -283,6 +294,6 @@ class Caller:
     def _prompt_tokens(self, request: Request) -> int:
         """Many, if the engine cannot say now."""
         try:
-            return self._engine.count_prompt(request.prompt, request.data)
+            return self.count_prompt(request.prompt, request.data)
         except LocalmoeError:
             return sys.maxsize

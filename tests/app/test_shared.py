@@ -159,6 +159,23 @@ def test_who_leaves_waits_for_a_slow_engine(
     assert model.engine.pid == worker and model.engine.alive  # type: ignore[attr-defined]
 
 
+def test_a_prompt_in_the_queue_survives_the_engine(model: localmoe.LoadedModel) -> None:
+    """It is being counted when the engine dies: the next engine counts it, and answers it."""
+    (expected,) = alone(model, "Another question.")
+    shared, engine = SharedModel(model), model.engine
+    first = Asking(shared, "Before it dies. " + LONG).begun()
+    os.kill(engine.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+    threads = Path(f"/proc/{engine.pid}/task")  # type: ignore[attr-defined]
+    wait_until(lambda: all("T (stopped)" in path.read_text() for path in threads.glob("*/status")))
+    queued = Asking(shared, "Another question.")
+    asked = engine._worker._answers  # type: ignore[attr-defined]
+    wait_until(lambda: len(asked) > 1)
+    os.kill(engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    assert queued.answer == expected
+    first.thread.join()
+    assert isinstance(first.error, EngineCrashError)
+
+
 def test_a_crash_is_told_to_one_and_the_next_has_a_fresh_engine(
     model: localmoe.LoadedModel,
 ) -> None:
