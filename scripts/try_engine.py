@@ -1,15 +1,16 @@
 """Another version of llama-cpp-python: which parts of localmoe break with it.
 
-    python -m scripts.try_engine VERSION [--keep FOLDER]
+    python -m scripts.try_engine VERSION [--keep FOLDER] [--limit MINUTES]
 
 Makes an environment that is thrown away (--keep: that stays, and is used again), compiles the
-engine there, and runs the tests that docs/engine-upgrade.md lists, line by line. Exits with 1 if
-one fails.
+engine there, and runs the tests that docs/engine-upgrade.md lists, line by line. A line that takes
+longer than the limit is ended, with all that it started. Exits with 1 if one fails or hangs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/engine-upgrade.md"
@@ -64,15 +67,42 @@ def prepared(folder: Path, version: str) -> Path:
     return python
 
 
-def failures(python: Path, tests: Sequence[str]) -> list[str]:
-    """What pytest says of tests that fail; of tests that cannot even begin, its last words."""
-    command = [str(python), "-m", "pytest", "-n", "0", "-m", "", "--tb=no", *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode == 0:
+def failures(python: Path, tests: Sequence[str], limit: float) -> list[str]:
+    """What is wrong with tests that may take ``limit`` seconds; see ``verdict``."""
+    command = [str(python), "-m", "pytest", "-n", "0", "-m", "", "-vv", "--tb=no", *tests]
+    with tempfile.TemporaryFile("w+") as output:
+        running = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            code: int | None = running.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+            end_all(running.pid)
+            running.wait()
+        output.seek(0)
+        return verdict(code, output.read().splitlines())
+
+
+def verdict(code: int | None, said: Sequence[str]) -> list[str]:
+    """What pytest says of tests that fail; of tests that cannot even begin, its last words.
+
+    ``code`` is its exit status; None: it was ended, and one test was under way.
+    """
+    if code == 0:
         return []
-    said = (done.stdout + done.stderr).splitlines()
-    failed = [line for line in said if line.startswith(("FAILED", "ERROR"))]
-    return failed or said[-3:]
+    if code is None:
+        under_way = next((line for line in reversed(said) if "::" in line), "nothing yet")
+        failed = [f"FAILED {line.split()[0]}" for line in said if " FAILED" in line]
+        return [*failed, f"HANGS  {under_way.split()[0]}"]
+    return [line for line in said if line.startswith(("FAILED", "ERROR"))] or list(said[-3:])
+
+
+def end_all(pid: int) -> None:
+    """Kill a process and all that it started: what has a session of its own is found, too."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for each in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def main() -> int:
@@ -82,6 +112,9 @@ def main() -> int:
     )
     parser.add_argument("version", help="of llama-cpp-python, such as 0.3.35")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of the environment")
+    parser.add_argument(
+        "--limit", type=float, default=15, metavar="MINUTES", help="for each line; 15 by default"
+    )
     args = parser.parse_args()
     broken = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,7 +124,7 @@ def main() -> int:
             print(f"{PACKAGE} {args.version} cannot be installed: {error}", file=sys.stderr)
             return 1
         for line in lines(PAGE.read_text("utf-8")):
-            failed = failures(python, line.tests)
+            failed = failures(python, line.tests, 60 * args.limit)
             broken += bool(failed)
             print(f"{'BREAKS' if failed else 'holds '} {line.what}", flush=True)
             for text in failed:

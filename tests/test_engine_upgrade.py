@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
+import pytest
+
 from scripts import try_engine
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 LINES = list(try_engine.lines(try_engine.PAGE.read_text("utf-8")))
@@ -39,3 +45,31 @@ def test_the_environment_gets_another_engine_and_all_else() -> None:
     needed = try_engine.requirements()
     assert not any("llama" in need for need in needed)
     assert any(need.startswith("pytest") for need in needed)
+
+
+def test_what_hangs_is_named() -> None:
+    """With what failed before it; what fails and ends is told in pytest's words."""
+    said = ["tests/a.py::one FAILED [ 1%]", "tests/a.py::two PASSED [ 2%]", "tests/a.py::three "]
+    assert try_engine.verdict(None, said) == ["FAILED tests/a.py::one", "HANGS  tests/a.py::three"]
+    assert try_engine.verdict(0, said) == []
+    assert try_engine.verdict(1, [*said, "FAILED it - why"]) == ["FAILED it - why"]
+    assert try_engine.verdict(4, ["1", "2", "3", "4"]) == ["2", "3", "4"]
+
+
+@pytest.mark.process
+def test_all_that_a_line_started_is_ended(tmp_path: Path) -> None:
+    """What has a session of its own, as engines have, is found, too."""
+    note = tmp_path / "pid"
+    code = (
+        "import os, subprocess, sys\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(3600)']\n"
+        "child = subprocess.Popen(command, start_new_session=True)\n"
+        f"open({str(note)!r} + '~', 'w').write(str(child.pid))\n"
+        f"os.replace({str(note)!r} + '~', {str(note)!r})\n"
+        "child.wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        wait_until(note.exists, "the child has not been started")
+        try_engine.end_all(parent.pid)
+    child = int(note.read_text())
+    wait_until(lambda: not psutil.pid_exists(child), "the child is alive")
