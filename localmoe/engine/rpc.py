@@ -29,6 +29,10 @@ _CAPABILITIES = 24  # RPC_CONN_CAPS_SIZE in ggml-rpc/transport.h
 _PROTOCOL = 7  # RPC_PROTO_MAJOR_VERSION in ggml-rpc.h
 
 
+class OtherVersionError(EngineError):
+    """A worker answers, and will never be understood: waiting for it is of no use."""
+
+
 ANSWER_LIMIT = 20.0  # seconds in which a question about memory or devices is answered
 WORK_LIMIT = 300.0  # seconds without a word while weights are sent or a batch is computed
 DEAD_AFTER = 10.0  # seconds without an acknowledgement by the other machine's network
@@ -123,7 +127,7 @@ def greet(endpoint: str, patience: float = PATIENCE) -> None:
         raise EngineError(f"what listens at {endpoint} is no worker", hint=start)
     length, major, minor, _ = struct.unpack_from("<Q3B", answer)
     if length != 4 + _CAPABILITIES or major != _PROTOCOL:
-        raise EngineError(
+        raise OtherVersionError(
             f"the worker at {endpoint} speaks another version of the protocol ({major}.{minor})",
             hint=SAME_VERSION,
         )
@@ -142,7 +146,8 @@ def _silence(endpoint: str, host: str, port: int) -> EngineError:
             hint="the port of `localmoe worker` on that machine",
         )
     if len(_answer_to(host, port, struct.pack("<BQ", _HELLO, 0), 11)) == 11:
-        return EngineError(f"the worker at {endpoint} is of an older version", hint=SAME_VERSION)
+        older = f"the worker at {endpoint} is of an older version"
+        return OtherVersionError(older, hint=SAME_VERSION)
     return EngineError(
         f"the worker at {endpoint} does not answer: most likely it serves somebody else, "
         "and it serves one at a time",

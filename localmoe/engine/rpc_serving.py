@@ -18,7 +18,7 @@ from types import TracebackType
 
 from localmoe.engine import modules
 from localmoe.engine.process import end
-from localmoe.engine.rpc import INSTALL, greet
+from localmoe.engine.rpc import INSTALL, OtherVersionError, greet
 from localmoe.engine.rpc_build import find_rpc_library
 from localmoe.errors import EngineError
 
@@ -183,6 +183,12 @@ class Server:
                 )
             try:
                 return greet(self._greeting, patience=2)
+            except OtherVersionError as error:
+                self.close()
+                raise EngineError(
+                    f"the RPC of this engine is not the one that localmoe knows: {error.message}",
+                    hint="`pip check` names the engine that belongs to this localmoe",
+                ) from error
             except EngineError:
                 time.sleep(0.05)
         self.close()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from localmoe.engine.rpc import greet
+from localmoe.engine.rpc import OtherVersionError, greet
 from localmoe.engine.rpc_serving import Server
 from localmoe.errors import EngineError
 from tests.waiting import wait_until
@@ -54,6 +54,8 @@ def invented_cards(size: int, devices: int = 1) -> Iterator[str]:
 def _answers(endpoint: str) -> bool:
     try:
         greet(endpoint)
+    except OtherVersionError:
+        raise
     except EngineError:
         return False
     return True

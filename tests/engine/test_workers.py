@@ -19,7 +19,7 @@ import pytest
 
 from localmoe.app.experience import place_of
 from localmoe.cli.arguments import parse
-from localmoe.engine import package, rpc, rpc_build
+from localmoe.engine import package, rpc, rpc_build, rpc_serving
 from localmoe.engine.client import Engine
 from localmoe.engine.devices import engine_info
 from localmoe.engine.events import Loaded
@@ -94,6 +94,17 @@ def test_an_older_worker_is_told_from_one_in_use(monkeypatch: pytest.MonkeyPatch
             threading.Thread(target=answer, args=(listening, old), daemon=True).start()
             with pytest.raises(EngineError, match=words):
                 greet(f"{HOST}:{listening.getsockname()[1]}", patience=0.5)
+
+
+def test_an_engine_whose_protocol_is_another(
+    rpc_lib: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is started here and speaks another one is ended, and not waited for."""
+    monkeypatch.setattr(rpc, "_PROTOCOL", rpc._PROTOCOL + 1)
+    monkeypatch.setattr(rpc_serving, "START_PATIENCE", 24 * 3600.0)
+    with pytest.raises(EngineError, match="not the one that localmoe knows") as caught:
+        Server(HOST, free_port(), 1, GIB)
+    assert "pip check" in (caught.value.hint or "")
 
 
 def test_names_and_addresses(rpc_lib: Path, tmp_path: Path) -> None:
