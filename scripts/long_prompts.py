@@ -36,7 +36,7 @@ from localmoe.bench.records import RESIDENT, Job, Log, Run
 from localmoe.bench.runner import prompt_of, run
 from localmoe.cli.option_types import limits
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling
+from localmoe.engine.events import Finished, PrefillProgress, Request, Sampling, Token
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.clock import Clock
 from localmoe.planning.plan import Plan, Wishes
@@ -222,30 +222,36 @@ def interrupts(model: Model, memory: int, positions: Sequence[int], runs: int) -
 
 
 def decode(model: Model, memory: int, prompts: Sequence[int], runs: int) -> Iterator[str]:
-    """Tokens per second of the same short answer, before and after a long prompt of another."""
+    """Tokens per second of the same answer, before and after a long prompt of another: of its first
+    96 tokens, which bring back what the prompt has pushed out, and of its next 96."""
 
     def use(engine: Engine) -> Iterator[str]:
-        def answer(text: str, tokens: int) -> Finished:
-            request = Request(text, max_tokens=tokens, sampling=GREEDY, ignore_end=True)
-            *_, done = engine.generate(request)
-            assert isinstance(done, Finished)
-            return done
+        def answer() -> tuple[float, float]:
+            request = Request(QUESTION, max_tokens=193, sampling=GREEDY, ignore_end=True)
+            events = engine.generate(request)
+            at = [time.perf_counter() for event in events if isinstance(event, Token)]
+            return 96 / (at[96] - at[0]), 96 / (at[192] - at[96])
 
+        yield "| prompt | first 96 tokens, before and after | of before | next 96 | of before |"
         for prompt in prompts:
             text = prompt_of(prompt, engine.count_tokens)
-            quotients = []
+            pairs = []
             for n in range(runs):
-                for _ in range(2):
-                    before = answer(QUESTION, 96)
-                answer(f"{n} {text}", 1)
-                after = answer(QUESTION, 96)
-                assert before.decode_tps and after.decode_tps
-                quotients.append(after.decode_tps / before.decode_tps)
-                yield (
-                    f"{prompt:,} tokens: {before.decode_tps:.2f} tok/s before, "
-                    f"{after.decode_tps:.2f} after"
-                )
-            yield f"| {prompt:,} | {statistics.median(quotients):.3f} |"
+                answer()
+                before = answer()
+                list(engine.generate(Request(f"{n} {text}", max_tokens=1)))
+                pairs.append((before, answer()))
+            (first, then), (first_after, then_after) = (
+                [statistics.median(each) for each in zip(*side, strict=True)]
+                for side in zip(*pairs, strict=True)
+            )
+            quotients = [
+                statistics.median(after[k] / before[k] for before, after in pairs) for k in (0, 1)
+            ]
+            yield (
+                f"| {prompt:,} | {first:.2f}, {first_after:.2f} tok/s | {quotients[0]:.3f} | "
+                f"{then:.2f}, {then_after:.2f} tok/s | {quotients[1]:.3f} |"
+            )
 
     yield from opened(model, memory, context_for(max(prompts)), use)
 
