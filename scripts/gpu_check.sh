@@ -5,17 +5,21 @@
 #
 # FOLDER has what was built elsewhere: ggml-cuda-VERSION.so or ggml-vulkan-VERSION.so (`localmoe engine
 # install cuda`, on a machine that has nvcc), and, where this machine has no localmoe yet, the wheels of
-# `python -m scripts.wheelhouse`, with those of NumPy, gguf and pytest beside them. Writes gpu.json and
-# gpu.md there.
+# `python -m scripts.wheelhouse --out FOLDER` and those of the tests ($needed below: `pip download -d FOLDER
+# --only-binary :all: --python-version VERSION NAME ...`). Writes gpu.json and gpu.md there.
 set -euo pipefail
 folder=$(cd "${1:?usage: scripts/gpu_check.sh FOLDER}" && pwd)
 shift
 cd "$(dirname "$0")/.."
+needed="gguf hypothesis pytest pytest-timeout pytest-xdist"
 python=${PYTHON:-python3}
+# CUDA's libraries, where they came with PyTorch's wheels and not with the toolkit.
+libraries=$("$python" -c "import nvidia.cu13; print(nvidia.cu13.__path__[0] + '/lib')" 2>/dev/null || true)
+[ -z "$libraries" ] || export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 if ! "$python" -c "import llama_cpp.llama_cpp, localmoe" 2>/dev/null; then
-    "$python" -m venv "$folder/venv"
+    "$python" -m venv --system-site-packages "$folder/venv"  # what is there need not be carried
     python=$folder/venv/bin/python
-    "$python" -m pip install --quiet --no-index --find-links "$folder" localmoe numpy gguf pytest
+    "$python" -m pip install --quiet --no-index --find-links "$folder" localmoe $needed
 fi
 export LOCALMOE_HOME=${LOCALMOE_HOME:-$folder/home}
 exec "$python" -m scripts.gpu_check "$folder" "$@"

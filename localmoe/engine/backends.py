@@ -26,10 +26,18 @@ class Tool:
 
     def present(self, which: Callable[[str], str | None] = shutil.which) -> bool:
         """Whether one of the programs or files is there, and new enough."""
-        here = [path for file in self.files if (path := Path(os.path.expandvars(file))).exists()]
-        if here and self.least:
-            return numbers(declared_version(here[0])) >= numbers(self.least)
-        return bool(here) or any(which(program) for program in self.programs)
+        found = self.found(which)
+        if found is not None and self.least:
+            return numbers(declared_version(Path(found))) >= numbers(self.least)
+        return found is not None
+
+    def found(self, which: Callable[[str], str | None] = shutil.which) -> str | None:
+        """The first that is there: where a variable says, on PATH, where it usually is."""
+        named = [os.path.expandvars(file) for file in self.files if file.startswith("$")]
+        usual = [file for file in self.files if not file.startswith("$")]
+        on_path = (which(program) for program in self.programs)
+        candidates = (*filter(os.path.exists, named), *on_path, *filter(os.path.exists, usual))
+        return next(filter(None, candidates), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,32 @@ BUILDING = (
     Tool("cmake", ("cmake",), get="Debian, Ubuntu: apt install cmake; or pip install cmake"),
     Tool("ninja", ("ninja",), get="Debian, Ubuntu: apt install ninja-build; or pip install ninja"),
 )
+TOOLKITS = ("$CUDA_PATH", "/usr/local/cuda", "/opt/cuda")
+"""Folders that NVIDIA's toolkit is installed in; Debian puts its own into /usr."""
+WHEELS = (
+    "A toolkit made of PyPI's wheels has not all of it: docs/devices.md says what is to be added"
+)
+
+
+def in_toolkit(*names: str) -> tuple[str, ...]:
+    """The paths of a toolkit's files, wherever it may be. Pure."""
+    return tuple(f"{folder}/{name}" for name in names for folder in TOOLKITS)
+
+
+NVCC = Tool(
+    "the CUDA toolkit (nvcc)",
+    ("nvcc",),
+    in_toolkit("bin/nvcc"),
+    "Debian, Ubuntu: apt install nvidia-cuda-toolkit; or developer.nvidia.com/cuda-downloads",
+)
+
+
+def in_system(name: str) -> tuple[str, ...]:
+    """The paths where a system's packages put a library for the linker. Pure."""
+    folders = ("lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "lib64", "lib")
+    return tuple(f"/usr/{folder}/{name}" for folder in folders)
+
+
 BACKENDS = {
     b.name: b
     for b in (
@@ -70,12 +104,28 @@ BACKENDS = {
             "NVIDIA GPUs",
             (
                 *BUILDING,
+                NVCC,
                 Tool(
-                    "the CUDA toolkit (nvcc)",
-                    ("nvcc",),
-                    ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc"),
-                    "Debian, Ubuntu: apt install nvidia-cuda-toolkit; "
-                    "or developer.nvidia.com/cuda-downloads",
+                    "cuBLAS's headers (cublas_v2.h)",
+                    files=(*in_toolkit("include/cublas_v2.h"), "/usr/include/cublas_v2.h"),
+                    get="NVIDIA's packages: libcublas-dev-13-0, or as the toolkit's version is. "
+                    + WHEELS,
+                ),
+                Tool(
+                    "cuBLAS for the linker (libcublas.so)",
+                    files=(
+                        *in_toolkit("lib64/libcublas.so", "lib/libcublas.so"),
+                        *in_system("libcublas.so"),
+                    ),
+                    get="it comes with cuBLAS's headers. " + WHEELS,
+                ),
+                Tool(
+                    "the driver's library for the linker (libcuda.so, a stub will do)",
+                    files=(
+                        *in_toolkit("lib64/stubs/libcuda.so", "lib/stubs/libcuda.so"),
+                        *in_system("libcuda.so"),
+                    ),
+                    get="NVIDIA's packages: cuda-driver-dev-13-0. " + WHEELS,
                 ),
             ),
             system="Linux",
@@ -103,13 +153,7 @@ BACKENDS = {
                 ),
                 Tool(
                     "Vulkan's loader for the linker (libvulkan.so)",
-                    files=(
-                        "$VULKAN_SDK/lib/libvulkan.so",
-                        "/usr/lib/x86_64-linux-gnu/libvulkan.so",
-                        "/usr/lib/aarch64-linux-gnu/libvulkan.so",
-                        "/usr/lib64/libvulkan.so",
-                        "/usr/lib/libvulkan.so",
-                    ),
+                    files=("$VULKAN_SDK/lib/libvulkan.so", *in_system("libvulkan.so")),
                     get="Debian, Ubuntu: apt install libvulkan-dev",
                 ),
                 Tool(

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from localmoe import storage
 from localmoe.engine import modules
-from localmoe.engine.backends import Backend
+from localmoe.engine.backends import NVCC, Backend
 from localmoe.engine.builds import Build, compilers, run_command
 from localmoe.engine.package import binding_version, download, unpacked
 from localmoe.errors import EngineError
@@ -118,7 +118,7 @@ def plan_module(
 ) -> ModuleBuild:
     """How ``backend`` is built as a module; starts nothing. See ``builds.plan_engine``."""
     own = shlex.split(os.environ.get("CMAKE_ARGS", ""))
-    native = backend.name == "cuda" and which("nvidia-smi") is not None
+    toolkit = cuda_toolkit(which) if backend.name == "cuda" else ()
     return ModuleBuild(
         backend,
         binding_version(),
@@ -126,8 +126,18 @@ def plan_module(
         None if anew else modules.installed().get(backend.name),
         backend.missing(which),
         compilers(cores, ram),
-        (*backend.flags, *(["-DCMAKE_CUDA_ARCHITECTURES=native"] if native else ()), *own),
+        (*backend.flags, *toolkit, *own),
     )
+
+
+def cuda_toolkit(which: Callable[[str], str | None]) -> Iterator[str]:
+    """What CMake is told: the toolkit that was found, and to build for the card that is here."""
+    if (compiler := NVCC.found(which)) is not None:
+        yield f"-DCMAKE_CUDA_COMPILER={compiler}"
+    if folder := os.environ.get("CUDA_PATH"):
+        yield f"-DCUDAToolkit_ROOT={folder}"
+    if which("nvidia-smi") is not None:
+        yield "-DCMAKE_CUDA_ARCHITECTURES=native"
 
 
 def keep(built: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -31,6 +32,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def here(program: str) -> str | None:
     """Every program is there."""
     return f"/usr/bin/{program}"
+
+
+def but_no_nvcc(program: str) -> str | None:
+    """Every program but NVIDIA's compiler is on PATH."""
+    return None if program == "nvcc" else here(program)
 
 
 def test_the_commands_go_around_the_cache_of_pip() -> None:
@@ -78,6 +84,26 @@ def test_missing_tools_are_named_with_where_to_get_them() -> None:
     names = [tool.name for tool in build.missing]
     assert names[:4] == ["a C++ compiler", "cmake", "ninja", "glslc"]
     assert all(tool.get for tool in build.missing)
+
+
+def test_a_toolkit_that_lacks_cublas_is_told_before_an_hour_of_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one made of wheels: nvcc alone is not enough. CMake is told which toolkit was found."""
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda p: str(p).startswith(str(tmp_path)) and exists(p))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path))
+    files = ("bin/nvcc", "include/cublas_v2.h", "lib/libcublas.so", "lib64/stubs/libcuda.so")
+    for done, file in enumerate(files):
+        build = plan_module(BACKENDS["cuda"], cores=2, ram=GIB, which=but_no_nvcc)
+        assert len(build.missing) == len(files) - done
+        assert all(tool.get for tool in build.missing)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    build = plan_module(BACKENDS["cuda"], cores=2, ram=GIB, which=but_no_nvcc)
+    assert build.missing == ()
+    assert f"-DCMAKE_CUDA_COMPILER={tmp_path}/bin/nvcc" in build.commands[0]
+    assert f"-DCUDAToolkit_ROOT={tmp_path}" in build.commands[0]
 
 
 @pytest.mark.parametrize(("version", "enough"), [("1.3.239", False), ("1.4.309", True)])
