@@ -63,8 +63,8 @@ so the kernels for them are not in it: for a GPU that has them build with a newe
 which takes longer. Where no device is seen, `localmoe engine` and `doctor` say so in a line.
 
 `localmoe engine install cuda` wants NVIDIA's toolkit whole: nvcc, cuBLAS and a libcuda.so for the
-linker; where one is not there it says so before it compiles. A toolkit of PyPI's wheels has nvcc alone.
-This makes it whole, in a folder of one's own, for nvcc 13.0 (cuBLAS 13.1 is that of CUDA 13.0):
+linker; where one is not there it says so before it compiles. One that is made of PyPI's wheels
+may have nvcc alone. This makes it whole, in a folder of one's own, for nvcc 13.0 (cuBLAS 13.1 is that of CUDA 13.0):
 
 ```
 cp -al /usr/local/cuda-13.0 cuda
@@ -72,12 +72,13 @@ pip download --no-deps nvidia-cublas==13.1.0.3                      # 423 MB
 unzip -q nvidia_cublas-*.whl 'nvidia/cu13/*'
 cp -r nvidia/cu13/include nvidia/cu13/lib cuda/
 ln -s libcublas.so.13 cuda/lib/libcublas.so; ln -s libcublasLt.so.13 cuda/lib/libcublasLt.so
-mkdir cuda/lib/stubs; g++ -shared -x c++ /dev/null -Wl,-soname,libcuda.so.1 -o cuda/lib/stubs/libcuda.so
+mkdir cuda/lib/stubs
+g++ -shared -x c++ /dev/null -Wl,-soname,libcuda.so.1 -o cuda/lib/stubs/libcuda.so
 CUDA_PATH=$PWD/cuda CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=90-real localmoe engine install cuda
 ```
 
-With the Vulkan module nano's greedy answer on `Vulkan0` was word for word the processor's: all on the
-device, and with its experts on the disk (4 MiB of private memory), where the device multiplied the
+With the Vulkan module nano's greedy answer on `Vulkan0` was word for word the processor's: all on
+the device, and with its experts on the disk (4 MiB of private memory), where the device multiplied the
 prompt's 52 tokens by experts that the cache brought. qwen3moe was placed as planned, with the
 tokens of llama.cpp alone, in the four layouts of `tests/soak/test_devices.py`. The first use
 compiles shaders: minutes of processor time; Mesa keeps them. `python -m scripts.device_table` makes
