@@ -64,7 +64,8 @@ which takes longer. Where no device is seen, `localmoe engine` and `doctor` say 
 
 `localmoe engine install cuda` wants NVIDIA's toolkit whole: nvcc, cuBLAS and a libcuda.so for the
 linker; where one is not there it says so before it compiles. One that is made of PyPI's wheels
-may have nvcc alone. This makes it whole, in a folder of one's own, for nvcc 13.0 (cuBLAS 13.1 is that of CUDA 13.0):
+may have nvcc alone. This makes it whole, in a folder of one's own, for nvcc 13.0 (cuBLAS 13.1 is
+that of CUDA 13.0):
 
 ```
 cp -al /usr/local/cuda-13.0 cuda
@@ -78,8 +79,8 @@ CUDA_PATH=$PWD/cuda CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=90-real localmoe engin
 ```
 
 With the Vulkan module nano's greedy answer on `Vulkan0` was word for word the processor's: all on
-the device, and with its experts on the disk (4 MiB of private memory), where the device multiplied the
-prompt's 52 tokens by experts that the cache brought. qwen3moe was placed as planned, with the
+the device, and with its experts on the disk (4 MiB of private memory), where the device multiplied
+the prompt's 52 tokens by experts that the cache brought. qwen3moe was placed as planned, with the
 tokens of llama.cpp alone, in the four layouts of `tests/soak/test_devices.py`. The first use
 compiles shaders: minutes of processor time; Mesa keeps them. `python -m scripts.device_table` makes
 this page's table for the device that is there.
