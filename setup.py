@@ -23,6 +23,7 @@ NATIVE = "localmoe/engine/native"
 SOURCES = (
     "native",
     "experts",
+    "expert_arrival",
     "expert_memory",
     "expert_offload",
     "expert_prediction",

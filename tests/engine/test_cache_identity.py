@@ -36,6 +36,7 @@ def check(matrix: Matrix, path: Path) -> None:
     page, least, half, whole, warmed = matrix.cells
     assert least.settings.ubatch == page.settings.ubatch  # no room for stages: from the mapping
     assert min(each.ran.counters["evictions"] for each in (least, half, warmed)) > 0
+    assert least.ran.counters["arrivals"] > 0
     assert whole.ran.counters["evictions"] == page.ran.counters["evictions"] == 0
     assert warmed.ran.counters["warmed"] >= WARMED
     # The planner's idea of an expert's memory is the cache's.

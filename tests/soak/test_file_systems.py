@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.command import Localmoe
 from tests.soak.conftest import Figures
+from tests.systems import fault_fs
 from tests.systems.file_systems import KINDS, Kind
 from tests.systems.system import OFF, PAGE, TIGHT, System
 
@@ -34,16 +35,49 @@ def test_the_same_words(
     kind: Kind, plain: Mapping[Path, str], figures: Figures, tmp_path: Path
 ) -> None:
     """On each file system the private and the page regime give the words of none."""
-    files = tmp_path / "models"
+    with kind.mounted(_copies(plain, tmp_path), tmp_path) as folder:
+        _ask(plain, folder, tmp_path, figures, f"answers on {kind.name}")
+
+
+@pytest.mark.parametrize(
+    ("reads", "fault"),
+    [
+        ("direct", "EIO"),
+        ("direct", "EINVAL"),
+        ("direct", "short"),
+        ("direct", "slow"),
+        ("cached", "slow"),
+    ],
+)
+def test_the_same_words_with_faults(
+    reads: str, fault: str, plain: Mapping[Path, str], figures: Figures, tmp_path: Path
+) -> None:
+    """Nor do faults change them: each read of FUSE fails, comes short or comes late."""
+    faults = tmp_path / "faults"
+    options = (f"--{reads}", fault, "--faults", str(faults))
+    with fault_fs.mounted(_copies(plain, tmp_path), tmp_path / "mount", *options) as folder:
+        _ask(plain, folder, tmp_path, figures, f"answers with {reads} reads: {fault}")
+    assert faults.stat().st_size > 0
+    figures["faults"] = faults.stat().st_size
+
+
+def _copies(plain: Mapping[Path, str], place: Path) -> Path:
+    files = place / "models"
     files.mkdir()
     for path in plain:
         shutil.copy2(path, files)
-    system, counted = System(Localmoe(tmp_path)), f"answers on {kind.name}"
-    with kind.mounted(files, tmp_path) as folder:
-        for path, text in plain.items():
-            for regime, options in (("private", TIGHT), ("page", PAGE)):
-                answer = system.answer(folder / path.name, *options)
-                assert (answer.text, answer.regime) == (text, regime)
-                assert answer.misses or regime == "page"
-                figures[counted] = figures.get(counted, 0) + 1
+    return files
+
+
+def _ask(
+    plain: Mapping[Path, str], folder: Path, home: Path, figures: Figures, counted: str
+) -> None:
+    """Each model of a folder in both regimes: the words that it has without a cache."""
+    system = System(Localmoe(home))
+    for path, text in plain.items():
+        for regime, options in (("private", TIGHT), ("page", PAGE)):
+            answer = system.answer(folder / path.name, *options)
+            assert (answer.text, answer.regime) == (text, regime)
+            assert answer.misses or regime == "page"
+            figures[counted] = figures.get(counted, 0) + 1
     assert all(plain.values())

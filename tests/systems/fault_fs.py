@@ -4,7 +4,8 @@
 
 Read-only and flat. Needs root and /dev/fuse; ends when it is unmounted. ``--no-mappings``: every
 open file has direct I/O, so that mapping it shared is refused with ENODEV. ``--direct`` and
-``--cached``: the name of the errno with which reads past the page cache and through it end.
+``--cached``: what becomes of reads past the page cache and through it: the name of the errno with
+which they end, ``short`` (part of a block) or ``slow``. ``--faults FILE``: gets a byte for each.
 ``--stall FILE``: while FILE exists, no read is answered; FILE.waiting tells that one waits.
 """
 
@@ -98,7 +99,14 @@ class FaultFs:
             while stall.exists():
                 time.sleep(0.1)
         fault = self._options.direct if flags & os.O_DIRECT else self._options.cached
-        if fault:
+        if fault and self._options.faults:
+            with self._options.faults.open("ab") as file:
+                file.write(b".")
+        if fault == "short":
+            size -= size // 3
+        elif fault == "slow":
+            time.sleep(0.02)
+        elif fault:
             return int(getattr(errno, fault))
         return os.pread(self._files[node - 2], size, offset)
 
@@ -147,6 +155,7 @@ def main() -> None:
     parser.add_argument("--no-mappings", action="store_true")
     parser.add_argument("--direct", default="")
     parser.add_argument("--cached", default="")
+    parser.add_argument("--faults", type=Path)
     parser.add_argument("--stall", type=Path)
     parser.add_argument("--attended", action="store_true", help="unmount when stdin is closed")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 // experts.cpp            llama.cpp's call, what a multiplication needs, waiting for it
 // expert_memory.cpp      address space, budget, eviction
 // expert_reading.cpp     from the files: what is needed, and what will be
+// expert_arrival.cpp     a token's experts multiplied in the order in which they come
 // expert_prediction.cpp  which experts the next layer will choose
 // expert_streaming.cpp   a large batch, projection by projection, where its layers do not fit
 // expert_offload.cpp     a large batch that a GPU multiplies
@@ -64,6 +65,7 @@ struct localmoe_expert_stats {
     uint64_t preferred;         // chosen experts that gave way to resident ones (lossy)
     uint64_t most_experts;      // that may be in memory at once, for want of mappings
     uint64_t no_direct;         // files that are read through the page cache
+    uint64_t arrivals;          // multiplications begun before all their experts were there
 };
 
 namespace localmoe {
@@ -200,6 +202,22 @@ struct stage {
     int     left = 0;        // parts that are not there yet
     int     busy = 0;        // parts that somebody is bringing
     trouble problem;
+};
+
+// A token's multiplication by experts of which some are still being read.
+struct arrival {
+    static constexpr size_t  MOST = 32;  // experts of a token
+    static constexpr int64_t ROWS = 64;  // of an expert, that a thread multiplies before it takes the next
+    const ggml_tensor * op = nullptr;    // null: llama.cpp multiplies
+    group *  g = nullptr;
+    int      t = 0, k = 0;
+    int      parts  = 0;                 // of ROWS rows, in an expert
+    uint64_t serial = 0;
+    std::array<int, MOST> experts;       // by rank
+    std::array<int, MOST> ranks;         // in the order in which their experts came
+    std::atomic<int>      there{0};      // how many of them have
+    std::atomic<int>      taken{0};      // parts that threads have taken
+    std::atomic<bool>     over{false};
 };
 
 struct stage_part {  // the experts [first, end) of a stage
@@ -340,7 +358,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     }
 
     int64_t observe(group & g, const ggml_tensor * ids);
-    void provide(group & g, int t, const ggml_tensor * ids, bool to_copy = false);
+    void provide(group & g, int t, const ggml_tensor * ids, const ggml_tensor * op, bool reference = false);
 
     // Least frequently used with fading: a use counts half after HALF_LIFE tokens. Kept as the
     // logarithm of the count at time 0, so that it need not be touched while time passes.
@@ -352,6 +370,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void reap(long patience);
     void ask(std::deque<piece> & queue, group & g, int e, int t);
     void wait(std::unique_lock<std::mutex> & lock, group & g, int t);
+    void read_on(std::unique_lock<std::mutex> & lock, steady::time_point since);
+    void foretell_next(group & g, int64_t n, int64_t k);
 
     bool stopped() const { return failed_ || *static_cast<volatile int32_t *>(interrupt_); }
 
@@ -361,6 +381,16 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     bool expect(group & g, int e, urgency why);
     void count(group & g, expert & x);
     void miss(group & g, expert & x);
+
+    // ---- a token's experts as they come -----------------------------------------------------------
+
+    bool multiplies_itself(group & g, int t, const ggml_tensor * op, bool reference);
+    void announce();
+    int  take_rows();
+    void multiply_rows(const ggml_tensor * op, int part);
+    void multiply_as_they_come(const ggml_compute_params * params, const ggml_tensor * op);
+    void lead(const ggml_tensor * op);
+    void help(const ggml_tensor * op);
 
     // ---- streaming -------------------------------------------------------------------------------
 
@@ -465,6 +495,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     std::atomic<int>         left_{0};  // threads that have passed the gate
     int                      sleepers_ = 0;
     prefault_list            fresh_;  // of what this visit reads
+    arrival                  coming_;
 
     std::array<stage, 2>     stages_;
     std::deque<stage_part>   parts_;      // to be brought to them

@@ -98,7 +98,7 @@ template <typename Send> bool expert_cache::copy(const char * from, size_t size,
             return false;
         }
         follow(*g, t);
-        if (!safely([&] { how_ == OFF ? look(*g, t) : provide(*g, t, &chosen_, true); })) {
+        if (!safely([&] { how_ == OFF ? look(*g, t) : provide(*g, t, &chosen_, nullptr); })) {
             broken_ = true;
         }
     }

@@ -355,12 +355,17 @@ bool expert_cache::multiply(ggml_compute_params * params, const ggml_tensor * op
         return false;
     }
     if (params->ith == 0) {
-        if (!safely([&] { provide(*g, t, op->src[2]); })) {
+        coming_.op = nullptr;
+        if (!safely([&] { provide(*g, t, op->src[2], op, params->use_ref); })) {
             broken_ = true;
         }
         fresh_.clear();
     }
     together(params);
+    if (coming_.op == op) {
+        multiply_as_they_come(params, op);
+        return true;
+    }
     return broken_;
 }
 
@@ -463,8 +468,9 @@ int64_t expert_cache::observe(group & g, const ggml_tensor * ids) {
     return row;
 }
 
-// `to_copy`: for a multiplication elsewhere; the tensor stays as it is.
-void expert_cache::provide(group & g, int t, const ggml_tensor * ids, bool to_copy) {
+// `op`: the multiplication that needs them; null: they are to be copied to one elsewhere, and the tensor stays as it
+// is. `reference`: llama.cpp is to multiply with its reference kernels.
+void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml_tensor * op, bool reference) {
     std::unique_lock<std::mutex> lock(mutex_);
     stats_.calls++;
     if (failed_) {
@@ -485,7 +491,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, bool to_co
         row = observe(g, ids);
     }
     g.seen |= 1u << t;
-    for (size_t i = 0; how_ == PRIVATE && !to_copy && i < g.tensors.size(); i++) {
+    for (size_t i = 0; how_ == PRIVATE && op && i < g.tensors.size(); i++) {
         if (!copying_ || int(i) == t) {  // the layer's others may be copied
             redirect(g, g.tensors[i], !g.mapped);
         }
@@ -538,14 +544,21 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, bool to_co
     if (first) {
         judge(g);
     }
-    bool ahead = reads_ahead(g, n);
-    if (first && ahead && n * k >= 2 * int64_t(g.experts.size())) {
+    if (first && reads_ahead(g, n) && n * k >= 2 * int64_t(g.experts.size())) {
         foretell_all((&g)[1]);  // a large batch needs nearly all of the next layer too
     }
     if (!needed_.empty()) {
+        if (op && multiplies_itself(g, t, op, reference)) {
+            return;
+        }
         wait(lock, g, t);
     }
-    if (ahead && !g.predicted && scored_for_ == &g + 1 && complete(g)) {  // now the disk is idle
+    foretell_next(g, n, k);
+}
+
+// Once all that this visit needs of a layer is there: now the disk is idle.
+void expert_cache::foretell_next(group & g, int64_t n, int64_t k) {
+    if (reads_ahead(g, n) && !g.predicted && scored_for_ == &g + 1 && complete(g)) {
         g.predicted = true;
         foretell_predicted((&g)[1], k);
     }
@@ -606,27 +619,32 @@ void expert_cache::wait(std::unique_lock<std::mutex> & lock, group & g, int t) {
         return std::all_of(needed_.begin(), needed_.end(), [&](int e) { return g.experts[e].pieces[t].state == READY; });
     };
     while (!stopped() && !there()) {
-        piece p;
-        if (take_piece(demand_, p)) {  // sooner done than a reader is awake
-            read(lock, p, bounce_);
-            continue;
-        }
-        if (!queue_.under_way()) {
-            ready_.wait_for(lock, std::chrono::milliseconds(20));
-            continue;
-        }
-        // Waking a sleeping processor takes a good part of a read: at first, look again.
-        bool look = seconds_since(start) < SPIN_S;
-        lock.unlock();
-        if (look) {
-            pause();
-        }
-        lock.lock();
-        reap(look ? 0 : 1000000);
+        read_on(lock, start);
     }
     waiting_ = false;
     stats_.stall_s += seconds_since(start);
     broken_ = !there();
+}
+
+// Thread 0 has nothing to do but to read, or to wait for a moment; it has since `since`.
+void expert_cache::read_on(std::unique_lock<std::mutex> & lock, steady::time_point since) {
+    piece p;
+    if (take_piece(demand_, p)) {  // sooner done than a reader is awake
+        read(lock, p, bounce_);
+        return;
+    }
+    if (!queue_.under_way()) {
+        ready_.wait_for(lock, std::chrono::milliseconds(20));
+        return;
+    }
+    // Waking a sleeping processor takes a good part of a read: at first, look again.
+    bool look = seconds_since(since) < SPIN_S;
+    lock.unlock();
+    if (look) {
+        pause();
+    }
+    lock.lock();
+    reap(look ? 0 : 1000000);
 }
 
 void expert_cache::count(group & g, expert & x) {

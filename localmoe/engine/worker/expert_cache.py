@@ -63,6 +63,7 @@ class _Stats(ctypes.Structure):
         ("preferred", ctypes.c_uint64),
         ("most_experts", ctypes.c_uint64),
         ("no_direct", ctypes.c_uint64),
+        ("arrivals", ctypes.c_uint64),
     )
 
 
@@ -93,6 +94,7 @@ class Counters:
     preferred: int  # choices changed by ``prefer``
     most_experts: int  # that the system's limit of mappings lets be in memory at once
     no_direct: int  # files that cannot be read past the page cache
+    arrivals: int  # multiplications begun before all their experts were there
 
 
 def file_changed(why: str) -> ModelFileError:
