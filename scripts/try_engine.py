@@ -1,20 +1,22 @@
 """Another version of llama-cpp-python: which parts of localmoe break with it.
 
-    python -m scripts.try_engine VERSION [--keep FOLDER] [--limit MINUTES]
+    python -m scripts.try_engine VERSION [--keep FOLDER] [--limit MINUTES] [--skip LINES]
 
 Makes an environment that is thrown away (--keep: that stays, and is used again), compiles the
-engine there, and runs the tests that docs/engine-upgrade.md lists, line by line. A line that takes
-longer than the limit is ended, with all that it started. Exits with 1 if one fails or hangs.
+engine there, and runs the tests that docs/engine-upgrade.md lists, line by line. Where no test ends
+within the limit the line is ended, with all that it started. Exits with 1 if one fails or hangs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 import venv
 from collections.abc import Iterator, Sequence
@@ -68,14 +70,17 @@ def prepared(folder: Path, version: str) -> Path:
 
 
 def failures(python: Path, tests: Sequence[str], limit: float) -> list[str]:
-    """What is wrong with tests that may take ``limit`` seconds; see ``verdict``."""
+    """What is wrong with tests of which each may take ``limit`` seconds; see ``verdict``."""
     command = [str(python), "-m", "pytest", "-n", "0", "-m", "", "-vv", "--tb=no", *tests]
     with tempfile.TemporaryFile("w+") as output:
         running = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            code: int | None = running.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
+        code, said, since = None, 0, time.monotonic()
+        while code is None and time.monotonic() - since < limit:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = running.wait(1)
+            if (size := os.fstat(output.fileno()).st_size) != said:
+                said, since = size, time.monotonic()
+        if code is None:
             end_all(running.pid)
             running.wait()
         output.seek(0)
@@ -113,8 +118,9 @@ def main() -> int:
     parser.add_argument("version", help="of llama-cpp-python, such as 0.3.35")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of the environment")
     parser.add_argument(
-        "--limit", type=float, default=15, metavar="MINUTES", help="for each line; 15 by default"
+        "--limit", type=float, default=15, metavar="MINUTES", help="for each test; 15 by default"
     )
+    parser.add_argument("--skip", type=int, default=0, metavar="LINES", help="of the table")
     args = parser.parse_args()
     broken = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,7 +129,7 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"{PACKAGE} {args.version} cannot be installed: {error}", file=sys.stderr)
             return 1
-        for line in lines(PAGE.read_text("utf-8")):
+        for line in list(lines(PAGE.read_text("utf-8")))[args.skip :]:
             failed = failures(python, line.tests, 60 * args.limit)
             broken += bool(failed)
             print(f"{'BREAKS' if failed else 'holds '} {line.what}", flush=True)
