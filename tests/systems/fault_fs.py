@@ -5,7 +5,7 @@
 Read-only and flat. Needs root and /dev/fuse; ends when it is unmounted. ``--no-mappings``: every
 open file has direct I/O, so that mapping it shared is refused with ENODEV. ``--direct`` and
 ``--cached``: what becomes of reads past the page cache and through it: the name of the errno with
-which they end, ``short`` (part of a block) or ``slow``. ``--faults FILE``: gets a byte for each.
+which they end, or ``slow``; a short answer would be the file's end. ``--faults FILE``: a byte for each.
 ``--stall FILE``: while FILE exists, no read is answered; FILE.waiting tells that one waits.
 """
 
@@ -102,9 +102,7 @@ class FaultFs:
         if fault and self._options.faults:
             with self._options.faults.open("ab") as file:
                 file.write(b".")
-        if fault == "short":
-            size -= size // 3
-        elif fault == "slow":
+        if fault == "slow":
             time.sleep(0.02)
         elif fault:
             return int(getattr(errno, fault))
