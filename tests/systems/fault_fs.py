@@ -5,7 +5,7 @@
 Read-only and flat. Needs root and /dev/fuse; ends when it is unmounted. ``--no-mappings``: every
 open file has direct I/O, so that mapping it shared is refused with ENODEV. ``--direct`` and
 ``--cached``: what becomes of reads past the page cache and through it: the name of the errno with
-which they end, or ``slow``; a short answer would be the file's end. ``--faults FILE``: a byte for each.
+which they end, or ``slow`` (a short answer would end the file). ``--faults FILE``: a byte for each.
 ``--stall FILE``: while FILE exists, no read is answered; FILE.waiting tells that one waits.
 """
 
