@@ -59,6 +59,7 @@ def visit(served: Served, cases: int, patience: float = PATIENCE) -> Counter[int
                 assert answer.status_code < 500 or answer.status_code == 503, answer.text
 
             check()
+            print(mode.name.lower(), operation.path, sum(seen.values()), flush=True)
     assert served.ask("GET", "/health")[0] == 200
     return seen
 
