@@ -7,15 +7,16 @@ import dataclasses
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from localmoe import kept, storage
 from localmoe.app.default_model import default_model, remember
 from localmoe.app.listener import Listener
 from localmoe.app.model import LoadedModel
+from localmoe.app.model_record import decoded_model
 from localmoe.app.records import decoded
 from localmoe.app.requests import LoadRequest, PlanRequest
 from localmoe.chat.renderer import Renderer, RenderError
@@ -24,7 +25,7 @@ from localmoe.engine.events import Loaded
 from localmoe.errors import LocalmoeError, StorageError
 from localmoe.facts import catalog
 from localmoe.facts.hardware import Machine
-from localmoe.facts.model import Model, read_model
+from localmoe.facts.model import Model
 from localmoe.planning.plan import Plan, Wishes
 from localmoe.text import clean_line
 
@@ -49,6 +50,14 @@ class Greeting:
     address: str  # of its HTTP, for people
 
 
+class Found(NamedTuple):
+    """A connection to a server, and what it said: how its model is loaded, and which it is."""
+
+    connected: socket.socket
+    greeting: Greeting
+    facts: Model
+
+
 @contextlib.contextmanager
 def served_model(request: LoadRequest, listener: Listener) -> Iterator[LoadedModel | None]:
     """The model, if a server of this user has it loaded as the request wants it; else None.
@@ -58,12 +67,12 @@ def served_model(request: LoadRequest, listener: Listener) -> Iterator[LoadedMod
     if request.record or not _sockets():
         yield None
         return
-    facts = _model_here(request)
-    found = served(facts, request.plan) if facts is not None else None
-    if facts is None or found is None:
+    path = _path_of(request)
+    found = served(path, request.plan) if path is not None else None
+    if found is None:
         yield None
         return
-    connected, greeting = found
+    connected, greeting, facts = found
     kind = greeting.plan.settings.type_k
     how = "" if kind == Wishes().type_k else f", with its KV cache in {kind}"
     where = f" at {greeting.address}" if greeting.address else ""
@@ -95,19 +104,24 @@ class ServersRenderer(Renderer):
         return dict(reply["rendered"])
 
 
-def served(model: Model, request: PlanRequest) -> tuple[socket.socket, Greeting] | None:
-    """A connection to a server that has this model loaded as the request wants it; None: none."""
+def served(path: Path, request: PlanRequest) -> Found | None:
+    """A server that has the model at this path loaded as the request wants it; None: none has."""
     if request.machine is not None:
         return None
-    files = signature(model)
-    for path in _sockets():
-        found = _greeted(path)
+    for one in _sockets():
+        found = _greeted(one)
         if found is None:
             continue
-        if found[1].files == files and agree(request, found[1]):
+        if is_of(found.greeting.files, path) and agree(request, found.greeting):
             return found
-        found[0].close()
+        found.connected.close()
     return None
+
+
+def is_of(files: Signature, path: Path) -> bool:
+    """Whether the file at this path is one of these, and all of them are as they were."""
+    here = os.path.realpath(path)
+    return any(here == file for file, *_ in files) and files == _signed([f for f, *_ in files])
 
 
 def agree(request: PlanRequest, greeting: Greeting) -> bool:
@@ -132,11 +146,15 @@ def agree(request: PlanRequest, greeting: Greeting) -> bool:
 
 def signature(model: Model) -> Signature:
     """Of the model's files; no two are equal where one cannot be looked at."""
+    return _signed([os.path.realpath(path) for path in model.paths])
+
+
+def _signed(paths: Sequence[str]) -> Signature:
     found = []
-    for path in model.paths:
+    for path in paths:
         try:
-            status = path.stat()
-            found.append((os.path.realpath(path), status.st_size, status.st_mtime_ns))
+            status = os.stat(path)  # noqa: PTH116
+            found.append((path, status.st_size, status.st_mtime_ns))
         except OSError:
             found.append((os.urandom(16).hex(), 0, 0))
     return tuple(found)
@@ -172,17 +190,15 @@ def _sockets() -> list[Path]:
     return []
 
 
-def _model_here(request: LoadRequest) -> Model | None:
-    """The model of that name, if it is here and whole; who loads it says what is wrong."""
+def _path_of(request: LoadRequest) -> Path | None:
+    """Where the model of that name is, if it is here; who loads it says what is wrong."""
     name = request.name if request.name is not None else default_model()[0]
     with contextlib.suppress(LocalmoeError):
-        path = catalog.resolve(name)
-        if not path.is_relative_to(catalog.hub_cache()) or catalog.is_whole(path):
-            return read_model(path)
+        return catalog.resolve(name)
     return None
 
 
-def _greeted(path: Path) -> tuple[socket.socket, Greeting] | None:
+def _greeted(path: Path) -> Found | None:
     """A connection and what its server says first; None, and no trace, of one that is gone."""
     connected = socket.socket(socket.AF_UNIX)
     try:
@@ -191,9 +207,11 @@ def _greeted(path: Path) -> tuple[socket.socket, Greeting] | None:
             connected.connect(f"{folder}/{path.name}")
         if not is_ours(connected):
             raise ValueError("of another user")
-        greeting = decoded(Greeting, kept.parse(_line(connected)))
+        said = kept.parse(_line(connected))
+        facts = decoded_model(said.pop("model"))
+        greeting = decoded(Greeting, said)
         connected.settimeout(None)
-        return connected, greeting
+        return Found(connected, greeting, facts)
     except (OSError, StorageError, *kept.DAMAGED) as error:
         connected.close()
         if isinstance(error, ConnectionRefusedError):  # its server was killed

@@ -20,6 +20,7 @@ from typing import IO
 from localmoe import kept
 from localmoe.app.attach import Greeting, is_ours, signature, socket_folder
 from localmoe.app.model import LoadableEngine, LoadedModel
+from localmoe.app.model_record import encoded_model
 from localmoe.app.records import decoded, encoded
 from localmoe.app.requests import PlanRequest
 from localmoe.app.shared import SharedModel
@@ -197,4 +198,5 @@ def _greeting(model: LoadedModel, request: PlanRequest, address: str) -> bytes:
         model.loaded,
         address,
     )
-    return json.dumps(encoded(greeting)).encode() + b"\n"
+    said = {**encoded(greeting), "model": encoded_model(model.facts)}
+    return json.dumps(said).encode() + b"\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import types
 import typing
@@ -19,7 +20,7 @@ def decoded(kind: Any, value: Any) -> Any:
     """The value of that type from what ``encoded`` made. Raises one of ``kept.DAMAGED``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
+        hints = _types(kind)
         fields = {name: decoded(hints[name], item) for name, item in value.items()}
         return kind(**fields)
     if origin in (typing.Union, types.UnionType):
@@ -36,3 +37,7 @@ def decoded(kind: Any, value: Any) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{kind} expected")
     return value
+
+
+_types = functools.cache(typing.get_type_hints)
+"""The types of a record's fields; found out once, since that takes longer than all the rest."""

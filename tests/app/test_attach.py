@@ -74,6 +74,7 @@ def test_the_same_words_through_the_socket(model: LoadedModel, attached: LoadedM
     prompt = "Grüße, <s> 世界"
     assert attached.plan == model.plan
     assert attached.machine == model.machine
+    assert attached.facts == model.facts
     assert attached.chat(QUESTION, **GREEDY).result().answer == (
         model.chat(QUESTION, **GREEDY).result().answer
     )
@@ -121,6 +122,19 @@ def test_a_server_that_ends(door: ModelSocket, attached: LoadedModel, path: Path
     assert os.listdir(storage.state_dir() / "served") == []  # noqa: PTH208
 
 
+def test_a_file_that_has_changed_is_another_model(door: ModelSocket, path: Path) -> None:
+    """Rewritten since the server has loaded it: its words would be those of the old one."""
+    then = path.stat()
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns + 1))
+    try:
+        assert served(path, PlanRequest()) is None
+    finally:
+        os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    found = served(path, PlanRequest())
+    assert found is not None
+    found.connected.close()
+
+
 def test_a_socket_that_was_left_behind(model: LoadedModel) -> None:
     """Of a server that was killed: nobody answers, and it is removed."""
     folder = storage.private_dir(storage.state_dir() / "served")
@@ -128,7 +142,7 @@ def test_a_socket_that_was_left_behind(model: LoadedModel) -> None:
         number = os.open(folder, os.O_RDONLY)
         dead.bind(f"/proc/self/fd/{number}/dead")
         os.close(number)
-    assert served(model.facts, PlanRequest()) is None
+    assert served(model.facts.paths[0], PlanRequest()) is None
     assert not (folder / "dead").exists()
 
 
@@ -148,7 +162,7 @@ def test_a_socket_that_says_something_else(model: LoadedModel) -> None:
 
             speaker = threading.Thread(target=speak)
             speaker.start()
-            assert served(model.facts, PlanRequest()) is None
+            assert served(model.facts.paths[0], PlanRequest()) is None
             speaker.join()
     (folder / "odd").unlink()
 
@@ -176,9 +190,9 @@ def test_a_client_that_says_something_else(door: ModelSocket, model: LoadedModel
     """Its connection ends, and its mistake reaches no engine: the model answers others."""
     worker = model.engine.pid  # type: ignore[attr-defined]
     for line in ODD:
-        found = served(model.facts, PlanRequest())
+        found = served(model.facts.paths[0], PlanRequest())
         assert found is not None, line
-        with found[0] as connected:
+        with found.connected as connected:
             connected.sendall(line * 3)
             connected.shutdown(socket.SHUT_WR)
             assert connected.recv(100) == b"", line
