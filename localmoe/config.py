@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,14 +94,21 @@ def read() -> Config:
     return parse(data, file)
 
 
+def read_toml(text: str) -> dict[str, Any]:
+    """What TOML says. Raises ValueError."""
+    import tomllib  # late: most people have no configuration
+
+    return tomllib.loads(text)
+
+
 def parse(data: bytes, file: Path) -> Config:
     """The configuration in the bytes of ``file``. Raises UsageError."""
     try:
-        body = tomllib.loads(data.decode("utf-8-sig"))
+        body = read_toml(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{file} is not UTF-8, in line {line}", hint="save it in UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not TOML: {error}", hint="correct it, or delete it") from None
     aliases, models = body.pop("aliases", {}), body.pop("models", {})
     model = body.pop("model", None)
@@ -166,7 +172,7 @@ def changed(text: str, section: tuple[str, ...], name: str, value: Value | None)
     ``section`` is () for the top, ("models", "NAME") for a table. Raises UsageError if changing one
     line is not enough, as in an inline table.
     """
-    wanted = _with(tomllib.loads(text), section, name, value)
+    wanted = _with(read_toml(text), section, name, value)
     lines = text.splitlines()
     start, end = _section(lines, section)
     new = [] if value is None else [f"{_key(name)} = {_literal(value)}"]
@@ -185,9 +191,9 @@ def changed(text: str, section: tuple[str, ...], name: str, value: Value | None)
             lines[end:end] = new
     result = "\n".join(lines).strip("\n") + "\n"
     try:
-        if tomllib.loads(result) == wanted:
+        if read_toml(result) == wanted:
             return result
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         pass
     raise UsageError(f"{name} is written in a way that is left alone", hint=f"edit {path()}")
 
@@ -213,8 +219,8 @@ def _section(lines: Sequence[str], section: tuple[str, ...]) -> tuple[int | None
     starts: dict[tuple[str, ...], int] = {} if section else {(): 0}
     for i, line in headers:
         try:
-            parsed = tomllib.loads(line)
-        except tomllib.TOMLDecodeError:
+            parsed = read_toml(line)
+        except ValueError:
             continue  # a line of an array
         names = []
         while parsed:
@@ -230,8 +236,8 @@ def _section(lines: Sequence[str], section: tuple[str, ...]) -> tuple[int | None
 def _assigned(line: str) -> str | None:
     """The name that a line sets; None: none."""
     try:
-        parsed = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
+        parsed = read_toml(line)
+    except ValueError:
         return None
     return next(iter(parsed), None)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,6 +84,8 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
     The folder is created if need be. Raises StorageError (disk full, no permission …).
     """
+    import tempfile  # late: who only reads need not wait for it
+
     private_dir(path.parent)
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary: str | None = None

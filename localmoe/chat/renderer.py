@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from localmoe.errors import TemplateError
 from localmoe.text import clean, shortened
 from localmoe.wording import option
+
+if TYPE_CHECKING:
+    import subprocess
 
 RENDER_SECONDS = 1.5  # a refusal must be there within 2 s
 START_SECONDS = 30.0  # Python and Jinja start in 0.1 s, unless the machine is very busy
@@ -88,6 +90,8 @@ class Renderer:
         self.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        import subprocess  # late: who is answered by a server starts no renderer
+
         if self._process is not None and self._process.poll() is not None:
             self._stop()  # it was killed while nobody asked it
         if self._process is None:

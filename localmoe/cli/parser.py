@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import textwrap
 from typing import Any, NoReturn
 
@@ -132,6 +131,8 @@ def _overview() -> str:
 
 def _screen_width() -> int:
     """Columns that a help text may fill."""
+    import shutil  # late: only a help text needs it
+
     return max(20, min(100, shutil.get_terminal_size().columns - 2))
 
 

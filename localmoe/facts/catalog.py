@@ -132,6 +132,8 @@ def looks_like_model(word: str) -> bool:
     if not word or any(c.isspace() for c in word):
         return False
     asked = read_name(word)
+    if asked.base.lower() == BUNDLED:  # known without looking at what else is here
+        return True
     if word_forms.has_form_of_model(asked) or (is_path(word) and Path(word).is_file()):
         return True
     if is_written_as_path(asked.text):

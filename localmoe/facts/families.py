@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -56,4 +55,6 @@ def family_names() -> tuple[str, ...]:
 
 @cache
 def _file() -> dict[str, Any]:
+    import tomllib  # late: a model that is here is found without
+
     return tomllib.loads((models_package() / "catalog.toml").read_text(encoding="utf-8"))

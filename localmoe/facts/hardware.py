@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +57,7 @@ def detect(
         # A thread beyond the quota makes all of them wait, so parts of a processor do not count.
         logical = max(1, min(logical, int(quota)))
     return Machine(
-        os=f"{platform.system()} {platform.machine()}",
+        os=f"{os.uname().sysname} {os.uname().machine}",
         cpu=_cpu_name(root),
         cores_physical=min(_physical_cores(root, allowed), logical),
         cores_logical=logical,
@@ -147,18 +145,20 @@ def _physical_cores(root: Path, allowed: Collection[int]) -> int:
 def _cpu_name(root: Path) -> str:
     text = _read(root / "proc/cpuinfo")
     match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", text, re.MULTILINE)
-    name = match[1] if match else platform.machine()
+    name = match[1] if match else os.uname().machine
     return clean_line(name)[:80] or "unknown"
 
 
 def _system_gpus(root: Path, total: int, available: int) -> list[Gpu]:
-    if platform.system() == "Darwin" and platform.machine() == "arm64":
+    if (os.uname().sysname, os.uname().machine) == ("Darwin", "arm64"):
         return [Gpu("Apple GPU", total, available, False, None, "metal", unified=True)]
     return gpus.system_gpus(root)
 
 
 def _disk_free(folder: Path) -> int:
     """Free bytes where ``folder`` is, or will be."""
+    import shutil  # late: who is answered by a server plans nothing
+
     for place in (folder, *folder.parents):
         try:
             return shutil.disk_usage(place).free

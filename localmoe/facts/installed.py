@@ -14,7 +14,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from localmoe.facts.local_files import (
@@ -47,10 +47,10 @@ class Installed:
 
 def models_package() -> Path:
     """The folder of bundled data: installed as ``localmoe_models``, ``models/`` in a checkout."""
-    try:
-        return Path(str(files("localmoe_models")))
-    except ModuleNotFoundError:
-        return Path(__file__).parents[2] / "models"
+    installed = find_spec("localmoe_models")
+    if installed is not None and installed.origin is not None:
+        return Path(installed.origin).parent
+    return Path(__file__).parents[2] / "models"
 
 
 def bundled_path() -> Path:

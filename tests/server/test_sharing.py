@@ -50,7 +50,10 @@ def test_run_uses_the_served_model(nano: Served) -> None:
     assert len(served) == 1
 
 
-LATE = ("rich", "numpy", "psutil", "jinja2", "filelock", "huggingface_hub", "hashlib", "asyncio")
+LATE = (
+    *("rich", "numpy", "psutil", "jinja2", "filelock", "huggingface_hub", "hashlib", "asyncio"),
+    *("tomllib", "subprocess"),
+)
 ATTACHED = f"""
 import sys
 from localmoe.cli.main import main
