@@ -24,6 +24,7 @@ SOURCES = (
     "native",
     "experts",
     "expert_arrival",
+    "expert_mapping",
     "expert_memory",
     "expert_offload",
     "expert_prediction",

@@ -164,6 +164,7 @@ struct group {
     bool   direct    = true;     // file and memory agree modulo BLOCK for every expert
     bool   streamed  = false;    // in this visit
     bool   mapped    = false;    // in this visit: multiplied where llama.cpp has mapped the file
+    int    chosen    = 0;        // experts of this visit
     int    resident  = 0;
     int    capacity  = 0;
     double share     = -1;       // of its experts at the planned budget; < 0: like the others
@@ -218,6 +219,11 @@ struct arrival {
     std::atomic<int>      there{0};      // how many of them have
     std::atomic<int>      taken{0};      // parts that threads have taken
     std::atomic<bool>     over{false};
+};
+
+struct page_part {  // the experts [first, end) of a tensor, where llama.cpp has mapped it
+    const tensor_info * tensor;
+    int first, end;
 };
 
 struct stage_part {  // the experts [first, end) of a stage
@@ -412,6 +418,14 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void refill();
     void give_buffers_back();
 
+    // ---- batches from the file's mapping ---------------------------------------------------------
+
+    void expect_faults(bool in_order);
+    bool crowds(const group & g, int t) const;
+    void notice_crowding(group & g, int t);
+    void bring_pages(group & g, int t);
+    bool take_pages(std::unique_lock<std::mutex> & lock);
+
     // ---- copies to a GPU -------------------------------------------------------------------------
 
     void begin_copies();
@@ -497,6 +511,9 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     prefault_list            fresh_;  // of what this visit reads
     arrival                  coming_;
 
+    std::deque<page_part>    pages_;            // to be brought to the mapping, in this order
+    uint64_t                 crowded_ = UINT64_MAX;  // page: bytes of a multiplication that did not stay until it began
+    bool                     in_order_ = false;  // what the system was told of the mappings
     std::array<stage, 2>     stages_;
     std::deque<stage_part>   parts_;      // to be brought to them
     size_t                   stage_bytes_ = 0;  // of each

@@ -231,6 +231,9 @@ void expert_cache::read_loop() {
             bring(lock, s);
             continue;
         }
+        if (take_pages(lock)) {
+            continue;
+        }
         piece p;
         if (!next_piece(p)) {
             work_.wait(lock);

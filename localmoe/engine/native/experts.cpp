@@ -132,13 +132,11 @@ bool expert_cache::start() {
         if (how_ == PRIVATE && !lay_out(g)) {
             return false;
         }
-        for (auto & t : g.tensors) {
-            if (how_ == PAGES) {  // no window around a fault: we say what is needed
-                auto from = down(size_t(t.mapped), PAGE);
-                madvise(reinterpret_cast<void *>(from), up(size_t(t.mapped) + t.bytes * g.experts.size(), PAGE) - from,
-                        MADV_RANDOM);
-            }
-        }
+    }
+    if (how_ == PAGES) {
+        expect_faults(false);  // no window around a fault: we say what is needed
+    } else if (how_ == PRIVATE) {
+        expect_faults(true);  // of batches that are multiplied there
     }
     limit_mappings();
     share_budget();
@@ -180,6 +178,9 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded, int6
     if (decoding_ && staged_) {
         cancel(lock);
         free_stages();
+    }
+    if (decoding_ && how_ == PAGES && in_order_) {
+        expect_faults(false);
     }
     if (buffers < lent_) {
         give_buffers_back();
@@ -223,6 +224,7 @@ bool expert_cache::end() {
     end_copies();
     reap(0);
     unstage();
+    pages_.clear();
     if (staged_ && (stopped() || following_ == 0)) {
         cancel(lock);
         free_stages();
@@ -488,6 +490,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
         g.predicted = false;
         g.streamed = streams(g, n, k);
         g.mapped = maps(g, n, k);
+        g.chosen = 0;
         row = observe(g, ids);
     }
     g.seen |= 1u << t;
@@ -506,6 +509,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
             auto & x = g.experts[e];
             if (x.pinned != visit_) {
                 x.pinned = visit_;
+                g.chosen++;
                 if (how_ == PAGES && x.resident && clock_ - x.last_use > FRESH) {
                     for (auto & p : x.pieces) {  // the system may have dropped it
                         p.state = p.state == READY ? ABSENT : p.state;
@@ -531,7 +535,8 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
         stream(lock, g, t, n, k);
         return;
     }
-    if (g.mapped) {
+    if (g.mapped || crowds(g, t)) {
+        bring_pages(g, t);
         return;
     }
     if (!needed_.empty()) {
@@ -553,6 +558,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
         }
         wait(lock, g, t);
     }
+    notice_crowding(g, t);
     foretell_next(g, n, k);
 }
 
