@@ -26,6 +26,7 @@ WISHES = {
     "kv-type": 'type_k="{0}", type_v="{0}"',
     "n-cpu-moe": "n_cpu_moe={}",
     "override": "overrides={}",
+    "repack": 'repack="{}"',
     "ram": "ram={} * 2**30",
     "threads": "threads={}",
     "vram": "vram={} * 2**30",

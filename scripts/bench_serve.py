@@ -61,6 +61,7 @@ class Asked:
     tokens: int  # of the answer
     context: int
     bias: Mapping[str, float]
+    repack: str = "off"  # by localmoe serve
 
 
 Ask = Callable[[str], Run]
@@ -143,7 +144,7 @@ def attached(asked: Asked) -> Iterator[Ask]:
 def serving(asked: Asked, box: Box) -> Iterator[Ask]:
     """`localmoe serve`."""
     command = [sys.executable, "-m", "localmoe", "serve", asked.model, "--port", "0"]
-    command += ["-c", str(asked.context), "--threads", THREADS]
+    command += ["-c", str(asked.context), "--threads", THREADS, "--repack", asked.repack]
     with started(command, box) as (process, log):
         while not (said := log.read_text().partition("listening on ")[2]).endswith("\n"):
             alive(process, log)
@@ -256,10 +257,11 @@ def main() -> None:
     parser.add_argument("--vs", metavar="LLAMA_SERVER")
     parser.add_argument("--memory", type=float, metavar="SHARE")
     parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--repack", choices=("off", "on"), default="off", help="localmoe serve's")
     given = parser.parse_args()
     context = -(-(2 * given.prompt_tokens + given.tokens + 64) // 256) * 256
     bias = {str(token): -100.0 for token in control_tokens(given.model)}
-    asked = Asked(str(given.model), given.tokens, context, bias)
+    asked = Asked(str(given.model), given.tokens, context, bias, given.repack)
     prompt = PROMPT * (given.prompt_tokens // 8)
     limit = given.memory and round(given.memory * given.model.stat().st_size)
 

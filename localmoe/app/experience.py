@@ -78,13 +78,14 @@ def was_sent(model: Model, plan: Plan, key: str) -> bool:
 
 
 def regime_of(model: Model, plan: Plan) -> str:
-    """Quantization, tiers, cache, threads and devices: runs that share these are compared."""
+    """Quantization, tiers, cache, threads, order, devices: runs that share these are compared."""
     settings = plan.settings
     parts = (
         model.quantization,
         plan.verdict.value,
         plan.cache.regime,
         f"{settings.threads} threads",
+        *(("repacked",) if settings.repack else ()),
         place_of(plan),
     )
     return " ".join(parts)

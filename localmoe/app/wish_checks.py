@@ -16,6 +16,7 @@ from localmoe.text import MAX_CONTEXT, shortened
 TIERS = ("gpu", "ram", "disk")
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 CACHES = ("auto", "off", "page", "private")
+REPACKING = ("off", "on")
 MOST = 2**31 - 1  # of a number that llama.cpp takes
 MOST_BYTES = 1 << 50
 # Field → the least and the most that it may be, and what that is; None is always allowed.
@@ -30,7 +31,7 @@ NUMBERS = {
     "cache_ram": (1, MOST_BYTES, "a number of bytes"),
     "experts": (1, 4096, "a number of experts"),
 }
-CHOICES = {"type_k": KV_TYPES, "type_v": KV_TYPES, "cache": CACHES}
+CHOICES = {"type_k": KV_TYPES, "type_v": KV_TYPES, "cache": CACHES, "repack": REPACKING}
 
 
 def checked(wishes: object, context: object = None) -> Wishes:

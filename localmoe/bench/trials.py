@@ -24,6 +24,7 @@ _FIELDS = {
     "batch": ("batch",),
     "kv-type": ("type_k", "type_v"),
     "cache": ("cache",),
+    "repack": ("repack",),
 }
 """Which part of a plan's request each setting is."""
 

@@ -11,14 +11,14 @@ from localmoe.planning.memory import EngineSettings
 TURN_READ, TURN_WRITTEN = 500, 250  # tokens of the turn that settings are compared by
 LEAST_GAIN = 1.05  # less is not worth a line in a file
 SAMPLES = 3  # of each side, before anything is said
-CHANGES_ANSWERS = frozenset({"kv-type"})  # slightly: what the model reads of its past is rounded
+CHANGES_ANSWERS = frozenset({"kv-type", "repack"})  # slightly: something is rounded otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One setting, by its long name on the command line, with another value."""
 
-    setting: str  # "threads" | "batch" | "kv-type" | "cache"
+    setting: str  # "threads" | "batch" | "kv-type" | "cache" | "repack"
     now: int | str
     value: int | str
 
@@ -71,6 +71,7 @@ def variants(
         *_cache(regime),
         *_batch(settings.ubatch, prompt),
         *_kv_type(settings),
+        *_repack(settings, regime),
     )
     return tuple(variant for variant in found if variant.setting not in fixed)
 
@@ -99,6 +100,12 @@ def _batch(now: int, prompt: int) -> Iterator[Variant]:
 def _kv_type(settings: EngineSettings) -> Iterator[Variant]:
     if settings.type_k == settings.type_v == "f16":
         yield Variant("kv-type", "f16", "q8_0")
+
+
+def _repack(settings: EngineSettings, regime: str) -> Iterator[Variant]:
+    """Copies of the weights for the processor's kernels, where all of them are in RAM."""
+    if regime == "resident" and not settings.devices and not settings.repack:
+        yield Variant("repack", "off", "on")
 
 
 def median(samples: Sequence[Sample]) -> Sample:

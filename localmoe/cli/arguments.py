@@ -36,6 +36,7 @@ class Options:
     batch: int | None = None  # tokens
     cache: str = "auto"
     cache_ram: int | None = None  # bytes
+    repack: str = "off"
     experts: int | None = None  # per token
     prefer_cached: float | None = None
     trace: str | None = None  # path: where the routing is recorded

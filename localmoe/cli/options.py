@@ -30,6 +30,7 @@ from localmoe.cli.option_types import (
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 CACHES = ("auto", "off", "page", "private")
+REPACKING = ("off", "on")
 THINK_LEVELS = ("auto", "off", "low", "medium", "high")
 OVERFLOWS = ("ask", "drop", "summarise", "stop")  # chat/context.py
 
@@ -91,6 +92,12 @@ GROUPS = (
             "RAM that experts may take at most",
             ram,
             commands=(*PLANS, "experts simulate"),
+        ),
+        option(
+            "--repack HOW",
+            "weights that are all in RAM in the order of the processor's kernels (off, on): "
+            "answers are written faster, prompts of an MoE read more slowly",
+            choices=REPACKING,
         ),
         option(
             "--experts N",

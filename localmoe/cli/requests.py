@@ -71,6 +71,7 @@ def wishes(options: Options) -> Wishes:
         overrides=options.overrides,
         cache=options.cache,
         cache_ram=options.cache_ram,
+        repack=options.repack,
         experts=options.experts,
         prefer_cached=options.prefer_cached,
     )

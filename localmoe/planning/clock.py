@@ -35,6 +35,7 @@ WORD_S = 6e-9  # seconds per entry of the vocabulary to choose among them
 START_S = 0.3  # seconds to start the worker and make a context
 WORD_READ_S = 1.5e-6  # seconds per entry of the vocabulary to read it at load
 HASHED = 7e8  # bytes per second of weights that llama.cpp hashes before it sends them to a worker
+REPACKING = 6e8  # bytes per second of weights that llama.cpp copies into another order
 LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
 # Reads of experts take so many times as long as timed direct reads, by cache regime:
 MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; private ones are read ahead
@@ -148,6 +149,8 @@ class Clock:
         else:
             size = sum(end - start for _, start, end in dense_ranges(self._model))
         fixed = START_S + WORD_READ_S * self._work.vocabulary
+        if self._plan.settings.repack:
+            fixed += self._model.size / REPACKING
         here = Seconds.of(fixed, LOAD) + Seconds.of(LOADING * size / self._disk.cached, LOAD)
         return here + self._sending(sent)
 

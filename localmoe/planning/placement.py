@@ -34,6 +34,9 @@ from localmoe.planning.search import PlacementSearch
 from localmoe.routing.profile import Profile
 from localmoe.wording import option
 
+NOT_REPACKED = (
+    "--repack is left aside: weights are copied into another order where all of them are in RAM"
+)
 CONTEXT_STEP = 1024  # granularity of max_context, tokens
 
 
@@ -60,6 +63,10 @@ def make_plan(
     )
     candidate = placement.search.find()
     verdict = placement.verdict(candidate)
+    if wishes.repack == "on" and (verdict is not Verdict.RAM or candidate.disk):
+        usual = dataclasses.replace(wishes, repack="off")
+        plan = make_plan(model, machine, usual, measure, promised_ram, profile)
+        return dataclasses.replace(plan, warnings=(*plan.warnings, NOT_REPACKED))
     if not verdict.fits and wishes.prompt_cache is None:  # better without than not at all
         without = dataclasses.replace(wishes, prompt_cache=0)
         return make_plan(model, machine, without, measure, promised_ram, profile)

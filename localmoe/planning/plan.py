@@ -61,6 +61,7 @@ class Wishes:
     overrides: tuple[tuple[str, str], ...] = ()  # (tensor-name regex, device); before all rules
     cache: str = "auto"  # experts that do not fit: "auto" | "off" | "page" | "private"
     cache_ram: int | None = None  # bytes that experts in RAM may take at most
+    repack: str = "off"  # weights in the order of the processor's kernels: "off" | "on"
     prompt_cache: int | None = 0  # bytes of RAM for what was read in other conversations
     experts: int | None = None  # lossy: experts per token
     prefer_cached: float | None = None  # lossy: how much less probable a resident one may be

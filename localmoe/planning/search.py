@@ -140,6 +140,9 @@ class PlacementSearch:
             type_v=self._wishes.type_v,
             threads=self._threads,
             threads_batch=self._threads,
+            repack=self._wishes.repack == "on",
+            # A mapping of the file beside the copies would be counted a second time.
+            load_mode="none" if self._wishes.repack == "on" else "mmap",
         )
         devices = tuple(self._budgets)
         best = self._without_idle(self._place(settings, devices))

@@ -52,6 +52,7 @@ def test_right_wishes_pass_as_they_are() -> None:
 def test_the_choices_are_the_command_lines() -> None:
     """Both front ends take the same words."""
     assert (wish_checks.KV_TYPES, wish_checks.CACHES) == (options.KV_TYPES, options.CACHES)
+    assert wish_checks.REPACKING == options.REPACKING
 
 
 @pytest.mark.parametrize("wrong", [5, b"x", "", "  ", ["nano"], None, True])

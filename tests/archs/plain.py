@@ -42,6 +42,7 @@ class Request:
     swa_full: bool = False
     flash_attn: str = "auto"
     load_mode: str = "mmap"
+    repack: bool = False  # llama.cpp's own default is True
     n_gpu_layers: int = 0
     rpc_library: str | None = None  # libggml-rpc.so
     rpc_endpoint: str | None = None  # "127.0.0.1:50052": its device is used with n_gpu_layers
@@ -204,7 +205,7 @@ class _Override(ctypes.Structure):
 
 def _load(llama: Any, request: Request) -> Any:
     params = llama.llama_model_default_params()
-    params.use_extra_bufts = False
+    params.use_extra_bufts = request.repack
     params.load_mode = LOAD_MODES[request.load_mode]
     params.n_gpu_layers = request.n_gpu_layers
     if request.experts_on_cpu:

@@ -36,12 +36,19 @@ def test_what_is_tried() -> None:
     """Fewer and more threads, other batches, a smaller KV cache."""
     assert tried() == {
         "threads 8", "threads 3", "threads 2", "batch 1024", "batch 256", "kv-type q8_0",
+        "repack on",
     }  # fmt: skip
 
 
 def test_the_other_regime_only_where_experts_do_not_fit() -> None:
     assert "cache page" in tried("private") and "cache private" in tried("page")
     assert not any(name.startswith("cache") for name in tried("resident") | tried("none"))
+
+
+def test_repacking_only_where_all_weights_are_in_ram() -> None:
+    gpu = replace(SETTINGS, devices=("CUDA0",))
+    assert not any("repack on" in tried(regime) for regime in ("private", "page", "off", "none"))
+    assert "repack on" not in tried(settings=gpu) | tried(settings=replace(SETTINGS, repack=True))
 
 
 def test_nothing_that_a_trial_could_not_show() -> None:
@@ -52,7 +59,7 @@ def test_nothing_that_a_trial_could_not_show() -> None:
 
 
 def test_what_somebody_has_chosen_stays() -> None:
-    assert tried(fixed=("threads", "batch")) == {"kv-type q8_0"}
+    assert tried(fixed=("threads", "batch")) == {"kv-type q8_0", "repack on"}
     assert "kv-type q8_0" not in tried(settings=replace(SETTINGS, type_k="q4_0"))
 
 

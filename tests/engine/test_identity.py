@@ -6,6 +6,7 @@ batch boundaries, prefix history, threads and settings, since those alone change
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,31 @@ def test_two_turns_equal_the_plain_loop(
             assert len(reference.prompt_tokens) == done.prompt_tokens
             assert text == reference.text
             assert done.completion_tokens == ANSWER_TOKENS or done.reason == "stop"
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "deepseek2"])
+def test_repacked_it_equals_llama_cpp_as_it_comes(
+    architecture: str, arch_file: Callable[[str], Path]
+) -> None:
+    """Repacked weights have other rounding: the tokens are those of llama.cpp's own default."""
+    path = arch_file(architecture)
+    settings = dataclasses.replace(SETTINGS, repack=True, load_mode="none")
+    with Engine(read_model(path), settings) as engine:
+        list(engine.load())
+        recorder = Recorder(engine)
+        text, done = recorder.ask(FIRST)
+        reference = plain_greedy(
+            path,
+            FIRST,
+            done.completion_tokens,
+            n_ctx=SETTINGS.context,
+            n_batch=SETTINGS.batch,
+            threads=1,
+            splits=recorder.splits(done.prompt_tokens),
+            repack=True,
+        )
+    assert any("REPACK" in name for name in reference.buffers), reference.buffers
+    assert text == reference.text
 
 
 def turns(recorder: Recorder) -> itertools.chain[tuple[str, int]]:

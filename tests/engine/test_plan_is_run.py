@@ -28,6 +28,7 @@ HERE = {
     "alone": [],
     "a longer context": ["--ctx", "2048"],
     "a small KV cache": ["--kv-type", "q8_0"],
+    "weights in another order": ["--repack", "on"],
     "experts in the page cache": ["--experts-on", "disk", "--cache", "page"],
     "experts in private memory": ["--experts-on", "disk", "--cache-ram", "0.001"],
 }
@@ -90,6 +91,9 @@ def test_the_plan_is_what_is_loaded(
     experts_here = any(row.experts != "gpu" for row in plan.layers)
     own = work_buffer_of(model).size(told["ubatch"], experts_on_host=experts_here)
     assert (here.kv, here.compute + own) == (planned.kv, planned.compute)
+    assert plan.settings.repack == ("--repack" in options)
+    if plan.settings.repack:  # nothing is mapped, so that this is all that is taken
+        assert here.weights == planned.weights
     regime = plan.settings.cache
     assert loaded.cache == regime == told["cache"]
     assert told["op_offload"]

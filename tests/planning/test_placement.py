@@ -40,6 +40,19 @@ def test_everything_on_the_gpu() -> None:
     assert result.tiers.disk == 0
 
 
+def test_repacking_is_for_what_is_all_in_ram() -> None:
+    """As wished, unmapped, where everything fits; else the usual plan, which says so."""
+    model = moe_model()
+    repacked = plan(model, 64, repack="on")
+    assert (repacked.settings.repack, repacked.settings.load_mode) == (True, "none")
+    assert repacked.memory == plan(model, 64).memory
+    assert repacked.warnings == ()
+    for memory in ((8,), (16, 6)):
+        other, usual = plan(model, *memory, repack="on"), plan(model, *memory)
+        assert dataclasses.replace(other, warnings=()) == usual
+        assert "left aside" in other.warnings[0]
+
+
 def test_dense_on_the_gpu_and_some_experts_in_ram() -> None:
     """A smaller GPU keeps all dense weights and as many layers' experts as fit."""
     model = moe_model()

@@ -17,6 +17,11 @@ from localmoe.terminal.tables import pairs
 from localmoe.text import clean
 
 
+def _repacked(plan: Plan) -> tuple[tuple[str, str], ...]:
+    how = "repacked: copied, in the order of the processor's kernels, instead of mapped"
+    return (("weights", how),) if plan.settings.repack else ()
+
+
 def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> RenderableType:
     """The answer of ``plan``; for a model that does not fit, that of ``fit``."""
     answer = fit_screen(model, plan, forecast)
@@ -28,7 +33,7 @@ def plan_screen(model: Model, plan: Plan, forecast: Forecast | None = None) -> R
         Text(),
         LayerMap(plan.layers, plan.settings.devices),
         Text(),
-        pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"),)),
+        pairs((("cache", f"{plan.cache.regime}: {plan.cache.why}"), *_repacked(plan))),
         Text(),
         Text("  the same as llama.cpp flags:", style="dim"),
         # One unbroken line: it is there to be copied.
