@@ -576,6 +576,12 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
     for (int e : needed_) {
         auto & x = g.experts[e];
         while (how_ == PRIVATE && !x.resident && !give_memory(g, e, NEEDED)) {
+            if (!reading() && staged_) {  // the budget has shrunk since, and this layer is not streamed
+                unstage();
+                cancel(lock);
+                free_stages();
+                continue;
+            }
             if (!reading()) {
                 fail_locked(NO_MEMORY, too_small());
             }
