@@ -21,8 +21,8 @@ pytestmark = [
 def test_random_use(seed: int, arch_file: Callable[[str], Path]) -> None:
     """Whole answers are those without a cache, whatever happened before. More: tests/soak.
 
-    1033: a prompt is streamed, the budget shrinks below its stages, and a layer that is not streamed
-    needs room for its one token.
+    1033: a prompt is streamed, the budget shrinks below its stages, and a layer that is not
+    streamed needs room for its one token.
     """
     played = play(random.Random(seed), arch_file)
     assert played.wrong == (), played.title
