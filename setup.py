@@ -22,6 +22,7 @@ from setuptools.command.build_ext import build_ext
 NATIVE = "localmoe/engine/native"
 SOURCES = (
     "native",
+    "dry_run",
     "experts",
     "expert_arrival",
     "expert_mapping",

@@ -4,6 +4,9 @@ The engine itself is the oracle: a worker builds model and context without data 
 reports bytes per device. It reads metadata only, so a header extended by a hole will do, and it is
 a process of its own, because llama.cpp may abort on a file that no one has proven good.
 
+llama.cpp's own count has an input too many where one device follows another; the native helper
+mends that (``native/dry_run.cpp``).
+
 The dry run counts as if every tensor were read into a buffer (``load_mode`` "none"). With a mapping
 one thing can differ: a model without an output matrix uses its embedding for that, and where the
 dry run counts a copy, the mapping has the same bytes of the file twice.

@@ -51,7 +51,7 @@ LAYOUTS = [
 
 @pytest.fixture(scope="module")
 def servers(rpc_lib: Path) -> Iterator[list[Server]]:
-    with Server(HOST, free_port(), 1, 2 * GIB) as one, Server(HOST, free_port(), 1, GIB) as two:
+    with Server(HOST, free_port(), 1, GIB) as one, Server(HOST, free_port(), 1, GIB) as two:
         yield [one, two]
 
 

@@ -294,17 +294,23 @@ def _built_from(helper: ctypes.CDLL) -> str:
     return str(sources().decode())
 
 
-def _redirect_transfers(helper: ctypes.CDLL | None) -> None:
-    """Tell the helper of ggml's transfers, which go through it where it is preloaded."""
-    tell = getattr(helper, "localmoe_transfers", None)
-    if tell is not None:
-        names = ("ggml_backend_tensor_get_async", "ggml_backend_tensor_set_async")
-        tell(*(ctypes.cast(getattr(_BASE, name), _POINTER) for name in names))
+_REDIRECTED = {
+    "localmoe_transfers": ("ggml_backend_tensor_get_async", "ggml_backend_tensor_set_async"),
+    "localmoe_scheduling": ("ggml_backend_sched_reset", "ggml_backend_sched_reserve_size"),
+}
+
+
+def _redirect(helper: ctypes.CDLL | None) -> None:
+    """Tell the helper of ggml's functions that go through it where it is preloaded."""
+    for told, names in _REDIRECTED.items():
+        tell = getattr(helper, told, None)
+        if tell is not None:
+            tell(*(ctypes.cast(getattr(_BASE, name), _POINTER) for name in names))
 
 
 native = _load_native()
 """The compiled ``native.cpp``, or None."""
-_redirect_transfers(native)
+_redirect(native)
 
 
 def helper_is_preloaded() -> bool:
