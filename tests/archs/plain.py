@@ -44,6 +44,7 @@ class Request:
     load_mode: str = "mmap"
     repack: bool = False  # llama.cpp's own default is True
     n_gpu_layers: int = 0
+    tensor_split: list[float] | None = None  # shares of the devices; None: by what is free
     rpc_library: str | None = None  # libggml-rpc.so
     rpc_endpoint: str | None = None  # "127.0.0.1:50052": its device is used with n_gpu_layers
     experts_on_cpu: str | None = None  # regex of tensors kept in host memory
@@ -208,6 +209,10 @@ def _load(llama: Any, request: Request) -> Any:
     params.use_extra_bufts = request.repack
     params.load_mode = LOAD_MODES[request.load_mode]
     params.n_gpu_layers = request.n_gpu_layers
+    if request.tensor_split:
+        shares = [*request.tensor_split, *[0.0] * llama.llama_max_devices()]
+        params.tensor_split = split = (ctypes.c_float * len(shares))(*shares)
+        _keep_alive.append(split)
     if request.experts_on_cpu:
         base = ggml_library(llama, "ggml-base")
         base.ggml_backend_cpu_buffer_type.restype = ctypes.c_void_p

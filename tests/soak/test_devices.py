@@ -222,7 +222,7 @@ def test_interrupted_in_prompt_and_answer(
 
 
 def test_beside_a_worker(module: Path, rpc_lib: Path, arch_file: Callable[..., Path]) -> None:
-    """Two devices of two backends; both hold what the plan says."""
+    """Two devices of two backends; both hold what the plan says, with llama.cpp's words."""
     path = arch_file("qwen3moe")
     with rpc_server(ram=1 << 30) as endpoint:
         plan = planned(path, "--remote", endpoint)
@@ -230,7 +230,18 @@ def test_beside_a_worker(module: Path, rpc_lib: Path, arch_file: Callable[..., P
         with Engine(read_model(path), plan.settings) as engine:
             found = loaded(engine)
             text = text_of(engine, PROMPT)
+        plain = plain_greedy(
+            path,
+            PROMPT,
+            12,
+            timeout=PATIENCE,
+            n_gpu_layers=99,
+            tensor_split=list(plan.settings.tensor_split),
+            module=str(module),
+            rpc_library=str(rpc_lib),
+            rpc_endpoint=endpoint,
+        )
     for device in ("RPC0", DEVICE):
         assert found.memory.on(device) == plan.memory.on(device)
         assert found.memory.on(device).weights > 0
-    assert text == plain_greedy(path, PROMPT, 12, timeout=PATIENCE).text
+    assert text == plain.text
