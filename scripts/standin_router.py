@@ -66,7 +66,7 @@ def router_inputs(path: Path, rng: np.random.Generator) -> dict[str, Floats]:
         name = node.src[0].contents.name.decode()
         found[name].append(rows_of(node.src[1].contents, np.float32))
 
-    with watched(path, is_router, keep, batch=TOKENS) as model:
+    with watched(path, is_router, keep, batch=TOKENS, threads=1) as model:
         for text in _texts(rng, model.vocabulary):
             model.forget()
             model.decode(text, every=True)

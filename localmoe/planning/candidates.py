@@ -75,6 +75,7 @@ class Candidates:
         self._cache_ram = cache_ram
         self._in_engine = {gpu.device for gpu in machine.gpus if gpu.in_engine}
         self._work_buffer = work_buffer_of(model)
+        self._known_experts: dict[tuple[object, ...], dict[int, int]] = {}
         self.remotes = tuple(gpu.remote for gpu in machine.gpus if gpu.remote is not None)
 
     def measure(self, settings: EngineSettings) -> MemoryReport:
@@ -83,7 +84,7 @@ class Candidates:
         The processor's work buffer, which the engine does not report, is added to them.
         """
         report = self._report(settings)
-        experts_on_host = any(expert_bytes_on_host(self.model, settings).values())
+        experts_on_host = any(self._host_experts(settings).values())
         more = self._work_buffer.size(settings.ubatch, experts_on_host=experts_on_host)
         devices = tuple(
             dataclasses.replace(entry, compute=entry.compute + more)
@@ -111,7 +112,7 @@ class Candidates:
         if settings.devices:
             settings = dataclasses.replace(settings, remotes=self.remotes)
         memory = self.measure(settings)
-        experts = expert_bytes_on_host(self.model, settings)
+        experts = self._host_experts(settings)
         everything = sum(experts.values())
         to_disk = sum(count for layer, count in experts.items() if self._on(layer, "disk"))
         to_ram = sum(count for layer, count in experts.items() if self._on(layer, "ram"))
@@ -151,6 +152,14 @@ class Candidates:
             allowed,
             paged if runs else 0,
         )
+
+    def _host_experts(self, settings: EngineSettings) -> dict[int, int]:
+        """``expert_bytes_on_host``, computed once for each placement."""
+        split = settings.tensor_split
+        placement = settings.devices, split, settings.gpu_layers, settings.overrides
+        if placement not in self._known_experts:
+            self._known_experts[placement] = expert_bytes_on_host(self.model, settings)
+        return self._known_experts[placement]
 
     def ram_use(self, memory: MemoryReport) -> int:
         """Bytes taken of the machine's RAM; GPUs without memory of their own take theirs there."""

@@ -43,12 +43,23 @@ def layer_homes(model: Model, settings: EngineSettings) -> tuple[str, ...]:
 
 def home_of(tensor: Tensor, settings: EngineSettings, homes: tuple[str, ...]) -> str:
     """The device of one tensor; overrides win."""
-    for found, device in _searches(settings.overrides):
-        if found(tensor.name):
+    if settings.overrides:
+        known = _overridden(settings.overrides)
+        if tensor.name not in known:
+            known[tensor.name] = next(
+                (to for found, to in _searches(settings.overrides) if found(tensor.name)), None
+            )
+        if (device := known[tensor.name]) is not None:
             return device
     if tensor.layer is not None:
         return homes[tensor.layer]
     return CPU if tensor.name.startswith(_ON_HOST) else homes[-1]
+
+
+@lru_cache(maxsize=64)
+def _overridden(overrides: tuple[tuple[str, str], ...]) -> dict[str, str | None]:
+    """Tensor → the device that the overrides give it, None: no override is for it; as asked for."""
+    return {}
 
 
 @lru_cache(maxsize=64)

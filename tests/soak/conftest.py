@@ -33,6 +33,7 @@ does, with other values each time; the first time that something goes wrong ends
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-minutes", type=float, default=5.0, help="of all soak tests together")
+    parser.addoption("--soak-seed", type=int, default=20, help="of what is invented at random")
     parser.addoption("--soak-page", type=Path, help="where to write a page of the results")
 
 

@@ -32,9 +32,11 @@ def invented(rng: random.Random) -> Box:
     )
 
 
-def test_better_machines(under_way: Callable[[], bool], figures: Figures) -> None:
+def test_better_machines(
+    under_way: Callable[[], bool], figures: Figures, pytestconfig: pytest.Config
+) -> None:
     """A machine that is made better step by step never does worse with any published model."""
-    rng = random.Random(20)
+    rng = random.Random(pytestconfig.getoption("--soak-seed"))
     machines = 0
     while under_way():
         name, box = rng.choice(MODELS), invented(rng)
@@ -46,4 +48,4 @@ def test_better_machines(under_way: Callable[[], bool], figures: Figures) -> Non
             after, machines = outcome(name, more), machines + 1
             assert broken(before, after, what) == "", f"{name}, more {what}: {box} → {more}"
             before, box = after, more
-        figures |= {"machines": machines}
+            figures |= {"machines": machines}
