@@ -1,18 +1,17 @@
 """Seconds that a model takes under a plan: processor, devices and disk. Pure.
 
 Rates are those of bare kernels and reads; the constants say by how much llama.cpp and our engine
-are slower. They were found on models that are not in the table of docs/speed.md
-(``scripts/speed_table.py``).
+are slower. They were found on models that are not in the table of docs/speed.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates, TypeRate, value_at
-from localmoe.facts.ggml_types import TENSOR_TYPES
 from localmoe.facts.model import Model
 from localmoe.planning.cache import dense_ranges
+from localmoe.planning.kernels import multiplying, typed
 from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU, OFFLOADED
 from localmoe.planning.places import holder, is_remote
@@ -24,8 +23,9 @@ from localmoe.routing.profile import Profile, expected_hit_rate
 from localmoe.text import counted, format_bytes
 
 RAM_BOUND = 0.75  # share of the memory's bandwidth; a faster decode is limited by it
-
 ROW_S = 2.6e-7  # seconds of one thread to find a row of the KV cache: the latency of memory
+WEIGH_S = 3.5e-9  # seconds of one thread to weigh a value of an expert: ggml takes one by one
+CONVOLVE_S = 1.5e-8  # … to bring a channel's value to its short convolution, and to convolve it
 EXPERTS = 1.12  # one token through experts takes so many times the kernels' own time
 PREFILL = 1.05  # a batch takes so many times the kernels' own time
 ELEMENTS = 3  # an operation reads or writes a token's values so many times
@@ -39,12 +39,11 @@ REPACKING = 6e8  # bytes per second of weights that llama.cpp copies into anothe
 LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
 # Reads of experts take so many times as long as timed direct reads, by cache regime:
 MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; private ones are read ahead
-BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 2.5}  # in a prompt, which reads more at once
-HIDDEN = {"private": 0.95, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
-FIRST_HIDDEN = {"private": 0.9, "page": 0.0, "off": 0.0}  # while the memory for experts fills
+BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 1.3}  # in a prompt, which reads more at once
+HIDDEN = {"private": 0.7, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
 PAGED = 2.3  # weights that are pushed out of memory and read again take so many times a load's read
-TILED = 64  # tokens; from here on ggml attends with its tiled kernel
+TILED = 64  # tokens; from here on ggml attends with its tiled kernel, whose tiles are as large
 
 COMPUTE: Spread = (0.85, 1.22)
 BATCH: Spread = (0.65, 1.4)
@@ -57,9 +56,6 @@ _DISK = DiskRate("", ((1.0, 1e9),), 0.7e9)  # stands in where no disk was measur
 _TYPE = TypeRate(((1.0, 3e11),), ((1.0, 3e11),), ((1.0, 1e13),), ((1.0, 5e12),))
 _GPU = DeviceRate("", {"Q4_K": _TYPE}, 3e-6, 3e-5, 1e10, 1e10)  # a small one, stands in likewise
 _WORKER = DeviceRate("", {"Q4_K": _TYPE}, 3e-4, 1e-3, 1.1e8, 1.1e8)  # at a gigabit per second
-_BYTES_PER_WEIGHT = {
-    kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()
-}
 
 
 class Clock:
@@ -223,8 +219,7 @@ class Clock:
             computing += self._apart(size, before)
             if self._regime in MISS:
                 kept = self._there(before, cold=cold)
-                hidden = (FIRST_HIDDEN if cold else HIDDEN)[self._passing]
-                computing = self._beside(computing, self._missed(size, kept), hidden)
+                computing = self._beside(computing, self._missed(size, kept))
             total += computing + self._paging()
         return total
 
@@ -277,19 +272,22 @@ class Clock:
         """Seconds that the processor computes for one batch, after ``before`` tokens."""
         work, rates, one = self._work, self._rates, tokens == 1
         seconds = sum(
-            self._multiplying(m, tokens, rates.types, threads)
+            multiplying(m, tokens, rates.types, threads, tiles=True)
             * (EXPERTS if one and m.experts else 1.0)
             for m in work.matrices
             if m.home == CPU and not self._offloads(m, tokens)
         )
         context = before + (tokens - 1) / 2
-        multiplications, rows = work.attention(CPU, context)
-        attending = rates.attention if tokens < TILED else rates.attention_batch
+        tile = TILED if tokens >= TILED else 0
+        multiplications, rows = work.attention(CPU, context, tile)
+        attending = rates.attention_batch if tile else rates.attention
         seconds += tokens * multiplications / value_at(attending, threads)
         if one and work.cached_bytes(CPU, context) > NEAR:
             seconds += rows * ROW_S / threads
         seconds += tokens * work.state.get(CPU, 0) / value_at(rates.scan, threads)
         seconds += tokens * work.delta.get(CPU, 0) / value_at(rates.delta, threads)
+        seconds += tokens * work.weighed.get(CPU, 0) * WEIGH_S / threads
+        seconds += tokens * work.convolved.get(CPU, 0) * CONVOLVE_S / threads
         passing = ELEMENTS * 4 * work.width * (tokens - 1) / value_at(rates.ram, threads)
         seconds += work.nodes.get(CPU, 0) * (value_at(rates.node_s, threads) + passing)
         return seconds if one else seconds * PREFILL
@@ -307,14 +305,16 @@ class Clock:
         """Seconds that one device computes."""
         rate, work = self._devices[name], self._work
         seconds = sum(
-            self._multiplying(m, tokens, rate.types, 1) for m in work.matrices if m.home == name
+            multiplying(m, tokens, rate.types, 1, tiles=False)
+            for m in work.matrices
+            if m.home == name
         )
         for m in work.matrices:
             if self._offloads(m, tokens) and name == self._offloader():
                 seconds += m.nbytes * m.touched(tokens) / rate.to_device
-                seconds += self._multiplying(m, tokens, rate.types, 1)
+                seconds += multiplying(m, tokens, rate.types, 1, tiles=False)
         attending = tokens * work.attention(name, before + (tokens - 1) / 2)[0]
-        seconds += 2 * attending / value_at(_typed(rate.types, "F16").vector, 1)  # f16 from memory
+        seconds += 2 * attending / value_at(typed(rate.types, "F16").vector, 1)  # f16 from memory
         return seconds + work.nodes.get(name, 0) * rate.node_s
 
     def _crossing(self, tokens: int = 1) -> float:
@@ -336,10 +336,11 @@ class Clock:
         """How long a pass over the weights waits for those that RAM cannot keep."""
         return Seconds.of(PAGED * self._again / self._disk.cached, READ)
 
-    def _beside(self, computing: Seconds, size: float, hidden: float) -> Seconds:
+    def _beside(self, computing: Seconds, size: float) -> Seconds:
         """``computing`` a batch while ``size`` bytes of experts are read for it; the share
-        ``hidden`` of the shorter one costs no time.
+        ``HIDDEN`` of the shorter one costs no time.
         """
+        hidden = HIDDEN[self._passing]
         reading = Seconds.of(size / self._read_speed() * BATCH_MISS[self._passing], READ)
 
         def both(a: float, b: float) -> float:
@@ -352,18 +353,6 @@ class Clock:
         )
 
     # -- figures -----------------------------------------------------------------------------
-
-    def _multiplying(
-        self, m: Matrices, tokens: int, types: Mapping[str, TypeRate], threads: int
-    ) -> float:
-        """Seconds of a batch: its first token reads a weight from memory, the others reuse it."""
-        rate = _typed(types, m.kind)
-        tokens = 1 if m.last_only else tokens
-        one = rate.vector if m.experts else rate.row
-        touched = m.touched(tokens)
-        curve = rate.experts if m.experts else rate.dense
-        again = m.weights * (tokens * m.share - touched)
-        return m.nbytes * touched / value_at(one, threads) + again / value_at(curve, threads)
 
     def _offloads(self, m: Matrices, tokens: int) -> bool:
         """Whether llama.cpp copies these weights to a GPU for a batch of so many tokens."""
@@ -385,17 +374,3 @@ class Clock:
         routed = [m for m in self._work.matrices if m.experts]
         sizes = sum(m.nbytes * m.nbytes / m.experts / max(1, m.count) for m in routed)
         return value_at(self._disk.reads, sizes / max(1, sum(m.nbytes for m in routed)))
-
-
-def _typed(types: Mapping[str, TypeRate], kind: str) -> TypeRate:
-    """The rates of a storage type; one that was not timed gets those of the type nearest to it in
-    bytes per weight.
-    """
-    if kind in types:
-        return types[kind]
-    size = _BYTES_PER_WEIGHT.get(kind, 1.0)
-    near = min(types, key=lambda name: abs(_BYTES_PER_WEIGHT.get(name, 1.0) - size))
-    scale = size / _BYTES_PER_WEIGHT.get(near, 1.0)
-    known = types[near]
-    vector, row = (tuple((x, y * scale) for x, y in of) for of in (known.vector, known.row))
-    return TypeRate(vector, row, known.dense, known.experts)

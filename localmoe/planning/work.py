@@ -24,7 +24,30 @@ NODES_PER_TENSOR = 1.3  # operations: a matrix takes one, a norm two
 
 _ATTENDS = (".attn_q.", ".attn_q_b.", ".attn_qkv.", ".attn_k.")
 _RECURRENT = (".ssm_", ".time_mix_")
+_CONVOLVES = (".ssm_conv1d.weight", ".shortconv.conv.weight")
 _DELTA = (".ssm_ba.", ".ssm_beta.")  # tensors that only gated delta nets have
+# Architectures whose last layer computes all tokens of a prompt, for heads that predict further
+# ones: the graph narrows there if ``embeddings_nextn_masked`` only, or never. Source: llama.cpp's
+# src/models.
+_WHOLE = frozenset(
+    (
+        "bailingmoe3",
+        "cohere2moe",
+        "deepseek4",
+        "gemma4",
+        "glm5-next",
+        "gpt-oss",
+        "hy_v3",
+        "hy_v4",
+        "kimi-k3",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "step35",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +60,7 @@ class Matrices:
     weights: int
     experts: int = 0  # routed experts in each tensor; 0: every token uses the whole matrix
     used: int = 0  # of those, experts per token (top-k)
-    last_only: bool = False  # used for a prompt's last token only: output matrix, last layer's FFN
+    last_only: bool = False  # used for a prompt's last token only: output, FFN of ``_narrowed``
     count: int = 1  # number of tensors
 
     @property
@@ -62,9 +85,12 @@ class Attending:
     cached: int  # rows per token in its KV cache (KV heads), for keys and as many for values
     window: int  # sliding window: tokens that it looks back on at most; 0: all
 
-    def sees(self, context: float) -> float:
-        """How many of ``context`` cached tokens it looks at."""
-        return min(context, self.window) if self.window else context
+    def sees(self, context: float, tile: int = 0) -> float:
+        """How many of ``context`` cached tokens it looks at. ``tile``: what a kernel computes at
+        once, of queries and of cached tokens; it goes on to the edges of both.
+        """
+        seen = context + tile / 2
+        return min(seen, self.window + tile) if self.window else seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +102,8 @@ class Work:
     state: Mapping[str, int]  # home → elements of recurrent state (Mamba)
     delta: Mapping[str, int]  # home → elements of recurrent state (gated delta nets)
     nodes: Mapping[str, int]  # home → operations of the graph
+    weighed: Mapping[str, int]  # home → values of experts' outputs that are weighed
+    convolved: Mapping[str, int]  # home → channels of short convolutions
     crossings: int  # times that a token's values go from one device to another
     width: int  # values of a token between two layers (embedding length)
     vocabulary: int  # tokens
@@ -85,9 +113,9 @@ class Work:
         layers = [layer for layer in self.attending if layer.home == home]
         return sum(2 * x.cached * x.widths * x.sees(context) for x in layers)
 
-    def attention(self, home: str, context: float) -> tuple[float, float]:
+    def attention(self, home: str, context: float, tile: int = 0) -> tuple[float, float]:
         """Of one token after ``context`` others: (multiplications, rows of KV cache read)."""
-        layers = [(layer, layer.sees(context)) for layer in self.attending if layer.home == home]
+        layers = [(x, x.sees(context, tile)) for x in self.attending if x.home == home]
         return (
             sum(layer.heads * layer.widths * seen for layer, seen in layers),
             sum(layer.cached * seen for layer, seen in layers),
@@ -102,10 +130,11 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
         if tensor.loaded and tensor.layer is not None:
             by_layer[tensor.layer].append(tensor)
     attending, nodes = [], dict.fromkeys(homes, 0)
-    state, delta = dict.fromkeys(homes, 0), dict.fromkeys(homes, 0)
+    state, delta, convolved = (dict.fromkeys(homes, 0) for _ in range(3))
     for layer in model.layers:
         tensors, home = by_layer[layer.index], homes[layer.index]
         recurrent = _has_part(tensors, _RECURRENT)
+        convolved[home] += sum(t.shape[1] for t in tensors if t.name.endswith(_CONVOLVES))
         nodes[home] += _nodes(layer, tensors, recurrent, settings)
         if recurrent:
             (delta if _has_part(tensors, _DELTA) else state)[home] += _state(model)
@@ -121,15 +150,42 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
         state,
         delta,
         nodes,
+        _weighed(model, settings, homes),
+        convolved,
         _crossings(model, settings, homes),
         width=words.shape[0] if words else 0,
         vocabulary=words.shape[-1] if words else 0,
     )
 
 
+def _narrowed(model: Model) -> int:
+    """The layer that goes on with the tokens whose output is wanted only (``inp_out_ids`` of
+    llama.cpp), which is the last one of a prompt; -1 where none does.
+    """
+    layers = (t.layer for t in model.tensors if t.loaded and t.layer is not None)
+    return -1 if model.architecture in _WHOLE else max(layers, default=-1)
+
+
+def _weighed(model: Model, settings: EngineSettings, homes: tuple[str, ...]) -> dict[str, int]:
+    """``Work.weighed``; a layer that goes on with one token does not count."""
+    found, narrowed = dict.fromkeys(homes, 0), _narrowed(model)
+    for tensor in model.tensors:
+        routed = tensor.role is Role.ROUTED_EXPERT and len(tensor.shape) > 2
+        if (
+            routed
+            and "_down_" in tensor.name
+            and tensor.loaded
+            and tensor.layer is not None
+            and tensor.layer != narrowed
+        ):
+            used = settings.experts_used or model.layers[tensor.layer].expert_used
+            home = home_of(tensor, settings, homes)
+            found[home] = found.get(home, 0) + used * tensor.shape[1]
+    return found
+
+
 def _matrices(model: Model, settings: EngineSettings, homes: tuple[str, ...]) -> Iterator[Matrices]:
-    layers = [t.layer for t in model.tensors if t.loaded and t.layer is not None]
-    last = max(layers, default=-1)
+    narrowed = _narrowed(model)
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     sums: dict[tuple[str, str, int, int, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
     for tensor in model.tensors:
@@ -140,9 +196,7 @@ def _matrices(model: Model, settings: EngineSettings, homes: tuple[str, ...]) ->
             home, output = homes[-1], True
         elif "token_embd." in tensor.name:
             continue  # of the embedding only one row is read
-        # After the last layer's attention llama.cpp goes on with the tokens whose output is
-        # wanted only (inp_out_ids): in a prompt that is the last one.
-        output |= tensor.layer == last and ".ffn_" in tensor.name
+        output |= tensor.layer == narrowed and ".ffn_" in tensor.name
         experts = used = 0
         if tensor.role is Role.ROUTED_EXPERT and tensor.layer is not None:
             experts = min(tensor.shape[-1], model.layers[tensor.layer].expert_count)

@@ -16,12 +16,14 @@ from localmoe.facts.model import Model, read_model
 from localmoe.planning import clock
 from localmoe.planning.experience import Correction, correction
 from localmoe.planning.llama_args import llama_args
+from localmoe.planning.memory import EngineSettings
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
 from localmoe.planning.speed import Forecast, Range, forecast, in_memory_speed, tuned
-from localmoe.planning.work import work_of
+from localmoe.planning.work import Attending, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
 from tests.archs import ARCHITECTURES
+from tests.planning.catalog import published
 from tests.planning.invented import GIB, MIB, engine, machine, moe_model
 from tests.planning.rates import RATES, VECTOR
 
@@ -250,6 +252,31 @@ def test_every_architecture_has_a_forecast(
     counted = sum(m.weights * m.share for m in work.matrices)
     assert counted == pytest.approx(model.active_parameters, rel=0.1)
     assert work.attending or any(work.state.values())
+
+
+@pytest.mark.parametrize("window", [0, 128])
+def test_a_prompts_attention_goes_on_to_the_edges_of_tiles(window: int) -> None:
+    """The mean over 1,024 queries after 1,024 others, counted tile by tile: all of a tile is
+    computed as soon as one query of it looks at one token of it.
+    """
+    tile, before, tokens = 64, 1024, 1024
+    counted = 0
+    for first in range(before, before + tokens, tile):
+        oldest = max(0, first - window + 1) if window else 0
+        counted += tile * (first // tile + 1 - oldest // tile) * tile
+    layer = Attending("CPU", heads=1, widths=1, cached=1, window=window)
+    told = layer.sees(before + (tokens - 1) / 2, tile)
+    assert told == pytest.approx(counted / tokens, rel=0.01)
+    assert told > layer.sees(before + (tokens - 1) / 2)
+
+
+def test_weighing_an_experts_values_takes_a_prompt_its_time() -> None:
+    """Eight experts' outputs in each layer but the last, which goes on with one token."""
+    model = published("qwen3-30b-a3b")
+    work = work_of(model, EngineSettings(context=512))
+    assert work.weighed == {"CPU": 47 * 8 * 2048}
+    whole = work_of(published("gpt-oss-20b"), EngineSettings(context=512))
+    assert whole.weighed == {"CPU": 24 * 4 * 2880}
 
 
 def test_one_run_moves_the_forecast_and_narrows_its_range() -> None:

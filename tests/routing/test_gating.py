@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from localmoe.facts.model import read_model
+from localmoe.planning.memory import EngineSettings
+from localmoe.planning.work import work_of
 from localmoe.routing import gating
 from localmoe.routing.gating import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS, Gating
 from tests.routing.agreement import HALF, MOE, Case, agreement, case_of, steps_of
@@ -61,6 +63,22 @@ def test_the_reference_agrees_with_the_engine(case: Callable[[str], Case], name:
     assert checked >= len(expected) * 5
     if name in EXPECTED:
         assert gating.describe(it.model) == EXPECTED[name]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", MOE)
+def test_the_last_layer_reads_of_a_prompt_what_the_forecast_says(
+    case: Callable[[str], Case], name: str
+) -> None:
+    """One token where its matrices are reckoned for the last one only, else all of them."""
+    it = case(name)
+    last = max(e.index for e in it.model.layers if e.loaded)
+    matrices = work_of(it.model, EngineSettings(context=256)).matrices
+    narrowed = any(m.experts and m.last_only for m in matrices)
+    if last in it.seen:  # else it is a dense layer or one without experts
+        first = it.seen[last][0]
+        assert (len(first.ids) == 1) == narrowed
+        assert len(it.seen[min(it.seen)][0].ids) > 1
 
 
 @pytest.mark.process
