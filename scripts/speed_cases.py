@@ -21,14 +21,15 @@ from tests.archs.recipe import Dims, Types
 class Case:
     """One line. ``share``: of the model's size as a hard limit of memory; None: no limit.
 
-    ``routing``: "profile" forecasts with the profile of an earlier session, "trace" imposes a
-    recorded routing and forecasts without one, "" where everything is in memory.
+    ``learned``: it is forecast with the profile of an earlier session, else without one. ``long``:
+    a prompt of 8,192 tokens is read too. Cases of one name run the same file.
     """
 
     name: str
     family: Family
     share: float | None = None
-    routing: str = ""
+    learned: bool = False
+    long: bool = False
 
 
 def mixed(kind: Kind, precise: Kind) -> Types:
@@ -71,38 +72,45 @@ def _published(name: str, layers: int, vocab: int | None = None) -> Family:
 
 
 CASES: tuple[Case, ...] = (
-    Case("qwen3moe", Family(qwen.qwen3moe, replace(_QWEN, layers=5), F16)),
+    Case("qwen3moe", Family(qwen.qwen3moe, replace(_QWEN, layers=2, vocab=32000), F16), long=True),
+    Case("mixtral", Family(others.llama, replace(MODELS["mixtral-8x7b"].dims, layers=2), Q4_0)),
+    Case("gpt-oss", _published("gpt-oss-120b", 2, 32000), long=True),
+    Case("olmoe", _published("olmoe-1b-7b", 4), long=True),
+    Case("glm-4.7-flash", _published("glm-4.7-flash", 6, 32000), long=True),
     Case(
-        "mixtral, Q4_0", Family(others.llama, replace(MODELS["mixtral-8x7b"].dims, layers=2), Q4_0)
-    ),
-    Case("gpt-oss", _published("gpt-oss-120b", 3, 100000)),
-    Case("olmoe", _published("olmoe-1b-7b", 16)),
-    Case("glm-4.7-flash", _published("glm-4.7-flash", 8)),
-    Case(
-        "qwen35moe, IQ4_XS",
+        "qwen35moe",
         Family(
             qwen.qwen35moe,
-            replace(_QWEN, layers=6, linear_state=128, linear_key_heads=16, linear_value_heads=32),
+            replace(
+                _QWEN,
+                layers=4,
+                vocab=32000,
+                linear_state=128,
+                linear_key_heads=16,
+                linear_value_heads=32,
+            ),
             IQ4_XS,
         ),
+        long=True,
     ),
     Case(
-        "granitemoe, Q6_K",
-        Family(others.granitemoe, Dims(20, 1536, 12, 4, 128, 512, 40, 8, 768, vocab=49152), Q6_K),
+        "granitemoe",
+        Family(others.granitemoe, Dims(6, 1536, 12, 4, 128, 512, 40, 8, 768, vocab=49152), Q6_K),
     ),
     Case(
         "granitehybrid",
         Family(
             hybrids.granitehybrid,
-            Dims(16, 1536, 12, 4, 128, 512, 48, 6, 512, 1024, vocab=49152),
+            Dims(8, 1536, 12, 4, 128, 512, 48, 6, 512, 1024, vocab=49152),
             Q5_K,
         ),
+        long=True,
     ),
     Case(
         "lfm2moe",
         Family(
             hybrids.lfm2moe,
-            Dims(18, 2048, 32, 8, 64, 7168, 32, 4, 1792, dense_lead=2, vocab=65536),
+            Dims(6, 2048, 32, 8, 64, 7168, 32, 4, 1792, dense_lead=2, vocab=65536),
             Q4_0,
         ),
     ),
@@ -110,7 +118,7 @@ CASES: tuple[Case, ...] = (
         "bailingmoe2",
         Family(
             others.bailingmoe2,
-            Dims(10, 2048, 16, 4, 128, 5120, 128, 8, 512, 512, vocab=100000),
+            Dims(4, 2048, 16, 4, 128, 5120, 128, 8, 512, 512, vocab=32000),
             Q6_K,
         ),
     ),
@@ -119,7 +127,7 @@ CASES: tuple[Case, ...] = (
         "minimax-m2",
         Family(
             others.minimax_m2,
-            Dims(6, 3072, 48, 8, 128, 1536, 64, 8, 1536, vocab=120000),
+            Dims(4, 3072, 48, 8, 128, 1536, 64, 8, 1536, vocab=32000),
             IQ4_XS,
         ),
     ),
@@ -127,33 +135,35 @@ CASES: tuple[Case, ...] = (
         "ernie4_5-moe",
         Family(
             others.ernie4_5_moe,
-            Dims(14, 2560, 20, 4, 128, 12288, 64, 6, 1536, 1536, vocab=103424),
+            Dims(4, 2560, 20, 4, 128, 12288, 64, 6, 1536, 1536, vocab=32000),
             Q2_K,
         ),
     ),
-    Case("deepseek", Family(deepseek.deepseek, replace(_QWEN, layers=10, shared_ff=1536), Q4_K_M)),
     Case(
-        "bailingmoe2, 0.5 of it in memory",
+        "deepseek",
+        Family(deepseek.deepseek, replace(_QWEN, layers=5, shared_ff=1536, vocab=32000), Q4_K_M),
+    ),
+    Case("gpt-oss", _published("gpt-oss-120b", 2, 32000), 0.4, long=True),
+    Case(
+        "mixtral", Family(others.llama, replace(MODELS["mixtral-8x7b"].dims, layers=2), Q4_0), 0.7
+    ),
+    Case("glm-4.7-flash", _published("glm-4.7-flash", 6, 32000), 0.6),
+    Case(
+        "minimax-m2",
         Family(
-            others.bailingmoe2,
-            Dims(16, 2048, 16, 4, 128, 5120, 96, 6, 768, 768, vocab=60000),
-            Q4_K_M,
+            others.minimax_m2,
+            Dims(4, 3072, 48, 8, 128, 1536, 64, 8, 1536, vocab=32000),
+            IQ4_XS,
         ),
+        0.6,
+        learned=True,
+    ),
+    Case(
+        "qwen3moe, Q4_K_M",
+        Family(qwen.qwen3moe, replace(_QWEN, layers=6, experts=128, vocab=32000), Q4_K_M),
         0.5,
-        "profile",
-    ),
-    Case(
-        "qwen3moe, 0.4 of it in memory",
-        Family(qwen.qwen3moe, replace(_QWEN, layers=14, experts=128), Q8_0),
-        0.4,
-        "trace",
-    ),
-    Case("gpt-oss, 0.7 of it in memory", _published("gpt-oss-20b", 14), 0.7, "profile"),
-    Case(
-        "qwen3moe, 0.75 of it in memory",
-        Family(qwen.qwen3moe, replace(_QWEN, layers=20, experts=128), IQ4_XS),
-        0.75,
-        "trace",
+        learned=True,
+        long=True,
     ),
 )
 
@@ -216,12 +226,22 @@ CALIBRATION: tuple[Case, ...] = (
         "qwen3moe in 0.5",
         Family(qwen.qwen3moe, replace(_QWEN, layers=12, experts=128), Q4_K_M),
         0.5,
-        "trace",
     ),
-    Case("olmoe, 0.5 of it in memory", _published("olmoe-1b-7b", 16), 0.5, "profile"),
-    Case("qwen2moe in 0.6", Family(qwen.qwen2moe, replace(_QWEN, layers=10), Q8_0), 0.6, "profile"),
+    Case("olmoe, 0.5 of it in memory", _published("olmoe-1b-7b", 16), 0.5, learned=True),
+    Case("qwen2moe in 0.6", Family(qwen.qwen2moe, replace(_QWEN, layers=10), Q8_0), 0.6, True),
     Case(
         "gpt-oss, 4 layers",
         Family(others.gpt_oss, replace(MODELS["gpt-oss-20b"].dims, layers=4, vocab=50000), MXFP4),
     ),
+    Case(
+        "bailingmoe2, 0.5 of it in memory",
+        Family(
+            others.bailingmoe2,
+            Dims(16, 2048, 16, 4, 128, 5120, 96, 6, 768, 768, vocab=60000),
+            Q4_K_M,
+        ),
+        0.5,
+        learned=True,
+    ),
+    Case("gpt-oss, 0.7 of it in memory", _published("gpt-oss-20b", 14), 0.7, learned=True),
 )

@@ -3,84 +3,109 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from localmoe.text import format_bytes
 from scripts.speed_cases import CASES
 
-NAMES = {
+FIGURES = {
     "decode": "Decode, tok/s",
-    "prefill": "Prefill of 256 tokens, tok/s",
-    "first_token": "First token from a cold start, s",
+    "prefill": "Prompt of 512 tokens, tok/s",
+    "prefill_middle": "Prompt of 2,048 tokens, tok/s",
+    "prefill_long": "Prompt of 8,192 tokens, tok/s",
+    "loaded": "First token of a loaded model, s",
+    "cold": "First token from a cold start, s",
 }
+PLACES = {"experts in RAM": False, "experts on the disk": True}
 HEAD = """\
 # Speed: predicted and measured
 
 Written by `scripts/speed_table.py`, on 2 virtual cores with 24 GiB and no GPU. Each model is
-generated (random weights, the shapes and types of the architecture named), forecast, and run
-three times in a fresh process, out of the page cache before: 256 tokens read, 48 written. None
-was used to choose a constant of the forecast; those are in `CALIBRATION` of
-`scripts/speed_cases.py`. Forecasts are without experience of earlier runs, which would narrow
-them. They were made from one timing of the machine, for runs of several hours; before most of
-the models that stay in memory the page cache was empty, before the others full of another file.
-Three models of a first round showed that a prompt's last layer and delta nets were reckoned
-wrongly, and one with experts on the disk that these were read faster than forecast; they are in
-`CALIBRATION` since, others took their places, and the rest was forecast anew.
+generated (random weights, the shapes and types of the architecture named, a few layers), forecast,
+and run three times in a fresh process, out of the page cache before: it reads a prompt of 512
+tokens, one of 2,048, some one of 8,192, then other 512, and writes 48. None was used to choose a
+constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`. Forecasts are
+without experience of earlier runs, which would narrow them.
 
-"The rest on disk" means a hard limit of memory at that share of the model. Its misses are forecast
-with the profile of an earlier session with another prompt, or, where it says *prior*, without one:
-there the routing of a real trace is imposed, the one that the prior was taken from. The two with a
-profile were measured again after the next layer's experts began to be predicted, which the forecast
-did not reckon with.
-
-The figures below are older than the present forecast and are to be measured again. Since then
-attention is timed with the kernel that prompts run on, first reads overlap with computing
-(`FIRST_HIDDEN`), reads of a conversation are taken to be predicted (`MISS`), and a prompt's tokens
-to share experts as those of the recorded trace do (`TOGETHER`). The first two constants were chosen
-on the four lines with experts on the disk, which so are no test of them any more; imposed routings,
-which nothing predicts, are now forecast too fast.
+Where a size of memory is named it is a hard limit, and the other experts are read from the disk.
+Routers have favourites about as much as those of a real trace. What a token will miss is forecast
+from that trace or, where it says *profile*, from an earlier session of the model too.
 
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What was forecast and measured of one case; lists are of runs."""
+    """What was forecast and measured of one case; lists are of rounds."""
 
     name: str
-    architecture: str
+    share: float | None
     quantization: str
     size: int
-    memory: int | None
-    regime: str
-    routing: str
+    learned: bool
     forecast: dict[str, Any]
     measured: dict[str, list[float]]
 
+    @property
+    def key(self) -> tuple[str, float | None]:
+        return self.name, self.share
 
-def page(lines: Sequence[Line], sums: dict[str, dict[str, float]]) -> str:
-    """Markdown: one table per figure, with its sums."""
+
+def compared(line: Line) -> Iterator[tuple[str, list[float], dict[str, float]]]:
+    """(figure, its runs, its forecast) of what was measured."""
+    for name in FIGURES:
+        if line.measured.get(name):
+            yield name, line.measured[name], line.forecast[name]
+
+
+def summary(lines: Sequence[Line]) -> dict[str, dict[str, dict[str, float]]]:
+    """Per place of the experts and figure: models, share inside the range, median error."""
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for place, limited in PLACES.items():
+        for name in FIGURES:
+            rows = [
+                (statistics.median(runs), told)
+                for line in lines
+                if (line.share is not None) is limited
+                for what, runs, told in compared(line)
+                if what == name
+            ]
+            if rows:
+                result.setdefault(place, {})[name] = {
+                    "models": len(rows),
+                    "inside": statistics.mean(t["low"] <= real <= t["high"] for real, t in rows),
+                    "median_error": statistics.median(
+                        abs(told["expected"] / real - 1) for real, told in rows
+                    ),
+                }
+    return result
+
+
+def page(lines: Sequence[Line]) -> str:
+    """Markdown: the sums, then one table per figure."""
     parts = [HEAD]
     if len(lines) < len(CASES):
-        parts.append(
-            f"**Not complete: {len(lines)} of {len(CASES)} models have been measured.** The shares "
-            "and errors below say little yet.\n\n"
-        )
-    for name, title in NAMES.items():
-        rows = [line for line in lines if name != "prefill" or line.regime == "resident"]
-        if not rows:
-            continue
-        told = sums[name]
-        parts.append(
-            f"## {title}\n\nInside the range: {told['inside']:.0%} of {told['models']} models; "
-            f"median error of the expected value: {told['median_error']:.1%}.\n\n"
-            "| model | quantization | size | memory | low | expected | high | measured | error |\n"
-            "|---|---|---|---|---|---|---|---|---|\n"
-            + "".join(_row(line, name) for line in rows)
-            + "\n"
-        )
+        parts.append(f"**Not complete: {len(lines)} of {len(CASES)} have been measured.**\n\n")
+    parts.append(
+        "| figure | where | models | inside the range | median error |\n|---|---|--:|--:|--:|\n"
+    )
+    for place, sums in summary(lines).items():
+        for name, told in sums.items():
+            parts.append(
+                f"| {FIGURES[name]} | {place} | {told['models']} | {told['inside']:.0%} "
+                f"| {told['median_error']:.1%} |\n"
+            )
+    for name, title in FIGURES.items():
+        rows = [line for line in lines if name in line.measured]
+        if rows:
+            parts.append(
+                f"\n## {title}\n\n"
+                "| model | type | size | memory | low | expected | high | measured | error |\n"
+                "|---|---|--:|---|--:|--:|--:|--:|--:|\n"
+                + "".join(_row(line, name) for line in rows)
+            )
     return "".join(parts)
 
 
@@ -88,18 +113,16 @@ def _row(line: Line, name: str) -> str:
     told, runs = line.forecast[name], line.measured[name]
     real = statistics.median(runs)
     figures = [f"{told[key]:.3g}" for key in ("low", "expected", "high")]
+    spread = f" ({min(runs):.3g}–{max(runs):.3g})" if len(runs) > 1 else ""
     inside = "" if told["low"] <= real <= told["high"] else " **outside**"
+    memory = "all" if line.share is None else format_bytes(int(line.share * line.size))
     cells = [
         line.name.partition(",")[0],
         line.quantization,
         format_bytes(line.size),
-        "all" if line.memory is None else f"{format_bytes(line.memory)}{_source(line)}",
+        memory + ", profile" * line.learned,
         *figures,
-        f"{real:.3g} ({min(runs):.3g}–{max(runs):.3g}){inside}",
+        f"{real:.3g}{spread}{inside}",
         f"{told['expected'] / real - 1:+.0%}",
     ]
     return f"| {' | '.join(cells)} |\n"
-
-
-def _source(line: Line) -> str:
-    return ", prior" if line.routing == "trace" else ", profile"

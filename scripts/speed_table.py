@@ -1,13 +1,14 @@
 """Predicted and measured speeds of generated models, side by side: docs/speed.md.
 
-    python scripts/speed_table.py --folder /tmp --log speed.jsonl --at-most 1   # again and again
-    python scripts/speed_table.py --log speed.jsonl --table docs/speed.md
-    python scripts/speed_table.py --folder /tmp --log speed.jsonl --again  # after a change
+    python -m scripts.speed_table --folder F --write                   # once: 19 GB of models
+    localmoe doctor --measure
+    python -m scripts.speed_table --folder F --log L --minutes 5       # again and again
+    python -m scripts.speed_table --folder F --log L --again           # forecasts of today's code
+    python -m scripts.speed_table --log L --table docs/speed.md
 
-Each model is written, forecast, run three times in fresh processes, out of the page cache before,
-and removed. A run reads a prompt of 256 tokens and writes 48. Nothing else should run; with
-``--write-only`` the next model is only written, which may be done beside other work. ``--again``
-forecasts the measured cases anew, from headers alone, except those with a profile.
+A round is a fresh process with a model out of the page cache: it loads, reads 512 tokens, 2,048,
+some models 8,192, then other 512, and writes. Each case has three rounds, with one of every other
+case in between; what the log has is not done again. Nothing else should run.
 """
 
 from __future__ import annotations
@@ -18,238 +19,247 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any
 
 from localmoe.app.machine import find_machine
 from localmoe.app.plans import plan_for
 from localmoe.app.rates import rates_for
 from localmoe.app.requests import PlanRequest
-from localmoe.bench import runner
-from localmoe.bench.records import Job
-from localmoe.bench.runner import Start
+from localmoe.bench.cold_start import forget
+from localmoe.bench.limits import memory_box
+from localmoe.bench.runner import prompt_of
 from localmoe.cli.output import Output
 from localmoe.engine.client import Engine
-from localmoe.engine.events import Request, Sampling
+from localmoe.engine.events import Finished, Request, Sampling
 from localmoe.facts.bandwidth import Rates
 from localmoe.facts.load import Load
 from localmoe.facts.model import Model, read_model
-from localmoe.planning.budget import PROCESS_BYTES
 from localmoe.planning.plan import Plan, Wishes
 from localmoe.planning.speed import forecast
-from localmoe.routing.capacity import even_capacities, lru_curves
-from localmoe.routing.profile import FRACTIONS, Profile
-from localmoe.routing.trace import read_trace
-from localmoe.text import format_bytes
+from localmoe.routing import profile
 from scripts.make_standin import make_standin
 from scripts.speed_cases import CALIBRATION, CASES, Case
-from scripts.speed_page import Line, page
+from scripts.speed_page import FIGURES, Line, compared, page, summary
 
-PROMPT, STEPS, RUNS = 256, 48, 3
-TRIES = 6  # runs that may be made for them
-OTHERS = 0.06  # of the processors: a run during which others took more does not count
-CONTEXT = 1024
-TRACE = Path(__file__).resolve().parents[1] / "tests/routing/data/qwen3-30b-a3b.route.csv.gz"
-TRACE_USED = 6  # experts per token of that trace
+SHORT, MIDDLE, LONG = 512, 2048, 8192  # tokens of the prompts
+STEPS, ROUNDS = 48, 3
+OTHERS = 0.06  # of the processors: a round during which others took more does not count
+SLACK = 1024  # tokens of the context beside the longest prompt
 QUESTION = "The ferry left the harbour at seven, with forty passengers and a crate of oranges. "
-FIGURES = ("decode", "prefill", "first_token")
+SAMPLING = Sampling(temperature=1, top_k=0, top_p=1, min_p=0, seed=1)  # greedy may loop
 
 
-def write_model(case: Case, folder: Path) -> Path:
-    """The file of a case, if it is not there already."""
-    path = folder / f"speed-{case.name.replace(' ', '-').replace(',', '')}.gguf"
+def file_of(case: Case, folder: Path) -> Path:
+    return folder / f"speed-{case.name.replace(' ', '-').replace(',', '')}.gguf"
+
+
+def write_model(case: Case, cases: Sequence[Case], folder: Path) -> None:
+    """The file of a case, if it is not there already. Its routers have favourites where that
+    matters: where a case runs it with experts on the disk.
+    """
+    path = file_of(case, folder)
     if not path.exists():
         part = path.with_suffix(".part")
-        make_standin(case.family, part, uniform=case.routing != "profile")
+        limited = any(other.share and other.name == case.name for other in cases)
+        make_standin(case.family, part, uniform=not limited)
         part.rename(path)
     os.sync()  # the disk is about to be measured
-    return path
 
 
 def planned(case: Case, model: Model, output: Output) -> tuple[Plan, Rates]:
-    """How a case is run here, and what it will be forecast from."""
+    """How a case is run here, and what it is forecast from."""
     limit = None if case.share is None else int(case.share * model.size)
-    experts = TRACE_USED if case.routing == "trace" else None
-    request = PlanRequest(Wishes(context=CONTEXT, ram=limit, experts=experts))
+    context = SLACK + (LONG if case.long else MIDDLE)
+    request = PlanRequest(Wishes(context=context, ram=limit))
     machine = find_machine(request, hypothetical=False)
     plan = plan_for(model, machine, request, hypothetical=False)
-    measured = rates_for(model, plan, machine, output)
-    if measured is not None and not measured.calm:
-        others = f"{measured.others:.0%}"
-        raise SystemExit(f"others took {others} while this machine was measured: again")
-    if measured is None or not plan.verdict.fits:
+    rates = rates_for(model, plan, machine, output)
+    if rates is None or not plan.verdict.fits:
         raise SystemExit(f"{case.name}: {plan.reason}")
-    return plan, measured
+    if not rates.calm:
+        print(f"others took {rates.others:.0%} while this machine was measured", file=sys.stderr)
+    return plan, rates
 
 
-def forecast_again(lines: Sequence[Line], cases: Sequence[Case], folder: Path) -> list[Line]:
-    """The lines with what would be forecast now; a profile is not kept, so those stay."""
-    again = []
-    for line in lines:
-        case = next((case for case in cases if case.name == line.name), None)
-        if case is not None and case.routing != "profile":
-            path = make_standin(case.family, folder / "header.gguf", header_only=True)
-            model = read_model(path)
-            plan, rates = planned(case, model, Output())
-            path.unlink()
-            expected = forecast(model, plan, rates, prompt_tokens=PROMPT)
-            line = dataclasses.replace(line, forecast=dataclasses.asdict(expected))
-        again.append(line)
-    return again
+def foreseen(case: Case, model: Model, plan: Plan, rates: Rates) -> dict[str, Any]:
+    """Figure → range of its forecast."""
+    known = profile.load(profile.key_of(model)) if case.learned else None
+    by_prompt = {
+        tokens: forecast(model, plan, rates, profile=known, prompt_tokens=tokens)
+        for tokens in (SHORT, MIDDLE, LONG)
+    }
+    told = by_prompt[SHORT]
+    ranges = {
+        "decode": told.decode,
+        "prefill": told.prefill,
+        "prefill_middle": by_prompt[MIDDLE].prefill,
+        "prefill_long": by_prompt[LONG].prefill,
+        "loaded": told.loaded_first_token,
+        "cold": told.first_token,
+    }
+    if not case.long:
+        del ranges["prefill_long"]
+    return {name: dataclasses.asdict(found) for name, found in ranges.items()}
 
 
-def measure(case: Case, path: Path, output: Output) -> Line:
-    """Forecast and run."""
-    model = read_model(path)
-    plan, rates = planned(case, model, output)
+def learn(case: Case, model: Model, plan: Plan) -> None:
+    """An earlier session with another text, of which the experts' uses are kept."""
+    if profile.load(profile.key_of(model)) is None:
+        request = Request(QUESTION * 6, max_tokens=160, sampling=SAMPLING, ignore_end=True)
+        with Engine(model, plan.settings) as engine:
+            list(engine.load())
+            list(engine.generate(request))
+
+
+def measured(case: Case, model: Model, plan: Plan) -> dict[str, float]:
+    """One round: figure → what it was."""
+    forget(model.paths)
     limit = None if case.share is None else int(case.share * model.size)
-    known = _profile(model, plan, path) if case.routing == "profile" else None
-    expected = forecast(model, plan, rates, profile=known, prompt_tokens=PROMPT)
-    settings = plan.settings
-    if case.routing == "trace":
-        settings = dataclasses.replace(settings, replay=str(TRACE))
-    start = Start(settings, plan.tiers.ram + PROCESS_BYTES, plan.cache.budget)
-    job = Job(model.name, model.size, "auto", limit, 0, PROMPT, STEPS)
-    measured: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for repeat in range(TRIES):
-        load = Load()
-        run = runner.run(dataclasses.replace(job, repeat=repeat), model, start)
-        others = load.others()
-        if run.error:
-            raise SystemExit(f"{case.name}: {run.error}")
-        if others > OTHERS:
-            print(f"again: others took {others:.0%} of the processor", file=sys.stderr)
-            continue
-        for name, value in zip(
-            FIGURES, (run.decode_tps, run.prefill_tps, run.first_s), strict=True
-        ):
-            measured[name].append(value)
-        if len(measured[name]) == RUNS:
-            break
-    else:
-        raise SystemExit(f"{case.name}: this machine has other work to do")
+    with memory_box(limit) as box:
+        begun = time.perf_counter()
+        with Engine(model, plan.settings, remember=False) as engine:
+            box.admit(engine.pid)
+            list(engine.load())
+            loaded = time.perf_counter() - begun
+
+            def read(tokens: int, first: str, steps: int = 1) -> Finished:
+                text = f"{first} {prompt_of(tokens - 1, engine.count_tokens)}"
+                request = Request(
+                    text, max_tokens=steps, sampling=SAMPLING, add_bos=False, ignore_end=True
+                )
+                *_, done = engine.generate(request)
+                assert isinstance(done, Finished)
+                return done
+
+            cold = read(SHORT, "First")
+            middle = read(MIDDLE, "Second")
+            long = read(LONG, "Third") if case.long else None
+            warm = read(SHORT, "Last", STEPS + 1)
+    found = {
+        "decode": warm.decode_tps,
+        "prefill": warm.prefill_tps,
+        "prefill_middle": middle.prefill_tps,
+        "loaded": warm.ttft_s,
+        "cold": loaded + cold.ttft_s,
+    }
+    if long is not None:
+        found["prefill_long"] = long.prefill_tps
+    return {name: value for name, value in found.items() if value}
+
+
+def one_round(case: Case, folder: Path, output: Output) -> Line | None:
+    """A round of a case; None when other programs disturbed it."""
+    model = read_model(file_of(case, folder))
+    plan, rates = planned(case, model, output)
+    if case.learned:
+        learn(case, model, plan)
+    load = Load()
+    figures = measured(case, model, plan)
+    if (others := load.others()) > OTHERS:
+        print(f"{case.name}: others took {others:.0%} of the processor", file=sys.stderr)
+        return None
+    return line_of(case, model, plan, rates, {name: [value] for name, value in figures.items()})
+
+
+def line_of(
+    case: Case, model: Model, plan: Plan, rates: Rates, runs: dict[str, list[float]]
+) -> Line:
     return Line(
         name=case.name,
-        architecture=model.architecture,
+        share=case.share,
         quantization=model.quantization,
         size=model.size,
-        memory=limit,
-        regime=plan.cache.regime if plan.tiers.disk else "resident",
-        routing=case.routing,
-        forecast=dataclasses.asdict(expected),
-        measured=measured,
+        learned=case.learned,
+        forecast=foreseen(case, model, plan, rates),
+        measured=runs,
     )
-
-
-def _profile(model: Model, plan: Plan, path: Path) -> Profile:
-    """How the experts were used in an earlier session, with another prompt."""
-    trace = path.with_suffix(".route")
-    settings = dataclasses.replace(
-        plan.settings, cache="off", read_ahead=True, record=str(trace), batch=512, ubatch=512
-    )
-    request = Request(QUESTION * 6, max_tokens=96, sampling=Sampling(seed=7), ignore_end=True)
-    with Engine(model, settings, remember=False) as engine:
-        for _ in engine.load():
-            pass
-        for _ in engine.generate(request):
-            pass
-    session = read_trace(trace)
-    trace.unlink()
-    curves, decoded = lru_curves(session), float(session.decode.sum())
-    curve = tuple((f, curves.hit_rate(even_capacities(session, f))) for f in FRACTIONS)
-    return Profile(model.name, {}, float(len(session)), curve, decoded)
 
 
 def lines_of(log: Path) -> list[Line]:
-    """The last line of each case."""
-    if not log.exists():
-        return []
-    found = [Line(**json.loads(text)) for text in log.read_text("utf-8").splitlines() if text]
-    return list({line.name: line for line in found}.values())
+    """One line per case, with the runs of all its rounds and the last forecast."""
+    found: dict[tuple[str, float | None], Line] = {}
+    for text in log.read_text("utf-8").splitlines() if log.exists() else ():
+        line = Line(**json.loads(text))
+        if before := found.get(line.key):
+            runs = {n: before.measured.get(n, []) + line.measured.get(n, []) for n in FIGURES}
+            line = dataclasses.replace(line, measured={n: r for n, r in runs.items() if r})
+        found[line.key] = line
+    return list(found.values())
 
 
-def compared(lines: Sequence[Line]) -> Iterator[tuple[Line, str, float, dict[str, float]]]:
-    """(line, figure, median measured, forecast) of what can be compared.
+def wanted(cases: Sequence[Case], log: Path) -> Iterator[Case]:
+    """The cases that lack a round, those with the fewest first."""
+    rounds = {line.key: len(line.measured["decode"]) for line in lines_of(log)}
+    for number in range(ROUNDS):
+        yield from (c for c in cases if rounds.get((c.name, c.share), 0) <= number)
 
-    Reading a prompt with experts on the disk is part of the first token, and not a speed.
-    """
+
+def forecast_again(lines: Sequence[Line], cases: Sequence[Case], folder: Path) -> list[Line]:
+    """The lines with what would be forecast now."""
+    by_key = {(case.name, case.share): case for case in cases}
+    again = []
     for line in lines:
-        for name in FIGURES:
-            if name != "prefill" or line.regime == "resident":
-                yield line, name, statistics.median(line.measured[name]), line.forecast[name]
-
-
-def summary(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
-    """Per figure: lines, share inside the range, median error of the expected value."""
-    result = {}
-    for name in FIGURES:
-        rows = [(real, told) for _, what, real, told in compared(lines) if what == name]
-        if rows:
-            inside = sum(told["low"] <= real <= told["high"] for real, told in rows)
-            errors = [abs(told["expected"] / real - 1) for real, told in rows]
-            result[name] = {
-                "models": len(rows),
-                "inside": inside / len(rows),
-                "median_error": statistics.median(errors),
-            }
-    return result
+        case = by_key[line.key]
+        model = read_model(file_of(case, folder))
+        again.append(line_of(case, model, *planned(case, model, Output()), line.measured))
+    return again
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--log", type=Path, required=True, help="runs that were made")
-    parser.add_argument("--folder", type=Path, help="where the models are written")
-    parser.add_argument("--at-most", type=int, default=len(CASES), help="models in this call")
-    parser.add_argument("--case", help="only the one of this name")
-    parser.add_argument("--write-only", action="store_true", help="write the next models")
-    parser.add_argument("--keep", action="store_true", help="do not remove the models")
+    parser.add_argument("--log", type=Path, help="rounds that were made")
+    parser.add_argument("--folder", type=Path, help="where the models are")
+    parser.add_argument("--write", action="store_true", help="write the models")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which none is begun")
+    parser.add_argument("--case", help="only those whose name has this in it")
     parser.add_argument("--calibration", action="store_true", help="the models not in the table")
     parser.add_argument("--again", action="store_true", help="only forecast anew")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table")
     options = parser.parse_args(arguments)
     cases = CALIBRATION if options.calibration else CASES
-    if options.again and options.folder is None:
-        parser.error("--again needs --folder")
-    if options.again:
+    if options.case:
+        cases = tuple(case for case in cases if options.case in case.name)
+    end = time.monotonic() + 60 * options.minutes
+    if options.write:
+        for case in cases:
+            write_model(case, cases, options.folder)
+    elif options.again:
         lines = forecast_again(lines_of(options.log), cases, options.folder)
-        for line in lines:
-            print(row(line))
         part = options.log.with_suffix(".part")
         part.write_text("".join(json.dumps(dataclasses.asdict(x)) + "\n" for x in lines), "utf-8")
         part.replace(options.log)
     elif options.folder is not None:
-        done = {line.name for line in lines_of(options.log)}
-        wanted = [case for case in cases if case.name not in done or case.name == options.case]
-        if options.case:
-            wanted = [case for case in wanted if case.name == options.case]
-        for case in wanted[: options.at_most]:
-            path = write_model(case, options.folder)
-            if options.write_only:
-                continue
-            line = measure(case, path, Output())
-            with options.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+        for case in wanted(cases, options.log):
+            if time.monotonic() > end:
+                break
+            line = one_round(case, options.folder, Output())
+            if line is not None:
+                with options.log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+                print(row(line), flush=True)
+    if options.log is not None:
+        lines = lines_of(options.log)
+        for line in lines:
             print(row(line))
-            if not options.keep:
-                path.unlink()
-    lines = lines_of(options.log)
-    print(json.dumps(summary(lines)))
-    if options.table is not None:
-        options.table.write_text(page(lines, summary(lines)), encoding="utf-8")
-        document = {"summary": summary(lines), "lines": [dataclasses.asdict(x) for x in lines]}
-        options.table.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        print(json.dumps(summary(lines)))
+        if options.table is not None:
+            options.table.write_text(page(lines), encoding="utf-8")
+            document = {"summary": summary(lines), "lines": [dataclasses.asdict(x) for x in lines]}
+            options.table.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
 def row(line: Line) -> str:
     """One line of text: forecast and measured."""
     parts = [
-        f"{name} {told['low']:.3g}–{told['expected']:.3g}–{told['high']:.3g}: {real:.3g}"
-        for _, name, real, told in compared([line])
+        f"{name} {told['low']:.3g}–{told['expected']:.3g}–{told['high']:.3g}: "
+        f"{statistics.median(runs):.3g} ({told['expected'] / statistics.median(runs) - 1:+.0%})"
+        for name, runs, told in compared(line)
     ]
-    return f"{line.name} · {format_bytes(line.size)} · " + " · ".join(parts)
+    return f"{line.name} {line.share or ''} · {' · '.join(parts)}"
 
 
 if __name__ == "__main__":
