@@ -20,6 +20,11 @@ if ! "$python" -c "import llama_cpp.llama_cpp, localmoe" 2>/dev/null; then
     "$python" -m venv --system-site-packages "$folder/venv"  # what is there need not be carried
     python=$folder/venv/bin/python
     "$python" -m pip install --quiet --no-index --find-links "$folder" localmoe $needed
+    # Away from this folder's localmoe, which has no compiled helper; that of the wheel has.
+    rm -rf "$folder/checkout"
+    mkdir "$folder/checkout"
+    cp -r pyproject.toml scripts tests "$folder/checkout"
+    cd "$folder/checkout"
 fi
 export LOCALMOE_HOME=${LOCALMOE_HOME:-$folder/home}
 exec "$python" -m scripts.gpu_check "$folder" "$@"
