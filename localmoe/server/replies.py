@@ -119,6 +119,7 @@ class Reply(Response):
             return await self._break_off(scope, receive, send, problem_of(error))
         if not self._stream:
             await self._send(send, encoded(self._writer.document(self._answers)))
+            self._complete = True
         await send({"type": "http.response.body", "body": b""})
         return 200
 

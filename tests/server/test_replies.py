@@ -162,3 +162,28 @@ def test_who_leaves_closes_the_answer() -> None:
         assert client.ended == [499]
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_with_the_whole_answer_has_had_it(stream: bool) -> None:
+    """A client may close the connection before the server knows that its last byte was sent."""
+
+    class Hasty(Client):
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                self.leave.set()
+                await asyncio.sleep(0.05)
+
+    async def scene() -> None:
+        client = Hasty()
+
+        async def events() -> AsyncGenerator[Event, None]:
+            yield Accepted("m", 10)
+            yield AnswerDelta("hi")
+            yield DONE
+
+        await client.of(events(), stream=stream)
+        assert client.ended == [200]
+
+    asyncio.run(scene())
