@@ -78,7 +78,6 @@ void expert_cache::free_stages() {
 
 // One multiplication of a batch that is streamed: its projection is in a stage, and the next one on its way.
 void expert_cache::stream(std::unique_lock<std::mutex> & lock, group & g, int t, int64_t rows, int64_t used) {
-    unstage();
     if (!stages()) {
         broken_ = true;
         return;

@@ -480,6 +480,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
         return;
     }
     reap(0);
+    unstage();  // whether or not this one is streamed: its tensor may be the one that was
     int64_t k = ids->ne[0], n = ids->ne[1];
     bool first = g.seen == 0 || (g.seen & (1u << t));
     int64_t row = 0;
@@ -577,7 +578,6 @@ bool expert_cache::demand(std::unique_lock<std::mutex> & lock, group & g, int t)
         auto & x = g.experts[e];
         while (how_ == PRIVATE && !x.resident && !give_memory(g, e, NEEDED)) {
             if (!reading() && staged_) {  // the budget has shrunk since, and this layer is not streamed
-                unstage();
                 cancel(lock);
                 free_stages();
                 continue;
