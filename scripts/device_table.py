@@ -79,7 +79,7 @@ CUDA_PATH=$PWD/cuda CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=90-real localmoe engin
 ```
 
 CMake takes such a toolkit. The module has not been built to its end yet: of its 144 CUDA files, for
-sm_90, the first 24 took 3 min 20 s of processor time, and one of the 75 large ones
+sm_90, the first 24 and ggml's base took 3 min 36 s of processor time, and one of the 75 large ones
 (`mmq-instance-q4_k.cu`) 33 s, with an object of 0.76 MB. By these, an estimate: 50 minutes.
 
 With the Vulkan module nano's greedy answer on `Vulkan0` was word for word the processor's: all on
