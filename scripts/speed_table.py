@@ -232,7 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
         part.write_text("".join(json.dumps(dataclasses.asdict(x)) + "\n" for x in lines), "utf-8")
         part.replace(options.log)
     elif options.folder is not None:
-        for case in wanted(cases, options.log):
+        there = [case for case in cases if file_of(case, options.folder).exists()]
+        for case in wanted(there, options.log):
             if time.monotonic() > end:
                 break
             line = one_round(case, options.folder, Output())
