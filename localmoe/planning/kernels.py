@@ -41,7 +41,8 @@ def multiplying(
         return one * touched + again / value_at(rate.experts if m.experts else rate.dense, threads)
     each = tokens * m.share / max(1e-12, touched)  # tokens of an expert that has some
     tile = m.weights * TIMED / (TIMED + UNPACK) / value_at(rate.experts, threads)
-    together = max(tile * (UNPACK + each + EDGE), m.weights * each / value_at(rate.dense, threads))
+    dense = m.weights * each / value_at(rate.dense, threads)
+    together = max(one, tile * (UNPACK + each + EDGE), dense)  # all is read from memory at least
     return touched * min(one * each, together)
 
 

@@ -26,6 +26,8 @@ def test_one_token_takes_its_experts_bytes_from_memory() -> None:
     """8 of 512 experts of 500 bytes, at 5 GB/s, in tiles or not."""
     told = pytest.approx(USED * 500 / 5e9)
     assert seconds(Q4_K, 1) == seconds(Q4_K, 1, tiles=False) == told
+    fast = dataclasses.replace(RATE, dense=((1.0, 6e13),), experts=((1.0, 5e13),))
+    assert multiplying(Q4_K, 1, {"Q4_K": fast}, 1, tiles=True) == told  # many cores, one memory
 
 
 def test_few_tokens_of_an_expert_are_multiplied_one_by_one() -> None:

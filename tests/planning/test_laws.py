@@ -22,6 +22,7 @@ from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRat
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Wishes
+from localmoe.planning.search import BATCHES
 from localmoe.planning.speed import BATCH_COST, forecast, tuned
 from tests.planning.catalog import adding_engine, published
 from tests.planning.invented import GIB
@@ -153,7 +154,8 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
 
     A second GPU may cost a first token some percent: it takes the last layers, and where their
     experts do not fit there, those of the last token are computed on the processor. Both may take
-    ``BATCH_COST`` longer where batches became larger, with which long prompts are read faster.
+    ``BATCH_COST`` longer where batches are larger than usual, which reads long prompts faster:
+    what their buffers push off a GPU depends on the context, which may have grown too.
     Decoding may lose a thousandth to more GPU memory: placements are compared by bytes, and one
     that has more of them on GPUs may cross between devices once more. A first token may take longer
     where more memory was used for a larger context, which nobody had asked for: those are other
@@ -161,7 +163,7 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     """
     patience = SECOND_GPU if what == "second" else ROUNDING
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
-    if after.batch > before.batch:  # with which a GPU reads long prompts faster
+    if after.batch > BATCHES[0]:  # with which a GPU reads long prompts faster
         crossings, patience = crossings * BATCH_COST, patience * BATCH_COST
     if before.fits and not after.fits:
         return "it does not fit any more"
