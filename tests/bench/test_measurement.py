@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "n_cpu_moe": 1, "ram": 1 << 30, "vram": 1 << 30, "batch": 64,
     "experts_on": (ExpertsOn("ram", ((0, 1),)),), "overrides": (("exps", "CPU"),), "cache": "page",
     "cache_ram": 1 << 30, "experts": 1, "prefer_cached": 0.5, "prompt_cache": 1 << 20,
+    "repack": "on",
 }  # fmt: skip
 
 

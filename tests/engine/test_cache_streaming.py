@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.archs.families import Q4_K_M, Family
 from tests.archs.recipe import Dims
 from tests.engine.cache_matrix import FIRST
 from tests.engine.cached import Case, Turn, run_cases
+from tests.systems.shims import shim
 
 pytestmark = [
     pytest.mark.process,
@@ -57,6 +59,32 @@ def test_each_expert_is_read_once_per_batch(path: Path) -> None:
     assert count >= 4
     every = sum(tensor.nbytes for tensor in routed_tensors(model))
     assert 0.5 * count * every < cached.counters["bytes_read"] <= 1.1 * count * every
+
+
+@pytest.mark.parametrize("fault", ["EIO", "torn"])
+def test_a_read_that_fails_spoils_no_neighbour(
+    fault: str, arch_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Experts that begin within a block of the disk share it with the one before: what a failed
+    read has spoilt there is read again, too, whoever brought it first."""
+    path = arch_file("gpt-oss")
+    assert any(tensor.offset % 4096 for tensor in routed_tensors(read_model(path)))
+    turns = tuple(Turn(f"{letter} {FIRST}", 6) for letter in "ABCD")
+    base = dataclasses.replace(BASE, batch=7, ubatch=7)
+    budgets = [least(read_model(path)) * step // 8 for step in range(8, 12)]
+    plain, *cached = run_cases(
+        path,
+        [Case(base, turns), *(Case(streamed(budget, base), turns) for budget in budgets * 4)],
+        environment={
+            "LD_PRELOAD": ":".join(
+                filter(None, (os.environ.get("LD_PRELOAD"), str(shim("faults", tmp_path))))
+            ),
+            "DIRECT": fault,
+            "RATE": "30",
+            "FROM": str(min(tensor.offset for tensor in routed_tensors(read_model(path)))),
+        },
+    )
+    assert [each.turns for each in cached] == [plain.turns] * len(cached)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -216,12 +216,15 @@ void expert_cache::bring(std::unique_lock<std::mutex> & lock, const stage_part &
     ready_.notify_one();
 }
 
-// Experts that lie one after the other, whole blocks at once.
+// Experts that lie one after the other, whole blocks at once. The first and the last block hold parts of their
+// neighbours too, which another reader may have brought: a read that fails may spoil all that it was to fill, so all
+// of it is read again.
 outcome expert_cache::read_run(const stage & s, const stage_part & p, bool past) {
     const tensor_info & x = s.g->tensors[size_t(s.t)];
     const part & file = files_[size_t(x.file)];
     int64_t begin = x.offset + int64_t(x.bytes) * p.first, end = x.offset + int64_t(x.bytes) * p.end;
-    int64_t from = int64_t(down(size_t(begin), BLOCK)), to = int64_t(up(size_t(end), BLOCK)), need = end - from;
+    int64_t from = int64_t(down(size_t(begin), BLOCK)), to = int64_t(up(size_t(end), BLOCK));
+    int64_t need = std::min(to, int64_t(file.then.st_size)) - from;
     char * target = s.base + (from - s.from);
     outcome result;
     int64_t done = past ? read_range(file.direct, target, to - from, need, from, BLOCK, result.refusal) : 0;
