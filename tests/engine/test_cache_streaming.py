@@ -61,6 +61,20 @@ def test_each_expert_is_read_once_per_batch(path: Path) -> None:
     assert 0.5 * count * every < cached.counters["bytes_read"] <= 1.1 * count * every
 
 
+def test_batches_before_the_last_push_nothing_out(path: Path) -> None:
+    """With memory for two of five layers the first batch fills it; those after it pass through the
+    stages, and only a prompt's last one takes the place of others: fewer go than there are."""
+    model = read_model(path)
+    layers = range(len(model.layers))
+    two = 2 * needed_budget(model, layers, BASE.ubatch)
+    settings = streamed(stage_bytes(model, layers) + two)
+    plain, cached = run_cases(path, [Case(each, (Turn(LONG, 1),)) for each in (BASE, settings)])
+    assert cached.turns == plain.turns
+    (said,) = cached.turns
+    assert len(said.starts) >= 4
+    assert 0 < cached.counters["evictions"] < sum(layer.expert_count for layer in model.layers)
+
+
 @pytest.mark.parametrize("fault", ["EIO", "torn"])
 def test_a_read_that_fails_spoils_no_neighbour(
     fault: str, arch_file: Callable[[str], Path], tmp_path: Path

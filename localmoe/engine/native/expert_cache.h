@@ -401,7 +401,8 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     // ---- streaming -------------------------------------------------------------------------------
 
     uint64_t passing(const group & g, int64_t rows, int64_t used) const;
-    bool streams(const group & g, int64_t rows, int64_t used) const;
+    bool streams(const group & g, int64_t rows, int64_t used, bool last) const;
+    bool leaves_stages(int64_t tokens, uint64_t buffers) const;
     bool maps(const group & g, int64_t rows, int64_t used) const;
     void borrow(uint64_t & what, uint64_t bytes);
     bool stages();
@@ -524,6 +525,7 @@ class expert_cache final : public ggml::cpu::tensor_traits, public ggml::cpu::ex
     void *                   buffers_ = nullptr;  // llama.cpp's, in which graphs are computed
     stage *                  multiplied_ = nullptr;  // where the last multiplication was, if in a stage
     int64_t                  following_ = 0;    // tokens of the prompt's next batch
+    int64_t                  each_ = 0;         // experts that a token chooses
 
     int64_t                  offloaded_ = 0;    // tokens of a batch from which on a GPU may multiply; 0: none does
     bool                     copying_ = false;  // in this decode

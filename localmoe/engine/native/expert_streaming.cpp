@@ -25,16 +25,24 @@ uint64_t expert_cache::passing(const group & g, int64_t rows, int64_t used) cons
     return pass ? uint64_t(std::min(int64_t(g.experts.size()), rows * used)) * largest_slot_ : 0;
 }
 
-// Whether a batch that routes so many tokens to a layer goes through the stages: its experts do not fit with the
-// next layer's beside them, and the stages do, with one token's experts for a layer that computes no more.
-bool expert_cache::streams(const group & g, int64_t rows, int64_t used) const {
-    uint64_t left = budget_ - std::min(budget_, lent_ + staged_);
-    return 2 * passing(g, rows, used) > left && (staged_ || 2 * stage_bytes_ + uint64_t(used) * largest_slot_ <= left);
+// Whether a batch that routes so many tokens to a layer goes through the stages: they fit, with one token's experts
+// for a layer that computes no more, and its own experts find no room without others making it. A prompt's last batch
+// takes that room if there is enough for the next layer's too: what it used stays for the answer.
+bool expert_cache::streams(const group & g, int64_t rows, int64_t used, bool last) const {
+    uint64_t bytes = passing(g, rows, used), left = budget_ - std::min(budget_, lent_ + staged_);
+    uint64_t free = budget_ - std::min(budget_, used_ + (staged_ ? 0 : 2 * stage_bytes_));
+    bool beside = last ? 2 * bytes <= left : bytes <= free + uint64_t(g.resident) * g.slot;
+    return bytes && !beside && (staged_ || 2 * stage_bytes_ + uint64_t(used) * largest_slot_ <= left);
+}
+
+// Whether a batch does without the stages that the one before it had.
+bool expert_cache::leaves_stages(int64_t tokens, uint64_t buffers) const {
+    return following_ == 0 && 2 * passing(groups_.front(), tokens, each_) <= budget_ - std::min(budget_, buffers);
 }
 
 // Whether it is multiplied from the file's mapping, page by page: neither its experts nor the stages fit.
 bool expert_cache::maps(const group & g, int64_t rows, int64_t used) const {
-    return !streams(g, rows, used) && passing(g, rows, used) > budget_ - std::min(budget_, lent_ + staged_);
+    return !streams(g, rows, used, following_ == 0) && passing(g, rows, used) > budget_ - std::min(budget_, lent_ + staged_);
 }
 
 // Takes bytes of the budget for something else, and gives back what it had been taken for before.
@@ -120,16 +128,16 @@ void expert_cache::fill_next(stage & s, group & g, int t, int64_t rows, int64_t 
         fill(s, g, after(g, t), false);
         return;
     }
-    auto sure = [&](group & next, int64_t n) {
-        return n * used >= 2 * int64_t(next.experts.size()) && streams(next, n, used);
+    auto sure = [&](group & next, int64_t n, bool last) {
+        return n * used >= 2 * int64_t(next.experts.size()) && streams(next, n, used, last);
     };
     for (group * next = &g + 1; next != groups_.data() + groups_.size(); next++) {
-        if (sure(*next, next->planned < 0 ? rows : next->planned)) {
+        if (sure(*next, next->planned < 0 ? rows : next->planned, following_ == 0)) {
             fill(s, *next, next->order.front(), true);
             return;
         }
     }
-    if (sure(groups_.front(), following_)) {
+    if (sure(groups_.front(), following_, true)) {  // it may be the last one
         fill(s, groups_.front(), groups_.front().order.front(), true);
     }
 }

@@ -175,7 +175,7 @@ bool expert_cache::begin(int64_t position, int64_t tokens, int64_t decoded, int6
     clock_ += batch_;
     batch_ = tokens;
     following_ = following;
-    if (decoding_ && staged_) {
+    if (staged_ && (decoding_ || leaves_stages(tokens, buffers))) {
         cancel(lock);
         free_stages();
     }
@@ -482,6 +482,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
     reap(0);
     unstage();  // whether or not this one is streamed: its tensor may be the one that was
     int64_t k = ids->ne[0], n = ids->ne[1];
+    each_ = k;
     bool first = g.seen == 0 || (g.seen & (1u << t));
     int64_t row = 0;
     if (first) {
@@ -489,7 +490,7 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
         g.seen = 0;
         g.turn = visit_;
         g.predicted = false;
-        g.streamed = streams(g, n, k);
+        g.streamed = streams(g, n, k, following_ == 0);
         g.mapped = maps(g, n, k);
         g.chosen = 0;
         row = observe(g, ids);
@@ -550,7 +551,8 @@ void expert_cache::provide(group & g, int t, const ggml_tensor * ids, const ggml
     if (first) {
         judge(g);
     }
-    if (first && reads_ahead(g, n) && n * k >= 2 * int64_t(g.experts.size())) {
+    if (first && reads_ahead(g, n) && n * k >= 2 * int64_t(g.experts.size()) &&
+        !streams((&g)[1], n, k, following_ == 0)) {
         foretell_all((&g)[1]);  // a large batch needs nearly all of the next layer too
     }
     if (!needed_.empty()) {
