@@ -5,6 +5,10 @@ decoding, nor lengthens the wait for the first token of a loaded model, nor lowe
 context at which the model runs at all. The wait from a cold start is another matter: there may be
 more to load.
 
+Larger batches than usual are a trade within one machine, and none of these laws: their buffers take
+GPU memory, so that answers may be a little slower, for long prompts that are read faster. Each
+machine with them is compared with itself without them.
+
 ``LOCALMOE_EXAMPLES`` sets how many machines are invented per law.
 """
 
@@ -21,9 +25,8 @@ from hypothesis import strategies as st
 from localmoe.facts.bandwidth import Curve, DeviceRate, DiskRate, Rates, TypeRate
 from localmoe.facts.hardware import Gpu, Machine
 from localmoe.planning.placement import make_plan
-from localmoe.planning.plan import Wishes
-from localmoe.planning.search import BATCHES
-from localmoe.planning.speed import BATCH_COST, forecast, tuned
+from localmoe.planning.plan import BatchGain, Wishes
+from localmoe.planning.speed import BATCH_COST, WORTH, Forecast, forecast, tuned
 from tests.planning.catalog import adding_engine, published
 from tests.planning.invented import GIB
 
@@ -116,12 +119,14 @@ class Box:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What a machine does with a model in batches of the usual size."""
+
     fits: bool
     decode: float = 0.0  # tokens/s
     loaded: float = float("inf")  # seconds
     context: int = 0  # tokens; the largest
     planned: int = 0  # tokens
-    batch: int = 0  # tokens
+    trade: str = ""  # what is wrong with the larger batches that it uses instead
 
 
 def outcome(name: str, box: Box) -> Outcome:
@@ -131,9 +136,31 @@ def outcome(name: str, box: Box) -> Outcome:
     if not plan.verdict.fits:
         return Outcome(False)
     used = tuned(model, plan, rates)
-    told = forecast(model, used, rates)
-    speeds = told.decode.expected, told.loaded_first_token.expected
-    return Outcome(True, *speeds, plan.max_context, plan.settings.context, used.settings.ubatch)
+    usual = used if used.gain is None else tuned(model, dataclasses.replace(plan, larger=()), rates)
+    told = forecast(model, usual, rates)
+    return Outcome(
+        True,
+        told.decode.expected,
+        told.loaded_first_token.expected,
+        plan.max_context,
+        plan.settings.context,
+        traded(told, forecast(model, used, rates), used.gain) if used.gain else "",
+    )
+
+
+def traded(usual: Forecast, larger: Forecast, gain: BatchGain) -> str:
+    """What is wrong with larger batches on one machine; "" if a long prompt gains as much as it has
+    to, and an answer and a usual prompt lose no more than they may.
+    """
+    step = usual.decode.expected / larger.decode.expected
+    first = larger.loaded_first_token.expected / usual.loaded_first_token.expected
+    if step > BATCH_COST * ROUNDING or first > BATCH_COST * ROUNDING:
+        return f"larger batches: a token takes {step} × as long, the first one {first} ×"
+    if gain.prefill_before > WORTH * gain.prefill * ROUNDING:
+        return f"larger batches: {gain.prefill_before} → {gain.prefill} tok/s"
+    if (gain.decode_before, gain.decode) != (usual.decode.expected, larger.decode.expected):
+        return f"larger batches: other speeds are told, {gain}"
+    return ""
 
 
 def better(box: Box, what: str, by: float) -> Box:
@@ -153,9 +180,7 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     """The law that a machine with more of ``what`` breaks; "" if it keeps all of them.
 
     A second GPU may cost a first token some percent: it takes the last layers, and where their
-    experts do not fit there, those of the last token are computed on the processor. Both may take
-    ``BATCH_COST`` longer where batches are larger than usual, which reads long prompts faster:
-    what their buffers push off a GPU depends on the context, which may have grown too.
+    experts do not fit there, those of the last token are computed on the processor.
     Decoding may lose a thousandth to more GPU memory: placements are compared by bytes, and one
     that has more of them on GPUs may cross between devices once more. A first token may take longer
     where more memory was used for a larger context, which nobody had asked for: those are other
@@ -163,8 +188,6 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     """
     patience = SECOND_GPU if what == "second" else ROUNDING
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
-    if after.batch > BATCHES[0]:  # with which a GPU reads long prompts faster
-        crossings, patience = crossings * BATCH_COST, patience * BATCH_COST
     if before.fits and not after.fits:
         return "it does not fit any more"
     if after.decode * crossings < before.decode:
@@ -173,7 +196,7 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
         return f"first token: {before.loaded} → {after.loaded} s"
     if after.context < before.context:
         return f"largest context: {before.context} → {after.context} tokens"
-    return ""
+    return after.trade
 
 
 boxes = st.builds(
