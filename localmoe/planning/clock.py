@@ -16,7 +16,7 @@ from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU, OFFLOADED
 from localmoe.planning.places import holder, is_remote
 from localmoe.planning.plan import Plan
-from localmoe.planning.prefill import attention_work, batches, working_bytes
+from localmoe.planning.prefill import Passing, attention_work, batches, passing
 from localmoe.planning.seconds import NOTHING, Seconds, Spread, ms, per_second
 from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
@@ -87,11 +87,16 @@ class Clock:
         self._again = sum(m.nbytes for m in self._dense) if plan.paged else 0
         self._passing = self._regime  # how a prompt's experts come
         self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
+        self._way: Passing | None = None  # how a batch's experts pass through the cache's memory
         if self._regime in MISS:
             self._kept = min(1.0, plan.cache.budget / experts)
             share = self._active_experts / experts
             self._hit_rate = expected_hit_rate(profile, self._kept, used_share=share)
-            if self._regime == "private" and not self._streams():
+        if self._regime == "private":
+            host = expert_bytes_on_host(model, settings)
+            layers = [layer for layer, size in host.items() if size]
+            self._way = passing(model, layers, settings.ubatch, settings.experts_used)
+            if not self._way.fits(settings.cache_bytes - settings.cache_lent):
                 self._passing = "off"
 
     # -- answers -----------------------------------------------------------------------------
@@ -120,7 +125,7 @@ class Clock:
         ``prefill``.
         """
         return sum(
-            self._again + self._missed(size, self._there(before, cold=cold))
+            self._again + self._missed(size, self._there(size, before, tokens, cold=cold))
             for size, before in self._batches(tokens)
         )
 
@@ -218,25 +223,22 @@ class Clock:
             computing = Seconds.of(self._processor(size, before, threads), BATCH)
             computing += self._apart(size, before)
             if self._regime in MISS:
-                kept = self._there(before, cold=cold)
+                kept = self._there(size, before, tokens, cold=cold)
                 computing = self._beside(computing, self._missed(size, kept))
             total += computing + self._paging()
         return total
 
-    def _streams(self) -> bool:
-        """Whether the cache's memory is enough for a batch's experts to pass through it."""
-        settings = self._plan.settings
-        host = expert_bytes_on_host(self._model, settings)
-        room = settings.cache_bytes - settings.cache_lent
-        layers = [layer for layer, size in host.items() if size]
-        used = settings.experts_used
-        return working_bytes(self._model, layers, room, settings.ubatch, used) is not None
-
-    def _there(self, before: int, *, cold: bool) -> float:
-        """Share of the experts in memory when a batch begins after ``before`` tokens."""
+    def _there(self, size: int, before: int, tokens: int, *, cold: bool) -> float:
+        """Share of the experts in memory when a batch of ``size`` of a prompt's ``tokens`` begins
+        after ``before`` others.
+        """
+        found, settings = self._kept, self._plan.settings
         if self._passing != self._regime:
             return 0.0
-        return min(self._kept, self._touched(before)) if cold else self._kept
+        if self._way is not None:
+            room = settings.cache_bytes - settings.cache_lent * size // settings.ubatch
+            found = self._way.kept(room, last=before + size == tokens) / self._way.every
+        return min(found, self._touched(before)) if cold else found
 
     def _batches(self, tokens: int) -> Sequence[tuple[int, int]]:
         most = self._plan.settings.ubatch

@@ -3,9 +3,9 @@
 A batch of some hundred tokens chooses nearly every expert, so all of them pass through memory once
 per batch: the larger the batch, the fewer bytes are read per token, and the more memory its buffers
 take. They are lent by the experts' memory while the prompt is read (``EngineSettings.cache_lent``).
-How the experts pass is decided by ``streams`` in ``expert_streaming.cpp``: layer by layer, the next
-one beside the one that is computed, or projection by projection through two stages; where not even
-those fit, from the file's mapping, page by page.
+How the experts pass is decided by ``streams`` in ``expert_streaming.cpp``: projection by projection
+through two stages, in a prompt's last batch layer by layer where two layers fit; where not even the
+stages fit, from the file's mapping, page by page. What else is in memory stays, and is not read.
 """
 
 from __future__ import annotations
@@ -47,18 +47,43 @@ def stage_bytes(model: Model, layers: Iterable[int]) -> int:
     )
 
 
-def working_bytes(
-    model: Model, layers: Iterable[int], budget: int, batch: int, used: int = 0
-) -> int | None:
-    """Bytes of ``budget`` in which experts pass while a batch is computed: two layers' or, where
-    those do not fit, the stages and one token's. None: it holds neither.
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """Bytes of memory in which a batch's experts pass."""
 
-    ``used``: experts per token, 0 for the model's own.
+    layers: int  # two layers', the next one beside the one that is computed
+    stages: int  # the two stages, and one token's experts
+    every: int  # all experts: with as many none has to pass
+
+    def fits(self, budget: int) -> bool:
+        """Whether experts pass through memory, and not through the file's mapping."""
+        return min(self.layers, self.stages) <= budget
+
+    def kept(self, budget: int, *, last: bool) -> int:
+        """Bytes of experts that a batch finds in ``budget`` bytes and need not read.
+
+        ``last``: of a prompt. Where two layers fit it takes them, and leaves its experts there for
+        the answer: no fewer count as found than with less memory, where it takes the stages.
+        """
+        if budget >= self.every:
+            return self.every
+        if not self.fits(budget):
+            return 0
+        if self.layers <= self.stages or not last:
+            return budget - min(self.layers, self.stages)
+        return max(budget - self.layers, min(budget, self.layers) - self.stages)
+
+
+def passing(model: Model, layers: Iterable[int], batch: int, used: int = 0) -> Passing:
+    """How the experts of a batch of so many tokens pass. ``used``: experts per token, 0 for the
+    model's own.
     """
     wanted = list(layers)
-    whole = 2 * needed_budget(model, wanted, batch, used)
-    staged = stage_bytes(model, wanted) + needed_budget(model, wanted, 1, used)
-    return next((size for size in (whole, staged) if size <= budget), None)
+    return Passing(
+        2 * needed_budget(model, wanted, batch, used),
+        stage_bytes(model, wanted) + needed_budget(model, wanted, 1, used),
+        sum(slot_bytes(group) * group[0].experts for group, _ in routed_groups(model, wanted)),
+    )
 
 
 def least_budget(model: Model, layers: Iterable[int], settings: EngineSettings) -> int:
@@ -85,7 +110,6 @@ def choose_batches(
     runs, so that answers do not depend on what is free at the moment; None: the budget.
     """
     wanted, used, planned = list(layers), settings.experts_used, settings.ubatch
-    every = sum(slot_bytes(group) * group[0].experts for group, _ in routed_groups(model, wanted))
     sizes = {planned}
     if buffers is not None:
         attention, threads = attention_work(model, settings), batch_threads(settings)
@@ -95,21 +119,24 @@ def choose_batches(
     def lent(size: int) -> int:
         return max(0, buffers(size) - buffers(planned)) if buffers is not None else 0
 
-    def working(size: int, room: int) -> int | None:
-        return working_bytes(model, wanted, room - lent(size), size, used)
+    ways = {size: passing(model, wanted, size, used) for size in sizes}
+
+    def fits(size: int, room: int) -> bool:
+        return ways[size].fits(room - lent(size))
 
     def read(size: int, room: int) -> int:
-        stays = max(0, room - lent(size) - (working(size, room) or 0))
-        return -(-LONG // size) * (every - min(every, stays))
+        way, left = ways[size], room - lent(size)
+        first, last = (way.every - way.kept(left, last=last) for last in (False, True))
+        return (-(-LONG // size) - 1) * first + last
 
     roomy = max(budget, steady or 0)
     fewest = min(
-        (size for size in sorted(sizes) if working(size, roomy) is not None),
+        (size for size in sorted(sizes) if fits(size, roomy)),
         key=lambda size: read(size, roomy),
         default=0,
     )
     for size in sorted(sizes, reverse=True):
-        if size <= fewest and working(size, budget) is not None:
+        if size <= fewest and fits(size, budget):
             return Batches(size, lent(size))
     return Batches(planned)
 

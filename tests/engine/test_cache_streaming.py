@@ -12,7 +12,7 @@ import pytest
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.cache import needed_budget, routed_tensors
 from localmoe.planning.memory import EngineSettings
-from localmoe.planning.prefill import stage_bytes, working_bytes
+from localmoe.planning.prefill import passing, stage_bytes
 from scripts.make_standin import make_standin
 from tests.archs import qwen
 from tests.archs.families import Q4_K_M, Family
@@ -39,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def least(model: Model) -> int:
     layers = range(len(model.layers))
     staged = stage_bytes(model, layers) + needed_budget(model, layers, 1)
-    assert working_bytes(model, layers, staged, BASE.ubatch) == staged
+    assert passing(model, layers, BASE.ubatch).stages == staged
     return staged
 
 

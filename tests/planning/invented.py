@@ -51,8 +51,7 @@ def moe_model(
         tensors.append(_tensor(f"blk.{i}.attn_q.weight", dense_mib * MIB, i, Role.DENSE))
         each = int(expert_mib * MIB) * experts
         for name in (("gate_up",) if parts == 1 else ("gate", "up", "down")) if experts else ():
-            part = _tensor(f"blk.{i}.ffn_{name}_exps.weight", each // parts, i, Role.ROUTED_EXPERT)
-            tensors.append(part)
+            tensors.append(_experts(f"blk.{i}.ffn_{name}_exps.weight", each // parts, i, experts))
         rows.append(Layer(i, dense_mib * MIB, each, experts, used if experts else 0))
     size = sum(t.nbytes for t in tensors)
     return Model(
@@ -74,6 +73,11 @@ def moe_model(
 
 def _tensor(name: str, nbytes: int, layer: int | None, role: Role) -> Tensor:
     return Tensor(name, (nbytes,), "Q8_0", 0, nbytes, 0, layer, role)
+
+
+def _experts(name: str, nbytes: int, layer: int, count: int) -> Tensor:
+    shape = (nbytes // count, count)
+    return Tensor(name, shape, "Q8_0", 0, nbytes, 0, layer, Role.ROUTED_EXPERT)
 
 
 def engine(model: Model, kv_per_token: int = 48 * 1024) -> Measure:

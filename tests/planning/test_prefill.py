@@ -21,8 +21,8 @@ from localmoe.planning.prefill import (
     batches,
     choose_batches,
     least_budget,
+    passing,
     stage_bytes,
-    working_bytes,
 )
 from tests.planning.catalog import published
 
@@ -56,12 +56,23 @@ def test_two_projections_are_enough_for_a_large_batch(big: Model) -> None:
     staged = stage_bytes(big, layers) + needed_budget(big, layers, 1)
     whole = 2 * needed_budget(big, layers, 512)
     assert staged < 0.6 * whole
-    assert working_bytes(big, layers, staged, 512) == staged
-    assert working_bytes(big, layers, whole - 1, 512) == staged
-    assert working_bytes(big, layers, whole, 512) == whole
+    way = passing(big, layers, 512)
+    assert (way.stages, way.layers) == (staged, whole)
+    assert way.fits(staged) and not way.fits(staged - 1)
     assert choose_batches(big, layers, staged, SETTINGS) == Batches(512)
     assert choose_batches(big, layers, staged - 1, SETTINGS) == Batches(512)
-    assert working_bytes(big, layers, staged - 1, 512) is None
+
+
+def test_what_a_batch_leaves_alone_is_not_read(big: Model) -> None:
+    """All memory but the stages, in the last batch all but two layers; more memory never means that
+    less is found, and with room for all nothing passes."""
+    way = passing(big, layers_of(big), 512)
+    assert way.kept(4 * way.layers, last=False) == 4 * way.layers - way.stages
+    assert way.kept(4 * way.layers, last=True) == 3 * way.layers
+    for last in (False, True):
+        found = [way.kept(room * MIB, last=last) for room in range(0, 20_000, 10)]
+        assert found == sorted(found)
+        assert found[0] == 0 and found[-1] == way.every
 
 
 def test_larger_batches_where_their_buffers_cost_less_than_they_save(big: Model) -> None:
@@ -80,7 +91,7 @@ def test_larger_batches_where_their_buffers_cost_less_than_they_save(big: Model)
             batches_.tokens > 512
         )
         settings = dataclasses.replace(SETTINGS, ubatch=batches_.tokens, cache_lent=batches_.lent)
-        fits = working_bytes(big, layers, budget * MIB, 512) is not None
+        fits = passing(big, layers, 512).fits(budget * MIB)
         assert not fits or least_budget(big, layers, settings) <= budget * MIB
     short = dataclasses.replace(SETTINGS, context=1024)
     assert choose_batches(big, layers, 12_000 * MIB, short, buffers).tokens <= 1024
