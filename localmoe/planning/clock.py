@@ -25,11 +25,13 @@ from localmoe.text import counted, format_bytes
 RAM_BOUND = 0.75  # share of the memory's bandwidth; a faster decode is limited by it
 ROW_S = 2.6e-7  # seconds of one thread to find a row of the KV cache: the latency of memory
 WEIGH_S = 3.5e-9  # seconds of one thread to weigh a value of an expert: ggml takes one by one
-CONVOLVE_S = 1.5e-8  # … to bring a channel's value to its short convolution, and to convolve it
+CONVOLVE_S = 1.9e-8  # … to bring a channel's value to its short convolution, and to convolve it
+SORT_S = 6e-9  # … for a step of sorting a token's experts by what the router says
 EXPERTS = 1.12  # one token through experts takes so many times the kernels' own time
 PREFILL = 1.05  # a batch takes so many times the kernels' own time
 ELEMENTS = 3  # an operation reads or writes a token's values so many times
 NEAR = 2 << 20  # bytes; a smaller KV cache stays in the processor's caches
+NEAR_LAYER = 8 << 20  # … and while a batch attends, so much of a layer's
 TOKEN_S = 0.0002  # seconds per token to sample it and to hand it on
 WORD_S = 6e-9  # seconds per entry of the vocabulary to choose among them
 START_S = 0.3  # seconds to start the worker and make a context
@@ -286,9 +288,12 @@ class Clock:
         seconds += tokens * multiplications / value_at(attending, threads)
         if one and work.cached_bytes(CPU, context) > NEAR:
             seconds += rows * ROW_S / threads
+        if tile:
+            seconds += tokens / tile * work.far_rows(CPU, context, NEAR_LAYER) * ROW_S / threads
         seconds += tokens * work.state.get(CPU, 0) / value_at(rates.scan, threads)
         seconds += tokens * work.delta.get(CPU, 0) / value_at(rates.delta, threads)
         seconds += tokens * work.weighed.get(CPU, 0) * WEIGH_S / threads
+        seconds += tokens * work.sorting.get(CPU, 0) * SORT_S / threads
         seconds += tokens * work.convolved.get(CPU, 0) * CONVOLVE_S / threads
         passing = ELEMENTS * 4 * work.width * (tokens - 1) / value_at(rates.ram, threads)
         seconds += work.nodes.get(CPU, 0) * (value_at(rates.node_s, threads) + passing)

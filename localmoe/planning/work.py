@@ -6,6 +6,7 @@ here. What is not a matrix (norms, biases, activations) is counted as an operati
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Work:
     delta: Mapping[str, int]  # home → elements of recurrent state (gated delta nets)
     nodes: Mapping[str, int]  # home → operations of the graph
     weighed: Mapping[str, int]  # home → values of experts' outputs that are weighed
+    sorting: Mapping[str, float]  # home → steps of sorting experts by their probability
     convolved: Mapping[str, int]  # home → channels of short convolutions
     crossings: int  # times that a token's values go from one device to another
     width: int  # values of a token between two layers (embedding length)
@@ -121,6 +123,18 @@ class Work:
             sum(layer.cached * seen for layer, seen in layers),
         )
 
+    def far_rows(self, home: str, context: float, near: int) -> float:
+        """Keys and values that the heads of a tile of queries read from memory, of ``context``
+        tokens each: the processor's caches hold ``near`` bytes of a layer's (f16).
+        """
+        found = 0.0
+        for x in self.attending:
+            seen = x.sees(context)
+            size = 2 * x.cached * x.widths * seen
+            if x.home == home and size > near:
+                found += 2 * x.heads * seen * (1 - near / size)
+        return found
+
 
 def work_of(model: Model, settings: EngineSettings) -> Work:
     """The work of one token of ``model`` under ``settings``."""
@@ -131,10 +145,12 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
             by_layer[tensor.layer].append(tensor)
     attending, nodes = [], dict.fromkeys(homes, 0)
     state, delta, convolved = (dict.fromkeys(homes, 0) for _ in range(3))
+    sorting = dict.fromkeys(homes, 0.0)
     for layer in model.layers:
         tensors, home = by_layer[layer.index], homes[layer.index]
         recurrent = _has_part(tensors, _RECURRENT)
         convolved[home] += sum(t.shape[1] for t in tensors if t.name.endswith(_CONVOLVES))
+        sorting[home] += layer.expert_count * math.log2(max(1, layer.expert_count))
         nodes[home] += _nodes(layer, tensors, recurrent, settings)
         if recurrent:
             (delta if _has_part(tensors, _DELTA) else state)[home] += _state(model)
@@ -151,6 +167,7 @@ def work_of(model: Model, settings: EngineSettings) -> Work:
         delta,
         nodes,
         _weighed(model, settings, homes),
+        sorting,
         convolved,
         _crossings(model, settings, homes),
         width=words.shape[0] if words else 0,

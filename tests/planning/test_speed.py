@@ -325,3 +325,18 @@ def test_the_size_of_memory_is_what_decides_between_disk_and_not() -> None:
     ]
     assert speeds == sorted(speeds)
     assert MODEL.size > 9 * GIB
+
+
+def test_a_long_context_comes_from_memory_for_every_tile_of_a_prompt() -> None:
+    """Keys and values of 4,096 tokens of one layer fill the processor's caches, 8 MiB; of four
+    times as many, three quarters are read anew for each head of a tile's queries."""
+    work = work_of(published("qwen3-30b-a3b"), EngineSettings(context=512))
+    assert work.far_rows("CPU", 4096, clock.NEAR_LAYER) == 0
+    far = work.far_rows("CPU", 16384, clock.NEAR_LAYER)
+    assert far == pytest.approx(48 * 2 * 32 * 16384 * 3 / 4)
+
+
+def test_a_router_sorts_its_experts() -> None:
+    """128 experts in seven steps each, in every layer."""
+    work = work_of(published("qwen3-30b-a3b"), EngineSettings(context=512))
+    assert work.sorting == {"CPU": pytest.approx(48 * 128 * 7)}
