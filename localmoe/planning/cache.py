@@ -48,11 +48,11 @@ def dense_ranges(model: Model) -> tuple[tuple[int, int, int], ...]:
 
     Without the token embedding, of which a token reads one row, unless it is the output too.
     """
-    tied = all(tensor.name != "output.weight" for tensor in model.tensors)
+    rows = {tensor.name for tensor in looked_up(model)}
     wanted = sorted(
         (tensor.part, tensor.offset, tensor.offset + tensor.nbytes)
         for tensor in model.tensors
-        if tensor.loaded and tensor.role is not Role.ROUTED_EXPERT and not _looked_up(tensor, tied)
+        if tensor.loaded and tensor.role is not Role.ROUTED_EXPERT and tensor.name not in rows
     )
     ranges: list[tuple[int, int, int]] = []
     for part, start, end in wanted:
@@ -65,15 +65,16 @@ def dense_ranges(model: Model) -> tuple[tuple[int, int, int], ...]:
 
 def read_by_every_token(model: Model, weights: int, experts: int) -> int:
     """Bytes that every token reads, of ``weights`` bytes with ``experts`` bytes of experts."""
+    return max(0, weights - experts - sum(tensor.nbytes for tensor in looked_up(model)))
+
+
+def looked_up(model: Model) -> Iterator[Tensor]:
+    """The tensors of which a token reads one row."""
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
-    rows = sum(t.nbytes for t in model.tensors if t.loaded and _looked_up(t, tied))
-    return max(0, weights - experts - rows)
-
-
-def _looked_up(tensor: Tensor, tied: bool) -> bool:
-    if tensor.name == "token_embd.weight":
-        return not tied
-    return tensor.name.startswith("per_layer_token_embd.")
+    for tensor in model.tensors:
+        embedding = tensor.name == "token_embd.weight" and not tied
+        if tensor.loaded and (embedding or tensor.name.startswith("per_layer_token_embd.")):
+            yield tensor
 
 
 def slot_bytes(tensors: Iterable[RoutedTensor]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from localmoe.facts.bandwidth import DeviceRate, DiskRate, Rates, TypeRate, value_at
 from localmoe.facts.model import Model
-from localmoe.planning.cache import dense_ranges
+from localmoe.planning.cache import dense_ranges, looked_up
 from localmoe.planning.kernels import multiplying, typed
 from localmoe.planning.layout import expert_bytes_on_host
 from localmoe.planning.memory import CPU, OFFLOADED
@@ -85,13 +85,18 @@ class Clock:
         experts = sum(expert_bytes_on_host(model, settings).values())
         self._active_experts = sum(m.nbytes * m.share for m in self._routed)
         self._regime = plan.cache.regime if plan.tiers.disk > 0 and experts else ""
+        # Nobody needs all rows of an embedding: the system keeps in their place what is used.
+        rows = sum(tensor.nbytes for tensor in looked_up(model))
         # Every pass over the weights pushes out what the next one begins with: all are read again.
-        self._again = sum(m.nbytes for m in self._dense) if plan.paged else 0
+        self._again = sum(m.nbytes for m in self._dense) if plan.paged > rows else 0
         self._passing = self._regime  # how a prompt's experts come
         self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
         self._way: Passing | None = None  # how a batch's experts pass through the cache's memory
         if self._regime in MISS:
-            self._kept = min(1.0, plan.cache.budget / experts)
+            room = plan.cache.budget
+            if self._regime == "page":
+                room = max(0, room + rows - plan.paged)
+            self._kept = min(1.0, room / experts)
             share = self._active_experts / experts
             self._hit_rate = expected_hit_rate(profile, self._kept, used_share=share)
         if self._regime == "private":

@@ -50,8 +50,10 @@ def moe_model(
     for i in range(layers):
         tensors.append(_tensor(f"blk.{i}.attn_q.weight", dense_mib * MIB, i, Role.DENSE))
         each = int(expert_mib * MIB) * experts
-        for name in (("gate_up",) if parts == 1 else ("gate", "up", "down")) if experts else ():
-            tensors.append(_experts(f"blk.{i}.ffn_{name}_exps.weight", each // parts, i, experts))
+        names = (("gate_up",) if parts == 1 else ("gate", "up", "down")) if experts else ()
+        tensors += [
+            _experts(f"blk.{i}.ffn_{name}_exps.weight", each // parts, i, experts) for name in names
+        ]
         rows.append(Layer(i, dense_mib * MIB, each, experts, used if experts else 0))
     size = sum(t.nbytes for t in tensors)
     return Model(

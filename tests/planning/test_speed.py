@@ -340,3 +340,18 @@ def test_a_router_sorts_its_experts() -> None:
     """128 experts in seven steps each, in every layer."""
     work = work_of(published("qwen3-30b-a3b"), EngineSettings(context=512))
     assert work.sorting == {"CPU": pytest.approx(48 * 128 * 7)}
+
+
+def test_rows_of_an_embedding_are_not_read_again() -> None:
+    """Where RAM lacks less than the embedding takes, no weight is read again; where it lacks more,
+    all are. The rest of the embedding's place has experts."""
+    model, told = moe_model(dense_mib=100), []
+    for ram in range(350, 400, 5):
+        wishes = Wishes(context=4096, batch=512)
+        plan = make_plan(model, machine(ram / 100), wishes, engine(model))
+        if plan.paged:
+            found = forecast(model, plan, RATES)
+            told.append("of weights again" in found.why)
+            assert told[-1] == (plan.paged > 200 * MIB)
+            assert told[-1] == ("(0% of the experts" in found.why)
+    assert set(told) == {True, False}
