@@ -24,7 +24,7 @@ HEAD = """\
 
 Written by `scripts/speed_table.py`, on 2 virtual cores with 24 GiB and no GPU. Each model is
 generated (random weights, the shapes and types of the architecture named, a few layers), forecast,
-and run three times in a fresh process, out of the page cache before: it reads a prompt of 512
+and run {rounds} in a fresh process, out of the page cache before: it reads a prompt of 512
 tokens, one of 2,048, some one of 8,192, then other 512, and writes 48. None was used to choose a
 constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`. Forecasts are
 without experience of earlier runs, which would narrow them.
@@ -85,7 +85,7 @@ def summary(lines: Sequence[Line]) -> dict[str, dict[str, dict[str, float]]]:
 
 def page(lines: Sequence[Line]) -> str:
     """Markdown: the sums, then one table per figure."""
-    parts = [HEAD]
+    parts = [HEAD.format(rounds=_rounds(lines))]
     if len(lines) < len(CASES):
         parts.append(f"**Not complete: {len(lines)} of {len(CASES)} have been measured.**\n\n")
     parts.append(
@@ -107,6 +107,15 @@ def page(lines: Sequence[Line]) -> str:
                 + "".join(_row(line, name) for line in rows)
             )
     return "".join(parts)
+
+
+def _rounds(lines: Sequence[Line]) -> str:
+    """How often each model was run."""
+    counts = {len(line.measured["decode"]) for line in lines}
+    if not counts or counts == {1}:
+        return "once"
+    low, high = min(counts), max(counts)
+    return f"{low} times" if low == high else f"{low} to {high} times"
 
 
 def _row(line: Line, name: str) -> str:
