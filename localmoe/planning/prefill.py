@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from localmoe.facts.model import Model
 from localmoe.planning.cache import BLOCK, PAGE, needed_budget, routed_groups, slot_bytes
-from localmoe.planning.memory import EngineSettings
+from localmoe.planning.memory import EngineSettings, RoutedTensor
 from localmoe.planning.work import work_of
 
 BATCHES = (512, 1024, 2048, 4096)
@@ -37,10 +37,14 @@ class Batches:
 
 def stage_bytes(model: Model, layers: Iterable[int]) -> int:
     """Bytes of the two stages through which a layer's projections pass."""
+    return _stage_bytes(tensors for tensors, _ in routed_groups(model, layers))
+
+
+def _stage_bytes(groups: Iterable[Sequence[RoutedTensor]]) -> int:
     return 2 * max(
         (
             -(-(tensor.offset % BLOCK + tensor.nbytes) // PAGE) * PAGE
-            for tensors, _ in routed_groups(model, layers)
+            for tensors in groups
             for tensor in tensors
         ),
         default=0,
@@ -78,12 +82,24 @@ def passing(model: Model, layers: Iterable[int], batch: int, used: int = 0) -> P
     """How the experts of a batch of so many tokens pass. ``used``: experts per token, 0 for the
     model's own.
     """
-    wanted = list(layers)
-    return Passing(
-        2 * needed_budget(model, wanted, batch, used),
-        stage_bytes(model, wanted) + needed_budget(model, wanted, 1, used),
-        sum(slot_bytes(group) * group[0].experts for group, _ in routed_groups(model, wanted)),
-    )
+    return _passing_by_size(model, layers, (batch,), used)[batch]
+
+
+def _passing_by_size(
+    model: Model, layers: Iterable[int], sizes: Iterable[int], used: int
+) -> dict[int, Passing]:
+    """``passing`` for each size of a batch."""
+    groups = [
+        (slot_bytes(tensors), tensors[0].experts, tensors, used or own)
+        for tensors, own in routed_groups(model, layers)
+    ]
+
+    def needed(batch: int) -> int:
+        return max((slot * min(count, batch * k) for slot, count, _, k in groups), default=0)
+
+    staged = _stage_bytes(tensors for _, _, tensors, _ in groups) + needed(1)
+    every = sum(slot * count for slot, count, _, _ in groups)
+    return {size: Passing(2 * needed(size), staged, every) for size in sizes}
 
 
 def least_budget(model: Model, layers: Iterable[int], settings: EngineSettings) -> int:
@@ -119,7 +135,7 @@ def choose_batches(
     def lent(size: int) -> int:
         return max(0, buffers(size) - buffers(planned)) if buffers is not None else 0
 
-    ways = {size: passing(model, wanted, size, used) for size in sizes}
+    ways = _passing_by_size(model, wanted, sizes, used)
 
     def fits(size: int, room: int) -> bool:
         return ways[size].fits(room - lent(size))
