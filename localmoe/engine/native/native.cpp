@@ -66,7 +66,9 @@ EXPORT bool localmoe_abort_requested(void * flag) {
 // The worker starts with this library preloaded, so that llama.cpp's mapping of a model does not
 // read the whole file before it returns: engine/worker/readahead.py does that where it is wanted, with
 // progress and a way to stop.
-EXPORT void * mmap(void * addr, size_t length, int prot, int flags, int fd, off_t offset) noexcept {
+// ThreadSanitizer comes through here while it starts, before it can follow calls: it is told not to.
+EXPORT __attribute__((no_sanitize("thread"))) void * mmap(void * addr, size_t length, int prot, int flags, int fd,
+                                                          off_t offset) noexcept {
     return reinterpret_cast<void *>(syscall(SYS_mmap, addr, length, prot, flags & ~MAP_POPULATE, fd, offset));
 }
 
