@@ -1,7 +1,7 @@
 """Table: what a device holds and says, per generated architecture and layout.
 
     localmoe engine install vulkan          # or a file of that module
-    GGML_VK_VISIBLE_DEVICES=0 python -m scripts.device_table > docs/devices.md
+    python -m scripts.device_table [ARCHITECTURE ...]     # a section of docs/devices.md
 
 Each row is a load and two answers: 12 greedy tokens after a short prompt, and after one of more
 than a hundred, which the device reads also by experts that it does not hold. Beside it llama.cpp
@@ -47,56 +47,6 @@ LAYOUTS: dict[str, tuple[list[str], str | None]] = {
     "experts in RAM": (["--experts-on", "ram"], EXPERTS),
     "experts on the disk": (["--experts-on", "disk", "--cache-ram", "0.5"], EXPERTS),
 }
-HEAD = """\
-# Devices
-
-Vulkan's device without a GPU is Mesa's software driver, which llama.cpp uses when it is named:
-`GGML_VK_VISIBLE_DEVICES=0`, with `GGML_VK_DISABLE_F16=1 GGML_VK_DISABLE_COOPMAT=1` as in its own
-tests. What holds together, in November 2026: Debian 12 with Mesa 25.0.7 of its backports (LLVM 15),
-Vulkan's loader and glslc 2023.2 of its own, and Vulkan's headers 1.4.309 of Debian 13
-(`libvulkan-dev`, unpacked, as `VULKAN_SDK`). Mesa 22.3, Debian 12's own, corrupts its memory in
-batches through MUL_MAT_ID.
-
-`localmoe engine install vulkan` with these took 5 minutes of processor time (22 minutes beside
-other builds on two cores) and made a module of 28.7 MB. glslc 2023.2 knows no cooperative matrices,
-so the kernels for them are not in it: for a GPU that has them build with a newer one (Debian 13's),
-which takes longer. Where no device is seen, `localmoe engine` and `doctor` say so in a line.
-
-`localmoe engine install cuda` wants NVIDIA's toolkit whole: nvcc, cuBLAS and a libcuda.so for the
-linker; where one is not there it says so before it compiles. One that is made of PyPI's wheels
-may have nvcc alone. This makes it whole, in a folder of one's own, for nvcc 13.0 (cuBLAS 13.1 is
-that of CUDA 13.0):
-
-```
-cp -al /usr/local/cuda-13.0 cuda
-pip download --no-deps nvidia-cublas==13.1.0.3                      # 423 MB
-unzip -q nvidia_cublas-*.whl 'nvidia/cu13/*'
-cp -r nvidia/cu13/include nvidia/cu13/lib cuda/
-ln -s libcublas.so.13 cuda/lib/libcublas.so; ln -s libcublasLt.so.13 cuda/lib/libcublasLt.so
-mkdir cuda/lib/stubs
-g++ -shared -x c++ /dev/null -Wl,-soname,libcuda.so.1 -o cuda/lib/stubs/libcuda.so
-CUDA_PATH=$PWD/cuda CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=90-real localmoe engine install cuda
-```
-
-CMake takes such a toolkit. The module has not been built to its end yet: of its 144 CUDA files, for
-sm_90, the first 24 and ggml's base took 3 min 36 s of processor time, and one of the 75 large ones
-(`mmq-instance-q4_k.cu`) 33 s, with an object of 0.76 MB. By these, an estimate: 50 minutes. For
-llama.cpp's usual list of seven architectures one small file (`norm.cu`) took 3.2 times as long,
-17.3 s instead of 5.4, and 2.1 times the bytes.
-
-With the Vulkan module nano's greedy answer on `Vulkan0` was word for word the processor's: all on
-the device, and with its experts on the disk (4 MiB of private memory), where the device multiplied
-the prompt's 52 tokens by experts that the cache brought. qwen3moe was placed as planned, with the
-tokens of llama.cpp alone, in the four layouts of `tests/soak/test_devices.py`. The first use
-compiles shaders: minutes of processor time; Mesa keeps them. `python -m scripts.device_table` makes
-this page's table for the device that is there.
-
-Written by `scripts/device_table.py`: bytes on the device (weights, KV cache, buffers) as the engine
-reports them after the load, which are those of the plan; and whether 12 greedy tokens are those of
-llama.cpp alone on the same device with the same batches, after a short prompt and after a long one,
-whose batches the device multiplies by all experts, its own and those that are copied there. On the
-disk: in private memory for two layers, then for two projections of one (decision 11).
-"""
 TABLE = """
 ## {device}
 
@@ -169,7 +119,6 @@ def main() -> None:
     if not gpus:
         sys.exit(f"the engine has no device: {engine_info().modules}")
     device, module = str(gpus[0].device), next(iter(modules.installed().values()), None)
-    print(HEAD, end="")
     print(
         TABLE.format(
             device=f"{device}: {gpus[0].name}",
