@@ -92,6 +92,13 @@ def in_system(name: str) -> tuple[str, ...]:
     return tuple(f"/usr/{folder}/{name}" for folder in folders)
 
 
+CUBLAS = Tool(
+    "cuBLAS for the linker (libcublas.so)",
+    files=(*in_toolkit("lib64/libcublas.so", "lib/libcublas.so"), *in_system("libcublas.so")),
+    get="it comes with cuBLAS's headers. " + WHEELS,
+)
+
+
 BACKENDS = {
     b.name: b
     for b in (
@@ -111,14 +118,7 @@ BACKENDS = {
                     get="NVIDIA's packages: libcublas-dev-13-0, or as the toolkit's version is. "
                     + WHEELS,
                 ),
-                Tool(
-                    "cuBLAS for the linker (libcublas.so)",
-                    files=(
-                        *in_toolkit("lib64/libcublas.so", "lib/libcublas.so"),
-                        *in_system("libcublas.so"),
-                    ),
-                    get="it comes with cuBLAS's headers. " + WHEELS,
-                ),
+                CUBLAS,
                 Tool(
                     "the driver's library for the linker (libcuda.so, a stub will do)",
                     files=(

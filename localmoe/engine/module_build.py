@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from localmoe import storage
 from localmoe.engine import modules
-from localmoe.engine.backends import NVCC, Backend
+from localmoe.engine.backends import CUBLAS, NVCC, Backend
 from localmoe.engine.builds import Build, compilers, run_command
 from localmoe.engine.package import binding_version, download, unpacked
 from localmoe.errors import EngineError
@@ -34,6 +34,7 @@ FLAGS = (
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DCMAKE_MODULE_LINKER_FLAGS=-s",
     # The worker has loaded ggml before; only a toolkit's own libraries are looked for by path.
+    # CMake leaves out the folder of CUDA's, since nvcc knows it by itself: see cuda_toolkit.
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
     "-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",
 )
@@ -131,11 +132,15 @@ def plan_module(
 
 
 def cuda_toolkit(which: Callable[[str], str | None]) -> Iterator[str]:
-    """What CMake is told: the toolkit that was found, and to build for the card that is here."""
+    """What CMake is told: the toolkit that was found, and where the module finds the libraries of
+    it; to build for the card that is here.
+    """
     if (compiler := NVCC.found(which)) is not None:
         yield f"-DCMAKE_CUDA_COMPILER={compiler}"
     if folder := os.environ.get("CUDA_PATH"):
         yield f"-DCUDAToolkit_ROOT={folder}"
+    if (library := CUBLAS.found(which)) is not None:
+        yield f"-DCMAKE_INSTALL_RPATH={Path(library).parent}"
     if which("nvidia-smi") is not None:
         yield "-DCMAKE_CUDA_ARCHITECTURES=native"
 

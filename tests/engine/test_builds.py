@@ -89,7 +89,9 @@ def test_missing_tools_are_named_with_where_to_get_them() -> None:
 def test_a_toolkit_that_lacks_cublas_is_told_before_an_hour_of_compiling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one made of wheels: nvcc alone is not enough. CMake is told which toolkit was found."""
+    """As one made of wheels: nvcc alone is not enough. CMake is told which toolkit was found,
+    and the module where its libraries are.
+    """
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda p: str(p).startswith(str(tmp_path)) and exists(p))
     monkeypatch.setenv("CUDA_PATH", str(tmp_path))
@@ -104,6 +106,7 @@ def test_a_toolkit_that_lacks_cublas_is_told_before_an_hour_of_compiling(
     assert build.missing == ()
     assert f"-DCMAKE_CUDA_COMPILER={tmp_path}/bin/nvcc" in build.commands[0]
     assert f"-DCUDAToolkit_ROOT={tmp_path}" in build.commands[0]
+    assert f"-DCMAKE_INSTALL_RPATH={tmp_path}/lib" in build.commands[0].split()
 
 
 @pytest.mark.parametrize(("version", "enough"), [("1.3.239", False), ("1.4.309", True)])
