@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -68,3 +69,30 @@ def test_pages_come_by_large_reads(medium_file: Path) -> None:
         assert answers(engine) == expected
         whole = sum(entry.nbytes for entry in experts) // PAGE
         assert faults(engine.pid) - before < len(PROMPTS) * whole // 10
+
+
+def flags_of(pid: int, path: Path, offset: int) -> list[str]:
+    """What the system knows of the mapping that has this place of a file (proc_pid_smaps(5))."""
+    found = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        place = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ +(.*)", line)
+        if place:
+            start, end, begin = (int(place[n], 16) for n in (1, 2, 3))
+            found = place[4] == str(path) and begin <= offset < begin + end - start
+        elif found and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.parametrize(("cache", "expected"), [("private", True), ("page", True), ("off", False)])
+def test_of_the_embedding_one_row_is_read_at_a_time(
+    medium_file: Path, cache: str, expected: bool
+) -> None:
+    """Where memory is short the system is told so, and does not read on around each word."""
+    model = read_model(medium_file)
+    (words,) = (tensor for tensor in model.tensors if tensor.name == "token_embd.weight")
+    settings = dataclasses.replace(SETTINGS, cache=cache, cache_bytes=model.expert_bytes // 2)
+    with Engine(model, settings, remember=False) as engine:
+        list(engine.load())
+        flags = flags_of(engine.pid, medium_file, words.offset + words.nbytes // 2)
+        assert flags and ("rr" in flags) is expected

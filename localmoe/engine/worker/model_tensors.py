@@ -8,6 +8,7 @@ anything is done: ``layout_problem``.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
 from localmoe.errors import ModelFileError
 from localmoe.facts.model import Model
-from localmoe.planning.cache import routed_tensors
+from localmoe.planning.cache import looked_up, routed_tensors
 from localmoe.planning.memory import RoutedTensor
 
 GET_TENSOR = "_ZNK11llama_model10get_tensorEPKc"
@@ -63,6 +64,24 @@ def expert_tensors(llama_model: Any, model: Model) -> list[ExpertTensor]:
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)
     found = ((entry, get(llama_model, entry.name.encode())) for entry in routed_tensors(model))
     return [ExpertTensor(entry, address) for entry, address in found if address]
+
+
+def expect_single_rows(llama_model: Any, model: Model) -> None:
+    """Tells the system that of an embedding one row is read at a time. Else a fault brings what is
+    around it, as much as the disk reads ahead: 8 to 16 MB for a word, where memory is short.
+
+    To be asked only when ``layout_problem`` has found none.
+    """
+    get = getattr(llama._lib, GET_TENSOR)
+    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)
+    libc = ctypes.CDLL(None)
+    for tensor in looked_up(model):
+        address = get(llama_model, tensor.name.encode())
+        loaded = GgmlTensor.from_address(address) if address else None
+        if loaded and loaded.data and loaded.buffer and binding.buffer_is_host(loaded.buffer):
+            start = -(-loaded.data // mmap.PAGESIZE) * mmap.PAGESIZE
+            size = max(0, loaded.data + tensor.nbytes - start)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_RANDOM)
 
 
 def in_host_memory(tensors: Sequence[ExpertTensor]) -> list[ExpertTensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from localmoe.engine.worker.expert_cache import Counters, ExpertCache, available
 from localmoe.engine.worker.memory_watch import MemoryWatch
 from localmoe.engine.worker.model_tensors import (
     ExpertTensor,
+    expect_single_rows,
     expert_tensors,
     in_host_memory,
     layout_problem,
@@ -88,6 +90,8 @@ class Residency:
         elif not (tensors := in_host_memory(tensors)):
             self.regime = "off"  # a GPU has them all
         else:
+            if settings.cache != "off" and hasattr(mmap, "MADV_RANDOM"):
+                expect_single_rows(llama_model, model)
             with contextlib.ExitStack() as on_error:
                 on_error.callback(self.close)  # or it would look at the next model's tensors
                 self._open(model, tensors, keep=hot is not None)
