@@ -91,14 +91,15 @@ class Clock:
         self._again = sum(m.nbytes for m in self._dense) if plan.paged > rows else 0
         self._passing = self._regime  # how a prompt's experts come
         self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
+        self._profile, self._used_share = profile, 1.0
         self._way: Passing | None = None  # how a batch's experts pass through the cache's memory
         if self._regime in MISS:
             room = plan.cache.budget
             if self._regime == "page":
                 room = max(0, room + rows - plan.paged)
             self._kept = min(1.0, room / experts)
-            share = self._active_experts / experts
-            self._hit_rate = expected_hit_rate(profile, self._kept, used_share=share)
+            self._used_share = self._active_experts / experts
+            self._hit_rate = self._found(self._kept)
         if self._regime == "private":
             host = expert_bytes_on_host(model, settings)
             layers = [layer for layer, size in host.items() if size]
@@ -265,13 +266,16 @@ class Clock:
         """
         if self._regime not in MISS:
             return 0.0
-        filled = kept / self._kept if self._kept else 0.0  # of the memory for experts
-        size = 0.0
+        found, size = self._found(kept) - kept, 0.0
         for m in self._routed:
             touched = m.touched(tokens**TOGETHER)
-            favourites = (self._hit_rate - self._kept) * (1 - touched) / max(1e-9, 1 - m.share)
-            size += m.nbytes * touched * (1 - min(1.0, kept + max(0.0, favourites) * filled))
+            favourites = found * (1 - touched) / max(1e-9, 1 - m.share)
+            size += m.nbytes * touched * (1 - min(1.0, kept + max(0.0, favourites)))
         return size
+
+    def _found(self, kept: float) -> float:
+        """Share of a token's lookups that finds its expert in memory, where ``kept`` of all are."""
+        return expected_hit_rate(self._profile, kept, used_share=self._used_share)
 
     def _choosing(self) -> float:
         """Seconds to sample a token and to hand it on."""
