@@ -227,3 +227,26 @@ def test_more_of_anything_never_makes_a_model_slower_or_its_context_smaller(
     more = better(box, what, by)
     assume(more != box)
     assert broken(outcome(name, box), outcome(name, more), what) == ""
+
+
+ONCE_BROKEN = (  # the model, the machine, and what it got more of
+    # Of what a batch finds, the favourites counted for less, the more memory there was.
+    (
+        "gpt-oss-120b",
+        Box(7.5679, 106, 0.0, 37.846, 6.7287, 59.702, 1.2346, 0.52915, 15.896, 8192),
+        ("ram", 9.2044),
+    ),
+    (
+        "gpt-oss-120b",
+        Box(8.6449, 16, 0.0, 11.362, 20.23, 47.702, 0.38276, 1.7936, 13.665, 8192),
+        ("ram", 9.0491),
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "box", "more"), ONCE_BROKEN)
+def test_where_a_law_was_once_broken(name: str, box: Box, more: tuple[str, float]) -> None:
+    """Machines that thousands of invented ones have brought to light."""
+    what, value = more
+    after = outcome(name, dataclasses.replace(box, **{what: value}))  # type: ignore[arg-type]
+    assert broken(outcome(name, box), after, what) == ""
