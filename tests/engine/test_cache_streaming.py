@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from localmoe.engine.events import AnswerEvent, PrefillProgress, Request
+from localmoe.errors import ModelFileError
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.cache import needed_budget, routed_tensors
 from localmoe.planning.memory import EngineSettings
@@ -18,8 +21,9 @@ from tests.archs import qwen
 from tests.archs.families import Q4_K_M, Family
 from tests.archs.recipe import Dims
 from tests.engine.cache_matrix import FIRST
-from tests.engine.cached import Case, Turn, run_cases
+from tests.engine.cached import Case, Conversation, Turn, in_child, run_cases
 from tests.systems.shims import shim
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.process,
@@ -99,6 +103,47 @@ def test_a_read_that_fails_spoils_no_neighbour(
         },
     )
     assert [each.turns for each in cached] == [plain.turns] * len(cached)
+
+
+def one_batch_of(conversation: Conversation) -> Iterator[AnswerEvent]:
+    """A request whose first batch is done, and whose second one is about to begin."""
+    conversation._generator.watch(None)
+    events: Iterator[AnswerEvent] = conversation._generator.generate(Request(LONG, max_tokens=1))
+    next(event for event in events if isinstance(event, PrefillProgress) and event.done)
+    return events
+
+
+def cut_off_between_batches(path: Path, content: bytes) -> None:
+    model, times, after = read_model(path), path.stat(), Turn("Another. " + LONG, 2)
+    with Conversation(path, BASE) as plain:
+        one_batch_of(plain)
+        expected = plain.say(after)
+    with Conversation(path, streamed(least(model))) as conversation:
+        events = one_batch_of(conversation)
+        os.truncate(path, len(content) - 50_000)
+        before = conversation.counters().bytes_read
+        with pytest.raises(ModelFileError, match="was changed"):
+            next(events)
+        wait_until(lambda: conversation.counters().bytes_read > before)
+        with path.open("r+b") as file:
+            file.write(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        said = conversation.say(after)
+        assert said == expected, said
+
+
+def test_what_could_not_be_read_ahead_is_read_when_it_is_needed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is cut off while the next batch's first projection comes, which takes its time, and
+    whole again before the next request: that one is answered."""
+    copy = Path(shutil.copy2(path, tmp_path / "model.gguf"))
+    others = os.environ.get("LD_PRELOAD")
+    library = str(shim("faults", tmp_path))
+    monkeypatch.setenv("LD_PRELOAD", f"{others}:{library}" if others else library)
+    for name, value in (("DIRECT", "slow"), ("SLOW", "1500"), ("AGAIN", "1")):
+        monkeypatch.setenv(name, value)
+    in_child(cut_off_between_batches, copy, copy.read_bytes())
 
 
 @pytest.mark.parametrize("threads", [1, 2])

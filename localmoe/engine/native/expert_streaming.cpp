@@ -92,7 +92,7 @@ void expert_cache::stream(std::unique_lock<std::mutex> & lock, group & g, int t,
     }
     auto holds = [&](const stage & s) { return s.g == &g && s.t == t; };
     stage & here = stages_[holds(stages_[0]) ? 0 : 1];
-    if (!holds(here)) {  // nobody knew that it would be next
+    if (!holds(here) || here.problem.what != NONE) {  // nobody knew that it would be next, or it could not be read
         cancel(lock);
         fill(here, g, t, false);
     }

@@ -1,13 +1,14 @@
 // Preloaded: reads that go wrong. DIRECT says how those past the page cache do, CACHED those through it: EIO, EINVAL,
-// EOPNOTSUPP, short (a block or less comes), torn (less than a block), slow (20 ms each); RATE is how many of a
-// hundred do, by default all. ONLY is a part of the name of the files that are meant, FROM the first byte of them.
-// Where a read failed or came short, the memory that it would have filled is spoilt. What is done is noted in the
-// file FAULTS, a line each.
+// EOPNOTSUPP, short (a block or less comes), torn (less than a block), slow (20 ms each, or SLOW); RATE is how many of
+// a hundred do, by default all; with AGAIN it is the first read of a place that was read before, and no other. ONLY is
+// a part of the name of the files that are meant, FROM the first byte of them. Where a read failed or came short, the
+// memory that it would have filled is spoilt. What is done is noted in the file FAULTS, a line each.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,11 +27,29 @@ static int meant(int fd) {
     return strstr(path, getenv("ONLY") ? getenv("ONLY") : ".gguf") != 0;
 }
 
+// Whether this is the first read of a place that was read before.
+static int again(long at) {
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    static long seen[1024];
+    static int count, met;
+    int found = 0;
+    pthread_mutex_lock(&mutex);
+    for (int i = 0; i < count && !met; i++) {
+        found |= seen[i] == at;
+    }
+    met |= found;
+    if (count < 1024) {
+        seen[count++] = at;
+    }
+    pthread_mutex_unlock(&mutex);
+    return found;
+}
+
 static const char * fault(int fd, long at) {
     static __thread unsigned dice = 12345;
     const char * from = getenv("FROM");
     const char * how = at >= (from ? atol(from) : 0) && meant(fd) ? getenv(fcntl(fd, F_GETFL) & O_DIRECT ? "DIRECT" : "CACHED") : 0;
-    if (!how || !*how) {
+    if (!how || !*how || (getenv("AGAIN") && !again(at))) {
         return 0;
     }
     dice = dice * 1664525 + 1013904223;
@@ -57,7 +76,7 @@ static long spoil(const char * how, const char * way, char * target, long there)
     note(how, way);
     long left = 0;
     if (strcmp(how, "slow") == 0) {
-        usleep(20000);
+        usleep(1000 * (getenv("SLOW") ? (unsigned)atoi(getenv("SLOW")) : 20));
         return there;
     }
     if (strcmp(how, "short") == 0) {
