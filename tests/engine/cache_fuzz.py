@@ -17,6 +17,7 @@ from pathlib import Path
 from localmoe.facts.model import read_model
 from localmoe.planning.cache import needed_budget, routed_tensors
 from localmoe.planning.memory import EngineSettings
+from localmoe.planning.prefill import stage_bytes
 from tests.engine.cache_matrix import whole_budget
 from tests.engine.cached import Case, Turn, run_cases
 
@@ -57,15 +58,22 @@ class Round:
 
 
 def play(
-    rng: random.Random, model_file: Callable[[str], Path], faults: Path | None = None
+    rng: random.Random,
+    model_file: Callable[[str], Path],
+    faults: Path | None = None,
+    *,
+    tight: bool = False,
 ) -> Round:
     """One round in a child process. Raises AssertionError when it dies or hangs.
 
-    ``faults``: the library of shims/faults.c, where reads are to go wrong too.
+    ``faults``: the library of shims/faults.c, where reads are to go wrong too. ``tight``: memory
+    in which batches are streamed, or multiplied where the file is mapped.
     """
     name = rng.choice(ARCHITECTURES)
     path = model_file(name)
     settings, shaken = _settings(rng, path)
+    if tight:
+        settings, shaken = _tightened(rng, path, settings)
     turns = tuple(_turn(rng, number) for number in range(TURNS))
     title = (
         f"{name}, {settings.threads} and {settings.threads_batch} threads, "
@@ -132,6 +140,24 @@ def _settings(rng: random.Random, path: Path) -> tuple[EngineSettings, tuple[int
     budget = rng.choice((least, rng.randint(least, max(least, whole)), max(least, whole)))
     shaken = (least, max(least, whole)) if rng.random() < 0.4 else None
     return dataclasses.replace(settings, cache_bytes=budget), shaken
+
+
+def _tightened(
+    rng: random.Random, path: Path, settings: EngineSettings
+) -> tuple[EngineSettings, tuple[int, int] | None]:
+    """In memory for a token's experts of a layer to those of two layers, some of it lent."""
+    model = read_model(path)
+    layers = range(len(model.layers))
+    least, most = needed_budget(model, layers, 1), 2 * needed_budget(model, layers, 64)
+    lent = rng.choice((0, 0, least // 2, least))
+    budget = lent + rng.choice(
+        (least, rng.randint(least, most), stage_bytes(model, layers) + least)
+    )
+    shaken = (lent + least, lent + most) if rng.random() < 0.5 else None
+    tight = dataclasses.replace(
+        settings, cache="private", cache_bytes=budget, cache_lent=lent, read_ahead=False
+    )
+    return tight, shaken
 
 
 def _turn(rng: random.Random, number: int) -> Turn:

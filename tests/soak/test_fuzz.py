@@ -41,16 +41,31 @@ def test_the_expert_cache_while_reads_fail(
     _play(5000, arch_file, shim("faults", tmp_path), under_way, figures)
 
 
+@pytest.mark.parametrize("reads_fail", [False, True])
+def test_the_expert_cache_in_little_memory(
+    reads_fail: bool,
+    arch_file: Callable[..., Path],
+    tmp_path: Path,
+    under_way: Callable[[], bool],
+    figures: Figures,
+) -> None:
+    """Nor does memory for no more than a token's experts of a layer, or a batch's stages."""
+    faults = shim("faults", tmp_path) if reads_fail else None
+    _play(7000, arch_file, faults, under_way, figures, tight=True)
+
+
 def _play(
     first: int,
     arch_file: Callable[..., Path],
     faults: Path | None,
     under_way: Callable[[], bool],
     figures: Figures,
+    *,
+    tight: bool = False,
 ) -> None:
     seed, answers, evictions = first, 0, 0
     while under_way():
-        played = play(random.Random(seed), arch_file, faults)
+        played = play(random.Random(seed), arch_file, faults, tight=tight)
         assert played.wrong == (), f"seed {seed}: {played.title}"
         seed, answers, evictions = seed + 1, answers + played.answers, evictions + played.evictions
         figures |= {"rounds": seed - first, "answers": answers, "evictions": evictions}
