@@ -32,7 +32,9 @@ FLAGS = (
     "-DLLAMA_BUILD_TOOLS=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DCMAKE_MODULE_LINKER_FLAGS=-s",
+    # The module names each library, the driver's too: its stand-in for the linker may be empty, and
+    # many a compiler then leaves it out.
+    "-DCMAKE_MODULE_LINKER_FLAGS=-s -Wl,--no-as-needed",
     # The worker has loaded ggml before; only a toolkit's own libraries are looked for by path.
     # CMake leaves out the folder of CUDA's, since nvcc knows it by itself: see cuda_toolkit.
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",

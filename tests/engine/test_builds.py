@@ -136,6 +136,7 @@ def test_a_module_is_built_from_sources_alone_and_kept_by_version() -> None:
     build = plan_module(BACKENDS["vulkan"], cores=2, ram=64 * GIB, which=here)
     configure, compile_it, copy = build.commands
     assert "-DGGML_BACKEND_DL=ON" in configure and "-DGGML_VULKAN=on" in configure
+    assert "-Wl,--no-as-needed" in configure  # else an empty libcuda.so is left out of the module
     assert compile_it.endswith("--target ggml-vulkan --parallel 2")
     assert build.version in build.target.name and copy.endswith(str(build.target))
     build.target.parent.mkdir(parents=True)
