@@ -1,11 +1,12 @@
-// A large batch whose layers do not fit: projection by projection, through two stages.
+// A large batch whose experts find no free memory: projection by projection, through two stages.
 //
 // A batch of some hundred tokens chooses nearly every expert of a layer, so a layer that does not fit into the
 // budget would have to be read anew every few tokens. But one multiplication needs one projection only. It is
 // brought to a stage, in the layout of the file and by large reads, experts that are in memory are copied from
 // there, and the tensor points to the stage while it is multiplied; meanwhile the next projection comes to the
 // other stage. So each expert is read once per batch, with the memory of two projections, and those that the
-// answer's tokens use stay where they are. Where not even the stages fit, the file's own mapping serves the batch.
+// answer's tokens use stay where they are. A prompt's last batch takes their place if two layers fit: its own stay
+// for the answer. Where not even the stages fit, the file's own mapping serves the batch.
 
 #if defined(__linux__)
 
