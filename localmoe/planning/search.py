@@ -65,15 +65,16 @@ class PlacementSearch:
     def find(self) -> Candidate:
         """The best placement at the wished context; without a wish, at the context that suits.
 
-        That is the largest of ``DEFAULT_CONTEXTS`` that moves nothing to a slower tier. Where not
-        even the smallest of them fits, context and batch shrink until the rest does.
+        That is the largest of ``DEFAULT_CONTEXTS`` that moves nothing to a slower tier, neither
+        experts nor layers. Where not even the smallest of them fits, context and batch shrink until
+        the rest does.
         """
         if self._wishes.context is not None:
             return self.place(usable_context(self._wishes.context))
         choice: Candidate | None = None
         for context in contexts_to_try(DEFAULT_CONTEXTS, self._model):
             candidate = self.place_with(context, self._batches[0])
-            if candidate.fits and (choice is None or faster(candidate, choice)):
+            if candidate.fits and (choice is None or off_devices(candidate) < off_devices(choice)):
                 choice = candidate
         return choice or self._shrunk(candidate, self._smaller_sizes())
 

@@ -7,7 +7,8 @@ more to load.
 
 Larger batches than usual are a trade within one machine, and none of these laws: their buffers take
 GPU memory, so that answers may be a little slower, for long prompts that are read faster. Each
-machine with them is compared with itself without them.
+machine with them is compared with itself without them. The same trade is made where a GPU had no
+room for the usual batch, and with more memory has.
 
 ``LOCALMOE_EXAMPLES`` sets how many machines are invented per law.
 """
@@ -126,6 +127,7 @@ class Outcome:
     loaded: float = float("inf")  # seconds
     context: int = 0  # tokens; the largest
     planned: int = 0  # tokens
+    batch: int = 0  # tokens
     trade: str = ""  # what is wrong with the larger batches that it uses instead
 
 
@@ -144,6 +146,7 @@ def outcome(name: str, box: Box) -> Outcome:
         told.loaded_first_token.expected,
         plan.max_context,
         plan.settings.context,
+        plan.settings.ubatch,
         traded(told, forecast(model, used, rates), used.gain) if used.gain else "",
     )
 
@@ -181,16 +184,18 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
 
     A second GPU may cost a first token some percent: it takes the last layers, and where their
     experts do not fit there, those of the last token are computed on the processor.
-    Decoding may lose a thousandth to more GPU memory: placements are compared by bytes, and one
-    that has more of them on GPUs may cross between devices once more. A first token may take longer
-    where more memory was used for a larger context, which nobody had asked for: those are other
-    settings.
+    Decoding and a first token may lose a thousandth to more GPU memory: placements are compared by
+    bytes, and one that has more of them on GPUs may cross between devices once more. Decoding may
+    lose some percent where batches become larger and shorten the wait for the first token, as for
+    batches beyond the usual size. A first token may take longer where more memory was used for a
+    larger context, which nobody had asked for: those are other settings.
     """
-    patience = SECOND_GPU if what == "second" else ROUNDING
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
+    patience = SECOND_GPU if what == "second" else crossings
+    grown = after.batch > before.batch and after.loaded <= WORTH * before.loaded
     if before.fits and not after.fits:
         return "it does not fit any more"
-    if after.decode * crossings < before.decode:
+    if after.decode * (BATCH_COST if grown else crossings) < before.decode:
         return f"decoding: {before.decode} → {after.decode} tok/s"
     if after.planned <= before.planned and after.loaded > before.loaded * patience:
         return f"first token: {before.loaded} → {after.loaded} s"
@@ -240,6 +245,25 @@ ONCE_BROKEN = (  # the model, the machine, and what it got more of
         "gpt-oss-120b",
         Box(8.6449, 16, 0.0, 11.362, 20.23, 47.702, 0.38276, 1.7936, 13.665, 8192),
         ("ram", 9.0491),
+    ),
+    # More memory allowed a larger context, which nobody had asked for and which took layers off the
+    # GPUs.
+    (
+        "qwen3-30b-a3b",
+        Box(17.934, 66, 0.16705, 94.205, 2.6812, 80.298, 1.0411, 14.194, 14.769, None, 1.3177),
+        ("ram", 67.529),
+    ),
+    # Another layer's experts came to the GPUs, and the first token took 0.04 ms more.
+    (
+        "gpt-oss-120b",
+        Box(5.1132, 32, 3.2695, 23.636, 15.069, 333.15, 0.14246, 2.27945, 9.22034, None, 2.1134),
+        ("vram", 3.3932),
+    ),
+    # The first batch of 128 tokens: its buffers cost 3 MB of experts, and halved the first token.
+    (
+        "olmoe-1b-7b",
+        Box(1.3705, 43, 1.3722, 981.878, 8.8229, 16.4364, 1.52279, 2.27719, 13.7647, 8192),
+        ("vram", 1.39568),
     ),
 )
 
