@@ -102,25 +102,24 @@ class PlacementSearch:
         """``first`` if it fits, else with the first of ``sizes`` (context, batch) that does, or the
         first that runs at all.
 
-        RAM then keeps one token's experts and no more, and the GPUs keep their layers and no more,
-        even if a smaller batch leaves some memory free. Otherwise a little more memory, which
-        allows the larger batch, would mean fewer experts in memory and slower decoding.
+        Without GPUs, RAM then keeps one token's experts and no more, even if a smaller batch leaves
+        some memory free. Otherwise a little more memory, which allows the larger batch, would mean
+        fewer experts in memory and slower decoding. On GPUs a smaller batch's buffers leave room
+        for layers.
         """
         if first.fits or not sizes:
             return first
         tried = [first]
-        if first.gpus_fit:
-            for context, batch in sizes:
-                n = min(batch, context)
-                settings = dataclasses.replace(first.settings, context=context, batch=n, ubatch=n)
-                tried.append(self._candidates.judge(settings, one_token_only=True))
-                if tried[-1].fits:
-                    return tried[-1]
-        if self._budgets:
-            for context, batch in sizes:
-                tried.append(self.place_with(context, batch))
-                if tried[-1].fits:
-                    return tried[-1]
+        for context, batch in sizes:
+            n = min(batch, context)
+            settings = dataclasses.replace(first.settings, context=context, batch=n, ubatch=n)
+            tried.append(
+                self.place_with(context, batch)
+                if self._budgets
+                else self._candidates.judge(settings, one_token_only=True)
+            )
+            if tried[-1].fits:
+                return tried[-1]
         running = [candidate for candidate in tried if candidate.runs]
         for good in (lambda c: c.slow_room, lambda c: not c.paged, lambda c: True):
             for candidate in filter(good, running):
