@@ -14,6 +14,7 @@ from localmoe.app.machine import apply_limits
 from localmoe.app.machine_file import machine_document
 from localmoe.app.rates import key_of, machine_rates
 from localmoe.app.requests import PlanRequest
+from localmoe.engine import modules
 from localmoe.engine.devices import EngineInfo, engine_info
 from localmoe.engine.package import binding_version
 from localmoe.engine.rpc import INSTALL as INSTALL_RPC
@@ -127,10 +128,11 @@ def speed_findings(rates: Rates | None) -> Iterator[Finding]:
 
 
 def module_finding(name: str, problem: str, info: EngineInfo) -> Finding:
-    """A backend that was added to the engine, and whether it has a device. Pure."""
+    """A backend that was added to the engine, and whether it has a device."""
     if problem:
         text = f"{name} module: not in use: {problem}"
-        return Finding("engine", text, f"localmoe engine install {name}, or engine remove {name}")
+        again = f"{modules.INSTALL} {name}" if name in modules.failures() else "add what is missing"
+        return Finding("engine", text, f"{again}, or localmoe engine remove {name}")
     devices = [gpu for gpu in info.gpus if gpu.backend == name]
     if not devices:
         text = f"{name} module: loaded, and it sees no device: no driver of a GPU is running"

@@ -102,24 +102,27 @@ class PlacementSearch:
         """``first`` if it fits, else with the first of ``sizes`` (context, batch) that does, or the
         first that runs at all.
 
-        Without GPUs, RAM then keeps one token's experts and no more, even if a smaller batch leaves
-        some memory free. Otherwise a little more memory, which allows the larger batch, would mean
-        fewer experts in memory and slower decoding. On GPUs a smaller batch's buffers leave room
-        for layers.
+        RAM then keeps one token's experts and no more, and the GPUs keep their layers, even if a
+        smaller batch leaves some memory free. Otherwise a little more memory, which allows the
+        larger batch, would mean fewer experts in memory and slower decoding. Only where more layers
+        fit on GPUs beside the smaller batch, all is placed anew.
         """
         if first.fits or not sizes:
             return first
         tried = [first]
-        for context, batch in sizes:
-            n = min(batch, context)
-            settings = dataclasses.replace(first.settings, context=context, batch=n, ubatch=n)
-            tried.append(
-                self.place_with(context, batch)
-                if self._budgets
-                else self._candidates.judge(settings, one_token_only=True)
-            )
-            if tried[-1].fits:
-                return tried[-1]
+        if first.gpus_fit:
+            for context, batch in sizes:
+                n = min(batch, context)
+                settings = dataclasses.replace(first.settings, context=context, batch=n, ubatch=n)
+                tried.append(self._candidates.judge(settings, one_token_only=True))
+                if tried[-1].fits:
+                    anew = self.place_with(context, batch) if settings.devices else tried[-1]
+                    return anew if anew.fits and on_host(anew) < on_host(tried[-1]) else tried[-1]
+        if self._budgets:
+            for context, batch in sizes:
+                tried.append(self.place_with(context, batch))
+                if tried[-1].fits:
+                    return tried[-1]
         running = [candidate for candidate in tried if candidate.runs]
         for good in (lambda c: c.slow_room, lambda c: not c.paged, lambda c: True):
             for candidate in filter(good, running):
@@ -395,9 +398,13 @@ def faster(candidate: Candidate, other: Candidate) -> bool:
     return off_devices(candidate)[:2] < off_devices(other)[:2]
 
 
+def on_host(candidate: Candidate) -> int:
+    """Bytes of weights off the GPUs."""
+    return candidate.memory.on(CPU).weights
+
+
 def off_devices(candidate: Candidate) -> tuple[int, int, int]:
     """Bytes by which candidates are compared: experts on the disk, experts off the GPUs, weights
     off the GPUs.
     """
-    host = sum(candidate.host_experts.values())
-    return candidate.disk, host, candidate.memory.on(CPU).weights
+    return candidate.disk, sum(candidate.host_experts.values()), on_host(candidate)
