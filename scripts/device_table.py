@@ -118,7 +118,7 @@ def main() -> None:
     gpus: list[Gpu] = [gpu for gpu in engine_info().gpus if gpu.device]
     if not gpus:
         sys.exit(f"the engine has no device: {engine_info().modules}")
-    device, module = str(gpus[0].device), next(iter(modules.installed().values()), None)
+    device, module = str(gpus[0].device), modules.installed().get(gpus[0].backend or "")
     print(
         TABLE.format(
             device=f"{device}: {gpus[0].name}",

@@ -97,7 +97,7 @@ class Check:
         found = [gpu for gpu in info.gpus if gpu.device and gpu.remote is None]
         if not found:
             raise SystemExit(f"the engine sees no device: {info.modules or info.backends}")
-        self._device = str(found[0].device)
+        self._device, self._backend = str(found[0].device), found[0].backend or ""
         self.report = Report(
             date.today().isoformat(),
             f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
@@ -148,7 +148,7 @@ class Check:
             return "".join(e.text for e in engine.generate(request) if isinstance(e, Token))
 
     def _tests(self) -> None:
-        module = next(iter(modules.installed().values()))
+        module = modules.installed()[self._backend]
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-n", "0", "-m", "soak", "-x"),
