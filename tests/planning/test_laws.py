@@ -191,8 +191,9 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     A second GPU may cost a first token some percent: it takes the last layers, and where their
     experts do not fit there, those of the last token are computed on the processor.
     Decoding and a first token may lose two thousandths to more GPU memory: placements are compared
-    by bytes, and one that has more of them on GPUs may cross between devices once more. Where batches
-    become larger, a prompt of 512 tokens and an answer of ``ANSWER`` may not take longer together.
+    by bytes, and one that has more of them on GPUs may cross between devices once more. Where
+    batches become larger, a prompt of 512 tokens and an answer of ``ANSWER`` may not take longer
+    together.
     A first token may take longer where more memory was used for a larger context, which nobody had
     asked for: those are other settings.
     """
