@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from localmoe import ledger
 from localmoe.app.forecasts import with_forecast
 from localmoe.app.listener import Listener
 from localmoe.app.machine import with_gpu_build
 from localmoe.app.planned_model import Offer, PlannedModel
 from localmoe.app.requests import PlanRequest
+from localmoe.engine.devices import engine_info
 from localmoe.engine.oracle import Oracle
 from localmoe.engine.process import WorkerProcess
 from localmoe.errors import DoesNotFitError, EngineCrashError, EngineMemoryError
@@ -20,6 +23,8 @@ from localmoe.planning.roomy import roomy
 from localmoe.routing import profile
 from localmoe.text import format_bytes
 from localmoe.wording import marked
+
+NO_COPIES = "--repack is left aside: llama.cpp's copies of weights for AMX crash"
 
 
 def plan_for(
@@ -53,6 +58,9 @@ def plans_for(
     ``worker``: the process to ask; None: a new one. Raises what ``plan_for`` raises.
     """
     wishes = request.wishes
+    warnings: tuple[str, ...] = ()
+    if wishes.repack == "on" and request.machine is None and not engine_info(worker=worker).repacks:
+        wishes, warnings = dataclasses.replace(wishes, repack="off"), (NO_COPIES,)
     tried = roomy(model, wishes) if request.roomy else (wishes,)
     stated = request.machine is not None or (hypothetical and wishes.ram is not None)
     promised = 0 if stated else sum(promise.outstanding_ram for promise in ledger.promises())
@@ -64,7 +72,7 @@ def plans_for(
                 plan = make_plan(model, machine, wished, measure, promised, used)
                 if plan.verdict.fits:
                     break
-            return plan
+            return dataclasses.replace(plan, warnings=(*plan.warnings, *warnings))
 
         return made(machine), None if other is None else made(other)
 

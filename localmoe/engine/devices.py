@@ -29,6 +29,16 @@ class EngineInfo:
     modules: Mapping[str, str] = field(default_factory=dict)
     """Name of each installed module → why it is not in use, "" if it is."""
 
+    @property
+    def repacks(self) -> bool:
+        """Whether copies of the weights in another order can be used.
+
+        Not those for AMX. An engine compiled for it by GCC 12 dies of them in its first batch, with
+        llama.cpp's own defaults too: SIGILL at ``tilezero``, or an assertion where tensors have
+        shapes that its AMX buffers do not take.
+        """
+        return not any(feature.startswith("AMX") for feature in self.cpu_features)
+
 
 def engine_info(remotes: Sequence[str] = (), worker: WorkerProcess | None = None) -> EngineInfo:
     """Ask ``worker``, or one that is started for it and ended (about 0.1 s).

@@ -29,6 +29,14 @@ def test_how_the_engine_was_built(localmoe: Localmoe) -> None:
         assert word in done.stdout
 
 
+def test_repacking_crashes_on_no_processor(localmoe: Localmoe) -> None:
+    """With copies for AMX llama.cpp's own defaults do; so there it is left aside, and that is said."""
+    for_amx = any(name.startswith("AMX") for name in localmoe.document("engine")["cpu_features"])
+    done = localmoe("run", "nano", "--repack", "on", "-n", "4", "Hello")
+    assert done.returncode == 0 and done.stdout
+    assert ("--repack is left aside" in done.stderr) == for_amx
+
+
 def test_a_dry_run_prints_the_commands_and_does_nothing(localmoe: Localmoe) -> None:
     """What is missing is named; nothing is written."""
     document = localmoe.document("engine", "install", "cpu", "--dry-run")
