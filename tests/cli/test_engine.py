@@ -30,7 +30,7 @@ def test_how_the_engine_was_built(localmoe: Localmoe) -> None:
 
 
 def test_repacking_crashes_on_no_processor(localmoe: Localmoe) -> None:
-    """With copies for AMX llama.cpp's own defaults do; so there it is left aside, and that is said."""
+    """With copies for AMX llama.cpp's own defaults do; there it is left aside, which is said."""
     for_amx = any(name.startswith("AMX") for name in localmoe.document("engine")["cpu_features"])
     done = localmoe("run", "nano", "--repack", "on", "-n", "4", "Hello")
     assert done.returncode == 0 and done.stdout
