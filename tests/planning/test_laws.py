@@ -45,6 +45,7 @@ ROUNDING = 1 + 1e-9
 SECOND_GPU = 1.05
 CROSSINGS = 1.002
 ANSWER = 64  # tokens
+USUAL = 512  # tokens of a batch
 laws = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -128,7 +129,7 @@ class Outcome:
     loaded: float = float("inf")  # seconds
     context: int = 0  # tokens; the largest
     planned: int = 0  # tokens
-    batch: int = 0  # tokens
+    batch: int = 0  # tokens, where a GPU takes part
     trade: str = ""  # what is wrong with the larger batches that it uses instead
 
     @property
@@ -152,7 +153,7 @@ def outcome(name: str, box: Box) -> Outcome:
         told.loaded_first_token.expected,
         plan.max_context,
         plan.settings.context,
-        plan.settings.ubatch,
+        plan.settings.ubatch if plan.settings.devices else 0,
         traded(told, forecast(model, used, rates), used.gain) if used.gain else "",
     )
 
@@ -191,17 +192,16 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     A second GPU may cost a first token some percent: it takes the last layers, and where their
     experts do not fit there, those of the last token are computed on the processor.
     Decoding and a first token may lose two thousandths to more GPU memory: placements are compared
-    by bytes, and one that has more of them on GPUs may cross between devices once more. Where
-    batches become larger, a prompt of 512 tokens and an answer of ``ANSWER`` may not take longer
-    together.
-    A first token may take longer where more memory was used for a larger context, which nobody had
-    asked for: those are other settings.
+    by bytes, and one that has more of them on GPUs may cross between devices once more. Where a
+    GPU's batches grow to at most the ``USUAL`` size, a prompt of 512 tokens and an answer of
+    ``ANSWER`` may not take longer together. A first token may take longer where more memory was used
+    for a larger context, which nobody had asked for: those are other settings.
     """
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
     patience = SECOND_GPU if what == "second" else crossings
     if before.fits and not after.fits:
         return "it does not fit any more"
-    if after.batch > before.batch:
+    if 0 < before.batch < after.batch <= USUAL:
         if after.exchange > before.exchange:
             return f"question and answer: {before.exchange} → {after.exchange} s"
     elif after.decode * crossings < before.decode:
