@@ -194,8 +194,8 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
     Decoding and a first token may lose two thousandths to more GPU memory: placements are compared
     by bytes, and one that has more of them on GPUs may cross between devices once more. Where a
     GPU's batches grow to at most the ``USUAL`` size, a prompt of 512 tokens and an answer of
-    ``ANSWER`` may not take longer together. A first token may take longer where more memory was used
-    for a larger context, which nobody had asked for: those are other settings.
+    ``ANSWER`` may not take longer together. A first token may take longer where more memory was
+    used for a larger context, which nobody had asked for: those are other settings.
     """
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
     patience = SECOND_GPU if what == "second" else crossings
