@@ -30,6 +30,11 @@ from localmoe.wording import in_python, typed
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of shells: 128 + SIGINT
 
+LIFT = "free some memory; `ulimit -v unlimited` lifts a limit of the shell"
+"""The hint where the system refuses memory, a thread or address space."""
+REFUSED = ("can't start new thread", "failed to map segment")
+"""Python's and the linker's words for a thread or a library that there is no address space for."""
+
 
 class LocalmoeError(Exception):
     """Base of all errors. A user is shown the message and the hint, never a traceback."""

@@ -22,11 +22,17 @@ from localmoe.cli.arguments import Options, parse, scope_of
 from localmoe.cli.commands import COMMANDS
 from localmoe.cli.output import Output
 from localmoe.cli.parser import help_text
-from localmoe.errors import INTERRUPTED, EngineMemoryError, LocalmoeError, StorageError
+from localmoe.errors import (
+    INTERRUPTED,
+    LIFT,
+    REFUSED,
+    EngineMemoryError,
+    LocalmoeError,
+    StorageError,
+)
 from localmoe.terminal import standard_streams
 
 TERMINATED = 143  # exit code after SIGTERM
-LIFT = "free some memory; `ulimit -v unlimited` lifts a limit of the shell"
 
 Handler = Callable[[Options, Output], int]
 
@@ -99,7 +105,7 @@ def _is_short_of_memory(error: Exception) -> bool:
     """Python has no class for a thread or a library that there is no address space for."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
         return True
-    return any(words in str(error) for words in ("can't start new thread", "failed to map segment"))
+    return any(words in str(error) for words in REFUSED)
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -21,16 +21,17 @@ from localmoe.engine import modules
 from localmoe.engine.connection import LAST_PATIENCE, Connection
 from localmoe.engine.preload import open_helper, worker_environment
 from localmoe.engine.protocol import Message
-from localmoe.errors import EngineCrashError, EngineError, ModelFileError
+from localmoe.errors import LIFT, REFUSED, EngineCrashError, EngineError, ModelFileError
 
 REMOTE_LOST = (  # what ggml-rpc.cpp says before it aborts
     "Remote RPC server crashed",
     "Failed to connect to",
     "RPC handshake failed",
 )
-NO_MEMORY = (  # what ggml and the C++ library say when an allocation fails, before they abort
+NO_MEMORY = (  # what ggml, the C++ library and Python say when an allocation fails, before they end
     "GGML_ASSERT(ctx->mem_buffer != NULL)",
     "std::bad_alloc",
+    *REFUSED,
 )
 OURS = "localmoe.errors.EngineError: "  # begins the last line of one that cannot even start
 LINKER = "ERROR: ld.so:"  # begins its complaints about what is preloaded, ours or the user's
@@ -219,7 +220,7 @@ def cause_of_death(
     if any(sign in line for sign in NO_MEMORY for line in said):
         return EngineError(
             f"the engine did not get the memory that it needs{words}",
-            hint="free some memory; `ulimit -v unlimited` lifts a limit of the shell",
+            hint=LIFT,
         )
     if status is None:
         return EngineCrashError(f"the engine process stopped answering{words}", hint=_CHECK)

@@ -305,11 +305,17 @@ def test_hints_hold_for_every_front_end(status: int | None) -> None:
     assert "localmoe doctor" in (error.hint or "")
 
 
-def test_an_abort_for_want_of_memory_is_no_damaged_file() -> None:
-    """ggml has no other way to say that it got no memory; the words of it are told."""
-    said = ["ggml.c:1644: GGML_ASSERT(ctx->mem_buffer != NULL) failed"]
-    error = cause_of_death(-signal.SIGABRT, said, reading=True)
-    assert "did not get the memory" in error.message and said[0] in error.message
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        (-signal.SIGABRT, "ggml.c:1644: GGML_ASSERT(ctx->mem_buffer != NULL) failed"),
+        (1, "RuntimeError: can't start new thread"),
+    ],
+)
+def test_an_end_for_want_of_memory_is_no_damaged_file(status: int, line: str) -> None:
+    """Neither ggml nor Python has another way to say that there is none; their words are told."""
+    error = cause_of_death(status, [line], reading=True)
+    assert "did not get the memory" in error.message and line in error.message
     assert "ulimit -v" in (error.hint or "")
 
 

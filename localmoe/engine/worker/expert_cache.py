@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
 from localmoe.engine.worker.model_tensors import GET_TENSOR, ExpertTensor
-from localmoe.errors import EngineError, EngineMemoryError, LocalmoeError, ModelFileError
+from localmoe.errors import LIFT, EngineError, EngineMemoryError, LocalmoeError, ModelFileError
 from localmoe.routing.profile import LayerUsage
 from localmoe.wording import option
 
@@ -115,9 +116,10 @@ def _error(what: int, why: str) -> LocalmoeError:
     if what == 2:  # UNREADABLE
         return unreadable(why)
     if what == 3:  # NO_MEMORY
-        return EngineMemoryError(
-            why, hint=f"{option('cache', 'page')} needs no memory of its own for experts"
-        )
+        hint = f"{option('cache', 'page')} needs no memory of its own for experts"
+        if os.strerror(errno.ENOMEM) in why:  # the system's refusal, not the plan's measure
+            hint = f"{LIFT}; {hint}"
+        return EngineMemoryError(why, hint=hint)
     return EngineError(f"no expert cache: {why}", hint=option("cache", "off"))
 
 

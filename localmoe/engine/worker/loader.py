@@ -12,6 +12,7 @@ from typing import Any
 from localmoe.engine.worker import binding
 from localmoe.engine.worker.binding import llama
 from localmoe.errors import (
+    LIFT,
     EngineError,
     EngineMemoryError,
     InterruptedLoadError,
@@ -145,7 +146,7 @@ def _loading_failed(reason: str) -> LocalmoeError:
     if SHORT_OF_MEMORY.search(reason):
         return EngineMemoryError(
             f"the engine did not get the memory for the weights: {reason}",
-            hint="free some memory; `ulimit -v unlimited` lifts a limit of the shell",
+            hint=LIFT,
         )
     hint = "localmoe show FILE says what the file contains"
     if UNKNOWN_ARCHITECTURE in reason:
@@ -231,7 +232,9 @@ def open_context(model: Any, settings: EngineSettings, log: EngineLog, on_node: 
     if not ctx:
         reason = log.reason()
         if SHORT_OF_MEMORY.search(reason):
-            raise EngineMemoryError(f"the engine did not get the memory for its context: {reason}")
+            raise EngineMemoryError(
+                f"the engine did not get the memory for its context: {reason}", hint=LIFT
+            )
         raise EngineError(
             f"the engine cannot make a context of {settings.context} tokens: {reason}",
             hint=f"a smaller {option('ctx')}, or {option('kv-type', 'f16')}",

@@ -119,7 +119,10 @@ class Residency:
         if self.regime == "private":
             experts = sum(entry.nbytes for entry in entries)
             mapped = read_by_every_token(model, self._mapped, experts)
-            self._watch = MemoryWatch(cache, model, settings, self._unfilled, mapped)
+            try:
+                self._watch = MemoryWatch(cache, model, settings, self._unfilled, mapped)
+            except RuntimeError as error:  # the system refuses the thread
+                self._give_up(str(error))
 
     def _open_cache(self, paths: list[str], tensors: Sequence[ExpertTensor]) -> ExpertCache | None:
         """As the settings ask, or the one that needs no address space; None: it goes without."""
