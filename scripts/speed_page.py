@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from localmoe.text import format_bytes
@@ -23,11 +23,13 @@ HEAD = """\
 # Speed: predicted and measured
 
 Written by `scripts/speed_table.py`, on 2 virtual cores with 24 GiB and no GPU. Each model is
-generated (random weights, the shapes and types of the architecture named, a few layers), forecast,
-and run {rounds} in a fresh process, out of the page cache before: it reads a prompt of 512
-tokens, one of 2,048, some one of 8,192, then other 512, and writes 48. None was used to choose a
-constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`. Forecasts are
-without experience of earlier runs, which would narrow them.
+generated (random weights, the shapes and types of the architecture named, a few layers), and run
+{rounds} in a fresh process, out of the page cache before: it reads a prompt of 512 tokens, one of
+2,048, some one of 8,192, then other 512, and writes 48. Before each run the machine was measured
+anew, as `localmoe doctor --measure` does, and the speed forecast from that: what a shared machine
+does changes within minutes. Both figures are medians of the runs. None of the models was used to
+choose a constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`. Forecasts
+are without experience of earlier runs, which would narrow them.
 
 Where a size of memory is named it is a hard limit, and the other experts are read from the disk.
 Routers have favourites about as much as those of a real trace. What a token will miss is forecast
@@ -51,6 +53,22 @@ class Line:
     @property
     def key(self) -> tuple[str, float | None]:
         return self.name, self.share
+
+
+def together(lines: Sequence[Line]) -> Line:
+    """One line of the rounds of a case: all runs, and the median of the forecasts."""
+    told = {
+        name: {
+            bound: statistics.median(line.forecast[name][bound] for line in lines)
+            for bound in ("low", "expected", "high")
+        }
+        for name in lines[0].forecast
+    }
+    found = {
+        name: [run for line in lines for run in line.measured.get(name, ())] for name in FIGURES
+    }
+    runs = {name: values for name, values in found.items() if values}
+    return replace(lines[0], forecast=told, measured=runs)
 
 
 def compared(line: Line) -> Iterator[tuple[str, list[float], dict[str, float]]]:

@@ -1,14 +1,14 @@
 """Predicted and measured speeds of generated models, side by side: docs/speed.md.
 
     python -m scripts.speed_table --folder F --write                   # once: 19 GB of models
-    localmoe doctor --measure
     python -m scripts.speed_table --folder F --log L --minutes 5       # again and again
     python -m scripts.speed_table --folder F --log L --again           # forecasts of today's code
     python -m scripts.speed_table --log L --table docs/speed.md
 
-A round is a fresh process with a model out of the page cache: it loads, reads 512 tokens, 2,048,
-some models 8,192, then other 512, and writes. Each case has three rounds, with one of every other
-case in between; what the log has is not done again. Nothing else should run.
+A round measures the machine, as ``localmoe doctor --measure`` does, and forecasts; then a fresh
+process with a model out of the page cache loads, reads 512 tokens, 2,048, some models 8,192, then
+other 512, and writes. Each case has three rounds, with one of every other case in between; what the
+log has is not done again. Nothing else should run.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from localmoe.app.machine import find_machine
 from localmoe.app.plans import plan_for
-from localmoe.app.rates import rates_for
 from localmoe.app.requests import PlanRequest
 from localmoe.bench.cold_start import forget
 from localmoe.bench.limits import memory_box
 from localmoe.bench.runner import prompt_of
-from localmoe.cli.output import Output
 from localmoe.engine.client import Engine
 from localmoe.engine.events import Finished, Request, Sampling
+from localmoe.engine.timing import processor_rates
+from localmoe.facts import bandwidth
 from localmoe.facts.bandwidth import Rates
+from localmoe.facts.disk_rates import measure_file
 from localmoe.facts.load import Load
 from localmoe.facts.model import Model, read_model
 from localmoe.planning.plan import Plan, Wishes
@@ -42,7 +46,7 @@ from localmoe.planning.speed import forecast
 from localmoe.routing import profile
 from scripts.make_standin import make_standin
 from scripts.speed_cases import CALIBRATION, CASES, Case
-from scripts.speed_page import FIGURES, Line, compared, page, summary
+from scripts.speed_page import Line, compared, page, summary, together
 
 SHORT, MIDDLE, LONG = 512, 2048, 8192  # tokens of the prompts
 STEPS, ROUNDS = 48, 3
@@ -50,6 +54,25 @@ OTHERS = 0.06  # of the processors: a round during which others took more does n
 SLACK = 1024  # tokens of the context beside the longest prompt
 QUESTION = "The ferry left the harbour at seven, with forty passengers and a crate of oranges. "
 SAMPLING = Sampling(temperature=1, top_k=0, top_p=1, min_p=0, seed=1)  # greedy may loop
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A line of the log."""
+
+    line: Line  # with one run of each figure
+    rates: Rates  # of the machine, just before it
+
+    def text(self) -> str:
+        document = {"rates": bandwidth.to_json(self.rates), **dataclasses.asdict(self.line)}
+        return json.dumps(document) + "\n"
+
+
+def rounds_of(log: Path) -> Iterator[Round]:
+    for text in log.read_text("utf-8").splitlines() if log.exists() else ():
+        document = json.loads(text)
+        rates = bandwidth.from_json(document.pop("rates"))
+        yield Round(Line(**document), rates)
 
 
 def file_of(case: Case, folder: Path) -> Path:
@@ -66,22 +89,26 @@ def write_model(case: Case, cases: Sequence[Case], folder: Path) -> None:
         limited = any(other.share and other.name == case.name for other in cases)
         make_standin(case.family, part, uniform=not limited)
         part.rename(path)
-    os.sync()  # the disk is about to be measured
 
 
-def planned(case: Case, model: Model, output: Output) -> tuple[Plan, Rates]:
-    """How a case is run here, and what it is forecast from."""
+def planned(case: Case, model: Model) -> Plan:
+    """How a case is run here."""
     limit = None if case.share is None else int(case.share * model.size)
     context = SLACK + (LONG if case.long else MIDDLE)
     request = PlanRequest(Wishes(context=context, ram=limit))
     machine = find_machine(request, hypothetical=False)
     plan = plan_for(model, machine, request, hypothetical=False)
-    rates = rates_for(model, plan, machine, output)
-    if rates is None or not plan.verdict.fits:
+    if not plan.verdict.fits:
         raise SystemExit(f"{case.name}: {plan.reason}")
+    return plan
+
+
+def rates_now(model: Model) -> Rates:
+    """What this machine does at this moment: on shared ones that changes within minutes."""
+    rates = processor_rates(psutil.cpu_count(logical=False) or 1)
     if not rates.calm:
         print(f"others took {rates.others:.0%} while this machine was measured", file=sys.stderr)
-    return plan, rates
+    return rates.with_disk(measure_file(model.paths[0]))
 
 
 def foreseen(case: Case, model: Model, plan: Plan, rates: Rates) -> dict[str, Any]:
@@ -150,18 +177,20 @@ def measured(case: Case, model: Model, plan: Plan) -> dict[str, float]:
     return {name: value for name, value in found.items() if value}
 
 
-def one_round(case: Case, folder: Path, output: Output) -> Line | None:
+def one_round(case: Case, folder: Path) -> Round | None:
     """A round of a case; None when other programs disturbed it."""
     model = read_model(file_of(case, folder))
-    plan, rates = planned(case, model, output)
+    plan = planned(case, model)
     if case.learned:
         learn(case, model, plan)
+    rates = rates_now(model)
     load = Load()
     figures = measured(case, model, plan)
     if (others := load.others()) > OTHERS:
         print(f"{case.name}: others took {others:.0%} of the processor", file=sys.stderr)
         return None
-    return line_of(case, model, plan, rates, {name: [value] for name, value in figures.items()})
+    runs = {name: [value] for name, value in figures.items()}
+    return Round(line_of(case, model, plan, rates, runs), rates)
 
 
 def line_of(
@@ -179,33 +208,26 @@ def line_of(
 
 
 def lines_of(log: Path) -> list[Line]:
-    """One line per case, with the runs of all its rounds and the last forecast."""
-    found: dict[tuple[str, float | None], Line] = {}
-    for text in log.read_text("utf-8").splitlines() if log.exists() else ():
-        line = Line(**json.loads(text))
-        if before := found.get(line.key):
-            runs = {n: before.measured.get(n, []) + line.measured.get(n, []) for n in FIGURES}
-            line = dataclasses.replace(line, measured={n: r for n, r in runs.items() if r})
-        found[line.key] = line
-    return list(found.values())
+    """One line per case, with the runs of all its rounds and the median of their forecasts."""
+    by_case: dict[tuple[str, float | None], list[Line]] = {}
+    for done in rounds_of(log):
+        by_case.setdefault(done.line.key, []).append(done.line)
+    return [together(lines) for lines in by_case.values()]
 
 
 def wanted(cases: Sequence[Case], log: Path) -> Iterator[Case]:
     """The cases that lack a round, those with the fewest first."""
-    rounds = {line.key: len(line.measured["decode"]) for line in lines_of(log)}
+    rounds = Counter(done.line.key for done in rounds_of(log))
     for number in range(ROUNDS):
-        yield from (c for c in cases if rounds.get((c.name, c.share), 0) <= number)
+        yield from (c for c in cases if rounds[c.name, c.share] <= number)
 
 
-def forecast_again(lines: Sequence[Line], cases: Sequence[Case], folder: Path) -> list[Line]:
-    """The lines with what would be forecast now."""
-    by_key = {(case.name, case.share): case for case in cases}
-    again = []
-    for line in lines:
-        case = by_key[line.key]
-        model = read_model(file_of(case, folder))
-        again.append(line_of(case, model, *planned(case, model, Output()), line.measured))
-    return again
+def forecast_again(done: Round, cases: Sequence[Case], folder: Path) -> Round:
+    """A round with what would be forecast now, from the rates of then."""
+    case = next(case for case in cases if (case.name, case.share) == done.line.key)
+    model = read_model(file_of(case, folder))
+    line = line_of(case, model, planned(case, model), done.rates, done.line.measured)
+    return Round(line, done.rates)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -227,20 +249,20 @@ def main(arguments: list[str] | None = None) -> int:
         for case in cases:
             write_model(case, cases, options.folder)
     elif options.again:
-        lines = forecast_again(lines_of(options.log), cases, options.folder)
+        rounds = [forecast_again(done, cases, options.folder) for done in rounds_of(options.log)]
         part = options.log.with_suffix(".part")
-        part.write_text("".join(json.dumps(dataclasses.asdict(x)) + "\n" for x in lines), "utf-8")
+        part.write_text("".join(done.text() for done in rounds), "utf-8")
         part.replace(options.log)
     elif options.folder is not None:
         there = [case for case in cases if file_of(case, options.folder).exists()]
         for case in wanted(there, options.log):
             if time.monotonic() > end:
                 break
-            line = one_round(case, options.folder, Output())
-            if line is not None:
+            done = one_round(case, options.folder)
+            if done is not None:
                 with options.log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(dataclasses.asdict(line)) + "\n")
-                print(row(line), flush=True)
+                    file.write(done.text())
+                print(row(done.line), flush=True)
     if options.log is not None:
         lines = lines_of(options.log)
         for line in lines:

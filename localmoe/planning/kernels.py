@@ -1,8 +1,8 @@
 """Seconds that multiplications take, from the rates of timed kernels. Pure.
 
 On a processor ggml multiplies many tokens by a matrix of most types in tiles: the weights of a tile
-are unpacked once and multiplied with up to 16 tokens. An expert that has few of a batch's tokens
-takes nearly as long as with a full tile; with fewer than 8, its tokens are multiplied one by one.
+are unpacked once and multiplied with up to 16 tokens; with fewer than 8, an expert's tokens are
+multiplied one by one. An expert that has few of a batch's tokens takes nearly as long as with more.
 Source: llama.cpp's ggml/src/ggml-cpu/tiled. So a model of many small experts, each with a few
 tokens, reads prompts more slowly than its multiplications would say.
 """
@@ -17,8 +17,7 @@ from localmoe.planning.work import Matrices
 
 _TILED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_", "IQ2_", "IQ3_", "IQ4_XS")
 TIMED = 32  # tokens that each expert had when ``TypeRate.experts`` was timed
-EDGE = 8  # tokens that fit in an expert's last tile and are not there, on average
-UNPACK = 15  # a tile's weights are unpacked in the time that so many tokens are multiplied in
+UNPACK = 25  # an expert's weights are unpacked in the time that so many tokens are multiplied in
 
 _BYTES_PER_WEIGHT = {
     kind.name: kind.block_bytes / kind.block_size for kind in TENSOR_TYPES.values()
@@ -42,7 +41,7 @@ def multiplying(
     each = tokens * m.share / max(1e-12, touched)  # tokens of an expert that has some
     tile = m.weights * TIMED / (TIMED + UNPACK) / value_at(rate.experts, threads)
     dense = m.weights * each / value_at(rate.dense, threads)
-    together = max(one, tile * (UNPACK + each + EDGE), dense)  # all is read from memory at least
+    together = max(one, tile * (UNPACK + each), dense)  # all is read from memory at least
     return touched * min(one * each, together)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from localmoe.facts.bandwidth import TypeRate
-from localmoe.planning.kernels import EDGE, TIMED, UNPACK, multiplying
+from localmoe.planning.kernels import TIMED, UNPACK, multiplying
 from localmoe.planning.work import Matrices
 
 EXPERTS, USED, WEIGHTS = 512, 8, 512 * 1000
@@ -36,13 +36,13 @@ def test_few_tokens_of_an_expert_are_multiplied_one_by_one() -> None:
     assert seconds(Q4_K, 64) > 1.2 * seconds(Q4_K, 64, tiles=False)
 
 
-def test_some_tokens_of_an_expert_pay_for_a_whole_tile() -> None:
-    """With 16 tokens each: unpacking, the 16, and the last tile's edge; as many weights are
-    multiplied faster where each expert has as many tokens as it was timed with.
+def test_some_tokens_of_an_expert_pay_for_its_unpacking() -> None:
+    """With 16 tokens each: unpacking and the 16; as many weights are multiplied faster where each
+    expert has as many tokens as it was timed with.
     """
-    told = WEIGHTS / 50e9 * TIMED * (UNPACK + 16 + EDGE) / (UNPACK + TIMED)
+    told = WEIGHTS / 50e9 * TIMED * (UNPACK + 16) / (UNPACK + TIMED)
     assert seconds(Q4_K, 1024) == pytest.approx(told, rel=0.01)
-    assert seconds(Q4_K, 1024) > 1.3 * seconds(Q4_K, 1024, tiles=False)
+    assert seconds(Q4_K, 1024) > 1.1 * seconds(Q4_K, 1024, tiles=False)
     few = dataclasses.replace(Q4_K, experts=64, used=1)
     assert seconds(few, 1024) == pytest.approx(told, rel=0.01)
 
