@@ -25,11 +25,11 @@ HEAD = """\
 Written by `scripts/speed_table.py`, on 2 virtual cores with 24 GiB and no GPU. Each model is
 generated (random weights, the shapes and types of the architecture named, a few layers), and run
 {rounds} in a fresh process, out of the page cache before: it reads a prompt of 512 tokens, one of
-2,048, some one of 8,192, then other 512, and writes 48. Before each run the machine was measured
-anew, as `localmoe doctor --measure` does, and the speed forecast from that: what a shared machine
-does changes within minutes. Both figures are medians of the runs. None of the models was used to
-choose a constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`. Forecasts
-are without experience of earlier runs, which would narrow them.
+2,048, some one of 8,192 ({long}), then other 512, and writes 48. Before each run the machine was
+measured anew, as `localmoe doctor --measure` does, and the speed forecast from that: what a shared
+machine does changes within minutes. Both figures are medians of the runs. None of the models was
+used to choose a constant of the forecast; those are in `CALIBRATION` of `scripts/speed_cases.py`.
+Forecasts are without experience of earlier runs, which would narrow them.
 
 Where a size of memory is named it is a hard limit, and the other experts are read from the disk.
 Routers have favourites about as much as those of a real trace. What a token will miss is forecast
@@ -103,7 +103,8 @@ def summary(lines: Sequence[Line]) -> dict[str, dict[str, dict[str, float]]]:
 
 def page(lines: Sequence[Line]) -> str:
     """Markdown: the sums, then one table per figure."""
-    parts = [HEAD.format(rounds=_rounds(lines))]
+    times = {"rounds": _rounds(lines, "decode"), "long": _rounds(lines, "prefill_long")}
+    parts = [HEAD.format(**times)]
     if len(lines) < len(CASES):
         parts.append(f"**Not complete: {len(lines)} of {len(CASES)} have been measured.**\n\n")
     parts.append(
@@ -127,9 +128,9 @@ def page(lines: Sequence[Line]) -> str:
     return "".join(parts)
 
 
-def _rounds(lines: Sequence[Line]) -> str:
-    """How often each model was run."""
-    counts = {len(line.measured["decode"]) for line in lines}
+def _rounds(lines: Sequence[Line], figure: str) -> str:
+    """How often each model was run for a figure."""
+    counts = {len(line.measured[figure]) for line in lines if figure in line.measured}
     if not counts or counts == {1}:
         return "once"
     low, high = min(counts), max(counts)

@@ -2,6 +2,7 @@
 
     python -m scripts.speed_table --folder F --write                   # once: 19 GB of models
     python -m scripts.speed_table --folder F --log L --minutes 5       # again and again
+    python -m scripts.speed_table --folder F --log L --short           # half as long a round
     python -m scripts.speed_table --folder F --log L --again           # forecasts of today's code
     python -m scripts.speed_table --log L --table docs/speed.md
 
@@ -141,8 +142,8 @@ def learn(case: Case, model: Model, plan: Plan) -> None:
             list(engine.generate(request))
 
 
-def measured(case: Case, model: Model, plan: Plan) -> dict[str, float]:
-    """One round: figure → what it was."""
+def measured(case: Case, model: Model, plan: Plan, *, long: bool) -> dict[str, float]:
+    """One round: figure → what it was; ``long``: of a prompt of 8,192 tokens too."""
     forget(model.paths)
     limit = None if case.share is None else int(case.share * model.size)
     with memory_box(limit) as box:
@@ -163,7 +164,7 @@ def measured(case: Case, model: Model, plan: Plan) -> dict[str, float]:
 
             cold = read(SHORT, "First")
             middle = read(MIDDLE, "Second")
-            long = read(LONG, "Third") if case.long else None
+            longest = read(LONG, "Third") if long else None
             warm = read(SHORT, "Last", STEPS + 1)
     found = {
         "decode": warm.decode_tps,
@@ -172,20 +173,20 @@ def measured(case: Case, model: Model, plan: Plan) -> dict[str, float]:
         "loaded": warm.ttft_s,
         "cold": loaded + cold.ttft_s,
     }
-    if long is not None:
-        found["prefill_long"] = long.prefill_tps
+    if longest is not None:
+        found["prefill_long"] = longest.prefill_tps
     return {name: value for name, value in found.items() if value}
 
 
-def one_round(case: Case, folder: Path) -> Round | None:
-    """A round of a case; None when other programs disturbed it."""
+def one_round(case: Case, folder: Path, *, short: bool) -> Round | None:
+    """A round of a case, ``short`` of its longest prompt; None when other programs disturbed it."""
     model = read_model(file_of(case, folder))
     plan = planned(case, model)
     if case.learned:
         learn(case, model, plan)
     rates = rates_now(model)
     load = Load()
-    figures = measured(case, model, plan)
+    figures = measured(case, model, plan, long=case.long and not short)
     if (others := load.others()) > OTHERS:
         print(f"{case.name}: others took {others:.0%} of the processor", file=sys.stderr)
         return None
@@ -237,6 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the models")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which none is begun")
     parser.add_argument("--case", help="only those whose name has this in it")
+    parser.add_argument("--short", action="store_true", help="without the prompts of 8,192 tokens")
     parser.add_argument("--calibration", action="store_true", help="the models not in the table")
     parser.add_argument("--again", action="store_true", help="only forecast anew")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table")
@@ -258,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         for case in wanted(there, options.log):
             if time.monotonic() > end:
                 break
-            done = one_round(case, options.folder)
+            done = one_round(case, options.folder, short=options.short)
             if done is not None:
                 with options.log.open("a", encoding="utf-8") as file:
                     file.write(done.text())
