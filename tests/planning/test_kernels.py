@@ -42,7 +42,7 @@ def test_some_tokens_of_an_expert_pay_for_its_unpacking() -> None:
     """
     told = WEIGHTS / 50e9 * TIMED * (UNPACK + 16) / (UNPACK + TIMED)
     assert seconds(Q4_K, 1024) == pytest.approx(told, rel=0.01)
-    assert seconds(Q4_K, 1024) > 1.1 * seconds(Q4_K, 1024, tiles=False)
+    assert seconds(Q4_K, 512) > 1.3 * seconds(Q4_K, 512, tiles=False)  # 8 each
     few = dataclasses.replace(Q4_K, experts=64, used=1)
     assert seconds(few, 1024) == pytest.approx(told, rel=0.01)
 
