@@ -14,6 +14,7 @@ import bisect
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,16 @@ PRIOR = (
 )
 PRIOR_USED = 6 / 128  # share of a layer's experts that a token uses in that trace
 PRIOR_TOKENS = 128  # decoded tokens that the prior counts as
+
+# Where a token uses more of the experts, favourites as strong as that trace's make less of a
+# difference: share used → hit rates at FRACTIONS. Of texts as long as the trace with such
+# favourites (decision 25); `tests/routing/test_profile.py` derives these anew, too.
+COARSER = (
+    (1 / 8, (0.19, 0.25, 0.33, 0.36, 0.48, 0.62, 0.69, 0.75, 0.84, 0.90, 0.94, 0.98, 0.99)),
+    (1 / 4, (0.11, 0.16, 0.25, 0.30, 0.38, 0.44, 0.47, 0.58, 0.73, 0.83, 0.90, 0.96, 0.99)),
+    (1 / 2, (0.06, 0.09, 0.15, 0.19, 0.27, 0.35, 0.42, 0.47, 0.58, 0.65, 0.78, 0.92, 0.99)),
+    (1 / 1, FRACTIONS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +176,12 @@ def expected_hit_rate(
     """Share of the expert lookups of a decoded token that our cache will answer.
 
     ``fraction`` of the experts is in memory. The rate is interpolated in the profile's curve and in
-    that of a real trace of Qwen3-30B-A3B, which weighs as much as ``PRIOR_TOKENS`` tokens of the
-    model's own, since a short session says little. ``used_share``: k / experts of this model; the
-    borrowed curve is stretched so that room for one token's experts means the same in both models.
+    a borrowed one, of a real trace of Qwen3-30B-A3B, which weighs as much as ``PRIOR_TOKENS``
+    tokens of the model's own, since a short session says little. ``used_share``: k / experts of
+    this model, for which the borrowed curve is changed.
     """
     fraction = min(max(fraction, 0.0), 1.0)
-    at = fraction
-    if used_share is not None and 0 < used_share < 1:
-        at = _moved(fraction, used_share, PRIOR_USED)
-    borrowed = _at(PRIOR, at)
+    borrowed = _borrowed(fraction, PRIOR_USED if used_share is None else used_share)
     if profile is None or not profile.curve:
         return borrowed
     share = profile.curve_tokens / (profile.curve_tokens + PRIOR_TOKENS)
@@ -285,10 +293,26 @@ def _at(curve: tuple[tuple[float, float], ...], fraction: float) -> float:
     return h0 + (h1 - h0) * (fraction - f0) / (f1 - f0)
 
 
+def _borrowed(fraction: float, used: float) -> float:
+    """The real trace's hit rate for a model that uses the share ``used`` of its experts per token.
+
+    Where that is less than in the trace its curve is stretched, so that room for one token's
+    experts means the same; where it is more it is between the curves of ``COARSER``.
+    """
+    if used <= PRIOR_USED:
+        return _at(PRIOR, _moved(fraction, used, PRIOR_USED))
+    coarser = [(share, tuple(zip(FRACTIONS, rates, strict=True))) for share, rates in COARSER]
+    curves = [(PRIOR_USED, PRIOR), *coarser]
+    at = bisect.bisect_left([share for share, _ in coarser], min(used, 1.0))
+    (finer, above), (wider, below) = curves[at], curves[at + 1]
+    part = math.log(min(used, 1.0) / finer) / math.log(wider / finer)
+    return (1 - part) * _at(above, fraction) + part * _at(below, fraction)
+
+
 def _moved(fraction: float, used: float, reference: float) -> float:
     """``fraction`` of a model that uses the share ``used`` of its experts per token, as a fraction
     of one that uses ``reference``: one token's experts map to one token's, all to all.
     """
-    if fraction <= used:
+    if fraction < used:
         return fraction / used * reference
     return reference + (fraction - used) / (1 - used) * (1 - reference)

@@ -197,11 +197,39 @@ def test_a_short_session_says_little() -> None:
     assert expected_hit_rate(shorter, 0.5, used_share=0.1) == pytest.approx(borrowed, rel=0.01)
 
 
-def test_the_prior_is_moved_to_other_shares() -> None:
-    """Room for one token's experts stays that, whatever the model's k / experts."""
+def test_routers_with_favourites_are_like_the_real_one() -> None:
+    """Favourites of the strength that stand-ins have give the curve of the real trace."""
+    made = traces.profile_of(traces.preferring(128, 6))
+    assert dict(made.curve) == pytest.approx(dict(profile.PRIOR), abs=0.06)
+
+
+@pytest.mark.parametrize(("used", "curve"), profile.COARSER[:-1])
+def test_the_curves_of_coarser_models(used: float, curve: tuple[float, ...]) -> None:
+    """They are what our cache does where such routers take more of the experts per token, however
+    many experts there are.
+    """
+    for experts in (128, 32):
+        made = traces.profile_of(traces.preferring(experts, int(used * experts)))
+        roughness = 0.02 if experts == 128 else 0.06  # rooms of whole experts
+        for (fraction, rate), told in zip(made.curve, curve, strict=True):
+            if fraction >= used:
+                assert rate == pytest.approx(told, abs=roughness), (experts, fraction)
+
+
+def test_the_prior_is_changed_for_other_shares() -> None:
+    """Room for one token's experts stays that where the model is finer; where it is coarser, and
+    all the more the coarser it is, less is found.
+    """
     one_token = expected_hit_rate(None, profile.PRIOR_USED)
-    assert expected_hit_rate(None, 4 / 32, used_share=4 / 32) == pytest.approx(one_token)
-    assert expected_hit_rate(None, 0.25, used_share=4 / 32) < expected_hit_rate(None, 0.25)
+    assert expected_hit_rate(None, 10 / 512, used_share=10 / 512) == pytest.approx(one_token)
+    shares = (10 / 512, *(i / 64 for i in range(4, 65)))
+    for fraction in (0.1, 0.3, 0.5, 0.7, 0.9):
+        rates = [expected_hit_rate(None, fraction, used_share=used) for used in shares]
+        if fraction < 0.7:  # beyond, the fewest experts are used for the first time
+            assert rates == sorted(rates, reverse=True)
+        assert rates[-1] == pytest.approx(fraction)
+    at = profile.FRACTIONS.index(0.5)
+    assert expected_hit_rate(None, 0.5, used_share=2 / 8) == profile.COARSER[1][1][at]
 
 
 def test_quantizations_share_a_profile(arch_file: Callable[..., Path]) -> None:

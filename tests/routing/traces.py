@@ -16,8 +16,10 @@ from localmoe.routing.profile import FRACTIONS, Profile
 from localmoe.routing.records import DECODE, PREFILL, Trace, TraceHeader, TraceLayer
 from localmoe.routing.simulate import simulate
 from localmoe.routing.stats import one_hot
+from scripts.standin_router import FREEDOM, POPULARITY
 
 QWEN3_TRACE = Path(__file__).parent / "data" / "qwen3-30b-a3b.route.csv.gz"
+PROMPT, DECODED = 28, 128  # tokens of that trace
 
 
 def header(
@@ -63,6 +65,17 @@ def trace(
 def random_ids(rng: np.random.Generator, n: int, experts: int, used: int) -> NDArray[np.int16]:
     """[n, used]: distinct experts per token, all equally likely."""
     return np.argsort(rng.random((n, experts)), axis=1)[:, :used].astype(np.int16)
+
+
+def preferring(experts: int, used: int, *, layers: int = 48, seed: int = 0) -> Trace:
+    """A trace as long as the real one, of routers with favourites as stand-ins have them: a token
+    takes the experts for which popularity and chance together are greatest.
+    """
+    rng, tokens = np.random.default_rng(seed), PROMPT + DECODED
+    popularity = POPULARITY * rng.standard_t(FREEDOM, (layers, 1, experts))
+    logits = popularity + rng.standard_normal((layers, tokens, experts))
+    ids = np.argsort(-logits, axis=2)[:, :, :used]
+    return trace(list(ids), experts=experts, prefill=PROMPT)
 
 
 def profile_of(trace: Trace) -> Profile:
