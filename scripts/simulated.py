@@ -50,7 +50,8 @@ def main(log: Path, path: Path, model: str) -> None:
 def row(budget: int, share: float, expected: Outcome, found: list[Run], resident: float) -> str:
     hits = statistics.median((r.hits or 0) / ((r.hits or 0) + (r.misses or 0)) for r in found)
     disk = statistics.median(r.disk for r in found)
-    speed = tokens_per_second(1 / resident, expected.bytes_per_token, disk)
+    # an imposed routing is not predicted, so next to nothing is read ahead
+    speed = tokens_per_second(1 / resident, expected.bytes_per_token, disk, hidden=0)
     measured = sorted(r.decode_tps for r in found)
     return (
         f"| {budget / 1e9:.2f} GB ({share:.0%}) | {100 * expected.hit_rate:.1f} % "

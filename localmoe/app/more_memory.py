@@ -12,6 +12,7 @@ from localmoe.errors import LocalmoeError
 from localmoe.facts import catalog
 from localmoe.facts.bandwidth import value_at
 from localmoe.facts.model import Model, read_model
+from localmoe.planning.clock import HIDDEN
 from localmoe.planning.speed import experts_read_speed, in_memory_speed
 from localmoe.routing.outlook import Speeds, estimated_speeds, expert_total, outlook
 from localmoe.routing.records import Trace
@@ -44,11 +45,12 @@ def speeds_for(
     model = _model_of(trace, name)
     if model is not None:  # by the formula of ``fit``
         tps, disk = in_memory_speed(model, known, threads)
-        return Speeds(disk, tps, measured=False)
+        return Speeds(disk, HIDDEN["private"], tps, measured=False)
     listener.note("the trace's model is not here (-m names it): its speed is an upper bound")
     sizes = [layer.expert_bytes for layer in trace.header.layers]
     disk = experts_read_speed(known, sum(sizes) / len(sizes) / MATRICES)
-    return estimated_speeds(trace, value_at(known.types[ASSUMED_TYPE].vector, threads), disk)
+    memory = value_at(known.types[ASSUMED_TYPE].vector, threads)
+    return estimated_speeds(trace, memory, disk, HIDDEN["private"])
 
 
 def _model_of(trace: Trace, name: str | None) -> Model | None:

@@ -17,7 +17,7 @@ from localmoe.planning.memory import CPU, OFFLOADED
 from localmoe.planning.places import holder, is_remote
 from localmoe.planning.plan import Plan
 from localmoe.planning.prefill import Passing, attention_work, batches, passing
-from localmoe.planning.seconds import NOTHING, Seconds, Spread, ms, per_second
+from localmoe.planning.seconds import NOTHING, Seconds, Spread, beside, ms, per_second
 from localmoe.planning.work import Matrices, work_of
 from localmoe.routing.profile import Profile, expected_hit_rate
 from localmoe.text import counted, format_bytes
@@ -40,9 +40,11 @@ HASHED = 7e8  # bytes per second of weights that llama.cpp hashes before it send
 REPACKING = 6e8  # bytes per second of weights that llama.cpp copies into another order
 LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
 # Reads of experts take so many times as long as timed direct reads, by cache regime:
-MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; private ones are read ahead
-BATCH_MISS = {"private": 1.2, "page": 1.6, "off": 1.3}  # in a prompt, which reads more at once
-HIDDEN = {"private": 0.7, "page": 0.0, "off": 0.0}  # share of a prompt's reads behind computing
+MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; some are read in vain
+BATCH_MISS = {"private": 1.0, "page": 1.6, "off": 1.3}  # in a prompt, which reads more at once
+# Share of the shorter one of computing and reading that costs no time, by cache regime:
+HIDDEN = {"private": 0.7, "page": 0.0, "off": 0.0}  # the next layer's experts are predicted
+BATCH_HIDDEN = {"private": 0.95, "page": 0.0, "off": 0.0}  # all of the next layer are read
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
 PAGED = 2.3  # weights that are pushed out of memory and read again take so many times a load's read
 TILED = 64  # tokens; from here on ggml attends with its tiled kernel, whose tiles are as large
@@ -111,7 +113,11 @@ class Clock:
 
     def decode(self, context: int) -> Seconds:
         """Decoding one token after ``context`` others."""
-        return self.computing(context) + self._missing()
+        seconds = self.computing(context)
+        if self._regime in MISS:
+            reading = self.reading(self._missed_token(), self._regime)
+            seconds = beside(seconds, reading, HIDDEN[self._regime])
+        return seconds + self._paging()
 
     def computing(self, context: int) -> Seconds:
         """Decoding one token after ``context`` others when all its experts are in memory."""
@@ -119,7 +125,7 @@ class Clock:
         return Seconds.of(processor, COMPUTE) + self._apart(1, context)
 
     def reading(self, size: float, regime: str = "private") -> Seconds:
-        """What ``size`` bytes of experts that are not in memory add to decoding one token."""
+        """How long ``size`` bytes of experts are read while a token is decoded."""
         return Seconds.of(size / self._read_speed() * MISS[regime], READ)
 
     def prefill(self, tokens: int, *, cold: bool = False) -> Seconds:
@@ -182,7 +188,7 @@ class Clock:
         remote = {name for name in self._devices if is_remote(name)}
         apart = {name: self._device(name, 1, context) for name in self._devices}
         parts = {
-            "disk": self._missing().expected,
+            "disk": self._reading(),
             "worker": sum(s for name, s in apart.items() if name in remote),
             "gpu": sum(s for name, s in apart.items() if name not in remote),
             "compute": self._processor(1, context, self._threads),
@@ -200,6 +206,7 @@ class Clock:
         """What the time of ``decode`` is made of, as figures that add up to it:
         ``148 ms a token: 95 ms for 997 MiB of weights at 11.0 GB/s (2 threads), …``.
         """
+        total = self.decode(context).expected
         processor = self._processor(1, context, self._threads) + self._choosing()
         threads = counted(self._threads, "thread")
         parts = [f"{ms(processor)} for {per_second(self._host_bytes(), processor)} ({threads})"]
@@ -214,13 +221,12 @@ class Clock:
             size = format_bytes(int(self._again))
             parts.append(f"{ms(self._paging().expected)} to read {size} of weights again")
         if self._regime in MISS:
-            missed = (1 - self._hit_rate) * self._active_experts
-            seconds = self.reading(missed, self._regime).expected
+            missed = format_bytes(int(self._missed_token()))
+            more = total - self.computing(context).expected - self._paging().expected
             parts.append(
-                f"{ms(seconds)} for {format_bytes(int(missed))} from the disk "
+                f"{ms(more)} more for {missed} from the disk "
                 f"({self._hit_rate:.0%} of the experts found in memory)"
             )
-        total = self.decode(context).expected
         return f"{ms(total)} a token: {', '.join(parts)}"
 
     # -- tiers -------------------------------------------------------------------------------
@@ -232,7 +238,9 @@ class Clock:
             computing += self._apart(size, before)
             if self._regime in MISS:
                 kept = self._there(size, before, tokens, cold=cold)
-                computing = self._beside(computing, self._missed(size, kept))
+                how, missed = self._passing, self._missed(size, kept)
+                reading = Seconds.of(missed / self._read_speed() * BATCH_MISS[how], READ)
+                computing = beside(computing, reading, BATCH_HIDDEN[how])
             total += computing + self._paging()
         return total
 
@@ -341,32 +349,20 @@ class Clock:
         size = 4 * self._work.width * tokens
         return self._work.crossings * (slowest.sync_s + size / slowest.from_device)
 
-    def _missing(self) -> Seconds:
-        """How long a decoded token waits for the disk."""
+    def _missed_token(self) -> float:
+        """Bytes of experts that a decoded token finds missing."""
+        return (1 - self._hit_rate) * self._active_experts
+
+    def _reading(self) -> float:
+        """Seconds that the disk is read for a decoded token."""
+        paging = self._paging().expected
         if self._regime not in MISS:
-            return self._paging()
-        missed = (1 - self._hit_rate) * self._active_experts
-        return self.reading(missed, self._regime) + self._paging()
+            return paging
+        return self.reading(self._missed_token(), self._regime).expected + paging
 
     def _paging(self) -> Seconds:
         """How long a pass over the weights waits for those that RAM cannot keep."""
         return Seconds.of(PAGED * self._again / self._disk.cached, READ)
-
-    def _beside(self, computing: Seconds, size: float) -> Seconds:
-        """``computing`` a batch while ``size`` bytes of experts are read for it; the share
-        ``HIDDEN`` of the shorter one costs no time.
-        """
-        hidden = HIDDEN[self._passing]
-        reading = Seconds.of(size / self._read_speed() * BATCH_MISS[self._passing], READ)
-
-        def both(a: float, b: float) -> float:
-            return max(a, b) + (1 - hidden) * min(a, b)
-
-        return Seconds(
-            both(computing.least, reading.least),
-            both(computing.expected, reading.expected),
-            both(computing.most, reading.most),
-        )
 
     # -- figures -----------------------------------------------------------------------------
 

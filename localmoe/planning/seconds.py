@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localmoe.routing.overlap import together
 from localmoe.text import format_bytes
 
 Spread = tuple[float, float]  # the expected seconds are multiplied by it, at best and at worst
@@ -32,6 +33,15 @@ class Seconds:
 
 
 NOTHING = Seconds(0.0, 0.0, 0.0)
+
+
+def beside(computing: Seconds, reading: Seconds, hidden: float) -> Seconds:
+    """Both, at best, as expected and at worst, as ``together`` has it."""
+    return Seconds(
+        together(computing.least, reading.least, hidden),
+        together(computing.expected, reading.expected, hidden),
+        together(computing.most, reading.most, hidden),
+    )
 
 
 def ms(seconds: float) -> str:

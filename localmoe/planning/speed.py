@@ -144,7 +144,7 @@ def in_memory_speed(model: Model, rates: Rates, threads: int) -> tuple[float, fl
     """The two figures that a forecast of decoding is made of, on the processor alone: tokens/s with
     every expert in memory, and bytes/s at which experts come from the disk that are not.
 
-    ``1 / (1 / first + missed bytes / second)`` is what ``forecast`` expects of a private cache.
+    What ``forecast`` expects of a private cache is both ``together``, with ``HIDDEN``.
     """
     settings = EngineSettings(context=PROMPT, threads=threads, threads_batch=threads)
     plan = Plan(

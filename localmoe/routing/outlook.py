@@ -32,6 +32,7 @@ class Speeds:
     """What a machine does, for this model."""
 
     disk: float  # bytes/s at which decoding gets experts that are not in memory
+    hidden: float  # share of the shorter one of computing and reading that costs no time
     resident_tps: float  # tokens/s with every expert in RAM
     measured: bool  # resident_tps was measured with the model, not estimated from the bandwidth
 
@@ -45,7 +46,7 @@ class Row:
     share: float  # of all routed experts
     budget: int  # bytes; 0 when sizes are unknown
     outcomes: Mapping[str, Outcome]  # by policy
-    tps: float | None  # tokens/s when missing experts are read before computing goes on
+    tps: float | None  # tokens/s that a forecast expects
     tps_hidden: float | None  # tokens/s when all reading is hidden behind computing
 
 
@@ -60,10 +61,10 @@ def active_bytes(trace: Trace) -> int:
     return trace.header.dense_bytes + routed
 
 
-def estimated_speeds(trace: Trace, ram: float, disk: float) -> Speeds:
+def estimated_speeds(trace: Trace, ram: float, disk: float, hidden: float) -> Speeds:
     """An upper bound: tokens/s when nothing but ``ram`` bytes/s of memory limits decoding."""
     active = active_bytes(trace)
-    return Speeds(disk, ram / active if active else 0.0, measured=False)
+    return Speeds(disk, hidden, ram / active if active else 0.0, measured=False)
 
 
 def outlook(
@@ -105,7 +106,7 @@ def outlook(
         tps = hidden = None
         if speeds is not None and total and speeds.resident_tps > 0:
             compute = 1 / speeds.resident_tps
-            tps = tokens_per_second(compute, read, speeds.disk)
-            hidden = tokens_per_second(compute, read, speeds.disk, overlap=True)
+            tps = tokens_per_second(compute, read, speeds.disk, hidden=speeds.hidden)
+            hidden = tokens_per_second(compute, read, speeds.disk, hidden=1.0)
         rows.append(Row(share, int(total * share), outcomes, tps, hidden))
     return tuple(rows)

@@ -170,14 +170,14 @@ def _hits(rows: Sequence[Row], xs: Sequence[float], x_name: str) -> Plot:
 def _speed(rows: Sequence[Row], xs: Sequence[float], x_name: str) -> Plot:
     title = "What more memory would buy"
     lines = [
-        Line("read, then compute", [_known(row.tps) for row in rows]),
+        Line("expected", [_known(row.tps) for row in rows]),
         Line("reading hidden", [_known(row.tps_hidden) for row in rows], dashed=True),
     ]
     return Plot(
         "speed",
         title,
-        "Tokens per second on this machine: with reading after computing, and with "
-        "reading wholly hidden behind it.",
+        "Tokens per second on this machine: as expected, and with reading wholly hidden "
+        "behind computing.",
         line_plot(title, x_name, "tok/s", xs, lines),
     )
 

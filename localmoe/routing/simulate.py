@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localmoe.routing.capacity import expert_sizes
+from localmoe.routing.overlap import together
 from localmoe.routing.policies import Accesses, Capacities, Policy, replay
 from localmoe.routing.records import Mask, Trace
 
@@ -151,11 +152,11 @@ def first_uses(accesses: Accesses) -> Mask:
 
 
 def tokens_per_second(
-    compute_seconds: float, bytes_per_token: float, bandwidth: float, *, overlap: bool = False
+    compute_seconds: float, bytes_per_token: float, bandwidth: float, *, hidden: float
 ) -> float:
-    """Tokens/s when misses are read at ``bandwidth`` bytes/s, after computing or at the same time
-    (``overlap``).
+    """Tokens/s when misses are read at ``bandwidth`` bytes/s, the share ``hidden`` of the shorter
+    one of computing and reading at the same time as the other.
     """
     reading = bytes_per_token / bandwidth if bandwidth > 0 else 0.0
-    seconds = max(compute_seconds, reading) if overlap else compute_seconds + reading
+    seconds = together(compute_seconds, reading, hidden)
     return 1 / seconds if seconds > 0 else 0.0

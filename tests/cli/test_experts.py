@@ -154,7 +154,8 @@ def test_simulated_speed_follows_from_the_figures(localmoe: Localmoe, tmp_path: 
         computing = 1 / document["speeds"]["resident_tps"]
         for budget in document["budgets"]:
             reading = budget["policies"][SHIPPED]["bytes_per_token"] / document["speeds"]["disk"]
-            assert budget["tps"] == pytest.approx(1 / (computing + reading))
+            hidden = document["speeds"]["hidden"] * min(computing, reading)
+            assert budget["tps"] == pytest.approx(1 / (computing + reading - hidden))
             assert budget["tps_hidden"] == pytest.approx(1 / max(computing, reading))
         advice = document["advice"][0]
         assert re.match(r"with 8.0 GiB more RAM: [\d.]+ tok/s instead of [\d.]+", advice)

@@ -21,6 +21,7 @@ from localmoe.planning.placement import make_plan
 from localmoe.planning.plan import Plan, Wishes
 from localmoe.planning.speed import Forecast, Range, forecast, in_memory_speed, tuned
 from localmoe.planning.work import Attending, work_of
+from localmoe.routing.overlap import together
 from localmoe.routing.profile import Profile, expected_hit_rate
 from tests.archs import ARCHITECTURES
 from tests.planning.catalog import published
@@ -75,8 +76,10 @@ def test_what_the_cache_misses_is_read_from_the_disk() -> None:
     size = 24 * 8 * 3 * MIB / 2
     speed = value_at(RATES.disk[0].reads, 3 * MIB)
     in_memory = forecast(MODEL, resident(), RATES)
-    more = 1 / told.decode.expected - 1 / in_memory.decode.expected
-    assert more == pytest.approx(size / speed * clock.MISS["private"], rel=1e-6)
+    reading = size / speed * clock.MISS["private"]
+    computing = 1 / in_memory.decode.expected
+    hidden = clock.HIDDEN["private"] * min(computing, reading)
+    assert 1 / told.decode.expected == pytest.approx(computing + reading - hidden, rel=1e-6)
     assert told.limit == "disk" and "50%" in told.why
     nearly = Profile("invented", {}, 1e9, ((0.1, 0.999), (0.9, 0.999)), 1e12)
     assert forecast(MODEL, plan, RATES, profile=nearly).limit == "compute"
@@ -88,7 +91,7 @@ def test_a_faster_disk_helps_only_where_it_is_read() -> None:
     plan = planned(MODEL, machine(4))
     assert (
         forecast(MODEL, plan, fast).decode.expected
-        > 1.5 * forecast(MODEL, plan, RATES).decode.expected
+        > 1.2 * forecast(MODEL, plan, RATES).decode.expected
     )
     same = forecast(MODEL, resident(), fast), forecast(MODEL, resident(), RATES)
     assert same[0].decode == same[1].decode
@@ -211,7 +214,7 @@ def test_the_sentence_adds_up() -> None:
             assert nbytes / float(speed) / 1e6 == pytest.approx(float(ms), rel=0.06, abs=0.6)
 
 
-def test_what_a_simulation_multiplies_is_what_a_forecast_adds() -> None:
+def test_a_simulation_and_a_forecast_have_one_formula() -> None:
     """With the hit rate of the forecast, both figures of ``in_memory_speed`` give its tok/s."""
     rate, read = in_memory_speed(MODEL, RATES, 8)
     assert rate == pytest.approx(forecast(MODEL, resident(), RATES).decode.expected)
@@ -220,7 +223,8 @@ def test_what_a_simulation_multiplies_is_what_a_forecast_adds() -> None:
         told = forecast(MODEL, plan, RATES)
         hits = expected_hit_rate(None, plan.cache.budget / MODEL.expert_bytes, used_share=8 / 128)
         missed = (1 - hits) * 24 * 8 * 3 * MIB
-        assert 1 / (1 / rate + missed / read) == pytest.approx(told.decode.expected)
+        seconds = together(1 / rate, missed / read, clock.HIDDEN["private"])
+        assert 1 / seconds == pytest.approx(told.decode.expected)
 
 
 def test_a_bus_too_slow_for_experts_is_not_used() -> None:

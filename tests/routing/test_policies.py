@@ -233,6 +233,7 @@ def test_layers_of_different_sizes() -> None:
 
 def test_speed() -> None:
     """Reading after computing adds up; reading meanwhile costs the longer of the two."""
-    assert simulate.tokens_per_second(0.1, 1e8, 1e9) == pytest.approx(5)
-    assert simulate.tokens_per_second(0.1, 1e8, 1e9, overlap=True) == pytest.approx(10)
-    assert simulate.tokens_per_second(0.1, 0, 1e9) == pytest.approx(10)
+    assert simulate.tokens_per_second(0.1, 1e8, 1e9, hidden=0) == pytest.approx(5)
+    assert simulate.tokens_per_second(0.1, 1e8, 1e9, hidden=1) == pytest.approx(10)
+    assert simulate.tokens_per_second(0.1, 4e8, 1e9, hidden=0.5) == pytest.approx(1 / 0.45)
+    assert simulate.tokens_per_second(0.1, 0, 1e9, hidden=0.5) == pytest.approx(10)

@@ -80,8 +80,8 @@ def simulate(
     yield Text()
     yield Text(
         "Hits of the decoded tokens, after their prompts. As shipped: each layer evicts what was "
-        "used least, a use counting half after 32 tokens. tok/s: the misses are read after "
-        "computing; hidden: wholly behind it.",
+        "used least, a use counting half after 32 tokens. tok/s: the misses are read beside "
+        "computing, as far as they can be predicted; hidden: wholly.",
         style="dim",
     )
     for sentence in sentences:
