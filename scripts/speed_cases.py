@@ -244,4 +244,11 @@ CALIBRATION: tuple[Case, ...] = (
         learned=True,
     ),
     Case("gpt-oss, 0.7 of it in memory", _published("gpt-oss-20b", 14), 0.7, learned=True),
+    # too little memory for the stages of a prompt's batches:
+    Case(
+        "mixtral, 0.65 of it in memory",
+        Family(others.llama, replace(MODELS["mixtral-8x7b"].dims, layers=2), Q6_K),
+        0.65,
+    ),
+    Case("gpt-oss, 0.55 of it in memory", _published("gpt-oss-20b", 4, 32000), 0.55),
 )

@@ -271,10 +271,16 @@ def main(arguments: list[str] | None = None) -> int:
             print(row(line))
         print(json.dumps(summary(lines)))
         if options.table is not None:
-            options.table.write_text(page(lines), encoding="utf-8")
+            options.table.write_text(page(lines, processor()), encoding="utf-8")
             document = {"summary": summary(lines), "lines": [dataclasses.asdict(x) for x in lines]}
             options.table.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     return 0
+
+
+def processor() -> str:
+    """This machine's, as Linux names it."""
+    facts = Path("/proc/cpuinfo").read_text("utf-8")
+    return facts.partition("model name\t: ")[2].partition("\n")[0] or "unnamed"
 
 
 def row(line: Line) -> str:

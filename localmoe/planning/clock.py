@@ -41,10 +41,10 @@ REPACKING = 6e8  # bytes per second of weights that llama.cpp copies into anothe
 LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
 # Reads of experts take so many times as long as timed direct reads, by cache regime:
 MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; some are read in vain
-BATCH_MISS = {"private": 1.0, "page": 1.6, "off": 1.3}  # in a prompt, which reads more at once
+BATCH_MISS = {"private": 1.0, "mapped": 1.3, "page": 1.6, "off": 1.3}  # in a prompt
 # Share of the shorter one of computing and reading that costs no time, by cache regime:
 HIDDEN = {"private": 0.7, "page": 0.0, "off": 0.0}  # the next layer's experts are predicted
-BATCH_HIDDEN = {"private": 0.95, "page": 0.0, "off": 0.0}  # all of the next layer are read
+BATCH_HIDDEN = {"private": 0.95, "mapped": 0.5, "page": 0.0, "off": 0.0}  # all of it are read
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
 PAGED = 2.3  # weights that are pushed out of memory and read again take so many times a load's read
 TILED = 64  # tokens; from here on ggml attends with its tiled kernel, whose tiles are as large
@@ -91,7 +91,9 @@ class Clock:
         rows = sum(tensor.nbytes for tensor in looked_up(model))
         # Every pass over the weights pushes out what the next one begins with: all are read again.
         self._again = sum(m.nbytes for m in self._dense) if plan.paged > rows else 0
-        self._passing = self._regime  # how a prompt's experts come
+        self._passing = (
+            self._regime
+        )  # how a prompt's experts come; "mapped": from the file's mapping
         self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
         self._profile, self._used_share = profile, 1.0
         self._way: Passing | None = None  # how a batch's experts pass through the cache's memory
@@ -107,7 +109,7 @@ class Clock:
             layers = [layer for layer, size in host.items() if size]
             self._way = passing(model, layers, settings.ubatch, settings.experts_used)
             if not self._way.fits(settings.cache_bytes - settings.cache_lent):
-                self._passing = "off"
+                self._passing = "mapped"
 
     # -- answers -----------------------------------------------------------------------------
 
