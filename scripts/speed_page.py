@@ -22,8 +22,8 @@ PLACES = {"experts in RAM": False, "experts on the disk": True}
 HEAD = """\
 # Speed: predicted and measured
 
-Written by `scripts/speed_table.py`, on 2 virtual cores ({processor}) with 24 GiB and no GPU; another
-machine, by an earlier forecast: [speed-xeon.md](speed-xeon.md). Each model is
+Written by `scripts/speed_table.py`, on 2 virtual cores ({processor}) with 24 GiB and no GPU.
+By an earlier forecast, on another machine: [speed-xeon.md](speed-xeon.md). Each model is
 generated (random weights, the shapes and types of the architecture named, a few layers), and run
 {rounds} in a fresh process, out of the page cache before: it reads a prompt of 512 tokens, one of
 2,048, some one of 8,192 ({long}), then other 512, and writes 48. Before each run the machine was

@@ -20,7 +20,7 @@ from typing import Any
 from localmoe import kept, storage
 from localmoe.facts.hardware import Machine
 
-VERSION = 4  # of the way of measuring; rates of another version are measured anew
+VERSION = 5  # of the way of measuring; rates of another version are measured anew
 MAX_FILE = 1 << 20  # bytes; a real file has about 10 KB
 MOST = 1e18  # no rate in a document may be larger
 CALM = 0.1  # rates are kept for good when other programs took no more of the processors
