@@ -43,8 +43,8 @@ LOADING = 0.6  # a load takes so many times as long as the timed, shorter read
 MISS = {"private": 1.2, "page": 5.0, "off": 12.0}  # in decoding; some are read in vain
 BATCH_MISS = {"private": 1.0, "mapped": 1.3, "page": 1.6, "off": 1.3}  # in a prompt
 # Share of the shorter one of computing and reading that costs no time, by cache regime:
-HIDDEN = {"private": 0.7, "page": 0.0, "off": 0.0}  # the next layer's experts are predicted
-BATCH_HIDDEN = {"private": 0.95, "mapped": 0.5, "page": 0.0, "off": 0.0}  # all of it are read
+HIDDEN = {"private": 0.7, "page": 0.0, "off": 0.0}  # in decoding: the next layer's are predicted
+BATCH_HIDDEN = {"private": 0.95, "mapped": 0.5, "page": 0.0, "off": 0.0}  # in a prompt
 TOGETHER = 0.65  # tokens of one text choose as many experts as tokens ** TOGETHER independent ones
 PAGED = 2.3  # weights that are pushed out of memory and read again take so many times a load's read
 TILED = 64  # tokens; from here on ggml attends with its tiled kernel, whose tiles are as large
@@ -91,9 +91,8 @@ class Clock:
         rows = sum(tensor.nbytes for tensor in looked_up(model))
         # Every pass over the weights pushes out what the next one begins with: all are read again.
         self._again = sum(m.nbytes for m in self._dense) if plan.paged > rows else 0
-        self._passing = (
-            self._regime
-        )  # how a prompt's experts come; "mapped": from the file's mapping
+        # How a prompt's experts come; "mapped": the cache has no room for them to pass.
+        self._passing = self._regime
         self._kept = self._hit_rate = 1.0  # share of the experts, and of a token's lookups
         self._profile, self._used_share = profile, 1.0
         self._way: Passing | None = None  # how a batch's experts pass through the cache's memory
