@@ -43,7 +43,7 @@ MODELS = (
 EXAMPLES = int(os.environ.get("LOCALMOE_EXAMPLES", "8"))
 ROUNDING = 1 + 1e-9
 SECOND_GPU = 1.05
-CROSSINGS, LARGER = 1.006, 1.002
+CROSSINGS = 1.002
 ANSWER = 64  # tokens
 USUAL = 512  # tokens of a batch
 laws = settings(
@@ -191,16 +191,14 @@ def broken(before: Outcome, after: Outcome, what: str) -> str:
 
     A second GPU may cost a first token some percent: it takes the last layers, and where their
     experts do not fit there, those of the last token are computed on the processor.
-    Decoding and a first token may lose six thousandths to more GPU memory: placements are compared
-    by bytes, and one that has more of them on GPUs may cross between devices once more, or leave
-    another layer's experts, which take a little longer, to the processor. A first token may lose
-    two thousandths to more cores, with which a long prompt's batches are larger. Where a
+    Decoding and a first token may lose two thousandths to more GPU memory: placements are compared
+    by bytes, and one that has more of them on GPUs may cross between devices once more. Where a
     GPU's batches grow to at most the ``USUAL`` size, a prompt of 512 tokens and an answer of
     ``ANSWER`` may not take longer together. A first token may take longer where more memory was
     used for a larger context, which nobody had asked for: those are other settings.
     """
     crossings = CROSSINGS if what in ("vram", "second") else ROUNDING
-    patience = {"vram": CROSSINGS, "second": SECOND_GPU, "cores": LARGER}.get(what, ROUNDING)
+    patience = SECOND_GPU if what == "second" else crossings
     if before.fits and not after.fits:
         return "it does not fit any more"
     if 0 < before.batch < after.batch <= USUAL:
@@ -288,6 +286,24 @@ ONCE_BROKEN = (  # the model, the machine, and what it got more of
         Box(2.7059, 20, 1.5132, 24.276, 89.244, 109.885, 0.61831, 3.9296, 3.64889, 32768, 2.967),
         ("ram", 2.8),
     ),
+    # More bytes on the GPUs, of more layers: two crossings more, of a token of 2.1 ms.
+    (
+        "qwen3-next-80b-a3b",
+        Box(50.584, 52, 7.1751, 8329.74, 12.9025, 90.8, 2.1108, 0.62668, 5.49396, 32768, 37.00683),
+        ("second", 37.05779),
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "box", "more"), ONCE_BROKEN)
+def test_where_a_law_was_once_broken(name: str, box: Box, more: tuple[str, float]) -> None:
+    """Machines that thousands of invented ones have brought to light."""
+    what, value = more
+    after = outcome(name, dataclasses.replace(box, **{what: value}))  # type: ignore[arg-type]
+    assert broken(outcome(name, box), after, what) == ""
+
+
+STILL_BROKEN = (
     # More memory on the first of two GPUs: two crossings more, and a first token of 226 ms.
     (
         "qwen3-30b-a3b",
@@ -308,18 +324,33 @@ ONCE_BROKEN = (  # the model, the machine, and what it got more of
         Box(17.7266, 6, 0.641616, 191.979, 3.08252, 69.1485, 0.276079, 1.27179, 27.1752, 32768),
         ("cores", 7),
     ),
-    # More bytes on the GPUs, of more layers: two crossings more, of a token of 2.1 ms.
+    # The plan leaves the GPU, with a context of 1,024 instead of 2,048 tokens in larger batches.
     (
-        "qwen3-next-80b-a3b",
-        Box(50.584, 52, 7.1751, 8329.74, 12.9025, 90.8, 2.1108, 0.62668, 5.49396, 32768, 37.00683),
-        ("second", 37.05779),
+        "glm-4.7-flash",
+        Box(
+            *(2.977111072092205, 47, 0.8020386024072986, 22.28719642339622, 2.723395428874637),
+            *(63.02089377095555, 0.5547417088573479, 3.040266972572242, 14.196906001525413, None),
+            0.005380544770604039,
+        ),
+        ("ram", 3.1458702530720273),
+    ),
+    # Another layer comes to the first of two GPUs, and a first token of 32.3 ms takes 33.0.
+    (
+        "olmoe-1b-7b",
+        Box(
+            *(63.9965575755435, 43, 5.9107054619273045, 127.31661839390986, 14.537348535555427),
+            *(84.41255597554401, 0.610491592129171, 1.825839754315229, 10.403670342347993, 32768),
+            1.0289019650254645,
+        ),
+        ("vram", 5.963703094545236),
     ),
 )
 
 
-@pytest.mark.parametrize(("name", "box", "more"), ONCE_BROKEN)
-def test_where_a_law_was_once_broken(name: str, box: Box, more: tuple[str, float]) -> None:
-    """Machines that thousands of invented ones have brought to light."""
+@pytest.mark.xfail(strict=True, reason="found by thousands of machines, and not mended")
+@pytest.mark.parametrize(("name", "box", "more"), STILL_BROKEN)
+def test_where_a_law_is_broken(name: str, box: Box, more: tuple[str, float]) -> None:
+    """Machines that break a law, one of some thousands: whoever mends one moves it up."""
     what, value = more
     after = outcome(name, dataclasses.replace(box, **{what: value}))  # type: ignore[arg-type]
     assert broken(outcome(name, box), after, what) == ""
